@@ -1,0 +1,1 @@
+"""One module per subcommand; `cli.COMMANDS` is their table."""

@@ -1,0 +1,184 @@
+"""Holds Facts against the rulebook and makes Findings; knows nothing of torch, libcst or any output format."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from precaudit.model.vocabulary import FLOATING, Fact, Kind, Role, Scalar
+from precaudit.model.wire import Finding, Grade, Line, RoleSummary, Rule, Severity
+from precaudit.rulebook import Rulebook, dtypes
+
+
+def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Sequence[str] = ()) -> list[Finding]:
+    """The findings in these Facts, worst first; Facts that differ only in module or count become one finding.
+
+    `witness` is "check" or "trace": a rule speaks only about what its `seen_by` names.
+    `frameworks` chooses the words of the fix ("fsdp2", "trainer"); the first that a rule knows wins.
+    """
+    findings: dict[tuple[Any, ...], Finding] = {}
+    speaking = [rule for rule in book.rules.values() if witness in rule.seen_by]
+    for fact in facts:
+        for rule in speaking:
+            if not matches(rule, fact):
+                continue
+            severity = grade(rule, fact)
+            if severity is None:
+                continue
+            found = _finding(rule, fact, severity, witness, frameworks)
+            key = (rule.id, found.path, found.line, found.dtype, found.message)
+            findings[key] = _merge(findings[key], found) if key in findings else found
+    return sorted(findings.values(), key=lambda f: (-f.severity.rank, f.rule, f.path or "", f.line or 0, f.column or 0))
+
+
+def matches(rule: Rule, fact: Fact) -> bool:
+    """Whether a Fact is what the rule forbids."""
+    if rule.fact is not fact.kind:
+        return False
+    if rule.role is not None and fact.role not in (rule.role if isinstance(rule.role, list) else [rule.role]):
+        return False
+    if rule.forbid is not None and fact.dtype not in dtypes(rule.forbid):
+        return False
+    if rule.allow is not None and (fact.dtype not in FLOATING or fact.dtype in dtypes(rule.allow)):
+        return False
+    return fits(rule.when, fact.attrs) and not (rule.unless and any_fits(rule.unless, fact.attrs))
+
+
+def fits(wanted: Mapping[str, Any], attrs: Mapping[str, Scalar]) -> bool:
+    """Whether every wanted attribute is there with the wanted value, or one of the wanted values."""
+    return all(key in attrs and attrs[key] in _listed(value) for key, value in wanted.items())
+
+
+def any_fits(wanted: Mapping[str, Any], attrs: Mapping[str, Scalar]) -> bool:
+    """Whether at least one of these attributes is there with such a value."""
+    return any(key in attrs and attrs[key] in _listed(value) for key, value in wanted.items())
+
+
+def grade(rule: Rule, fact: Fact) -> Severity | None:
+    """The severity this Fact earns under the rule; None where the rule says to stay silent."""
+    for candidate in rule.grades:
+        if _grade_fits(candidate, fact):
+            return None if candidate.severity == "silent" else Severity(candidate.severity)
+    return rule.severity
+
+
+def _grade_fits(candidate: Grade, fact: Fact) -> bool:
+    measured = fact.evidence
+    return (
+        (not candidate.dtype or fact.dtype in dtypes(candidate.dtype))
+        and fits(candidate.when, fact.attrs)
+        and all(name in measured and measured[name] >= least for name, least in candidate.evidence.items())
+        and all(name in measured for name in candidate.measured)
+        and all(name in measured and measured[name] < most for name, most in candidate.below.items())
+    )
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _finding(rule: Rule, fact: Fact, severity: Severity, witness: str, frameworks: Sequence[str]) -> Finding:
+    words = {"dtype": fact.dtype, "role": fact.role.value.replace("_", " ") if fact.role else "", "count": fact.count}
+    message = rule.message.format_map(_Words({**fact.attrs, **words}))
+    site = fact.site
+    allowed = sorted(dtypes(rule.allow)) if rule.allow else []
+    fix = next((rule.fixes[name] for name in frameworks if name in rule.fixes), rule.fix)
+    cause = None
+    if fact.cause:
+        at = fact.cause.site
+        cause = Line(text=fact.cause.text, path=at.path if at else "", line=at.line if at else 0)
+    return Finding(
+        rule=rule.id,
+        name=rule.name,
+        severity=severity,
+        role=fact.role.value if fact.role else None,
+        message=f"{message}: {fact.detail}" if fact.detail else message,
+        path=site.path if site else None,
+        line=site.line if site else None,
+        column=(site.column or None) if site else None,
+        end_line=(site.end_line or None) if site else None,
+        end_column=(site.end_column or None) if site else None,
+        module=fact.module,
+        dtype=fact.dtype,
+        allowed=allowed,
+        count=fact.count,
+        seen_by=[witness],
+        evidence=dict(fact.evidence),
+        cause=cause,
+        fix=fix,
+        cost_bytes=_cost(rule, fact),
+        fingerprint=_fingerprint(
+            rule.id, site.path if site else "", site.function if site else "", fact.dtype, message
+        ),
+    )
+
+
+class _Words(dict[str, Any]):
+    """Lets a message name an attribute that this Fact does not have."""
+
+    def __missing__(self, key: str) -> str:
+        return key.replace("_", " ")
+
+
+def _cost(rule: Rule, fact: Fact) -> int:
+    """Bytes that float32 would add for tensors that stay allocated; 0 where the fix costs no memory that we know of."""
+    lasting = {Role.OPTIMIZER_STATE, Role.MASTER_WEIGHT, Role.ACCUMULATOR, Role.GRADIENT_ACCUMULATION}
+    lasting.add(Role.NORM_RUNNING_STATISTICS)
+    if fact.kind is not Kind.HOLDS or fact.role not in lasting or fact.dtype not in FLOATING:
+        return 0
+    return max(0, fact.bytes * 32 // FLOATING[fact.dtype].bits - fact.bytes)
+
+
+def _fingerprint(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _merge(one: Finding, other: Finding) -> Finding:
+    one.count += other.count
+    one.cost_bytes += other.cost_bytes
+    one.ranks = sorted({*one.ranks, *other.ranks})
+    for name, value in other.evidence.items():
+        one.evidence[name] = max(value, one.evidence.get(name, value))
+    if other.severity.rank > one.severity.rank:
+        one.severity = other.severity
+    if other.module and other.module != one.module and one.module:
+        one.module = common_pattern(one.module, other.module)
+    return one
+
+
+def common_pattern(one: str, other: str) -> str:
+    """One fqn pattern for two fqns: `layers.0.attn` and `layers.1.attn` are `layers.*.attn`; else the common front."""
+    a, b = one.split("."), other.split(".")
+    if len(a) == len(b):
+        return ".".join(x if x == y else "*" for x, y in zip(a, b, strict=True))
+    front = []
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        front.append(x)
+    return ".".join([*front, "*"])
+
+
+def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Rulebook) -> list[RoleSummary]:
+    """How many tensors of each role held each dtype, with the verdict; a role nobody saw is "not-observed"."""
+    loud = {(f.role, f.dtype) for f in findings if f.severity is not Severity.NOTE and not f.suppressed}
+    held: dict[tuple[Role, str], list[int]] = {}
+    for fact in facts:
+        if fact.kind is Kind.HOLDS and fact.role is not None:
+            tally = held.setdefault((fact.role, fact.dtype), [0, 0])
+            tally[0] += fact.count
+            tally[1] += fact.bytes
+    rows = []
+    for role, row in book.roles.items():
+        mine = sorted((dtype, tally[0], tally[1]) for (seen, dtype), tally in held.items() if seen is role)
+        if not mine:
+            rows.append(RoleSummary(role=role.value, dtype=None, tensors=0, bytes=0, verdict="not-observed"))
+        for dtype, tensors, size in mine:
+            verdict: Any = "allowed"
+            if (role.value, dtype) in loud:
+                verdict = "violation"
+            elif row.wanted == ["any"] or dtype in dtypes(row.wanted):
+                verdict = "ok"
+            rows.append(RoleSummary(role=role.value, dtype=dtype, tensors=tensors, bytes=size, verdict=verdict))
+    return rows

@@ -1,0 +1,1 @@
+"""The words both witnesses share (`vocabulary`) and the shapes that enter or leave the process (`wire`)."""

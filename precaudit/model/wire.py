@@ -1,0 +1,196 @@
+"""The shapes that enter or leave the process: rules, findings, reports and rank files, checked by pydantic."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from precaudit.model.vocabulary import Kind, Role, Scalar
+
+FORMAT_VERSION: Literal[1] = 1
+"""1: the first published report format."""
+
+
+class Severity(str, Enum):
+    """How much a finding weighs; notes are shown only when asked for."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+    @property
+    def rank(self) -> int:
+        return {"error": 2, "warning": 1, "note": 0}[self.value]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Match = dict[str, Scalar | list[Scalar]]
+"""Attribute name -> the value, or the values, it must have."""
+
+
+class Grade(Strict):
+    """A severity for some of the Facts a rule matches. The first grade that fits wins over the rule's own severity."""
+
+    severity: Severity | Literal["silent"]
+    dtype: list[str] = []
+    when: Match = {}
+    evidence: dict[str, float] = {}
+    """Fits when every named number was measured and is at least this."""
+    measured: list[str] = []
+    """Fits when every named number was measured at all; with `below`, when it is under that."""
+    below: dict[str, float] = {}
+
+
+class Rule(Strict):
+    """One TOML file of `rules/`: which Facts are a violation, how much it weighs, and what to tell the user."""
+
+    id: Annotated[str, Field(pattern=r"^PA\d{3}$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    title: str
+    severity: Severity
+    since: str
+    seen_by: list[Literal["check", "trace", "checkpoint"]]
+    fact: Kind = Kind.HOLDS
+    role: Role | list[Role] | None = None
+    allow: list[str] | None = None
+    """Any other floating dtype is a violation. "low" and "high" name the groups."""
+    forbid: list[str] | None = None
+    when: Match = {}
+    unless: Match = {}
+    grades: list[Grade] = []
+    message: str
+    """One clause; `{dtype}`, `{role}`, `{count}` and every attribute can stand in it."""
+    why: str
+    wrong: str
+    right: str
+    ignore_when: str
+    fix: str
+    fixes: dict[str, str] = {}
+    """The fix in a framework's own words, by adapter name: fsdp2, deepspeed, trainer, lightning, …"""
+    references: list[str] = []
+
+
+class RoleRow(Strict):
+    """One row of the document's table, `rules/profiles/document.toml`."""
+
+    role: Role
+    label: str
+    section: str
+    wanted: list[str]
+    """Dtypes the document wants, or ["any"]."""
+
+
+class Line(Strict):
+    """A second place worth looking at, with what it did."""
+
+    text: str
+    path: str = ""
+    line: int = 0
+    column: int = 0
+
+
+class Finding(BaseModel):
+    """One violation, as scripts may rely on it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: str
+    name: str
+    severity: Severity
+    role: str | None
+    message: str
+    path: str | None
+    line: int | None
+    column: int | None
+    end_line: int | None = None
+    end_column: int | None = None
+    module: str = ""
+    dtype: str = ""
+    allowed: list[str] = []
+    count: int = 1
+    seen_by: list[str] = []
+    evidence: dict[str, float] = {}
+    cause: Line | None = None
+    fix: str = ""
+    cost_bytes: int = 0
+    """Bytes per rank the fix would add, where that follows from the tensors seen."""
+    fingerprint: str = ""
+    suppressed: bool = False
+    ranks: list[int] = []
+
+
+class RoleSummary(Strict):
+    """How many tensors of a role held one dtype, and what the table says of that."""
+
+    role: str
+    dtype: str | None
+    tensors: int
+    bytes: int
+    verdict: Literal["violation", "allowed", "ok", "not-observed"]
+
+
+class Coverage(BaseModel):
+    """What was looked at, and what was not."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    files: int = 0
+    skipped: list[str] = []
+    steps: int = 0
+    ranks: int = 0
+    unattributed_ops: float = 0.0
+    notes: list[str] = []
+    micro_batches: int = 0
+    attempts: int = 0
+    skipped_steps: int = 0
+    traced_steps: list[int] = []
+    parameters: int = 0
+    not_observed: dict[str, str] = {}
+    """Role -> why, and what would have to run to see it."""
+    overhead: dict[str, float] = {}
+    setup: dict[str, str] = {}
+    """torch, device, autocast, optimizer, frameworks: the line a report opens with."""
+
+
+class Tool(Strict):
+    name: str = "precaudit"
+    version: str
+
+
+class Report(BaseModel):
+    """The JSON report, format_version 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: Literal[1] = FORMAT_VERSION
+    tool: Tool
+    command: Literal["check", "trace", "audit", "checkpoint"]
+    status: Literal["clean", "findings", "inconclusive", "script-failed"]
+    findings: list[Finding] = []
+    roles: list[RoleSummary] = []
+    coverage: Coverage = Coverage()
+    facts: list[dict[str, Any]] = []
+    exit_code: int | None = None
+    """The traced command's own exit code, where one was run."""
+
+
+class RankFile(BaseModel):
+    """What one traced process wrote: its Facts and what it did and did not see."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: Literal[1]
+    rank: int = 0
+    world_size: int = 1
+    pid: int = 0
+    status: Literal["watching", "finished", "stopped"]
+    """watching: the window was still open; finished: it closed and the run went on; stopped: precaudit ended it."""
+    steps: int = 0
+    """Optimizer steps taken inside the window."""
+    coverage: Coverage = Coverage()
+    facts: list[dict[str, Any]] = []

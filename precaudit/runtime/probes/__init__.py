@@ -1,0 +1,1 @@
+"""One probe per place to look; each installs itself and returns its undo."""

@@ -1,0 +1,1 @@
+"""The static witness: reads source and configs with LibCST, executes nothing, never imports torch."""
