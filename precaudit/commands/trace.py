@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from precaudit.commands.output import chosen_rules, listed, print_report, say
 from precaudit.errors import OutputError, UsageError
 
-if TYPE_CHECKING:
-    from precaudit.model.wire import Report
+
+class Count(click.IntRange):
+    """A number of steps."""
+
+    name = "whole number"
 
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
-@click.option("--skip", type=click.IntRange(0), default=1, show_default=True, help="Steps to let pass before tracing.")
-@click.option("--steps", type=click.IntRange(1), default=2, show_default=True, help="Steps to trace.")
+@click.option("--skip", type=Count(0), default=1, show_default=True, help="Steps to let pass before tracing.")
+@click.option("--steps", type=Count(1), default=2, show_default=True, help="Steps to trace.")
 @click.option("--keep-going", is_flag=True, help="Let the command run on, untraced, after the traced steps.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON report here.")
 @click.option("--output-format", default="text", metavar="FORMAT", help="Of the report on stderr.  [default: text]")
@@ -68,28 +70,28 @@ def trace(
     """
     from precaudit import rulebook
     from precaudit.launch.bootstrap import Settings
+    from precaudit.launch.child import run_command
     from precaudit.launch.command import resolve
     from precaudit.launch.save import check_writable, write_atomically, write_latest
     from precaudit.launch.trace import Choice, trace_command
 
     resolved = resolve(command, os.environ)
     if os.environ.get("PRECAUDIT_DISABLE") == "1":
-        _say("PRECAUDIT_DISABLE=1: running untraced")
-        return subprocess.run(resolved.argv, check=False).returncode % 256
+        say("PRECAUDIT_DISABLE=1: running untraced")
+        return run_command(resolved.argv, os.environ).code
     if output is not None:
         check_writable(output)
     book = rulebook.load()
-    chosen = book.select(_listed(select)) if select else set(book.rules)
-    chosen -= book.select(_listed(ignore))
+    chosen = chosen_rules(book, select, ignore)
     traced = trace_command(
         resolved,
         Settings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values),
-        Choice(frozenset(chosen), _roles(_listed(only)), fail_on),
+        Choice(frozenset(chosen), _roles(listed(only)), fail_on),
         book,
         os.environ,
         timeout=timeout,
         inject=not no_inject,
-        announce=_say,
+        announce=say,
     )
     text = traced.report.model_dump_json(indent=1) + "\n"
     failures = []
@@ -97,34 +99,18 @@ def trace(
         write_latest(text)
     except OutputError as error:
         # The report on the screen and --output still tell everything, so this alone does not fail the run.
-        _say(str(error))
+        say(str(error))
     if output is not None:
         try:
             write_atomically(output, text)
         except OutputError as error:
             failures.append(error)
-    show(traced.report, output_format, verbosity=-1 if quiet else verbose)
+    print_report(traced.report, output_format, sys.stderr, verbosity=-1 if quiet else verbose)
     if traced.verdict.line:
-        _say(traced.verdict.line)
+        say(traced.verdict.line)
     if failures:
         raise failures[0]
     return traced.verdict.exit_code
-
-
-def show(report: Report, output_format: str, verbosity: int) -> None:
-    """Prints the report on stderr: stdout belongs to the traced command."""
-    for finding in report.findings:
-        _say(f"{finding.path}:{finding.line}: {finding.severity.value} {finding.rule} {finding.message}")
-    _say(f"{report.status}: {len(report.findings)} findings")
-
-
-def _say(line: str) -> None:
-    print(f"precaudit: {line}", file=sys.stderr, flush=True)
-
-
-def _listed(values: tuple[str, ...]) -> list[str]:
-    """`--select PA1,PA3 --select PA5` is three words."""
-    return [word for value in values for word in value.replace(",", " ").split()]
 
 
 def _roles(names: list[str]) -> frozenset[str]:

@@ -18,6 +18,13 @@ PACKAGE = "_precaudit"
 """The runtime's package name inside the child, where precaudit itself may not be installed."""
 
 
+RUNTIME = Path(precaudit.__file__).parent / "runtime"
+
+BOOTSTRAP = RUNTIME / "sitecustomize.py"
+
+VOCABULARY = Path(precaudit.__file__).parent / "model" / "vocabulary.py"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the runtime in the child has to know; read there from `settings.json`."""
@@ -99,16 +106,13 @@ def private_folder(settings: Settings) -> Iterator[PrivateFolder]:
 
 
 def _furnish(path: Path, settings: Settings) -> None:
-    ours = Path(precaudit.__file__).parent
     inside = path / PACKAGE
-    shutil.copytree(
-        ours / "runtime", inside / "runtime", ignore=shutil.ignore_patterns("__pycache__", "sitecustomize.py")
-    )
+    shutil.copytree(RUNTIME, inside / "runtime", ignore=shutil.ignore_patterns("__pycache__", BOOTSTRAP.name))
     (inside / "model").mkdir()
     for package in (inside, inside / "model"):
         (package / "__init__.py").touch()
-    shutil.copy(ours / "model" / "vocabulary.py", inside / "model" / "vocabulary.py")
-    shutil.copy(ours / "runtime" / "sitecustomize.py", path / "sitecustomize.py")
+    shutil.copy(VOCABULARY, inside / "model" / VOCABULARY.name)
+    shutil.copy(BOOTSTRAP, path / BOOTSTRAP.name)
     (path / "ranks").mkdir()
     write_settings(path, settings)
 

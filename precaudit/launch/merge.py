@@ -47,7 +47,9 @@ class _Holding:
 class Merged:
     """Facts and coverage of all processes read so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, noun: str = "rank") -> None:
+        self.noun = noun
+        """What one file stands for: "rank", or "report" where whole reports are merged."""
         self._facts: dict[_Key, _Seen] = {}
         self._held: dict[Role, dict[int, _Holding]] = {}
         self._observed: set[str] = set()
@@ -70,7 +72,9 @@ class Merged:
                 continue
             self._add_fact(fact, one.rank)
         if unreadable:
-            self.coverage.notes.append(f"rank {one.rank}: {unreadable} facts are not in this precaudit's vocabulary")
+            self.coverage.notes.append(
+                f"{self.noun} {one.rank}: {unreadable} facts are not in this precaudit's vocabulary"
+            )
         self._add_coverage(one)
 
     def _add_fact(self, fact: Fact, rank: int) -> None:
@@ -119,7 +123,7 @@ class Merged:
         for name, value in theirs.setup.items():
             first = mine.setup.setdefault(name, value)
             if value != first:
-                note = f"rank {one.rank}: {name} is {value}, elsewhere {first}"
+                note = f"{self.noun} {one.rank}: {name} is {value}, elsewhere {first}"
                 if len(mine.notes) < 50 and note not in mine.notes:
                     mine.notes.append(note)
 
@@ -130,7 +134,7 @@ class Merged:
         missing = sorted(set(range(self.world_size)) - self.ranks)
         if missing and self.ranks:
             self.coverage.notes.append(
-                f"{_ranks(missing)} of {self.world_size} wrote nothing here: another node, or ended before a backward"
+                f"{_ranks(missing, self.noun)} of {self.world_size} wrote nothing here: on another node, or ended early"
             )
 
     @property
@@ -165,7 +169,7 @@ class Merged:
                 if by_rank[rank].modules & common
             )
             if odd:
-                found.append(_difference(role, usual, groups[usual], odd, by_rank, self._facts.values()))
+                found.append(_difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self.noun))
         return found
 
 
@@ -176,6 +180,7 @@ def _difference(
     odd: list[int],
     by_rank: dict[int, _Holding],
     seen: Iterable[_Seen],
+    noun: str,
 ) -> Fact:
     theirs = frozenset(by_rank[odd[0]].dtypes)
     strange = sorted(theirs - usual) or sorted(usual - theirs)
@@ -189,14 +194,15 @@ def _difference(
         role=role,
         site=site,
         detail=(
-            f"{_ranks(odd)} held {', '.join(sorted(theirs))}, {_ranks(sorted(others))} held {', '.join(sorted(usual))}"
+            f"{_ranks(odd, noun)} held {', '.join(sorted(theirs))}, "
+            f"{_ranks(sorted(others), noun)} held {', '.join(sorted(usual))}"
         ),
         count=len(odd),
-        attrs={"ranks": _ranks(odd)},
+        attrs={"ranks": _ranks(odd, noun)},
     )
 
 
-def _ranks(ranks: list[int]) -> str:
+def _ranks(ranks: list[int], noun: str) -> str:
     """`rank 3`, `ranks 0-7`, `ranks 0-2, 5`."""
     spans: list[list[int]] = []
     for rank in ranks:
@@ -205,4 +211,4 @@ def _ranks(ranks: list[int]) -> str:
         else:
             spans.append([rank, rank])
     words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-    return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+    return f"{noun}{'s' if len(ranks) > 1 else ''} {words}"

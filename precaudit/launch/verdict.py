@@ -47,9 +47,9 @@ def decide(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed
     """
     over = bool(seen.statuses) and all(status == "stopped" for status in seen.statuses)
     failed = ended.code != 0 and not over and not ended.timed_out
-    loud = [f for f in seen.findings if not f.suppressed and f.severity is not Severity.NOTE]
-    observed = seen.steps > 0 or bool(loud)
-    if loud:
+    found = loud(seen.findings)
+    observed = seen.steps > 0 or bool(found)
+    if found:
         status: Status = "findings"
     elif failed:
         status = "script-failed"
@@ -64,6 +64,11 @@ def _exit_code(status: Status, failed: bool, ended: Ended, marks: Marks, seen: O
     if status == "inconclusive":
         return INTERNAL if marks.problems and not seen.statuses else INCONCLUSIVE
     return FINDINGS if reaches(seen.findings, seen.fail_on) else CLEAN
+
+
+def loud(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings that count: neither suppressed nor mere notes."""
+    return [f for f in findings if not f.suppressed and f.severity is not Severity.NOTE]
 
 
 def reaches(findings: Sequence[Finding], fail_on: str) -> bool:
