@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from ..session import Session
 
 MATMUL_NODES = frozenset(
-    ["MmBackward0", "AddmmBackward0", "BmmBackward0", "BaddbmmBackward0", "MvBackward0", "DotBackward0", "ConvolutionBackward0", "MkldnnConvolutionBackward0", "LinearBackward0", "ScaledDotProductFlashAttentionBackward0", "ScaledDotProductEfficientAttentionBackward0", "ScaledDotProductFlashAttentionForCpuBackward0", "ScaledDotProductCudnnAttentionBackward0"]
+    "MmBackward0 AddmmBackward0 BmmBackward0 BaddbmmBackward0 MvBackward0 DotBackward0 "
+    "ConvolutionBackward0 MkldnnConvolutionBackward0 LinearBackward0 "
+    "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
+    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0".split()
 )
 SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0"})
 NORM_NODES = frozenset(
-    ["NativeLayerNormBackward0", "NativeGroupNormBackward0", "NativeBatchNormBackward0", "CudnnBatchNormBackward0", "FusedRmsNormBackward0"]
+    "NativeLayerNormBackward0 NativeGroupNormBackward0 NativeBatchNormBackward0 "
+    "CudnnBatchNormBackward0 FusedRmsNormBackward0".split()
 )
 """Library kernels: whatever goes in, they compute their statistics in float32 (float64 for float64)."""
 CASTS = "ToCopyBackward0"
