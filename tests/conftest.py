@@ -1,8 +1,9 @@
-"""After every test nothing of the trace may be left in this process: no hook, patch or mode."""
+"""After every test nothing of the trace is left in this process; under CI=true a skipped test is a failure."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -100,3 +101,14 @@ def nothing_of_the_trace_is_left(request: pytest.FixtureRequest) -> Iterator[Non
     after = residue()
     left = [name for name in before if before[name] is not after[name] and before[name] != after[name]]
     assert not left, f"the trace left these behind: {', '.join(left)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None:
+        return
+    skipped = reporter.stats.get("skipped", [])
+    if skipped and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"CI=true: {len(skipped)} skipped tests count as failed", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
