@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from precaudit.model.vocabulary import FLOATING, Fact, Kind, Role, Scalar
+from precaudit.model.vocabulary import FLOATING, SMALLER_IS_WORSE, Fact, Kind, Role, Scalar
 from precaudit.model.wire import Finding, Grade, Line, RoleSummary, Rule, Severity
 from precaudit.rulebook import Rulebook, dtypes
 
@@ -23,10 +23,10 @@ def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Seque
         for rule in speaking:
             if not matches(rule, fact):
                 continue
-            severity = grade(rule, fact)
-            if severity is None:
+            graded = grade(rule, fact)
+            if graded is None:
                 continue
-            found = _finding(rule, fact, severity, witness, frameworks)
+            found = _finding(rule, fact, graded, witness, frameworks, _allowed(rule, fact, book))
             key = (rule.id, found.path, found.line, found.dtype, found.message)
             findings[key] = _merge(findings[key], found) if key in findings else found
     return sorted(findings.values(), key=lambda f: (-f.severity.rank, f.rule, f.path or "", f.line or 0, f.column or 0))
@@ -55,12 +55,21 @@ def any_fits(wanted: Mapping[str, Any], attrs: Mapping[str, Scalar]) -> bool:
     return any(key in attrs and attrs[key] in _listed(value) for key, value in wanted.items())
 
 
-def grade(rule: Rule, fact: Fact) -> Severity | None:
-    """The severity this Fact earns under the rule; None where the rule says to stay silent."""
+class Graded(NamedTuple):
+    """What one Fact earned under a rule: the severity, and the clause that says so."""
+
+    severity: Severity
+    message: str
+
+
+def grade(rule: Rule, fact: Fact) -> Graded | None:
+    """The severity this Fact earns under the rule, and its clause; None where the rule says to stay silent."""
     for candidate in rule.grades:
         if _grade_fits(candidate, fact):
-            return None if candidate.severity == "silent" else Severity(candidate.severity)
-    return rule.severity
+            if candidate.severity == "silent":
+                return None
+            return Graded(Severity(candidate.severity), candidate.message or rule.message)
+    return Graded(rule.severity, rule.message)
 
 
 def _grade_fits(candidate: Grade, fact: Fact) -> bool:
@@ -78,11 +87,24 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _finding(rule: Rule, fact: Fact, severity: Severity, witness: str, frameworks: Sequence[str]) -> Finding:
+def _allowed(rule: Rule, fact: Fact, book: Rulebook) -> list[str]:
+    """What the role may hold instead: by the rule's own list, else the role table, else what is not forbidden."""
+    if rule.allow is not None:
+        return sorted(dtypes(rule.allow))
+    row = book.roles.get(fact.role) if fact.role else None
+    if row is not None and row.wanted != ["any"]:
+        return sorted(dtypes(row.wanted))
+    if rule.forbid is None:
+        return []
+    return sorted({"bfloat16", "float32", "float64"} - dtypes(rule.forbid))
+
+
+def _finding(
+    rule: Rule, fact: Fact, graded: Graded, witness: str, frameworks: Sequence[str], allowed: list[str]
+) -> Finding:
     words = {"dtype": fact.dtype, "role": fact.role.value.replace("_", " ") if fact.role else "", "count": fact.count}
-    message = rule.message.format_map(_Words({**fact.attrs, **words}))
+    message = graded.message.format_map(_Words({**fact.attrs, **words}))
     site = fact.site
-    allowed = sorted(dtypes(rule.allow)) if rule.allow else []
     fix = next((rule.fixes[name] for name in frameworks if name in rule.fixes), rule.fix)
     cause = None
     if fact.cause:
@@ -91,7 +113,7 @@ def _finding(rule: Rule, fact: Fact, severity: Severity, witness: str, framework
     return Finding(
         rule=rule.id,
         name=rule.name,
-        severity=severity,
+        severity=graded.severity,
         role=fact.role.value if fact.role else None,
         message=f"{message}: {fact.detail}" if fact.detail else message,
         path=site.path if site else None,
@@ -139,7 +161,8 @@ def _merge(one: Finding, other: Finding) -> Finding:
     one.cost_bytes += other.cost_bytes
     one.ranks = sorted({*one.ranks, *other.ranks})
     for name, value in other.evidence.items():
-        one.evidence[name] = max(value, one.evidence.get(name, value))
+        worse = min if name in SMALLER_IS_WORSE else max
+        one.evidence[name] = worse(value, one.evidence.get(name, value))
     if other.severity.rank > one.severity.rank:
         one.severity = other.severity
     if other.module and other.module != one.module and one.module:

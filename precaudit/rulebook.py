@@ -32,11 +32,11 @@ class Rulebook:
         self.roles: dict[Role, RoleRow] = {row.role: row for row in roles}
 
     def find(self, name: str) -> Rule:
-        """The rule with this id or name. Raises RuleError naming the way to the list."""
+        """The rule with this id (in either case) or name. Raises RuleError naming the nearest one and the list."""
         for rule in self.rules.values():
-            if name in (rule.id, rule.name):
+            if name.upper() == rule.id or name == rule.name:
                 return rule
-        raise RuleError(f"no rule matches '{name}'; run \"precaudit rules\" for the list")
+        raise self._unknown(name)
 
     def select(self, prefixes: Iterable[str]) -> set[str]:
         """The ids these ids, names or prefixes (`PA3`) choose. Raises RuleError for one that chooses none."""
@@ -47,9 +47,14 @@ class Rulebook:
             else:
                 found = {r.id for r in self.rules.values() if r.id.startswith(prefix) or r.name == prefix}
             if not found:
-                raise RuleError(f"no rule matches '{prefix}'; run \"precaudit rules\" for the list")
+                raise self._unknown(prefix)
             chosen |= found
         return chosen
+
+    def _unknown(self, name: str) -> RuleError:
+        near = difflib.get_close_matches(name, [rule.name for rule in self.rules.values()], n=1, cutoff=0.75)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return RuleError(f"no rule matches '{name}'; {hint}run \"precaudit rules\" for the list")
 
 
 def dtypes(names: Iterable[str]) -> frozenset[str]:

@@ -60,7 +60,12 @@ class Kind(str, Enum):
     """What a Fact tells: that a role held a dtype, or that something happened. Rules choose by it."""
 
     HOLDS = "holds"
-    """`role` held or was computed in `dtype`."""
+    """`role` held or was computed in `dtype`. attrs, each where the rule of that role asks for it:
+
+    what ("hyperparameter" with key: step, beta2, lr, …; "ema"), allowed_because ("adapter-only", "block-wise",
+    "float32-master", "kahan", "stochastic-rounding"), adapter_only, loss_scaling ("none"|"scaled"), underflow,
+    hand_written, feeds ("loss"|"topk"|"multinomial"|"log"), pattern ("running"|"counts"|"near-overflow"),
+    representable, chosen ("explicit"|"framework"|"default"), by ("buffer_dtype"), trainer_fp16, peft, swapped."""
     CLIP = "clip"
     """Gradients were clipped. attrs: scaled (bool)."""
     OPTIMIZER_STEP = "optimizer_step"
@@ -70,9 +75,11 @@ class Kind(str, Enum):
     SCALER_STEP = "scaler_step"
     """scaler.step ran. attrs: update ("missing")."""
     SCALER_CALL = "scaler_call"
-    """A GradScaler method was called out of order. attrs: misuse (word), raises (bool)."""
+    """A GradScaler method was called out of order. attrs: misuse, raises (bool).
+
+    misuse: update-per-optimizer, backward-after-unscale, unscale-twice, update-without-step, step-twice."""
     LOSS_SCALING = "loss_scaling"
-    """The loss was scaled. attrs: needed (bool), dynamic (bool), scale (float)."""
+    """The loss was scaled. attrs: needed, dynamic, extreme, sharded_without_scaler (all bool), scale."""
     UNSCALE = "unscale"
     """Gradients were unscaled; dtype is theirs."""
     SKIPPED_STEPS = "skipped_steps"
@@ -84,23 +91,32 @@ class Kind(str, Enum):
     OVERFLOW = "overflow"
     """A float16 intermediate near or past 65504. attrs: inf_seen (bool)."""
     CAST = "cast"
-    """Parameters were cast. attrs: after_optimizer (bool), under_autocast (bool), unties (bool)."""
+    """Parameters or activations were cast to `dtype`. attrs: after_optimizer, under_autocast, unties (all bool)."""
     DEFAULT_DTYPE = "default_dtype"
     """torch's default dtype while a model or an optimizer was built."""
     HOLLOW = "hollow"
-    """A float32 tensor whose content is bfloat16. attrs: after_step (bool), restored (bool), checkpoint (bool)."""
+    """A float32 tensor whose content is bfloat16. attrs, all bool: after_step (an applied step left it so),
+
+    restored (optimizer state with step > 0 stands beside it), checkpoint (it is a tensor in a file)."""
     AUTOCAST = "autocast"
-    """An autocast region. attrs: enabled, upcast, dtype_given, nested, stale_cache (all bool)."""
+    """An autocast region in `dtype`. attrs: enabled, upcast, dtype_given, same_dtype (as the run declares), nested,
+
+    stale_cache (all bool), prefer ("bfloat16")."""
     OP = "op"
-    """An operation on `dtype`. attrs: op (name), under_autocast (bool), promotes (bool)."""
+    """An operation on `dtype`. attrs: under_autocast (bool) and op, which is PyTorch's name or one of
+
+    gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, bce-on-probabilities, no-promotion,
+    low-precision-sampling, float32-matmul-under-mixed-precision."""
     CHECKPOINT = "checkpoint"
-    """A checkpoint was written. attrs: saves_optimizer, saves_scaler (bool)."""
+    """A checkpoint was written or read. attrs: saves_optimizer, saves_scaler, low (masters or state in `dtype`)."""
     CALL = "call"
-    """An API was used. attrs: api (dotted name), deprecated (bool)."""
+    """An API was used. attrs: deprecated, decorated, called (bool) and api, a dotted name or reduced-precision-flag."""
     CONFIG = "config"
-    """A setting was read from a config. attrs: key, value, conflicts_with."""
+    """A setting was read. attrs: key, value, many_micro_batches, conflict, mismatch (bool), precision (a trainer's)."""
     DECLARED = "declared"
-    """A dtype was declared for `role`. attrs: actual (dtype), relation ("lower"|"higher"|"substitute")."""
+    """`dtype` was declared for `role`. attrs: actual (dtype), relation ("lower"|"higher"|"substitute"); for
+
+    quantized_storage the compute dtype, with loss_scaling ("none"|"scaled") and training (bool)."""
     RANKS_DIFFER = "ranks_differ"
     """The same role differs between ranks."""
     SUPPRESSION = "suppression"
@@ -212,3 +228,7 @@ def rounds_to(value: float, dtype: str) -> str:
     if size <= facts.smallest_subnormal / 2:
         return "zero"
     return "subnormal" if size < facts.smallest_normal else "itself"
+
+
+SMALLER_IS_WORSE = frozenset({"headroom"})
+"""Evidence where the smaller number is the worse one; of all other evidence the larger is."""

@@ -44,6 +44,8 @@ class Grade(Strict):
     measured: list[str] = []
     """Fits when every named number was measured at all; with `below`, when it is under that."""
     below: dict[str, float] = {}
+    message: str = ""
+    """Stands in for the rule's own message where this grade fits."""
 
 
 class Rule(Strict):
