@@ -1,0 +1,45 @@
+# Needs Python 3.10 or newer and make; everything else goes into .venv. Another Python: `make test PYTHON=python3.12`.
+# What pip is to do differently (an index with CPU wheels of torch, say) goes into PIP_ARGS or pip's own settings.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+WORKERS ?= 2
+
+.PHONY: help demo test lint bench-trace bench-check clean
+
+help:
+	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
+	@echo "make test         set up, then lint, type check and test"
+	@echo "make lint         ruff and mypy alone"
+	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
+	@echo "make bench-check  CPU seconds of the static pass"
+	@echo "make clean        remove .venv and what tools left behind"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is older than 3.10; say PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[test]"
+	@touch $@
+
+# 1 is the exit code of a trace with findings, which is what this one is for.
+demo: $(INSTALLED)
+	$(BIN)/precaudit trace fixtures/scripts/gpt_bf16_adamw.py || test $$? -eq 1
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+
+bench-trace: $(INSTALLED)
+	$(BIN)/python benchmarks/trace.py
+
+bench-check: $(INSTALLED)
+	$(BIN)/python benchmarks/check.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build

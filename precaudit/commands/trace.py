@@ -1,0 +1,127 @@
+"""`precaudit trace`: runs a training command unmodified, watches a few steps, prints and writes the report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from precaudit.commands.output import chosen_rules, listed, print_report, say
+from precaudit.errors import OutputError, UsageError
+
+
+class Count(click.IntRange):
+    """A number of steps."""
+
+    name = "whole number"
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="[OPTIONS]",
+)
+@click.option("--skip", type=Count(0), default=1, show_default=True, help="Steps to let pass before tracing.")
+@click.option("--steps", type=Count(1), default=2, show_default=True, help="Steps to trace.")
+@click.option("--keep-going", is_flag=True, help="Let the command run on, untraced, after the traced steps.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON report here.")
+@click.option("--output-format", default="text", metavar="FORMAT", help="Of the report on stderr.  [default: text]")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "note", "never"]),
+    default="error",
+    show_default=True,
+    help="Exit with 1 from this severity on.",
+)
+@click.option("--select", multiple=True, metavar="RULES", help="Only these rules: ids, names or prefixes (PA3).")
+@click.option("--ignore", multiple=True, metavar="RULES", help="Not these rules.")
+@click.option("--only", multiple=True, metavar="ROLE", help="Only findings about this role, such as optimizer_state.")
+@click.option("--values", type=click.Choice(["off", "sample", "full"]), default="sample", show_default=True,
+              help="How much of each tensor is read for evidence.")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End the command then.")
+@click.option("--no-inject", is_flag=True, help="Leave PYTHONPATH alone: the command itself runs precaudit.run.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the findings.")
+@click.option("-v", "--verbose", count=True, help="Also notes and details.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def trace(
+    skip: int,
+    steps: int,
+    keep_going: bool,
+    output: Path | None,
+    output_format: str,
+    fail_on: str,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    only: tuple[str, ...],
+    values: str,
+    timeout: float | None,
+    no_inject: bool,
+    quiet: bool,
+    verbose: int,
+    command: tuple[str, ...],
+) -> int:
+    """Trace COMMAND, a training script or whatever starts one.
+
+    \b
+    precaudit trace train.py --lr 1e-4
+    precaudit trace -m pkg.train
+    precaudit trace torchrun --nproc-per-node 2 train.py
+    """
+    from precaudit import rulebook
+    from precaudit.launch.bootstrap import Settings
+    from precaudit.launch.child import run_command
+    from precaudit.launch.command import resolve
+    from precaudit.launch.save import check_writable, write_atomically, write_latest
+    from precaudit.launch.trace import Choice, trace_command
+
+    resolved = resolve(command, os.environ)
+    if os.environ.get("PRECAUDIT_DISABLE") == "1":
+        say("PRECAUDIT_DISABLE=1: running untraced")
+        return run_command(resolved.argv, os.environ).code
+    if output is not None:
+        check_writable(output)
+    book = rulebook.load()
+    chosen = chosen_rules(book, select, ignore)
+    traced = trace_command(
+        resolved,
+        Settings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values),
+        Choice(frozenset(chosen), _roles(listed(only)), fail_on),
+        book,
+        os.environ,
+        timeout=timeout,
+        inject=not no_inject,
+        announce=say,
+    )
+    text = traced.report.model_dump_json(indent=1) + "\n"
+    failures = []
+    try:
+        write_latest(text)
+    except OutputError as error:
+        # The report on the screen and --output still tell everything, so this alone does not fail the run.
+        say(str(error))
+    if output is not None:
+        try:
+            write_atomically(output, text)
+        except OutputError as error:
+            failures.append(error)
+    print_report(traced.report, output_format, sys.stderr, verbosity=-1 if quiet else verbose)
+    if traced.verdict.line:
+        say(traced.verdict.line)
+    if failures:
+        raise failures[0]
+    return traced.verdict.exit_code
+
+
+def _roles(names: list[str]) -> frozenset[str]:
+    import difflib
+
+    from precaudit.model.vocabulary import Role
+
+    known = [role.value for role in Role]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"roles: {', '.join(known)}"
+            raise UsageError(f"--only: '{name}' is not a role; {hint}")
+    return frozenset(names)

@@ -1,0 +1,124 @@
+"""The private folder first on the child's PYTHONPATH: bootstrap, runtime, settings, and the marks left there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import precaudit
+from precaudit.errors import OutputError
+
+PACKAGE = "_precaudit"
+"""The runtime's package name inside the child, where precaudit itself may not be installed."""
+
+
+RUNTIME = Path(precaudit.__file__).parent / "runtime"
+
+BOOTSTRAP = RUNTIME / "sitecustomize.py"
+
+VOCABULARY = Path(precaudit.__file__).parent / "model" / "vocabulary.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the runtime in the child has to know; read there from `settings.json`."""
+
+    cwd: str
+    skip: int = 1
+    steps: int = 2
+    attempts: int = 25
+    keep_going: bool = False
+    values: str = "sample"
+    ranks_folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What the bootstrap left in the private folder: how far the child got."""
+
+    loaded: bool
+    """The bootstrap ran in at least one Python process."""
+    torch: tuple[str, ...]
+    """The versions of torch that came up."""
+    torch_missing: str
+    """The Python that was asked for torch and has none."""
+    torch_too_old: str
+    """The version of a torch that cannot be traced."""
+    problems: tuple[str, ...]
+    """Tracebacks of our own runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateFolder:
+    """A folder of one trace; it goes when the trace ends."""
+
+    path: Path
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """`base` with this folder first on PYTHONPATH, so that Python finds our sitecustomize at start-up."""
+        kept = base.get("PYTHONPATH")
+        return {**base, "PYTHONPATH": f"{self.path}{os.pathsep}{kept}" if kept else str(self.path)}
+
+    def marks(self) -> Marks:
+        def text(name: str) -> str:
+            file = self.path / name
+            return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+
+        words = {"torch-missing", "torch-too-old"}
+        versions = sorted(f.name for f in self.path.glob("torch-*") if f.name not in words)
+        return Marks(
+            loaded=(self.path / "loaded").exists(),
+            torch=tuple(name.removeprefix("torch-") for name in versions),
+            torch_missing=text("torch-missing"),
+            torch_too_old=text("torch-too-old"),
+            problems=tuple(text(f.name) for f in sorted(self.path.glob("problem-*.txt"))),
+        )
+
+
+@contextmanager
+def private_folder(settings: Settings) -> Iterator[PrivateFolder]:
+    """Makes the folder with everything the child needs of us, and removes it at the end."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="precaudit-"))
+    except OSError as error:
+        raise OutputError(
+            f"{tempfile.gettempdir()}: no folder can be made there: {error.strerror}; set TMPDIR to a writable folder"
+        ) from None
+    try:
+        try:
+            _furnish(path, settings)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror}; set TMPDIR to a folder with room") from None
+        yield PrivateFolder(path)
+    finally:
+        # A process that the command left behind may still write there.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _furnish(path: Path, settings: Settings) -> None:
+    inside = path / PACKAGE
+    shutil.copytree(RUNTIME, inside / "runtime", ignore=shutil.ignore_patterns("__pycache__", BOOTSTRAP.name))
+    (inside / "model").mkdir()
+    for package in (inside, inside / "model"):
+        (package / "__init__.py").touch()
+    shutil.copy(VOCABULARY, inside / "model" / VOCABULARY.name)
+    shutil.copy(BOOTSTRAP, path / BOOTSTRAP.name)
+    (path / "ranks").mkdir()
+    write_settings(path, settings)
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Writes `settings.json`: a file, because some launchers pass on PYTHONPATH but no variable of ours."""
+    raw = asdict(settings)
+    raw["ranks_folder"] = settings.ranks_folder or str(folder / "ranks")
+    (folder / "settings.json").write_text(json.dumps(raw), encoding="utf-8")

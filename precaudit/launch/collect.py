@@ -1,0 +1,28 @@
+"""Reads the files that the traced processes wrote; one that cannot be read is a note, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from precaudit.model.wire import RankFile
+
+
+def rank_files(folder: Path) -> list[Path]:
+    """The rank files of a folder, in a stable order."""
+    return sorted(folder.glob("rank-*.json"))
+
+
+def read_ranks(folder: Path, notes: list[str]) -> Iterator[RankFile]:
+    """Each process's RankFile, one at a time: thousands of ranks never stand in memory together."""
+    for path in rank_files(folder):
+        try:
+            yield RankFile.model_validate_json(path.read_bytes())
+        except OSError as error:
+            notes.append(f"{path.name}: cannot be read: {error.strerror}")
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            notes.append(f"{path.name}: not a rank file of this precaudit: {where}: {first['msg']}")

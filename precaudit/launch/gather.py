@@ -1,0 +1,134 @@
+"""Makes one Report of several: reports of other nodes, or folders of rank files that nobody has judged yet."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from precaudit import __version__, judge
+from precaudit.errors import ReportError
+from precaudit.launch.bootstrap import PrivateFolder, Settings
+from precaudit.launch.child import Ended
+from precaudit.launch.collect import rank_files, read_ranks
+from precaudit.launch.command import Command
+from precaudit.launch.merge import Merged
+from precaudit.launch.save import LATEST
+from precaudit.launch.trace import Choice, conclude, keep
+from precaudit.launch.verdict import Status, loud
+from precaudit.model.wire import Finding, RankFile, Report, Tool
+from precaudit.rulebook import Rulebook
+
+
+def gather(paths: Sequence[Path], choice: Choice, book: Rulebook) -> Report:
+    """The Report that these report files and folders add up to. Raises ReportError for one that holds none."""
+    reports = [_read(path, choice, book) for path in paths]
+    if len(reports) == 1:
+        only = reports[0]
+        only.findings = keep(only.findings, choice)
+        return only
+    return _merge(reports, choice, book)
+
+
+def _read(path: Path, choice: Choice, book: Rulebook) -> Report:
+    if path.is_dir():
+        for name in ("report.json", LATEST.name, str(LATEST)):
+            if (path / name).is_file():
+                return _read_report(path / name)
+        for folder in (path, path / "ranks"):
+            if rank_files(folder):
+                return _judge_ranks(folder, choice, book)
+        raise ReportError(f"{path}: holds neither report.json nor rank files; name a report or a folder of one trace")
+    if not path.exists():
+        way_out = 'run "precaudit trace train.py" first' if path == LATEST else "name a report that is there"
+        raise ReportError(f"{path}: no such report; {way_out}")
+    return _read_report(path)
+
+
+def _read_report(path: Path) -> Report:
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ReportError(
+            f"{path}: not a precaudit report of format_version 1: {what[:1].lower()}{what[1:]}; "
+            'write one with "precaudit trace --output report.json"'
+        ) from None
+
+
+def _judge_ranks(folder: Path, choice: Choice, book: Rulebook) -> Report:
+    """Judges what `python -m precaudit.run` left below a launcher, where no parent was there to do it."""
+    settings = Settings(cwd=os.getcwd())
+    # A folder copied without its settings is read all the same: paths then count from here.
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        raw = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        settings = Settings(**{name: raw[name] for name in Settings.__slots__ if name in raw})
+    notes: list[str] = []
+    merged = Merged()
+    for rank in read_ranks(folder, notes):
+        merged.add(rank)
+    merged.finish()
+    merged.coverage.notes += notes
+    marks = PrivateFolder(folder).marks()
+    return conclude(Command((), str(folder)), settings, choice, book, merged, Ended(0, False, 0.0), marks).report
+
+
+def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
+    commands = {report.command for report in reports}
+    if len(commands) > 1:
+        raise ReportError(f"reports of {' and '.join(sorted(commands))} do not merge; name reports of one command")
+    merged = Merged(noun="report")
+    for number, report in enumerate(reports):
+        merged.add(
+            RankFile(
+                format=1,
+                rank=number,
+                world_size=len(reports),
+                status="stopped",
+                steps=report.coverage.steps,
+                coverage=report.coverage,
+                facts=report.facts,
+            )
+        )
+    merged.finish()
+    merged.coverage.ranks = sum(report.coverage.ranks for report in reports)
+    merged.coverage.files = sum(report.coverage.files for report in reports)
+    witness = "check" if reports[0].command == "check" else "trace"
+    differences = judge.judge(merged.disagreements(), book, witness)
+    findings = keep(_united([*(report.findings for report in reports), differences]), choice)
+    return Report(
+        tool=Tool(version=__version__),
+        command=reports[0].command,
+        status=_status(reports, findings),
+        findings=findings,
+        roles=judge.role_table(merged.facts, findings, book),
+        coverage=merged.coverage,
+        facts=[fact.as_json() for fact in merged.facts],
+        exit_code=max((r.exit_code for r in reports if r.exit_code is not None), default=None),
+    )
+
+
+def _united(lists: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """Every finding once, worst first; one that several reports have keeps the first report's figures."""
+    seen: dict[tuple[object, ...], Finding] = {}
+    for findings in lists:
+        for one in findings:
+            seen.setdefault((one.rule, one.path, one.line, one.dtype, one.message), one)
+    return sorted(seen.values(), key=lambda f: (-f.severity.rank, f.rule, f.path or "", f.line or 0, f.column or 0))
+
+
+def _status(reports: Sequence[Report], findings: Sequence[Finding]) -> Status:
+    statuses = {report.status for report in reports}
+    if loud(findings):
+        return "findings"
+    if "script-failed" in statuses:
+        return "script-failed"
+    return "inconclusive" if statuses == {"inconclusive"} else "clean"

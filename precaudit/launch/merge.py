@@ -1,0 +1,214 @@
+"""Makes one account of what all ranks saw: equal Facts once, with their ranks; ranks that disagree are a Fact too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from precaudit.model.vocabulary import Cause, Fact, Kind, Role, Site, fact_from_json
+from precaudit.model.wire import Coverage, RankFile
+
+COMPARED = frozenset(
+    {
+        Role.OPTIMIZER_STATE,
+        Role.MASTER_WEIGHT,
+        Role.LOSS,
+        Role.LOSS_SCALE,
+        Role.NORM_RUNNING_STATISTICS,
+        Role.NORM_COMPUTATION,
+        Role.GRADIENT,
+        Role.GRADIENT_ACCUMULATION,
+        Role.GRADIENT_REDUCTION,
+        Role.FORWARD_WEIGHT,
+        Role.ADAPTER_PARAMETER,
+        Role.QUANTIZED_STORAGE,
+    }
+)
+"""Roles whose dtypes are the same on all ranks that run the same modules; activations may differ with the data."""
+
+_Key = tuple[Kind, str, Role | None, Site | None, Cause | None, str, str, tuple[tuple[str, Any], ...]]
+
+
+@dataclass(slots=True)
+class _Seen:
+    fact: Fact
+    ranks: set[int]
+
+
+@dataclass(slots=True)
+class _Holding:
+    """What one rank held in one role."""
+
+    dtypes: set[str] = field(default_factory=set)
+    modules: set[str] = field(default_factory=set)
+
+
+class Merged:
+    """Facts and coverage of all processes read so far."""
+
+    def __init__(self, noun: str = "rank") -> None:
+        self.noun = noun
+        """What one file stands for: "rank", or "report" where whole reports are merged."""
+        self._facts: dict[_Key, _Seen] = {}
+        self._held: dict[Role, dict[int, _Holding]] = {}
+        self._observed: set[str] = set()
+        self.coverage = Coverage()
+        self.ranks: set[int] = set()
+        self.world_size = 0
+        self.statuses: list[str] = []
+
+    def add(self, one: RankFile) -> None:
+        """Takes in one process's file; two processes of one rank (a restart, a second run) count as one rank."""
+        self.ranks.add(one.rank)
+        self.world_size = max(self.world_size, one.world_size)
+        self.statuses.append(one.status)
+        unreadable = 0
+        for raw in one.facts:
+            try:
+                fact = fact_from_json(raw)
+            except (KeyError, ValueError, TypeError, AttributeError):
+                unreadable += 1
+                continue
+            self._add_fact(fact, one.rank)
+        if unreadable:
+            self.coverage.notes.append(
+                f"{self.noun} {one.rank}: {unreadable} facts are not in this precaudit's vocabulary"
+            )
+        self._add_coverage(one)
+
+    def _add_fact(self, fact: Fact, rank: int) -> None:
+        key = (
+            fact.kind, fact.dtype, fact.role, fact.site, fact.cause, fact.module, fact.detail,
+            tuple(sorted(fact.attrs.items())),
+        )  # fmt: skip
+        seen = self._facts.get(key)
+        if seen is None:
+            self._facts[key] = _Seen(fact, {rank})
+        else:
+            seen.ranks.add(rank)
+            if fact.evidence or fact.count > seen.fact.count:
+                # Each rank holds its own copy or shard: the reader wants one rank's figures, the worst.
+                worst = {**seen.fact.evidence}
+                for name, value in fact.evidence.items():
+                    worst[name] = max(value, worst.get(name, value))
+                seen.fact = replace(
+                    seen.fact,
+                    count=max(seen.fact.count, fact.count),
+                    bytes=max(seen.fact.bytes, fact.bytes),
+                    evidence=worst,
+                )
+        if fact.kind is Kind.HOLDS and fact.role is not None:
+            holding = self._held.setdefault(fact.role, {}).setdefault(rank, _Holding())
+            holding.dtypes.add(fact.dtype)
+            holding.modules.add(fact.module)
+            self._observed.add(fact.role.value)
+
+    def _add_coverage(self, one: RankFile) -> None:
+        mine, theirs = self.coverage, one.coverage
+        mine.steps = max(mine.steps, one.steps)
+        mine.ranks = len(self.ranks)
+        mine.unattributed_ops = max(mine.unattributed_ops, theirs.unattributed_ops)
+        mine.micro_batches = max(mine.micro_batches, theirs.micro_batches)
+        mine.attempts = max(mine.attempts, theirs.attempts)
+        mine.skipped_steps = max(mine.skipped_steps, theirs.skipped_steps)
+        mine.parameters = max(mine.parameters, theirs.parameters)
+        mine.traced_steps = sorted({*mine.traced_steps, *theirs.traced_steps})
+        mine.notes += [note for note in theirs.notes if note not in mine.notes]
+        mine.skipped += [name for name in theirs.skipped if name not in mine.skipped]
+        for name, cost in theirs.overhead.items():
+            mine.overhead[name] = max(cost, mine.overhead.get(name, cost))
+        for name, why in theirs.not_observed.items():
+            mine.not_observed.setdefault(name, why)
+        for name, value in theirs.setup.items():
+            first = mine.setup.setdefault(name, value)
+            if value != first:
+                note = f"{self.noun} {one.rank}: {name} is {value}, elsewhere {first}"
+                if len(mine.notes) < 50 and note not in mine.notes:
+                    mine.notes.append(note)
+
+    def finish(self) -> None:
+        """Rounds off the coverage once every file is in: what one rank observed is observed, missing ranks are said."""
+        for role in self._observed & set(self.coverage.not_observed):
+            del self.coverage.not_observed[role]
+        missing = sorted(set(range(self.world_size)) - self.ranks)
+        if missing and self.ranks:
+            self.coverage.notes.append(
+                f"{_ranks(missing, self.noun)} of {self.world_size} wrote nothing here: on another node, or ended early"
+            )
+
+    @property
+    def facts(self) -> list[Fact]:
+        """Every Fact once, then one for each role in which ranks differ."""
+        return [*(seen.fact for seen in self._facts.values()), *self.disagreements()]
+
+    def ranks_of(self) -> Iterable[tuple[Fact, list[int]]]:
+        """Each Fact with the ranks that saw it."""
+        for seen in self._facts.values():
+            yield seen.fact, sorted(seen.ranks)
+
+    def disagreements(self) -> list[Fact]:
+        """One RANKS_DIFFER Fact per role whose dtypes are not the same on ranks that share modules.
+
+        Ranks of different pipeline stages share none and are not compared.
+        """
+        found = []
+        for role, by_rank in self._held.items():
+            if role not in COMPARED or len(by_rank) < 2:
+                continue
+            groups: dict[frozenset[str], list[int]] = {}
+            for rank, holding in by_rank.items():
+                groups.setdefault(frozenset(holding.dtypes), []).append(rank)
+            usual = max(groups, key=lambda dtypes: (len(groups[dtypes]), -min(groups[dtypes])))
+            common = set().union(*(by_rank[rank].modules for rank in groups[usual]))
+            odd = sorted(
+                rank
+                for dtypes, ranks in groups.items()
+                if dtypes != usual
+                for rank in ranks
+                if by_rank[rank].modules & common
+            )
+            if odd:
+                found.append(_difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self.noun))
+        return found
+
+
+def _difference(
+    role: Role,
+    usual: frozenset[str],
+    others: list[int],
+    odd: list[int],
+    by_rank: dict[int, _Holding],
+    seen: Iterable[_Seen],
+    noun: str,
+) -> Fact:
+    theirs = frozenset(by_rank[odd[0]].dtypes)
+    strange = sorted(theirs - usual) or sorted(usual - theirs)
+    site = next(
+        (s.fact.site for s in seen if s.fact.role is role and s.fact.dtype == strange[0] and s.fact.site is not None),
+        None,
+    )
+    return Fact(
+        kind=Kind.RANKS_DIFFER,
+        dtype=strange[0],
+        role=role,
+        site=site,
+        detail=(
+            f"{_ranks(odd, noun)} held {', '.join(sorted(theirs))}, "
+            f"{_ranks(sorted(others), noun)} held {', '.join(sorted(usual))}"
+        ),
+        count=len(odd),
+        attrs={"ranks": _ranks(odd, noun)},
+    )
+
+
+def _ranks(ranks: list[int], noun: str) -> str:
+    """`rank 3`, `ranks 0-7`, `ranks 0-2, 5`."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return f"{noun}{'s' if len(ranks) > 1 else ''} {words}"

@@ -1,0 +1,66 @@
+"""Writes a report to its file in one move: a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from precaudit.errors import OutputError
+
+LATEST = Path(".precaudit") / "latest" / "report.json"
+"""Where every trace leaves its report, below the working directory."""
+
+
+def check_writable(path: Path) -> None:
+    """Raises OutputError now, before hours of training, where a report could not be written to `path` later."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; name the file the report is to have")
+    folder = path.parent
+    if not folder.exists():
+        raise OutputError(f"{path}: there is no folder {folder}; make it first")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is not a folder; choose another place")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".precaudit-"):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; choose another place") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Puts `text` at `path`. Raises OutputError, with the old file untouched, where the disk or the folder refuses."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        kept = "; the older report there is unchanged" if path.exists() else ""
+        raise OutputError(f"{path}: cannot be written: {error.strerror}{kept}") from None
+
+
+def write_latest(text: str) -> None:
+    """Writes `.precaudit/latest/report.json`, with a .gitignore that keeps the folder out of the user's commits."""
+    try:
+        LATEST.parent.mkdir(parents=True, exist_ok=True)
+        ignore = LATEST.parent.parent / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{LATEST}: cannot be written: {error.strerror}") from None
+    write_atomically(LATEST, text)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,155 @@
+"""One trace from start to Report: private folder, command, rank files, judge, verdict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from precaudit import __version__, judge
+from precaudit.launch import verdict
+from precaudit.launch.bootstrap import Marks, Settings, private_folder
+from precaudit.launch.child import Ended, run_command
+from precaudit.launch.collect import read_ranks
+from precaudit.launch.command import Command
+from precaudit.launch.merge import Merged
+from precaudit.model.vocabulary import Fact, Role, Site
+from precaudit.model.wire import Finding, Report, Tool
+from precaudit.rulebook import Rulebook
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which findings the user wants to see, and which of them fail the run."""
+
+    rules: frozenset[str]
+    """Rule ids."""
+    roles: frozenset[str] = frozenset()
+    """Only these, or all where empty."""
+    fail_on: str = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A finished trace."""
+
+    report: Report
+    verdict: verdict.Verdict
+
+
+def trace_command(
+    command: Command,
+    settings: Settings,
+    choice: Choice,
+    book: Rulebook,
+    environment: Mapping[str, str],
+    timeout: float | None = None,
+    inject: bool = True,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Traced:
+    """Runs the command under the tracer and judges what was seen. Raises PrecauditError where it cannot be started."""
+    notes: list[str] = []
+    merged = Merged()
+    with private_folder(settings) as private:
+        first, last = settings.skip + 1, settings.skip + settings.steps
+        announce(f"tracing step{f's {first}-{last}' if last > first else f' {first}'} of {command.shown}")
+        child_environment = private.environment(environment) if inject else dict(environment)
+        child_environment["PRECAUDIT_FOLDER"] = str(private.path)
+        ended = run_command(command.argv, child_environment, timeout)
+        for rank in read_ranks(private.ranks, notes):
+            merged.add(rank)
+        marks = private.marks()
+    merged.finish()
+    merged.coverage.notes += notes
+    return conclude(command, settings, choice, book, merged, ended, marks)
+
+
+def conclude(
+    command: Command,
+    settings: Settings,
+    choice: Choice,
+    book: Rulebook,
+    merged: Merged,
+    ended: Ended,
+    marks: Marks,
+) -> Traced:
+    """Judges what the ranks saw and makes the Report."""
+    facts = [_relative(fact, settings.cwd) for fact in merged.facts]
+    frameworks = frameworks_of(merged.coverage.setup)
+    found = judge.judge(facts, book, "trace", frameworks)
+    if len(merged.ranks) > 1:
+        _name_ranks(found, merged, settings.cwd, book, frameworks)
+    findings = keep(found, choice)
+    seen = verdict.Observed(
+        statuses=merged.statuses,
+        steps=merged.coverage.steps,
+        updated=_updated(merged),
+        findings=findings,
+        fail_on=choice.fail_on,
+    )
+    outcome = verdict.decide(command.shown, settings.skip + settings.steps, ended, marks, seen)
+    merged.coverage.notes += [p.strip().splitlines()[-1] for p in marks.problems if p.strip()]
+    if outcome.line:
+        merged.coverage.notes.append(outcome.line)
+    report = Report(
+        tool=Tool(version=__version__),
+        command="trace",
+        status=outcome.status,
+        findings=findings,
+        roles=[r for r in judge.role_table(facts, findings, book) if not choice.roles or r.role in choice.roles],
+        coverage=merged.coverage,
+        facts=[fact.as_json() for fact in facts],
+        exit_code=ended.code,
+    )
+    return Traced(report, outcome)
+
+
+def _updated(merged: Merged) -> bool:
+    """Whether training was seen: an attempt at a step, a window that closed, or weights that are being updated."""
+    weights = {Role.MASTER_WEIGHT, Role.OPTIMIZER_STATE}
+    return (
+        merged.coverage.steps > 0
+        or merged.coverage.attempts > 0
+        or any(status != "watching" for status in merged.statuses)
+        or any(fact.role in weights for fact in merged.facts)
+    )
+
+
+def keep(findings: Sequence[Finding], choice: Choice) -> list[Finding]:
+    """The findings that --select, --ignore and --only leave."""
+    return [f for f in findings if f.rule in choice.rules and (not choice.roles or f.role in choice.roles)]
+
+
+def frameworks_of(setup: Mapping[str, str]) -> list[str]:
+    """The framework names in which a fix may be worded, from "FSDP2, DeepSpeed"."""
+    return [name.strip().lower() for name in setup.get("frameworks", "").split(",") if name.strip()]
+
+
+def _name_ranks(
+    findings: Sequence[Finding], merged: Merged, cwd: str, book: Rulebook, frameworks: Sequence[str]
+) -> None:
+    """Notes on each finding the ranks whose Facts led to it."""
+    ranks: dict[tuple[object, ...], set[int]] = {}
+    for fact, where in merged.ranks_of():
+        for one in judge.judge([_relative(fact, cwd)], book, "trace", frameworks):
+            ranks.setdefault((one.rule, one.path, one.line, one.dtype, one.message), set()).update(where)
+    for finding in findings:
+        key = (finding.rule, finding.path, finding.line, finding.dtype, finding.message)
+        finding.ranks = sorted(ranks.get(key, ()))
+
+
+def _relative(fact: Fact, cwd: str) -> Fact:
+    """The Fact with its places named from the working directory, as every report names them."""
+    site = _relative_site(fact.site, cwd)
+    cause = fact.cause._replace(site=_relative_site(fact.cause.site, cwd)) if fact.cause else None
+    return fact if (site, cause) == (fact.site, fact.cause) else replace(fact, site=site, cause=cause)
+
+
+def _relative_site(site: Site | None, cwd: str) -> Site | None:
+    if site is None or not os.path.isabs(site.path):
+        return site
+    for base in (cwd, os.path.realpath(cwd)):
+        if Path(site.path).is_relative_to(base):
+            return site._replace(path=Path(site.path).relative_to(base).as_posix())
+    return site._replace(path=Path(os.path.relpath(site.path, cwd)).as_posix())

@@ -1,0 +1,145 @@
+"""Decides the status and the exit code of a trace, and finds the one line that tells the user why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from precaudit.launch.bootstrap import Marks
+from precaudit.launch.child import Ended
+from precaudit.model.wire import Finding, Severity
+
+Status = Literal["clean", "findings", "inconclusive", "script-failed"]
+
+CLEAN, FINDINGS, INTERNAL, INCONCLUSIVE = 0, 1, 3, 5
+
+RUN_FORM = '"python -m precaudit.run"'
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a trace comes to."""
+
+    status: Status
+    exit_code: int
+    line: str
+    """One line for the user: what went wrong, and the way out; empty where all went well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the verdict rests on, all ranks together."""
+
+    statuses: Sequence[str]
+    """The `status` of each rank file."""
+    steps: int
+    """Optimizer steps taken, those before the window included."""
+    updated: bool
+    """A weight was updated, or an attempt at it was made: there was training to see."""
+    findings: Sequence[Finding]
+    fail_on: str
+
+
+def decide(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> Verdict:
+    """The verdict on a command that was to show `wanted` steps.
+
+    The command's own failure decides only while the window was open: once every process has written that precaudit
+    stopped it, whatever a driver script makes of that is ours, and the findings decide.
+    """
+    over = bool(seen.statuses) and all(status == "stopped" for status in seen.statuses)
+    failed = ended.code != 0 and not over and not ended.timed_out
+    found = loud(seen.findings)
+    if found:
+        status: Status = "findings"
+    elif failed:
+        status = "script-failed"
+    else:
+        status = "clean" if seen.updated else "inconclusive"
+    return Verdict(status, _exit_code(status, failed, ended, marks, seen), _line(command, wanted, ended, marks, seen))
+
+
+def _exit_code(status: Status, failed: bool, ended: Ended, marks: Marks, seen: Observed) -> int:
+    if failed:
+        return ended.code
+    if status == "inconclusive":
+        return INTERNAL if marks.problems and not seen.statuses else INCONCLUSIVE
+    return FINDINGS if reaches(seen.findings, seen.fail_on) else CLEAN
+
+
+def loud(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings that count: neither suppressed nor mere notes."""
+    return [f for f in findings if not f.suppressed and f.severity is not Severity.NOTE]
+
+
+def reaches(findings: Sequence[Finding], fail_on: str) -> bool:
+    """Whether an unsuppressed finding is at or above the severity that --fail-on names; "never" is above all."""
+    if fail_on == "never":
+        return False
+    least = Severity(fail_on).rank
+    return any(f.severity.rank >= least and not f.suppressed for f in findings)
+
+
+def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> str:
+    if "stopped" in seen.statuses and all(status == "stopped" for status in seen.statuses):
+        if ended.code:
+            return (
+                f"{command}: {ended.how} after precaudit had stopped its training; "
+                "that is the stop, not a failure of the training"
+            )
+        return ""
+    for mend in (_never_loaded, _no_usable_torch, _own_failure):
+        line = mend(command, ended, marks, seen)
+        if line:
+            return line
+    if ended.timed_out:
+        return (
+            f"{command}: stopped by --timeout after {ended.seconds:.0f} s with {seen.steps} of {wanted} steps seen; "
+            "give it more time, or lower --skip and --steps"
+        )
+    if ended.code:
+        return f"{command}: {ended.how} before the traced steps were over; the report holds what was seen until then"
+    if not seen.statuses:
+        return f"{command}: no backward and no optimizer step was taken; trace a command that trains at least one step"
+    if not seen.updated:
+        return f"{command}: ended before an optimizer step was taken; let it train at least {wanted} steps"
+    if seen.steps < wanted and "watching" in seen.statuses:
+        return (
+            f"{command}: ended after {seen.steps} of the {wanted} steps to see; "
+            "lower --skip or --steps, or let it train longer"
+        )
+    return ""
+
+
+def _never_loaded(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
+    if marks.loaded or ended.timed_out:
+        return ""
+    return (
+        f"{command}: nothing of it could be seen: it runs Python with -I, -E or -S, sets PYTHONPATH anew, or runs no "
+        f'Python; start the training inside it with {RUN_FORM} in place of "python", and add --no-inject'
+    )
+
+
+def _no_usable_torch(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
+    if marks.torch_too_old and not seen.statuses:
+        return f"{command}: torch {marks.torch_too_old} cannot be traced; install torch 2.4 or newer there"
+    if marks.torch:
+        return ""
+    if marks.torch_missing:
+        return (
+            f"{command}: {marks.torch_missing} has no torch; install it there, or name the Python that has it: "
+            '"precaudit trace /path/to/python train.py"'
+        )
+    if ended.code or ended.timed_out or seen.statuses:
+        return ""
+    return f"{command}: no process of it imported torch; trace the command that trains"
+
+
+def _own_failure(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
+    if not marks.problems or seen.statuses:
+        return ""
+    lines = marks.problems[0].strip().splitlines()
+    return (
+        f"{command}: precaudit's own tracer failed in it: {lines[-1] if lines else 'no reason given'}; "
+        "this is a bug of precaudit: please report it"
+    )

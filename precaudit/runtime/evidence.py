@@ -1,0 +1,165 @@
+"""Measures the damage: replays a step's in-place updates in float32 on samples and compares what was kept.
+
+Shares are ratios in 0..1 over sampled elements (at most 65,536 per tensor); nothing here draws a random number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import torch_private as private
+from .ledger import Ledger
+
+SAMPLE = 65_536
+
+REPLAYABLE = frozenset(
+    f"{prefix}{name}"
+    for name in ("add_", "sub_", "mul_", "div_", "lerp_", "addcmul_", "addcdiv_", "copy_", "neg_", "sqrt_", "clamp_")
+    for prefix in ("", "_foreach_")
+) | frozenset({"_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_", "maximum_", "pow_"})
+"""Deterministic, elementwise in-place ops: running them again on copies disturbs nothing."""
+
+
+def sample(tensor: Tensor) -> Tensor | None:
+    """At most SAMPLE elements, evenly strided, flat; None where that would need a copy of the whole tensor."""
+    if tensor.numel() <= SAMPLE:
+        return tensor.detach().reshape(-1)
+    if not tensor.is_contiguous():
+        return None
+    stride = -(-tensor.numel() // SAMPLE)
+    return tensor.detach().view(-1)[::stride]
+
+
+class Shadow:
+    """One low-precision tensor, what it held when the update began, and what float32 would hold now."""
+
+    __slots__ = ("before", "exact", "group", "tensor", "whole")
+
+    def __init__(self, tensor: Tensor, group: str, whole: bool) -> None:
+        self.tensor = tensor.detach()
+        self.group = group
+        self.whole = whole
+        self.before = self.tensor.clone() if whole else _sampled(tensor).clone()
+        self.exact = self.before.float()
+
+    def measure(self) -> list[Tensor]:
+        """Elements that should move, those that did not, ‖error‖², ‖exact step‖², ‖exact‖²; 0-d tensors."""
+        after = self.tensor if self.whole else _sampled(self.tensor)
+        step = self.exact - self.before.float()
+        should = step != 0
+        stuck = should & (after == self.before)
+        applied = after.float() - self.before.float()
+        wrong = (applied - step).square().sum()
+        return [should.sum(), stuck.sum(), wrong, step.square().sum(), self.exact.square().sum()]
+
+
+def _place(tensor: Tensor) -> tuple[int, int, int]:
+    """A view's own key: one allocation may hold many parameters."""
+    return private.storage_key(tensor), tensor.storage_offset(), tensor.numel()
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    out = sample(tensor)
+    assert out is not None
+    return out
+
+
+class Replay:
+    """The shadows of one step."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.shadows: dict[tuple[int, int, int], Shadow] = {}
+
+    def follow(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], targets: list[Tensor], group: str
+    ) -> None:
+        """Runs the same in-place op on the shadows of its low-precision targets. Call before the op itself runs."""
+        sizes = {tensor.numel() for tensor in _tensors(args, kwargs) if tensor.numel() > 1}
+        flat = len(sizes) <= 1 or func._schema.name.startswith("aten::_f")
+        if not flat and max(sizes) > SAMPLE:
+            return
+        whole = not flat
+        try:
+            for target in targets:
+                key = _place(target)
+                if key not in self.shadows or self.shadows[key].tensor.shape != target.shape:
+                    self.shadows[key] = Shadow(target, group, whole)
+                elif self.shadows[key].whole is not whole and target.numel() > SAMPLE:
+                    return
+            func(*[self._upcast(a, whole) for a in args], **{k: self._upcast(v, whole) for k, v in kwargs.items()})
+        except Exception:
+            for target in targets:
+                self.shadows.pop(_place(target), None)
+
+    def _upcast(self, value: Any, whole: bool) -> Any:
+        if isinstance(value, Tensor):
+            shadow = self.shadows.get(_place(value))
+            if shadow is not None and shadow.tensor.shape == value.shape:
+                if shadow.whole == whole:
+                    return shadow.exact
+                return shadow.exact.reshape(-1) if not whole else shadow.exact.reshape(shadow.tensor.shape)
+            if not value.dtype.is_floating_point:
+                return value
+            small = value.detach() if whole or value.numel() == 1 else _sampled(value)
+            return small.to(torch.float32, copy=True)
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._upcast(item, whole) for item in value)
+        if isinstance(value, torch.dtype):
+            return torch.float32
+        return value
+
+    def forget(self, tensor: Tensor) -> None:
+        self.shadows.pop(_place(tensor), None)
+
+    def finish(self, use: Callable[[str, Tensor, dict[str, float]], None], group: str | None = None) -> None:
+        """Measures the shadows (of one group) and drops them; `use` gets each tensor's numbers at the next settle."""
+        done = [key for key, shadow in self.shadows.items() if group is None or shadow.group == group]
+        for key in done:
+            shadow = self.shadows.pop(key)
+            self.ledger.defer(shadow.measure(), _reader(shadow, use))
+
+
+def _reader(shadow: Shadow, use: Callable[[str, Tensor, dict[str, float]], None]) -> Callable[[list[float]], None]:
+    tensor, group = shadow.tensor, shadow.group
+
+    def read(values: list[float]) -> None:
+        names = ("should_move", "stuck", "error2", "step2", "exact2")
+        use(group, tensor, dict(zip(names, values, strict=True)))
+
+    return read
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    out: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            out.append(value)
+        elif isinstance(value, (list, tuple)):
+            out += [item for item in value if isinstance(item, Tensor)]
+    return out
+
+
+def underflow(tensor: Tensor) -> list[Tensor]:
+    """Zeros, subnormals, non-zeros and non-finite values among the sampled elements; 0-d tensors, no sync."""
+    values = sample(tensor)
+    if values is None:
+        values = tensor.detach().reshape(-1)[:SAMPLE]
+    size = values.abs()
+    nonzero = size > 0
+    subnormal = nonzero & (size < torch.finfo(values.dtype).smallest_normal)
+    return [(~nonzero).sum(), subnormal.sum(), nonzero.sum(), (~torch.isfinite(values)).sum()]
+
+
+def nonfinite(tensor: Tensor) -> list[Tensor]:
+    """Sampled elements that are inf or nan, sampled elements, and the largest magnitude; 0-d tensors, no sync."""
+    values = sample(tensor)
+    if values is None:
+        values = tensor.detach().reshape(-1)[:SAMPLE]
+    bad = ~torch.isfinite(values)
+    largest = torch.where(bad, torch.zeros_like(values), values).abs().amax().float()
+    return [bad.sum(), torch.full_like(largest, values.numel()), largest]

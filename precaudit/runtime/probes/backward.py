@@ -1,0 +1,160 @@
+"""Sees every backward: the loss it starts from, its loss scaling, and one walk of the graph for dtypes and roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .. import torch_private as private
+from ..window import BACKWARD, GRADIENTS, OPTIMIZER
+from .ops import DTYPE_NAMES, LOW
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+MATMUL_NODES = frozenset(
+    "MmBackward0 AddmmBackward0 BmmBackward0 BaddbmmBackward0 MvBackward0 DotBackward0 "
+    "ConvolutionBackward0 MkldnnConvolutionBackward0 LinearBackward0 "
+    "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
+    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0".split()
+)
+SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0"})
+NORM_NODES = frozenset(
+    "NativeLayerNormBackward0 NativeGroupNormBackward0 NativeBatchNormBackward0 "
+    "CudnnBatchNormBackward0 FusedRmsNormBackward0".split()
+)
+"""Library kernels: whatever goes in, they compute their statistics in float32 (float64 for float64)."""
+CASTS = "ToCopyBackward0"
+LEAF = "AccumulateGrad"
+
+
+class Walk:
+    """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
+
+    __slots__ = ("activations", "casts_of_leaves", "leaves", "matmuls", "norms", "scalars", "softmaxes")
+
+    def __init__(self) -> None:
+        self.leaves: dict[int, Tensor] = {}
+        self.activations: dict[Any, list[int]] = {}
+        self.matmuls: dict[Any, int] = {}
+        self.softmaxes: dict[Any, int] = {}
+        self.norms: dict[Any, int] = {}
+        self.casts_of_leaves: dict[int, Any] = {}
+        """Leaf -> the dtype the forward pass read it in."""
+        self.scalars: list[tuple[Any, int]] = []
+        """One-element values between the root and the first larger one: (dtype, sequence number), the loss first."""
+
+
+def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
+    """Walks the autograd graph once, from the roots to the leaves."""
+    found = Walk()
+    seen: set[Any] = set()
+    stack = [(root.grad_fn, True) for root in roots if root.grad_fn is not None]
+    for root in roots:
+        if root.grad_fn is None and root.requires_grad:
+            found.leaves[id(root)] = root
+    while stack and len(seen) < node_budget:
+        node, scalar_path = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = type(node).__name__
+        if name == LEAF:
+            leaf = node.variable
+            found.leaves[id(leaf)] = leaf
+            continue
+        dtype = None
+        for meta in private.output_metadata(node):
+            dtype = meta.dtype
+            shape = meta.shape
+            size = 1
+            for length in shape:
+                size *= int(length)
+            tally = found.activations.get(dtype)
+            if tally is None:
+                tally = found.activations[dtype] = [0, 0]
+            tally[0] += 1
+            tally[1] += size * dtype.itemsize
+            scalar_path = scalar_path and size == 1
+        if scalar_path and dtype is not None:
+            found.scalars.append((dtype, private.sequence_number(node)))
+        if name in MATMUL_NODES:
+            found.matmuls[dtype] = found.matmuls.get(dtype, 0) + 1
+        elif name in SOFTMAX_NODES:
+            found.softmaxes[dtype] = found.softmaxes.get(dtype, 0) + 1
+        elif name in NORM_NODES:
+            found.norms[dtype] = found.norms.get(dtype, 0) + 1
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            if name == CASTS and type(following).__name__ == LEAF:
+                found.casts_of_leaves[id(following.variable)] = dtype
+            if following not in seen:
+                stack.append((following, scalar_path))
+    return found
+
+
+def loss_factor(root: Tensor, gradient: Any) -> float | None:
+    """By how much the program itself multiplied the loss before backward; None where that cannot be told.
+
+    Follows one-element multiplications and divisions by Python numbers from the root, and the gradient passed in.
+    """
+    factor = 1.0
+    if isinstance(gradient, Tensor):
+        if gradient.numel() != 1 or gradient.device.type != "cpu":
+            return None
+        factor = float(gradient.item())
+    node = root.grad_fn
+    for _ in range(16):
+        name = type(node).__name__
+        if name == "MulBackward0":
+            number = private.saved_factor(node)
+            if number is None:
+                return None
+            factor *= number
+        elif name == "DivBackward0":
+            number = private.saved_factor(node)
+            if not number:
+                return None
+            factor /= number
+        elif name not in ("ToCopyBackward0", "ViewBackward0", "ReshapeAliasBackward0"):
+            break
+        following = [n for n, _ in node.next_functions if n is not None]
+        if len(following) != 1:
+            break
+        node = following[0]
+    return factor
+
+
+class BackwardProbe:
+    """Wraps the one function every backward goes through."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def install(self) -> list[Callable[[], None]]:
+        return [private.patch_engine(self._around)]
+
+    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        session = self.session
+
+        def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if private.graph_task_id() != -1:
+                return original(t_outputs, *args, **kwargs)
+            window = session.window
+            outer = window.phase
+            accumulates = bool(kwargs.get("accumulate_grad", True))
+            session.guard("backward", session.before_backward, t_outputs, args, accumulates)
+            window.phase = BACKWARD
+            try:
+                return original(t_outputs, *args, **kwargs)
+            finally:
+                window.phase = OPTIMIZER if outer == OPTIMIZER else GRADIENTS if accumulates else outer
+                session.guard("after backward", session.after_backward, accumulates)
+
+        return _engine_run_backward
+
+
+__all__ = ["DTYPE_NAMES", "LOW", "BackwardProbe", "Walk", "loss_factor", "walk"]

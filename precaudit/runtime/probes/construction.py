@@ -1,0 +1,153 @@
+"""Remembers where things were made: parameters in low precision, casts of modules, optimizers and scalers.
+
+Known limitations: copies made by `copy.deepcopy` or unpickling carry no registration site, only later casts.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as modules
+
+from ...model.vocabulary import Cause, Site
+from ..identity import StorageMap, TensorMap
+from ..sites import is_user_file, site_of, user_frame, user_site
+from .ops import DTYPE_NAMES, LOW
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+CASTS = ("to", "half", "bfloat16", "float", "double", "type")
+
+
+class ConstructionProbe:
+    """Owners, casts and construction sites, by weak reference."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.owner: TensorMap[tuple[weakref.ref[Any], str]] = TensorMap()
+        self.parent: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], str]] = weakref.WeakKeyDictionary()
+        self.born_low: StorageMap[Cause] = StorageMap()
+        self.cast_at: weakref.WeakKeyDictionary[Any, Cause] = weakref.WeakKeyDictionary()
+        """Module -> the last cast of its tensors."""
+        self.cast_of: StorageMap[Cause] = StorageMap()
+        self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
+        """Optimizer or GradScaler -> the user's line that made it."""
+        self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._depth = 0
+
+    def install(self) -> list[Callable[[], None]]:
+        hooks = [
+            modules.register_module_parameter_registration_hook(self._parameter_registered),
+            modules.register_module_module_registration_hook(self._module_registered),
+        ]
+        undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
+        for name in CASTS:
+            undo.append(self.session.patch(torch.nn.Module, name, self._around_cast(name)))
+        undo.append(self.session.patch(torch.optim.Optimizer, "__init__", self._around_build))
+        undo.append(self.session.patch(torch.amp.GradScaler, "__init__", self._around_build))
+        return undo
+
+    def _parameter_registered(self, module: Any, name: str, parameter: Any) -> None:
+        if isinstance(parameter, Tensor):
+            self.owner.set(parameter, (weakref.ref(module), name))
+            if parameter.dtype in LOW and self.born_low.get(parameter) is None:
+                site = user_site(2)
+                self.born_low.set(parameter, Cause(f"parameters were made in {DTYPE_NAMES[parameter.dtype]}", site))
+
+    def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
+        if isinstance(submodule, torch.nn.Module):
+            self.parent[submodule] = (weakref.ref(module), name)
+
+    def _around_cast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def cast(module: Any, *args: Any, **kwargs: Any) -> Any:
+                if self._depth:
+                    return original(module, *args, **kwargs)
+                before = {id(p): p.dtype for p in module.parameters()}
+                before.update({id(b): b.dtype for b in module.buffers()})
+                self._depth += 1
+                try:
+                    out = original(module, *args, **kwargs)
+                finally:
+                    self._depth -= 1
+                self.session.guard("cast", self._cast_happened, module, before)
+                return out
+
+            return cast
+
+        return wrap
+
+    def _cast_happened(self, module: Any, before: dict[int, Any]) -> None:
+        low = {p.dtype for p in module.parameters() if p.dtype in LOW and before.get(id(p), p.dtype) is not p.dtype}
+        low |= {b.dtype for b in module.buffers() if b.dtype in LOW and id(b) not in before}
+        changed = {p.dtype for p in module.parameters() if before.get(id(p), p.dtype) is not p.dtype}
+        changed |= {b.dtype for b in module.buffers() if id(b) not in before}
+        if not changed:
+            return
+        words = ", ".join(sorted(DTYPE_NAMES[dtype] for dtype in low or changed))
+        cause = Cause(f"parameters were cast to {words}", user_site(3))
+        for child in module.modules():
+            self.cast_at[child] = cause
+        for parameter in module.parameters():
+            if parameter.dtype in LOW:
+                self.cast_of.set(parameter, cause)
+
+    def _around_build(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def build(made: Any, *args: Any, **kwargs: Any) -> None:
+            original(made, *args, **kwargs)
+            self.session.guard("construction", self._built, made)
+
+        return build
+
+    def _built(self, made: Any) -> None:
+        site = self._outside_of(made)
+        if site is not None and made not in self.built_at:
+            self.built_at[made] = site
+        if isinstance(made, torch.optim.Optimizer):
+            self.optimizers.add(made)
+
+    @staticmethod
+    def _outside_of(made: Any) -> Site | None:
+        """The user's line that called the constructor, not the `super().__init__()` inside the user's subclass."""
+        frame = user_frame()
+        while frame is not None and is_user_file(frame.f_code.co_filename) and frame.f_locals.get("self") is made:
+            frame = frame.f_back
+        while frame is not None and not is_user_file(frame.f_code.co_filename):
+            frame = frame.f_back
+        return site_of(frame) if frame is not None else user_site()
+
+    # -- questions
+
+    def why_low(self, parameter: Tensor) -> Cause | None:
+        """The cast or the construction that put this parameter into low precision."""
+        cause = self.cast_of.get(parameter)
+        if cause is None:
+            owner = self.owner.get(parameter)
+            module = owner[0]() if owner else None
+            cause = self.cast_at.get(module) if module is not None else None
+        return cause or self.born_low.get(parameter)
+
+    def name(self, parameter: Tensor) -> str:
+        """The parameter's fully qualified name, as far as its modules are known."""
+        owner = self.owner.get(parameter)
+        if owner is None:
+            return ""
+        module = owner[0]()
+        front = self.module_name(module) if module is not None else ""
+        return f"{front}.{owner[1]}" if front else owner[1]
+
+    def module_name(self, module: Any) -> str:
+        """The module's fully qualified name below its root; the root itself is ""."""
+        parts: list[str] = []
+        while module is not None and len(parts) < 64:
+            entry = self.parent.get(module)
+            if entry is None:
+                break
+            parts.append(entry[1])
+            module = entry[0]()
+        return ".".join(reversed(parts))

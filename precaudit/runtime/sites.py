@@ -1,0 +1,75 @@
+"""Finds the user's own line: the innermost frame outside torch, site-packages, the standard library and precaudit."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from itertools import islice
+from types import FrameType
+from typing import Any
+
+from ..model.vocabulary import Site
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_LIBRARY = tuple(
+    folder + os.sep
+    for folder in {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")} | {os.path.dirname(os.__file__)}
+)
+_is_user: dict[str, bool] = {}
+
+
+def is_user_file(filename: str) -> bool:
+    """Whether a file is the user's own code. A notebook cell is; `<string>` and frozen modules are not."""
+    known = _is_user.get(filename)
+    if known is None:
+        real = os.path.abspath(filename) if not filename.startswith("<") else filename
+        known = _is_user[filename] = not (
+            filename.startswith("<frozen")
+            or filename == "<string>"
+            or f"{os.sep}site-packages{os.sep}" in real
+            or f"{os.sep}dist-packages{os.sep}" in real
+            or real.startswith(_LIBRARY)
+            or real.startswith(_OURS)
+        )
+    return known
+
+
+def user_frame(depth: int = 1) -> FrameType | None:
+    """The innermost frame of the user's own code, seen from the caller's caller."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def user_site(depth: int = 1) -> Site | None:
+    """The Site of `user_frame`; columns where Python keeps them (3.11 and later)."""
+    frame = user_frame(depth + 1)
+    return site_of(frame) if frame is not None else None
+
+
+def site_of(frame: FrameType) -> Site:
+    """Where this frame stands now."""
+    code = frame.f_code
+    name = getattr(code, "co_qualname", code.co_name)
+    line, column, end_line, end_column = frame.f_lineno or code.co_firstlineno, 0, 0, 0
+    if hasattr(code, "co_positions"):
+        found = next(islice(code.co_positions(), frame.f_lasti // 2, None), None)
+        if found and found[0]:
+            line, end_line = found[0], found[1] or found[0]
+            column, end_column = (found[2] or 0) + 1, (found[3] or 0) + 1
+    return Site(code.co_filename, line, column, end_line, end_column, name)
+
+
+def enclosing_module(module_class: type, depth: int = 1) -> Any:
+    """The innermost `self` on the stack that is an nn.Module: the module whose forward is running."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and code.co_varnames[0] == "self":
+            candidate = frame.f_locals.get("self")
+            if isinstance(candidate, module_class):
+                return candidate
+        frame = frame.f_back
+    return None

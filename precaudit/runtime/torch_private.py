@@ -1,0 +1,154 @@
+"""Every private torch name precaudit uses, in one place, each with what is lost where it is missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+import torch.autograd.graph
+import torch.utils._python_dispatch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+DispatchMode: Any = torch.utils._python_dispatch.TorchDispatchMode
+
+graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
+"""-1 outside of backward."""
+
+_PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer}
+
+
+def is_plain(kind: type) -> bool:
+    """Whether tensors of this class hold their own numbers; wrappers such as DTensor hold other tensors."""
+    return kind in _PLAIN
+
+
+def compile_internals_can_be_ignored() -> bool:
+    """Whether a dispatch mode can stay on around compiled code; without it compiled code would silently run eagerly."""
+    return hasattr(DispatchMode, "ignore_compile_internals")
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What views of one allocation share; 0 for tensors without storage (sparse, fake, nested)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return 0
+
+
+def weak_storage(tensor: Tensor) -> Any:
+    """A weak reference to the tensor's storage. While it is held, the storage's key is not given to another storage."""
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rank's own tensor inside a DTensor; any other tensor as it is."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def next_sequence_number() -> int:
+    """The number the next autograd node of this thread will get, -1 where torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_sequence_nr", None)
+    return int(ask()) if ask else -1
+
+
+def sequence_number(node: Any) -> int:
+    """The number an autograd node got when it was made, -1 where torch does not tell."""
+    ask = getattr(node, "_sequence_nr", None)
+    return int(ask()) if ask else -1
+
+
+def output_metadata(node: Any) -> tuple[Any, ...]:
+    """(dtype, shape) holders of the forward values an autograd node stands for."""
+    try:
+        return tuple(node._input_metadata)
+    except (AttributeError, RuntimeError):
+        return ()
+
+
+def saved_factor(node: Any) -> float | None:
+    """The Python number a MulBackward0 or DivBackward0 multiplied or divided by; None for anything on a device."""
+    try:
+        other = node._saved_other
+    except (AttributeError, RuntimeError):
+        return None
+    if isinstance(other, Tensor):
+        if other.numel() != 1 or other.device.type != "cpu":
+            return None
+        return float(other.item())
+    return float(other) if isinstance(other, (int, float)) else None
+
+
+def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+    """Wraps the one function all backward calls go through, however they were imported. Returns the undo."""
+    original = torch.autograd.graph._engine_run_backward
+    wrapped = wrap(original)
+    holders: list[Any] = [torch.autograd, torch.autograd.graph]
+    for holder in holders:
+        holder._engine_run_backward = wrapped
+
+    def undo() -> None:
+        for holder in holders:
+            if holder._engine_run_backward is wrapped:
+                holder._engine_run_backward = original
+
+    return undo
+
+
+def insert_at_bottom(mode: Any) -> None:
+    """Puts a dispatch mode under all others, so that the user's own `with SomeMode():` blocks still close rightly."""
+    stack = _pop_all()
+    torch._C._push_on_torch_dispatch_stack(mode)
+    for other in stack:
+        torch._C._push_on_torch_dispatch_stack(other)
+
+
+def take_out(mode: Any) -> None:
+    """Takes the mode out wherever it is in this thread's stack; nothing happens where it is not there."""
+    if mode in _stack():
+        for other in _pop_all():
+            if other is not mode:
+                torch._C._push_on_torch_dispatch_stack(other)
+
+
+def _stack() -> list[Any]:
+    return [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
+
+
+def _pop_all() -> list[Any]:
+    """This thread's modes, bottom first, taken off the stack; infra modes (fake, functional) stay where they are."""
+    modes = []
+    for _ in range(torch._C._len_torch_dispatch_stack()):
+        top = torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1)
+        if getattr(top, "_mode_key", None) is not None:
+            break
+        modes.append(torch._C._pop_torch_dispatch_stack(None))
+    return modes[::-1]
+
+
+def hide_from_dynamo(modules: Iterator[ModuleType]) -> None:
+    """Keeps torch.compile from compiling our own functions when user code calls ops after a graph break."""
+    frames = sys.modules.get("torch._C._dynamo.eval_frame")
+    skip = getattr(frames, "skip_code", None)
+    if skip is None:
+        return
+    for module in modules:
+        for code in _codes(module):
+            skip(code)
+
+
+def _codes(module: ModuleType) -> Iterator[CodeType]:
+    pending: list[Any] = []
+    for value in vars(module).values():
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        pending += [value, *vars(value).values()] if isinstance(value, type) else [value]
+    codes = [getattr(getattr(value, "__func__", value), "__code__", None) for value in pending]
+    stack = [code for code in codes if isinstance(code, CodeType)]
+    while stack:
+        code = stack.pop()
+        yield code
+        stack += [const for const in code.co_consts if isinstance(const, CodeType)]

@@ -1,0 +1,82 @@
+"""Counts attempts, steps and micro-batches, and says which phase of a step the program is in."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import Any
+
+FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
+"""Between an optimizer step and backward; inside backward; between backward and the step; inside the step."""
+
+
+class Window:
+    """When op tracing starts and ends.
+
+    An attempt is one call of an optimizer's step, or of GradScaler's for it; a skipped attempt updated nothing.
+    Tracing starts when an optimizer has made `skip` attempts and ends when every optimizer in use has taken
+    `skip + steps` steps, or after `attempts` attempts in all.
+    """
+
+    def __init__(self, skip: int, steps: int, attempts: int) -> None:
+        self.skip, self.steps, self.limit = skip, steps, attempts
+        self.phase = FORWARD
+        self.attempts = 0
+        self.skipped = 0
+        self.consecutive_skips = 0
+        self.longest_skip_run = 0
+        self.micro_batches = 0
+        """Root backward calls so far."""
+        self.round = 0
+        """Rises with every attempt and, where no Optimizer is in use, with every backward: the clock of persistence."""
+        self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.backward_since_step = 0
+        self.first_backward_at = 0.0
+        self._marks: list[tuple[float, bool]] = []
+
+    @property
+    def most_taken(self) -> int:
+        """Steps taken by the busiest optimizer, or root backwards after the first where there is none."""
+        return max(self.taken.values(), default=0)
+
+    def root_backward(self) -> None:
+        self.micro_batches += 1
+        self.backward_since_step += 1
+        if not self.first_backward_at:
+            self.first_backward_at = time.perf_counter()
+
+    def attempt(self, optimizer: Any, skipped: bool, traced: bool) -> None:
+        """Books one attempt of an optimizer, after it ended."""
+        self.attempts += 1
+        self.round += 1
+        self.backward_since_step = 0
+        self._marks.append((time.perf_counter(), traced))
+        if skipped:
+            self.skipped += 1
+            self.consecutive_skips += 1
+            self.longest_skip_run = max(self.longest_skip_run, self.consecutive_skips)
+            self.taken.setdefault(optimizer, 0)
+        else:
+            self.consecutive_skips = 0
+            self.taken[optimizer] = self.taken.get(optimizer, 0) + 1
+
+    def should_open(self) -> bool:
+        return self.attempts >= self.skip or self.micro_batches > max(self.skip, 1)
+
+    def should_close(self) -> bool:
+        """Whether every optimizer that steps has taken its steps, or patience has run out."""
+        if self.attempts >= self.limit:
+            return True
+        if not self.taken:
+            return self.micro_batches > (self.skip + self.steps) * 4
+        return min(self.taken.values()) >= self.skip + self.steps
+
+    def overhead(self) -> dict[str, float]:
+        """Median seconds between attempts, untraced and traced; what was not measured is left out."""
+        out = {}
+        for name, wanted in (("step_s_untraced", False), ("step_s_traced", True)):
+            pairs = zip(self._marks, self._marks[1:], strict=False)
+            spans = sorted(later[0] - earlier[0] for earlier, later in pairs if later[1] is wanted)
+            if spans:
+                out[name] = spans[len(spans) // 2]
+        return out
