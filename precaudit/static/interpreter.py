@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import libcst as cst
@@ -49,8 +51,14 @@ from precaudit.static.values import (
 
 MAX_DEPTH = 24
 MAX_SAME = 6
+ISOLATED_BUDGET = 6_000
+"""Statements that a function nobody calls may take."""
 MAX_CONCRETE = 32
 """A loop over at most this many known items is run item by item; any other body is run twice."""
+
+
+GUARD = re.compile(r"version|hasattr|\btry\b|is_available|TORCH_|_GE_|_LT_|\bgte?_|getattr")
+"""What the condition of a guard around an old or new API looks like."""
 
 
 class OutOfBudget(Exception):
@@ -117,6 +125,7 @@ class Interpreter:
         self.contexts: list[Value] = []
         self.budget = budget
         self.called: set[Any] = set()
+        self.guards: list[str] = []
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self._texts: dict[Any, str] = {}
         self._loop_ids = 0
@@ -156,17 +165,27 @@ class Interpreter:
         for method in methods:
             if method.node not in self.called:
                 bound = self.bind(method, receiver, cls)
-                self._isolated(lambda bound=bound: self.call(bound, [], {}, method.node))  # type: ignore[misc]
+                self._isolated(partial(self.call, bound, [], {}, method.node))
 
     def _isolated(self, run: Callable[[], Any]) -> None:
         paths, contexts, loops = self.world["paths"], self.contexts, self.loops
         self.world["paths"] = Paths(frozenset({frozenset()}))
         self.contexts, self.loops = [], ()
+        budget, self.budget = self.budget, ISOLATED_BUDGET
+        depth, scope = len(self.frames), self.scope
         try:
             run()
+        except (OutOfBudget, RecursionError):
+            del self.frames[depth:]
+            self.scope = scope
         finally:
+            self.budget = budget
             self.world["paths"] = paths
             self.contexts, self.loops = contexts, loops
+
+    def reset(self) -> None:
+        """Leaves every call and region that an interruption left open."""
+        self.frames, self.contexts, self.loops, self.guards = [], [], (), []
 
     # ---- where we are
 
@@ -194,6 +213,10 @@ class Interpreter:
                 if context.kind == "enable_grad":
                     return True
         return True
+
+    def guarded(self) -> bool:
+        """Whether a version check, a feature test or an exception handler stands around this place."""
+        return any(GUARD.search(text) for text in self.guards)
 
     def inside(self, name: str) -> bool:
         """Whether a method of this name is being run."""
@@ -301,9 +324,12 @@ class Interpreter:
             return self._body(node.body)
         if known is False:
             return self._else(node)
-        return self.fork(
-            node.test, lambda: self._body(node.body), lambda: self._else(node), self._condition_text(node.test)
-        )
+        text = self._condition_text(node.test)
+        self.guards.append(text)
+        try:
+            return self.fork(node.test, lambda: self._body(node.body), lambda: self._else(node), text)
+        finally:
+            self.guards.pop()
 
     def _else(self, node: Any) -> bool:
         if node.orelse is None:
@@ -517,7 +543,9 @@ class Interpreter:
 
     def _try(self, node: Any) -> bool:
         mark = self.heap.mark()
+        self.guards.append("try" if node.handlers else "")
         alive = self._body(node.body)
+        self.guards.pop()
         outcomes: list[Changes] = []
         if alive and node.orelse is not None:
             alive = self._body(node.orelse.body)
@@ -855,9 +883,7 @@ class Interpreter:
                         kinds = {d.name for d in member.decorators if isinstance(d, Ref)}
                         if "builtins.classmethod" in kinds:
                             return self.bind(member, value, owner)
-                        return Function(
-                            member.node, member.scope, member.defaults, owner, None, member.decorators
-                        )
+                        return Function(member.node, member.scope, member.defaults, owner, None, member.decorators)
                     return member
             if name == "__name__":
                 return Const(value.name)
@@ -914,9 +940,7 @@ class Interpreter:
                 self.torch.attribute_set(option, name, value, node)
                 weak = isinstance(target, Choice)
                 self.heap.put(option.store, name, join(option.store.get(name, MISSING), value) if weak else value)
-            elif isinstance(option, ModuleRef):
-                self.heap.put(option.store, name, value)
-            elif isinstance(option, Class):
+            elif isinstance(option, (ModuleRef, Class)):
                 self.heap.put(option.store, name, value)
             else:
                 self.torch.attribute_set(option, name, value, node)

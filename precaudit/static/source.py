@@ -18,11 +18,17 @@ class SourceError(Exception):
 class Source:
     """The text and the tree of a file. `path` is as the user wrote it."""
 
-    def __init__(self, path: str, text: str) -> None:
+    def __init__(self, path: str, text: str, file: Path | None = None) -> None:
         self.path = path
         self.text = text
+        self.file = file
         self.tree: cst.Module = parse(text)
         self._positions: dict[Any, Any] | None = None
+
+    @property
+    def file_folder(self) -> Path | None:
+        """Where the file is on disk; None for standard input."""
+        return self.file.parent if self.file is not None else None
 
     @property
     def positions(self) -> dict[Any, Any]:
@@ -77,4 +83,4 @@ def parse(text: str) -> cst.Module:
 
 def load(path: Path, shown: str) -> Source:
     """Reads and parses one file. Raises SourceError or OSError."""
-    return Source(shown, decode(path.read_bytes()))
+    return Source(shown, decode(path.read_bytes()), path.resolve())
