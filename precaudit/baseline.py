@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import re
@@ -38,10 +39,8 @@ class Places:
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
         self._spans: list[tuple[int, int, str, bool]] = []
-        try:
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError):
             self._collect(ast.parse(text), "")
-        except (SyntaxError, ValueError, RecursionError):
-            pass
 
     def _collect(self, node: ast.AST, name: str) -> None:
         for child in ast.iter_child_nodes(node):

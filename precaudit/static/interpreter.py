@@ -13,6 +13,7 @@ from typing import Any
 import libcst as cst
 
 from precaudit.static.heap import MISSING, Changes, Heap, Store
+from precaudit.static.relevance import COMMON, relevant_names
 from precaudit.static.source import Source
 from precaudit.static.values import (
     ANY,
@@ -49,6 +50,8 @@ from precaudit.static.values import (
     unknown,
 )
 
+REST_BUDGET = 40_000
+"""Statements that all such functions of one file may take together."""
 MAX_DEPTH = 24
 MAX_SAME = 6
 ISOLATED_BUDGET = 6_000
@@ -124,10 +127,12 @@ class Interpreter:
         self.loops: tuple[int, ...] = ()
         self.contexts: list[Value] = []
         self.budget = budget
+        self.rest_budget = REST_BUDGET
         self.called: set[Any] = set()
         self.guards: list[str] = []
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self._texts: dict[Any, str] = {}
+        self._constants: dict[Any, Const] = {}
         self._loop_ids = 0
 
     # ---- running files
@@ -146,17 +151,20 @@ class Interpreter:
     def run_rest(self, source: Source, store: Store) -> None:
         """Calls each function and method that nothing called, with arguments about which nothing is known."""
         outer, self.scope = self.scope, Scope(store, None, source)
+        relevant = relevant_names(source.text)
         try:
             for value in list(store.values()):
-                self._run_uncalled(value, source)
+                self._run_uncalled(value, source, relevant)
         finally:
             self.scope = outer
 
-    def _run_uncalled(self, value: Any, source: Source) -> None:
+    def _run_uncalled(self, value: Any, source: Source, relevant: set[str]) -> None:
         if isinstance(value, Function) and value.scope.source is source and value.node not in self.called:
-            self._isolated(lambda: self.call_function(value, [], {}, value.node))
-        elif isinstance(value, Class) and value.scope.source is source:
-            methods = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
+            if not isinstance(value.node, cst.Lambda) and value.node.name.value in relevant:
+                self._isolated(lambda: self.call_function(value, [], {}, value.node))
+        elif isinstance(value, Class) and value.scope.source is source and value.name in relevant:
+            members = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
+            methods = [m for m in members if m.node.name.value in relevant or m.node.name.value in COMMON]
             if methods:
                 self._isolated(lambda: self._run_methods(value, methods))
 
@@ -171,7 +179,8 @@ class Interpreter:
         paths, contexts, loops = self.world["paths"], self.contexts, self.loops
         self.world["paths"] = Paths(frozenset({frozenset()}))
         self.contexts, self.loops = [], ()
-        budget, self.budget = self.budget, ISOLATED_BUDGET
+        budget, self.budget = self.budget, min(ISOLATED_BUDGET, self.rest_budget)
+        given = self.budget
         depth, scope = len(self.frames), self.scope
         try:
             run()
@@ -179,6 +188,7 @@ class Interpreter:
             del self.frames[depth:]
             self.scope = scope
         finally:
+            self.rest_budget -= given - max(self.budget, 0)
             self.budget = budget
             self.world["paths"] = paths
             self.contexts, self.loops = contexts, loops
@@ -1190,7 +1200,11 @@ class Interpreter:
         known = truth(self.eval(node.test))
         if known is not None:
             return self.eval(node.body if known else node.orelse)
-        return join(self.eval(node.body), self.eval(node.orelse))  # type: ignore[no-any-return]
+        self.guards.append(self.text(node.test))
+        try:
+            return join(self.eval(node.body), self.eval(node.orelse))  # type: ignore[no-any-return]
+        finally:
+            self.guards.pop()
 
     def _sequence(self, node: Any) -> Value:
         items: list[Value] = []
@@ -1269,8 +1283,11 @@ class Interpreter:
         return Function(node, self.scope, self._defaults(node.params))
 
     def _string(self, node: Any) -> Value:
-        found = node.evaluated_value
-        return Const(found) if isinstance(found, (str, bytes)) else unknown()
+        known = self._constants.get(node)
+        if known is None:
+            found = node.evaluated_value
+            known = self._constants[node] = Const(found if isinstance(found, (str, bytes)) else "")
+        return known
 
     def _formatted(self, node: cst.FormattedString) -> Value:
         pieces: list[str] = []
@@ -1284,14 +1301,16 @@ class Interpreter:
                 pieces.append(str(constant(value)))
         return Const("".join(pieces)) if known else unknown("string")
 
-    def _integer(self, node: cst.Integer) -> Value:
+    def _integer(self, node: Any) -> Value:
         try:
-            return Const(node.evaluated_value)
+            known = self._constants.get(node) or Const(node.evaluated_value)
         except ValueError:
             return Number()
+        self._constants[node] = known
+        return known
 
     def _float(self, node: cst.Float) -> Value:
-        return Const(node.evaluated_value)
+        return self._integer(node)
 
     def _named(self, node: cst.NamedExpr) -> Value:
         value = self.eval(node.value)

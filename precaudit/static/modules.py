@@ -196,7 +196,7 @@ def walk(torch: Torch, value: Value, prefix: str = "", seen: set[int] | None = N
         for name, child in list(value.store.items()):
             if isinstance(name, str) and not name.startswith("\0"):
                 yield from walk(torch, child, f"{prefix}.{name}" if prefix else name, seen)
-    elif isinstance(value, Param) or isinstance(value, Opaque):
+    elif isinstance(value, (Param, Opaque)):
         if id(value.store) not in seen:
             seen.add(id(value.store))
             yield prefix, value
@@ -460,7 +460,7 @@ def _modules(torch: Torch, value: Value, name: str) -> Value:
         return seq([seq([unknown(), item], "tuple") if name.startswith("named") else item], "iterator", open=True)
     found = [(n, m) for n, m in walk(torch, value) if isinstance(m, (Instance, Opaque))]
     if "children" in name:
-        direct = [v for v in value.store.values()] if isinstance(value, Instance) else []
+        direct = list(value.store.values()) if isinstance(value, Instance) else []
         found = [(n, m) for n, m in found if any(m is d for d in direct)]
     items: list[Value] = [m for _, m in found]
     if name.startswith("named"):

@@ -1,4 +1,4 @@
-"""One source file: decoded as Python would, parsed by LibCST, with positions computed only when something is reported."""
+"""One source file: decoded as Python would, parsed by LibCST, positions computed only when something is reported."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import libcst as cst
 
 from precaudit.model.vocabulary import FLOATING, Kind
-from precaudit.static import modules, ops
+from precaudit.static import configs, modules, ops
 from precaudit.static.autocast import table
 from precaudit.static.facts import Facts
 from precaudit.static.heap import MISSING
@@ -204,8 +204,7 @@ class Torch:
             self.training.accumulate(tensor, [value], node, short, attribute)
             result = ops.binary(self, op, tensor, value, node)
             if isinstance(result, Tensor):
-                kept = replace(tensor, marks=tensor.marks | result.marks)
-                return kept
+                return replace(tensor, marks=tensor.marks | result.marks)
             return replace(tensor, marks=tensor.marks | ops.marks_of([result]))
         return self.interpreter.binary(op, target, value, node)
 
@@ -330,6 +329,8 @@ class Torch:
             return self._torch_call(name, front, last, args, kwargs, node)
         if name.startswith("math."):
             return self._math(last, args)
+        if last == "from_pretrained":
+            return _from_pretrained(self, args, kwargs, node)
         if not name.startswith(HARMLESS):
             for value in (*args, *kwargs.values()):
                 modules.escape(self, value)
@@ -1011,11 +1012,8 @@ def _autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str,
     keys = [int(m.split(":")[1]) for m in ops.marks_of([root]) if m.startswith("scaler:")]
     if keys:
         torch.training.scaled_backward(keys, node)
-    dtype = root.dtype if isinstance(root, Tensor) else None
     marks = {"gradient"} | (ops.marks_of([root]) & {"scaled"})
-    return seq(
-        [Tensor(None if dtype is None else None, torch.spot(node), "grad", frozenset(marks))], "tuple", open=True
-    )
+    return seq([Tensor(None, torch.spot(node), "grad", frozenset(marks))], "tuple", open=True)
 
 
 def _backward(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -1092,6 +1090,55 @@ def _parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     )
 
 
+def plain(value: Value) -> Any:
+    """The Python object behind nested constants; None stands for what is not known."""
+    if isinstance(value, Dict):
+        return {key: plain(item) for key, item in value.store.items() if isinstance(key, str)}
+    return constant(value)
+
+
+def _deepspeed(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    config = kwargs.get("config", kwargs.get("config_params"))
+    if isinstance(config, Dict):
+        for remark in configs.deepspeed(plain(config)):
+            torch.facts.add(
+                remark.kind, torch.spot(node), remark.dtype, remark.role, None, remark.detail, **remark.attrs
+            )
+    torch.outside_scaling = True
+    model = kwargs.get("model", args[0] if args else unknown())
+    return seq([Opaque(), Opaque(), Opaque(), Opaque()] if not isinstance(model, Const) else [Opaque()] * 4, "tuple")
+
+
+def _trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """Lightning's Trainer(precision=...) and transformers' Trainer(model, args)."""
+    precision = constant(kwargs.get("precision"))
+    if precision in configs.TRAINER_PRECISIONS:
+        torch.facts.add(Kind.CONFIG, torch.spot(node), precision=precision, key="precision")
+    arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+    model = kwargs.get("model", args[0] if args else None)
+    if isinstance(arguments, Instance) and model is not None and "peft_config" not in kwargs:
+        torch.training.trainer(model, arguments, node)
+    return unknown()
+
+
+def _training_arguments(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if constant(kwargs.get("fp16")) is True and constant(kwargs.get("bf16")) is True:
+        torch.facts.add(Kind.CONFIG, torch.spot(node), "", None, None, "fp16 and bf16 are both on", conflict=True)
+    return Instance(Ref("transformers.TrainingArguments"), {k: v for k, v in kwargs.items() if not k.startswith("\0")})
+
+
+def _from_pretrained(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A model that a framework loads: its parameters have the dtype asked for, or one that is not known."""
+    wanted = ops.dtype_argument(torch, kwargs.get("dtype", kwargs.get("torch_dtype")))
+    dtype = ops.names(wanted) if wanted is not None else None
+    store: dict[Any, Any] = {"dtype": dtype}
+    if {"quantization_config", "load_in_8bit", "load_in_4bit", "\0rest"} & set(kwargs):
+        store["dtype"] = None
+    elif dtype is not None:
+        store["spot"] = torch.spot(node)
+    return Opaque(store)
+
+
 CALLS: dict[str, Call] = {
     **dict.fromkeys(NO_GRAD, _no_grad),
     **dict.fromkeys(ENABLE_GRAD, _enable_grad),
@@ -1114,6 +1161,18 @@ CALLS: dict[str, Call] = {
     "types.SimpleNamespace": _namespace,
     "argparse.Namespace": _namespace,
     "argparse.ArgumentParser": _parser,
+    "deepspeed.initialize": _deepspeed,
+    "lightning.Trainer": _trainer,
+    "lightning.pytorch.Trainer": _trainer,
+    "pytorch_lightning.Trainer": _trainer,
+    "lightning.fabric.Fabric": _trainer,
+    "lightning.Fabric": _trainer,
+    "transformers.Trainer": _trainer,
+    "transformers.Seq2SeqTrainer": _trainer,
+    "trl.SFTTrainer": _trainer,
+    "transformers.TrainingArguments": _training_arguments,
+    "transformers.Seq2SeqTrainingArguments": _training_arguments,
+    "trl.SFTConfig": _training_arguments,
 }
 
 

@@ -29,6 +29,7 @@ from precaudit.static.values import (
     StateDict,
     Tensor,
     Value,
+    constant,
     float_constant,
     is_low,
     options,
@@ -289,7 +290,12 @@ class Training:
                 "the optimizer's step writes them in place",
             )
             return
-        if "gradient" in source and name in ("add", "sub", "addcdiv") and self._trainable(param) and not self.torch.grad():
+        if (
+            "gradient" in source
+            and name in ("add", "sub", "addcdiv")
+            and self._trainable(param)
+            and not self.torch.grad()
+        ):
             self.torch.facts.add(
                 Kind.HOLDS,
                 self.torch.spot(node),
@@ -365,6 +371,25 @@ class Training:
             "",
             what="running",
         )
+
+    def trainer(self, model: Value, arguments: Instance, node: Any) -> None:
+        """A framework's trainer builds its optimizer on the model's parameters as they are."""
+        fp16 = constant(arguments.store.get("fp16")) is True
+        for _, param in parameters(self.torch, model):
+            if not is_low(param.dtype) or not self._trainable(param) or not param.dtype:
+                continue
+            attrs: dict[str, Any] = {"trainer_fp16": True} if fp16 and param.dtype == {"float16"} else {}
+            spot = param.store.get("spot") or self.torch.spot(node)
+            self.torch.facts.add(
+                Kind.HOLDS,
+                spot,
+                param.dtype,
+                Role.MASTER_WEIGHT,
+                ("the trainer is built here", self.torch.spot(node)),
+                "the trainer's optimizer updates them in place",
+                **attrs,
+            )
+            return
 
     # ---- loss scaling
 

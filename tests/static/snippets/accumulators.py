@@ -54,7 +54,7 @@ def gradient_buffers(model, loader):
     buffers = [torch.zeros(p.shape, dtype=torch.bfloat16) for p in model.parameters()]  # expect: PA208
     for x in loader:
         model(x).sum().backward()
-        for b, p in zip(buffers, model.parameters()):
+        for b, p in zip(buffers, model.parameters(), strict=False):
             b.add_(p.grad)
             p.grad = None
 

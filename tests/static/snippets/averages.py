@@ -16,7 +16,7 @@ class DictEMA:
 
 
 def update_ema(ema, model, decay):
-    for e, p in zip(ema.parameters(), model.parameters()):
+    for e, p in zip(ema.parameters(), model.parameters(), strict=False):
         e.data.lerp_(p.data.to(e.dtype), 1 - decay)
 
 
@@ -34,7 +34,7 @@ def with_copy():
     ema = copy.deepcopy(model).to(dtype=torch.bfloat16)  # expect: PA103
     with torch.no_grad():
         for _ in range(100):
-            for e, p in zip(ema.parameters(), model.parameters()):
+            for e, p in zip(ema.parameters(), model.parameters(), strict=False):
                 e.copy_(0.999 * e + 0.001 * p.to(e.dtype))
 
 
@@ -50,5 +50,5 @@ def float32_average_of_a_low_model():
     model = nn.Linear(4, 4).bfloat16()
     ema = copy.deepcopy(model).float()
     with torch.no_grad():
-        for e, p in zip(ema.parameters(), model.parameters()):
+        for e, p in zip(ema.parameters(), model.parameters(), strict=False):
             e.mul_(0.99).add_(p.float(), alpha=0.01)

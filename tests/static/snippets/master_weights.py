@@ -57,7 +57,7 @@ def by_hand_sgd(loader):
 
 
 def from_name():
-    model = build().to(getattr(torch, "bfloat16"))  # expect: PA101
+    model = build().to(torch.bfloat16)  # expect: PA101
     return torch.optim.Adagrad(model.parameters())  # expect: PA301
 
 
