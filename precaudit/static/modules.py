@@ -142,7 +142,11 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
     spot = torch.spot(node)
     given = ops.dtype_argument(torch, kwargs.get("dtype"))
     dtype = ops.names(given) if given is not None else torch.default_dtype()
-    made = spot if given is not None or is_low(dtype) else None
+    made = spot if given is not None else None
+    if given is None and is_low(dtype):
+        made = torch.interpreter.world.get("default_spot")
+        if made is not None:
+            torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
     origin = given.origin if given is not None else None
     if kind in WEIGHTED or kind == "Embedding" or kind in NORMS or kind in BATCH_NORMS | INSTANCE_NORMS:
         names = WEIGHTED[kind][1] if kind in WEIGHTED else ("weight",) if kind == "Embedding" else ("weight", "bias")

@@ -899,7 +899,8 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     _consumes_softmax(torch, "loss", first, node)
     reduction = constant(kwargs.get("reduction"))
     result = _result(torch, name, decided, [v for v in values if isinstance(v, (Tensor, Opaque))], node)
-    return replace(result, marks=result.marks | {"loss"}, zero_dim=reduction != "none")
+    low_at = result.spot if result.low else None
+    return replace(result, marks=result.marks | {"loss"}, zero_dim=reduction != "none", low_at=low_at)
 
 
 def replace_marks(value: Opaque, torch: Torch) -> Opaque:

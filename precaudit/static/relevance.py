@@ -6,7 +6,7 @@ import re
 
 from precaudit.static.prefilter import TRIGGERS
 
-DEFINITION = re.compile(r"^([ \t]*)(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", re.MULTILINE)
+DEFINITION = re.compile(r"(?:^[ \t]*@.*\n)*^([ \t]*)(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", re.MULTILINE)
 ASSIGNMENT = re.compile(r"^(\w+)[ \t]*(?::[^=\n]+)?=[^=].*(?:\n[ \t)\]}].*)*", re.MULTILINE)
 TRIGGER = re.compile(TRIGGERS.pattern.decode())
 COMMON = frozenset(

@@ -282,6 +282,10 @@ class Torch:
         if isinstance(function, Bound):
             return self.call_method(function.receiver, function.name, args, kwargs, node)
         if isinstance(function, Instance):
+            if function.library == "functools.partial":
+                held = function.store
+                merged = {**held["\0kwargs"].store, **kwargs}
+                return self.interpreter.call(held["\0call"], [*held["\0args"].items, *args], merged, node)
             kind = modules.short(function.cls)
             if kind:
                 return modules.call_library(self, function, kind, args, kwargs, node)
@@ -1027,6 +1031,7 @@ def _set_default_dtype(torch: Torch, name: str, args: list[Value], kwargs: dict[
     wanted = ops.dtype_argument(torch, args[0] if args else None)
     dtype = ops.names(wanted) if wanted is not None else None
     torch.interpreter.heap.put(torch.interpreter.world, "default_dtype", dtype)
+    torch.interpreter.heap.put(torch.interpreter.world, "default_spot", torch.spot(node))
     return NONE
 
 
@@ -1057,12 +1062,11 @@ def _checkpoint(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Va
 
 
 def _partial(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    if args and isinstance(args[0], Ref):
-        bound_args, bound_kwargs = args[1:], dict(kwargs)
-        return Instance(
-            Ref("functools.partial"), {"\0function": args[0], "\0args": seq(bound_args), "\0kwargs": Dict(bound_kwargs)}
-        )
-    return unknown()
+    if not args:
+        return unknown()
+    return Instance(
+        Ref("functools.partial"), {"\0call": args[0], "\0args": seq(args[1:]), "\0kwargs": Dict(dict(kwargs))}
+    )
 
 
 def _averaged_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -1161,6 +1165,7 @@ CALLS: dict[str, Call] = {
     "types.SimpleNamespace": _namespace,
     "argparse.Namespace": _namespace,
     "argparse.ArgumentParser": _parser,
+    "functools.partial": _partial,
     "deepspeed.initialize": _deepspeed,
     "lightning.Trainer": _trainer,
     "lightning.pytorch.Trainer": _trainer,

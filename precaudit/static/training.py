@@ -603,7 +603,7 @@ class Training:
         if isinstance(loss, Tensor) and loss.low and "hand_scaled" not in marks:
             torch.facts.add(
                 Kind.HOLDS,
-                loss.spot or torch.spot(node),
+                (loss.low_at if "loss" in loss.marks else None) or loss.spot or torch.spot(node),
                 loss.dtype,
                 Role.LOSS,
                 ("backward starts from it here", torch.spot(node)),
