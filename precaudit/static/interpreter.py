@@ -130,6 +130,8 @@ class Interpreter:
         self.rest_budget = REST_BUDGET
         self.called: set[Any] = set()
         self.guards: list[str] = []
+        self.rebuilt: frozenset[str] = frozenset()
+        """Loop variables of a comprehension that replaces the list it iterates over."""
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self._texts: dict[Any, str] = {}
         self._constants: dict[Any, Const] = {}
@@ -269,11 +271,21 @@ class Interpreter:
         self.eval(node.value)
 
     def _assign(self, node: cst.Assign) -> None:
+        self._rebuilding(node)
         value = self.eval(node.value)
+        self.rebuilt = frozenset()
         if len(node.targets) == 1:
             value = self.torch.rebinding(node.targets[0].target, node.value, value)
         for target in node.targets:
             self.assign(target.target, value)
+
+    def _rebuilding(self, node: cst.Assign) -> None:
+        """`xs = [f(x) for x in xs]`: its loop variables stand for what the new list replaces."""
+        made = node.value
+        target = node.targets[0].target
+        if isinstance(made, (cst.ListComp, cst.DictComp)) and isinstance(target, (cst.Name, cst.Attribute)):
+            if self.text(target) in self.text(made.for_in.iter):
+                self.rebuilt = frozenset(re.findall(r"\w+", self.text(made.for_in.target)))
 
     def _ann_assign(self, node: cst.AnnAssign) -> None:
         if node.value is not None:
@@ -1235,11 +1247,19 @@ class Interpreter:
         return Dict(store)
 
     def _comprehension(self, node: Any) -> Value:
-        items, open_ = self._generate(node.for_in, lambda: self.eval(node.elt))
+        items, open_ = self._generate(node.for_in, lambda: self._element(node.elt))
         return seq(items, "list" if isinstance(node, cst.ListComp) else "iterator", open_)
 
+    def _element(self, node: Any) -> Value:
+        """One item of a comprehension, which may replace an older one."""
+        rebuilt, self.rebuilt = self.rebuilt, frozenset()
+        value = self.eval(node)
+        self.rebuilt = rebuilt
+        result: Value = self.torch.rebuilding(node, rebuilt, value) if rebuilt else value
+        return result
+
     def _dict_comp(self, node: cst.DictComp) -> Value:
-        pairs, open_ = self._generate(node.for_in, lambda: seq([self.eval(node.key), self.eval(node.value)]))
+        pairs, open_ = self._generate(node.for_in, lambda: seq([self.eval(node.key), self._element(node.value)]))
         store: Store = {}
         for pair in pairs:
             assert isinstance(pair, Seq)

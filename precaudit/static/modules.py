@@ -148,8 +148,19 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
         if made is not None:
             torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
     origin = given.origin if given is not None else None
-    if kind in WEIGHTED or kind == "Embedding" or kind in NORMS or kind in BATCH_NORMS | INSTANCE_NORMS:
-        names = WEIGHTED[kind][1] if kind in WEIGHTED else ("weight",) if kind == "Embedding" else ("weight", "bias")
+    if (
+        kind in WEIGHTED
+        or kind in ("Embedding", "EmbeddingBag")
+        or kind in NORMS
+        or kind in BATCH_NORMS | INSTANCE_NORMS
+    ):
+        names = (
+            WEIGHTED[kind][1]
+            if kind in WEIGHTED
+            else ("weight",)
+            if kind.startswith("Embedding")
+            else ("weight", "bias")
+        )
         for name in names:
             if name == "bias" and truth(kwargs.get("bias", Const(True))) is False:
                 continue
@@ -294,7 +305,7 @@ def call_library(
         if kind in ("LSTM", "GRU", "RNN", "MultiheadAttention"):
             return seq([result, seq([result], "tuple", open=True) if kind == "LSTM" else result], "tuple")
         return result
-    if kind == "Embedding":
+    if kind in ("Embedding", "EmbeddingBag"):
         weight = ops.as_tensor(torch, store.get("weight", unknown()))
         if isinstance(weight, Tensor):
             return ops._result(torch, "embedding", weight.dtype, [weight], node)
@@ -430,11 +441,13 @@ def method(
     if name in ("register_comm_hook",):
         torch.training.comm_hook([*args, *kwargs.values()], node)
         return Const(None)
+    if name == "zero_grad":
+        torch.training.gradients_cleared()
+        return Const(None)
     if name in (
         "load_state_dict",
         "register_forward_hook",
         "register_full_backward_hook",
-        "zero_grad",
         "set_grad_checkpointing",
     ):
         return unknown()

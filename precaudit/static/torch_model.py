@@ -222,11 +222,23 @@ class Torch:
             return value
         others = [self.interpreter.eval(t) for t in terms if t not in mine]
         attribute = isinstance(target, (cst.Attribute, cst.Subscript))
+        if self.in_forward() and isinstance(target, cst.Name) and self.loops() and _recurs(expression, target):
+            self.training.recurrence(tensor, expression)
+            return value
         self.training.accumulate(before, others, expression, "add", attribute)
         kept = before.marks & {"created", "weights"}
         if not kept:
             return value
         return replace(tensor, spot=before.spot, origin=before.origin, loops=before.loops, marks=tensor.marks | kept)
+
+    def rebuilding(self, expression: Any, names: frozenset[str], value: Value) -> Value:
+        """An item of a list that is rebuilt from its older self."""
+        for term in _terms(expression):
+            if isinstance(term, cst.Name) and term.value in names:
+                before = ops.as_tensor(self, self.interpreter.eval(term))
+                if isinstance(before, Tensor) and before.low and before.marks & {"created", "weights"}:
+                    return self.rebinding(term, expression, value)
+        return value
 
     def function_context(self, function: Function) -> Any:
         """What a function's decorators do around its body."""
@@ -348,6 +360,9 @@ class Torch:
             return args[0]
         if last in WRAPPERS and "module" in kwargs:
             return kwargs["module"]
+        if front == "torch.distributed":
+            self.training.reduced(last, args, kwargs, node)
+            return unknown()
         if name.startswith("torch.nn.init."):
             return args[0] if args else unknown()
         if last in ("MixedPrecision", "MixedPrecisionPolicy"):
@@ -362,8 +377,16 @@ class Torch:
         return unknown(*(ops.marks_of(args) & ops.KEPT))
 
     def _escape_inplace(self, name: str, args: list[Value], node: Any) -> None:
-        if name.startswith("_foreach") and name.endswith("_") and args and "gradient" in ops.marks_of(args[:1]):
+        """`torch._foreach_add_(targets, others)` and its kin change each target in place."""
+        if not name.startswith("_foreach") or not name.endswith("_") or not args:
+            return
+        if "gradient" in ops.marks_of(args[:1]):
             self.training.gradient_written(node)
+        short = name.removeprefix("_foreach_").rstrip("_")
+        others = [self.interpreter.element(a) if isinstance(a, Seq) else a for a in args[1:]]
+        if short in ("add", "sub", "lerp", "addcmul", "addcdiv", "copy"):
+            for target in options(self.interpreter.element(args[0])):
+                self.training.accumulate(target, others, node, short, True)
 
     def _wrapped(self, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
         return None
@@ -388,7 +411,7 @@ class Torch:
         wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else Const(True))
         dtype = data.dtype if isinstance(data, Tensor) else None
         origin = data.origin if isinstance(data, Tensor) else None
-        return modules.new_param(dtype, truth(wanted), self.spot(node), origin=origin)
+        return modules.new_param(dtype, truth(wanted), self.spot(node), origin=origin, fresh=True)
 
     def autocast_region(self, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
         """`torch.autocast(...)` in any of its spellings."""
@@ -417,6 +440,8 @@ class Torch:
         region = Autocast(devices, dtype, state, self.spot(node), wanted is not None)
         if state is not False and dtype == {"float16"}:
             self._float16_region = region.spot
+            if wanted is not None and self.training.saw_scaler and region.spot is not None:
+                self.facts.add(Kind.AUTOCAST, region.spot, dtype, enabled=True, prefer="bfloat16")
         return region
 
     def deprecated(self, name: str, node: Any) -> None:
@@ -477,8 +502,7 @@ class Torch:
             self.interpreter.heap.put(receiver.store, "params", receiver.store["params"] + added)
             return NONE
         if name == "zero_grad":
-            states = self.interpreter.paths
-            self.interpreter.set_paths(frozenset(e for e in s if e[0] != "clipped") for s in states)
+            self.training.gradients_cleared()
         return unknown()
 
     def _super_method(
@@ -536,7 +560,7 @@ class Torch:
 
     def _in_place(self, receiver: Tensor, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
         if "gradient" in receiver.marks and name in ("mul", "div", "clamp", "copy"):
-            self.training.gradient_written(node)
+            self._gradient_changed(name, args, node)
         attribute = (
             not isinstance(node.func.value, cst.Name)
             if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
@@ -553,6 +577,14 @@ class Torch:
         if name == "mul":
             marks |= {"decayed"}
         return replace(receiver, marks=marks)
+
+    def _gradient_changed(self, name: str, args: list[Value], node: Any) -> None:
+        """Gradients are clamped or multiplied by something of their own size: clipped; by anything else: unscaled."""
+        factor = ops.marks_of([ops.as_tensor(self, a) for a in args])
+        if name == "clamp" or (name == "mul" and "gradient" in factor):
+            self.training.clip([unknown(), *args], {}, node)
+        else:
+            self.training.gradient_written(node)
 
     def _opaque_method(
         self, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
@@ -806,7 +838,10 @@ class Torch:
                 put(target.store, "spot", self.spot(node))
             elif name == "grad":
                 self.training.gradient_written(node)
+                self.training.gradients_cleared()
             return
+        if isinstance(target, Instance):
+            self._replaced_parameter(target, name, value, node)
         if isinstance(target, Opaque):
             if name == "requires_grad":
                 put(target.store, "requires_grad", truth(value))
@@ -814,6 +849,16 @@ class Torch:
                 put(target.store, "attr:" + name, value)
         if isinstance(target, Tensor) and name == "grad":
             self.training.gradient_written(node)
+
+    def _replaced_parameter(self, target: Instance, name: str, value: Value, node: Any) -> None:
+        """A parameter of one module given to another is tied; a fresh one in its place breaks the tie."""
+        before = target.store.get(name)
+        if not isinstance(value, Param) or not isinstance(before, Param):
+            return
+        if before.store.get("tied") and value.store.get("fresh"):
+            self.facts.add(Kind.CAST, self.spot(node), value.dtype or "", unties=True)
+        elif not value.store.get("fresh"):
+            self.interpreter.heap.put(value.store, "tied", True)
 
     def item(self, value: Value, index: Value, node: Any) -> Value:
         if isinstance(value, Param):
@@ -923,6 +968,8 @@ class Torch:
                 enabled = first.enabled if len(regions) == len(value.options) else None
                 return replace(first, dtype=dtype, enabled=enabled), value
             return (self._unknown_region(node) if any(isinstance(o, Opaque) for o in value.options) else None), value
+        if isinstance(value, Autocast):
+            self._nested_region(value)
         if isinstance(value, (Autocast, Context)):
             return value, value
         if isinstance(value, Function) and value.kind == "manager":
@@ -939,6 +986,24 @@ class Torch:
             return self._unknown_region(node), unknown()
         return None, value
 
+    def _nested_region(self, region: Autocast) -> None:
+        """A region without a dtype inside one of another dtype falls back to the device's default."""
+        outer = self.autocast()
+        if outer is None or outer.spot is None or not outer.enabled or not region.enabled or region.dtype_given:
+            return
+        single = outer.dtype is not None and region.dtype is not None and len(outer.dtype) == len(region.dtype) == 1
+        if single and outer.dtype != region.dtype and region.spot is not None:
+            self.facts.add(
+                Kind.AUTOCAST,
+                region.spot,
+                region.dtype,
+                None,
+                ("the region around it has another dtype", outer.spot),
+                enabled=True,
+                dtype_given=False,
+                nested=True,
+            )
+
     def _unknown_region(self, node: Any) -> Value | None:
         """A context manager that cannot be followed may be an autocast region of any dtype."""
         return Autocast(frozenset({"?"}), None, None, None)
@@ -949,6 +1014,17 @@ def _terms(node: Any) -> list[Any]:
     if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, (cst.Add, cst.Multiply, cst.Subtract)):
         return _terms(node.left) + _terms(node.right)
     return [node]
+
+
+def _recurs(node: Any, target: Any) -> bool:
+    """Whether an expression is `decay * target + something`: a recurrence, not a residual sum."""
+    if not isinstance(node, cst.BinaryOperation) or not isinstance(node.operator, cst.Add):
+        return False
+    if any(isinstance(term, cst.Call) for term in _terms(node)):
+        return False
+    sides = [side for side in (node.left, node.right) if isinstance(side, cst.BinaryOperation)]
+    products = [side for side in sides if isinstance(side.operator, cst.Multiply)]
+    return any(_same_expression(term, target) for side in products for term in _terms(side))
 
 
 def _same_expression(one: Any, other: Any) -> bool:
@@ -1016,8 +1092,11 @@ def _autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str,
     keys = [int(m.split(":")[1]) for m in ops.marks_of([root]) if m.startswith("scaler:")]
     if keys:
         torch.training.scaled_backward(keys, node)
-    marks = {"gradient"} | (ops.marks_of([root]) & {"scaled"})
-    return seq([Tensor(None, torch.spot(node), "grad", frozenset(marks))], "tuple", open=True)
+    marks = {"gradient"}
+    if keys and truth(kwargs.get("create_graph", Const(False))):
+        marks |= {"penalty"}
+    found = Tensor(None, torch.spot(node), "grad", frozenset(marks), low_at=torch.spot(node))
+    return seq([found], "tuple", open=True)
 
 
 def _backward(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

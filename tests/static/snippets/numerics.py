@@ -57,7 +57,7 @@ def log_softmax_loss(loader):
     model = nn.Linear(8, 8).bfloat16()
     for x, y in loader:
         logits = model(x)
-        loss = F.nll_loss(F.log_softmax(logits, dim=-1), y)  # expect: PA401
+        loss = F.nll_loss(F.log_softmax(logits, dim=-1), y)  # expect: PA401 PA404
         loss.backward()
 
 
