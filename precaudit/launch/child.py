@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -63,7 +63,7 @@ def run_command(argv: Sequence[str], environment: Mapping[str, str], timeout: fl
     return Ended(code if code >= 0 else 128 - code, timed_out, time.monotonic() - began)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals_for(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
     # Handlers, not SIG_IGN: an ignored signal stays ignored across exec, a handler does not.
     def stay(number: int, frame: FrameType | None) -> None:
@@ -88,42 +88,44 @@ def _end(child: subprocess.Popen[bytes]) -> int:
     """Ends a command that ran out of time, with its descendants: bash does not pass SIGTERM on to what it runs."""
     family = [child.pid, *descendants(child.pid)]
     _send(family, signal.SIGTERM)
-    try:
-        code = child.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        code = None
-    family += [pid for pid in descendants(child.pid) if pid not in family] if code is None else []
-    _send([pid for pid in family[1:] if _alive(pid)], signal.SIGKILL)
-    if code is None:
-        child.kill()
-        code = child.wait()
-    return code
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        code = child.poll()
+        if code is not None and not any(_alive(pid) for pid in family[1:]):
+            return code
+        time.sleep(0.05)
+    _send([pid for pid in {*family[1:], *descendants(child.pid)} if _alive(pid)], signal.SIGKILL)
+    child.kill()
+    return child.wait()
 
 
 def _send(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            continue
 
 
 def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    return _stat(pid)[:1] not in ([], ["Z"])
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, … of a process from /proc; empty where it has gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    # The command name in parentheses may hold spaces; what follows the last one does not.
+    return text.rpartition(")")[2].split()
 
 
 def descendants(pid: int) -> list[int]:
     """The processes below this one, where the system has /proc; else none."""
     parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The command name in parentheses may hold spaces; what follows the last one does not.
-            fields = entry.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-        except (OSError, IndexError, ValueError):
-            continue
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if len(fields) > 1:
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
     below, open_ends = [], [pid]
     while open_ends:
         found = parents.get(open_ends.pop(), [])

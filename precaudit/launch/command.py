@@ -117,5 +117,5 @@ def _nearly(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     except OSError:
         return f"; there is no folder {path.parent}"
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -14,7 +14,7 @@ from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_ranks
 from precaudit.launch.command import Command
 from precaudit.launch.merge import Merged
-from precaudit.model.vocabulary import Fact, Site
+from precaudit.model.vocabulary import Fact, Role, Site
 from precaudit.model.wire import Finding, Report, Tool
 from precaudit.rulebook import Rulebook
 
@@ -84,7 +84,7 @@ def conclude(
     seen = verdict.Observed(
         statuses=merged.statuses,
         steps=merged.coverage.steps,
-        facts=len(facts),
+        updated=_updated(merged),
         findings=findings,
         fail_on=choice.fail_on,
     )
@@ -103,6 +103,17 @@ def conclude(
         exit_code=ended.code,
     )
     return Traced(report, outcome)
+
+
+def _updated(merged: Merged) -> bool:
+    """Whether training was seen: an attempt at a step, a window that closed, or weights that are being updated."""
+    weights = {Role.MASTER_WEIGHT, Role.OPTIMIZER_STATE}
+    return (
+        merged.coverage.steps > 0
+        or merged.coverage.attempts > 0
+        or any(status != "watching" for status in merged.statuses)
+        or any(fact.role in weights for fact in merged.facts)
+    )
 
 
 def keep(findings: Sequence[Finding], choice: Choice) -> list[Finding]:

@@ -34,7 +34,9 @@ class Observed:
     statuses: Sequence[str]
     """The `status` of each rank file."""
     steps: int
-    facts: int
+    """Optimizer steps taken, those before the window included."""
+    updated: bool
+    """A weight was updated, or an attempt at it was made: there was training to see."""
     findings: Sequence[Finding]
     fail_on: str
 
@@ -48,13 +50,12 @@ def decide(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed
     over = bool(seen.statuses) and all(status == "stopped" for status in seen.statuses)
     failed = ended.code != 0 and not over and not ended.timed_out
     found = loud(seen.findings)
-    observed = seen.steps > 0 or bool(found)
     if found:
         status: Status = "findings"
     elif failed:
         status = "script-failed"
     else:
-        status = "clean" if observed else "inconclusive"
+        status = "clean" if seen.updated else "inconclusive"
     return Verdict(status, _exit_code(status, failed, ended, marks, seen), _line(command, wanted, ended, marks, seen))
 
 
@@ -100,12 +101,12 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
         return f"{command}: {ended.how} before the traced steps were over; the report holds what was seen until then"
     if not seen.statuses:
         return f"{command}: no backward and no optimizer step was taken; trace a command that trains at least one step"
-    if seen.steps == 0:
+    if not seen.updated:
         return f"{command}: ended before an optimizer step was taken; let it train at least {wanted} steps"
     if seen.steps < wanted and "watching" in seen.statuses:
         return (
-            f"{command}: ended after {seen.steps} of {wanted} steps to watch; "
-            "the report holds those (lower --skip or --steps, or let it train longer)"
+            f"{command}: ended after {seen.steps} of the {wanted} steps to see; "
+            "lower --skip or --steps, or let it train longer"
         )
     return ""
 
