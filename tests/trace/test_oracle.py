@@ -1,4 +1,4 @@
-"""What the trace reports of a role is what plain inspection of the same objects finds, dtype by dtype, tensor by tensor."""
+"""What the trace reports of a role is what plain inspection of the objects finds, dtype by dtype, tensor by tensor."""
 
 from __future__ import annotations
 
