@@ -15,7 +15,7 @@ from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Line, Report, Rule, Severity
 from precaudit.report import View, words
 from precaudit.report.evidence import share as share_of
-from precaudit.report.roles import Row, columns, rows, unlisted
+from precaudit.report.roles import Row, columns, rows, unseen
 from precaudit.report.rulepage import grades
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
@@ -425,13 +425,18 @@ def _brief(finding: Finding) -> list[str | tuple[str, str]]:
 def _coverage(page: Page, report: Report, view: View) -> None:
     cover = report.coverage
     said = False
-    unseen = {row.label: row.why_not for row in rows(report) if row.verdict == "not-observed" and row.why_not}
-    unseen |= unlisted(report)
-    if unseen:
+    table = rows(report)
+    reasons = unseen(table, report)
+    known = {row.label for row in table if not row.why_not}
+    special = {name: reason for name, reason in reasons.items() if name not in known or view.verbosity > 0}
+    plain = [f"{name} ({reason})" if reason else name for name, reason in reasons.items() if name not in special]
+    if reasons:
         page.fold([("not observed", STRONG)], 2)
-        column = min(max(cell_len(name) for name in unseen) + 2, max(page.width // 3, 16))
-        for name, reason in unseen.items():
-            page.fold([f"  {name.replace('_', ' ')}".ljust(column + 2), reason], column + 2)
+        column = min(max(map(cell_len, special), default=0) + 2, max(page.width // 3, 16))
+        for name, reason in special.items():
+            page.fold([f"  {name}".ljust(column + 2), reason], column + 2)
+        if plain:
+            page.fold(["  " + "; ".join(plain)], 2)
         said = True
     if cover.unattributed_ops > 0:
         part = share_of(cover.unattributed_ops)
