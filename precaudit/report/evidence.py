@@ -22,6 +22,7 @@ SENTENCES: Mapping[str, str] = {
     "phase_error": "phases are off by up to {number} radians",
     "relative_error": "the result is off by {share}",
     "ties": "{share} of the decisions are ties made by rounding",
+    "certain_share": "{share} of the probabilities are exactly 0 or 1",
     "inf_share": "{share} of the values are inf or nan",
     "skipped_share": "{share} of the attempted steps were skipped",
     "hollow": "{share} of the float32 elements hold only bfloat16 values",

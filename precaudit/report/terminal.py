@@ -237,7 +237,7 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
     if measured := words.evidence(lead):
         page.field("evidence", ["; ".join(measured)])
     if lead.cause:
-        _cause(page, lead.cause, source, "    cause      ")
+        _cause(page, lead, lead.cause, source, "    cause      ")
     if lead.ranks and len(lead.ranks) < report.coverage.ranks:
         page.field("ranks", [", ".join(map(str, lead.ranks))])
     if lead.fix:
@@ -336,8 +336,11 @@ def _code(text: str, finding: Finding) -> tuple[str, int, int]:
     return shown, column, max(cell_len(words.visible(raw[begin:end].replace("\t", TAB))), 1)
 
 
-def _cause(page: Page, cause: Line, source: Source, label: str) -> None:
+def _cause(page: Page, finding: Finding, cause: Line, source: Source, label: str) -> None:
     """What made it so, and the line that did: on the same line where both fit."""
+    if (cause.path, cause.line) == (finding.path, finding.line):
+        page.fold([(label, DIM), cause.text, ", on this line"], len(label))
+        return
     at = words.place(cause)
     code = (source.line(cause.path, cause.line) or "").strip()
     said: list[str | tuple[str, str]] = [(label, DIM), cause.text]
@@ -383,7 +386,7 @@ def _excerpt_story(page: Page, story: Story, source: Source, report: Report, vie
             page.put(Text(f"{gutter} |", DIM))
     indent = len(gutter) + 10
     if lead.cause and lead.cause.text:
-        _cause(page, lead.cause, source, f"{gutter} = cause: ")
+        _cause(page, lead, lead.cause, source, f"{gutter} = cause: ")
     if measured := words.evidence(lead):
         page.fold([(f"{gutter} = seen:  ", DIM), "; ".join(measured)], indent)
     if reason := why(lead):

@@ -122,7 +122,7 @@ def test_what_was_not_observed_is_never_shown_as_ok(root: Path) -> None:
 
 def test_a_role_that_was_not_observed_says_what_has_to_run_to_see_it(root: Path) -> None:
     text = " ".join(render(samples.trace(), "text", root=root, width=120).split())
-    assert "loss scale (needs a GradScaler or another loss scaler)" in text
+    assert "loss scale (needs a loss scaler)" in text
     assert "a traced step took 34.1 ms, an untraced one 17.6 ms (1.9 times); start 2.31 s" in text
 
 
@@ -149,6 +149,15 @@ def test_a_source_file_that_is_gone_or_not_ours_to_quote_leaves_the_place_alone(
     text = render(report, "text", root=tmp_path, width=80)
     assert "train.py:10:17" in text
     assert "password" not in text
+
+
+def test_a_cause_on_the_findings_own_line_is_not_quoted_twice(root: Path) -> None:
+    report = samples.trace()
+    cause = Line(text="the copy was cast to bfloat16", path="train.py", line=11, column=11)
+    report.findings = [samples.finding("PA103", 11, 5, cause=cause)]
+    text = render(report, "text", root=root, width=100)
+    assert text.count("copy.deepcopy(model)\n") == 1
+    assert "    cause      the copy was cast to bfloat16, on this line\n" in text
 
 
 def told(rule: str, cause: Line | None) -> Finding:
@@ -179,6 +188,15 @@ def test_findings_are_grouped_by_their_cause_line_else_by_rule() -> None:
 )  # fmt: skip
 def test_a_share_never_rounds_a_loss_to_nothing_nor_to_all(ratio: float, text: str) -> None:
     assert share(ratio) == text
+
+
+def test_every_number_that_the_trace_measures_has_its_words() -> None:
+    runtime = Path(__file__).parents[2] / "precaudit" / "runtime"
+    source = "".join(path.read_text(encoding="utf-8") for path in runtime.rglob("*.py"))
+    named = set(re.findall(r'evidence\[?"?\]?\["(\w+)"\]', source)) | set(re.findall(r'share\(seen, "(\w+)"\)', source))
+    named |= {key for body in re.findall(r"evidence=\{([^}]*)\}", source) for key in re.findall(r'"(\w+)":', body)}
+    assert "updates_lost" in named
+    assert named <= set(SENTENCES)
 
 
 def test_evidence_is_put_in_words() -> None:
