@@ -209,7 +209,7 @@ def _bars(finding: Finding) -> str:
 def _consequences(story: Story, report: Report) -> str:
     if not story.consequences:
         return ""
-    title = "What else this cause did" if story.lead.cause and story.lead.cause.path else "The same elsewhere"
+    title = "What else this cause did" if story.of_one_cause else "The same elsewhere"
     items = []
     for finding in story.consequences:
         said = "; ".join([*words.evidence(finding), *filter(None, [words.cost(finding, report.coverage.ranks)])])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -248,7 +248,7 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
     else:
         page.field("more", [f"precaudit rules {lead.rule}"])
     if story.consequences:
-        also = "consequences of the same cause" if lead.cause and lead.cause.path else "also"
+        also = "consequences of the same cause" if story.of_one_cause else "also"
         page.fold([(f"    {also}", DIM)], 4)
         for finding in story.consequences:
             _consequence(page, finding, lead, report.coverage.ranks, "      ", view.verbosity)
@@ -516,19 +516,17 @@ def rule_page(rule: Rule, *, color: bool, width: int) -> str:
         for line in code.strip("\n").split("\n"):
             _segments(page, words.visible(line), 0, 0, "    ", "")
     page.gap()
-    page.fold([("fix  ", STRONG), rule.fix], 5)
+    page.fold([("fix", STRONG)], 0)
+    page.fold([rule.fix], 4, start=4)
     for framework, fix in rule.fixes.items():
-        page.fold([(f"     {framework}: ", DIM), fix], 7)
+        page.fold([(f"{framework}: ", DIM), fix], 8, start=4)
     page.gap()
-    page.fold([("ignore when  ", STRONG), rule.ignore_when], 0)
-    page.fold([("             # precaudit: ignore[", DIM), (rule.id, DIM), ("] - the reason", DIM)], 0)
+    page.fold([("ignore when", STRONG)], 0)
+    page.fold([rule.ignore_when], 4, start=4)
+    page.fold([(f"# precaudit: ignore[{rule.id}] - the reason", DIM)], 4, start=4)
     if rule.references:
         page.gap()
         page.fold([("references", STRONG)], 0)
-        _lines(page, rule.references)
+        for url in rule.references:
+            page.fold([(url, PLACE)], 4, start=4)
     return page.text()
-
-
-def _lines(page: Page, texts: Iterable[str]) -> None:
-    for text in texts:
-        page.fold([f"    {text}"], 4)

@@ -178,6 +178,19 @@ def test_findings_are_grouped_by_their_cause_line_else_by_rule() -> None:
     assert len(stories(findings, by_rule=False)) == 4
 
 
+def test_a_finding_on_the_line_that_is_anothers_cause_belongs_to_its_story() -> None:
+    cast, built = Line(text="cast", path="train.py", line=8), Line(text="built", path="train.py", line=10)
+    findings = [
+        samples.finding("PA301", 10, cause=cast),
+        samples.finding("PA401", 20),
+        samples.finding("PA302", 30, cause=Line(text="eps", path="train.py", line=29)),
+        samples.finding("PA101", 8, cause=built),
+        samples.finding("PA105", 29, cause=built),
+    ]
+    told = [[s.lead.rule, *(c.rule for c in s.consequences)] for s in stories(findings, by_rule=False)]
+    assert told == [["PA301", "PA302", "PA101", "PA105"], ["PA401"]]
+
+
 @pytest.mark.parametrize(
     ("ratio", "text"),
     [
