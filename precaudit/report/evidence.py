@@ -45,13 +45,13 @@ def share(ratio: float) -> str:
     percent = ratio * 100
     if percent in (0, 100):
         return f"{percent:.0f} %"
-    if percent < 0.001:
+    if abs(percent) < 0.001:
         return "under 0.001 %"
-    for digits in (0, 1, 2, 3) if percent >= 10 and percent <= 98 else (1, 2, 3):
-        text = f"{percent:.{digits}f}"
-        if float(text) not in (0.0, 100.0):
-            return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
-    return f"{percent:g} %"
+    digits = 0 if 10 <= percent <= 98 else 1 if 1 <= percent <= 98 else 2 if percent < 1 else 1
+    while float(f"{percent:.{digits}f}") in (0.0, 100.0) and digits < 4:
+        digits += 1
+    text = f"{percent:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def number(value: float) -> str:

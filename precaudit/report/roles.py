@@ -1,0 +1,74 @@
+"""The role table as rows for people: one row per role, one number per dtype, one verdict."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from precaudit import rulebook
+from precaudit.model.vocabulary import Role
+from precaudit.model.wire import Report, Severity
+
+ALWAYS = ("float32", "bfloat16", "float16")
+"""Dtypes that have a column even where nothing held them."""
+WORST_FIRST = ("violation", "allowed", "ok", "not-observed")
+
+
+class Row(NamedTuple):
+    """One role of the report."""
+
+    label: str
+    wanted: str
+    """The dtype the table wants, or "any"."""
+    tensors: dict[str, int]
+    """Dtype -> tensors that held it."""
+    bytes: int
+    verdict: str
+    """violation, allowed, ok or not-observed: the worst of the role's dtypes."""
+    rules: list[str]
+    """Ids of the errors and warnings of this role, worst first."""
+    worst: Severity | None
+    why_not: str
+    """Why the role was not observed, and what would have to run to see it."""
+
+
+def rows(report: Report) -> list[Row]:
+    """One row per role the report names, in the order of the role table."""
+    grouped: dict[str, Row] = {}
+    table = rulebook.load().roles
+    for summary in report.roles:
+        known = table.get(Role(summary.role)) if summary.role in {role.value for role in table} else None
+        row = grouped.get(summary.role)
+        if row is None:
+            mine = [
+                f
+                for f in report.findings
+                if f.role == summary.role and not f.suppressed and f.severity is not Severity.NOTE
+            ]
+            mine.sort(key=lambda f: -f.severity.rank)
+            row = Row(
+                label=known.label if known else summary.role.replace("_", " "),
+                wanted=known.wanted[0] if known else "any",
+                tensors={},
+                bytes=0,
+                verdict="not-observed",
+                rules=list(dict.fromkeys(f.rule for f in mine)),
+                worst=mine[0].severity if mine else None,
+                why_not=report.coverage.not_observed.get(summary.role, ""),
+            )
+        if summary.dtype:
+            row.tensors[summary.dtype] = row.tensors.get(summary.dtype, 0) + summary.tensors
+        worse = min(row.verdict, summary.verdict, key=WORST_FIRST.index)
+        grouped[summary.role] = row._replace(bytes=row.bytes + summary.bytes, verdict=worse)
+    return list(grouped.values())
+
+
+def columns(table: list[Row]) -> list[str]:
+    """The dtypes that have a column: the usual three, then every other one that was held."""
+    held = {dtype for row in table for dtype in row.tensors}
+    return [*ALWAYS, *sorted(held - set(ALWAYS))]
+
+
+def unlisted(report: Report) -> dict[str, str]:
+    """What was not observed although it is no row of the table: checkpointing, evaluation, … -> why."""
+    listed = {summary.role for summary in report.roles}
+    return {name: why for name, why in report.coverage.not_observed.items() if name not in listed}

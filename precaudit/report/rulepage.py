@@ -1,0 +1,70 @@
+"""The rule table and each rule's page in plain text and in Markdown: for SARIF, the docs and `precaudit rules`."""
+
+from __future__ import annotations
+
+from precaudit.model.wire import Rule, Severity
+from precaudit.report import markup
+from precaudit.rulebook import Rulebook
+
+INTRO = """\
+# Rules
+
+What must stay in float32 in a training run, what may be low, and what else goes wrong with mixed precision. `check`
+reads source and configuration, `trace` watches a real run, `checkpoint` reads saved files. Where two severities stand,
+measured damage, or the case, decides: the plain case comes first. Notes are shown with `-v`.
+
+Silence one line with `# precaudit: ignore[PA301] - the reason`.
+"""
+
+
+def grades(rule: Rule) -> list[str]:
+    """Every severity the rule may earn, the plain case first."""
+    levels = [rule.severity, *(grade.severity for grade in rule.grades)]
+    names = (level.value if isinstance(level, Severity) else level for level in levels)
+    return list(dict.fromkeys(name for name in names if name != "silent"))
+
+
+def why(rule: Rule) -> str:
+    return " ".join(rule.why.split())
+
+
+def plain_page(rule: Rule) -> str:
+    """One rule in plain paragraphs."""
+    parts = [f"{rule.title}.", why(rule), f"Fix: {rule.fix}.", f"Ignore it when: {rule.ignore_when}"]
+    return "\n\n".join(parts)
+
+
+def rule_markdown(rule: Rule, level: int = 2) -> str:
+    """One rule as a Markdown page: what, why, wrong and right code, fixes, when to ignore, references."""
+    head = "#" * level
+    lines = [
+        f"{head} {rule.id} {rule.name}",
+        f"{markup.text(rule.title)}. *{', '.join(grades(rule))}; seen by {', '.join(rule.seen_by)}*",
+        f"**Why.** {markup.text(why(rule))}",
+        "**Wrong**",
+        markup.block(rule.wrong, "python"),
+        "**Right**",
+        markup.block(rule.right, "python"),
+        f"**Fix.** {markup.text(rule.fix)}",
+    ]
+    if rule.fixes:
+        lines.append("\n".join(f"- {name}: {markup.text(fix)}" for name, fix in rule.fixes.items()))
+    lines.append(f"**Ignore it when.** {markup.text(rule.ignore_when)}")
+    if rule.references:
+        lines.append("References: " + ", ".join(f"<{url}>" for url in rule.references))
+    return "\n\n".join(lines) + "\n"
+
+
+def table_markdown(book: Rulebook, page: str | None = None) -> str:
+    """The rule table in Markdown; `page` is the page whose sections the names link to ("" is this one), or None."""
+    lines = ["| Rule | Name | Severity | Seen by | What |", "|---|---|---|---|---|"]
+    for rule in book.rules.values():
+        name = rule.name if page is None else f"[{rule.name}]({page}#{rule.id.lower()}-{rule.name})"
+        what = markup.text(rule.title)
+        lines.append(f"| {rule.id} | {name} | {', '.join(grades(rule))} | {', '.join(rule.seen_by)} | {what} |")
+    return "\n".join(lines) + "\n"
+
+
+def docs_page(book: Rulebook) -> str:
+    """`docs/rules.md`: the table, then one section per rule."""
+    return "\n".join([INTRO, table_markdown(book, page=""), *(rule_markdown(rule) for rule in book.rules.values())])

@@ -1,0 +1,206 @@
+"""What every format says in the same words: marks, places, sizes, counts, the opening and the closing line."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from precaudit.model.wire import Finding, Line, Report, Severity
+from precaudit.report.evidence import sentence
+
+MARKS: Mapping[Severity, str] = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTE: "i"}
+"""The sign of each severity where colour may be missing."""
+NAMES = re.compile(r"[A-Za-z_]+\d+")
+"""Digits that belong to a name, `float16` or `beta2`, are no number."""
+UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def visible(text: str) -> str:
+    """Text from outside with control, bidirectional and lone surrogate characters written as escapes.
+
+    A terminal would obey them. Newlines and tabs become spaces: what calls this shows one paragraph.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        " " if char in "\n\r\t" else char if char.isprintable() or unicodedata.category(char) == "Zs" else _escape(char)
+        for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of 1000: "4.10 GB"."""
+    value, unit = float(count), 0
+    while abs(value) >= 999.5 and unit < len(UNITS) - 1:
+        value /= 1000
+        unit += 1
+    return (
+        f"{count:,} bytes"
+        if unit == 0
+        else f"{value:.3g} {UNITS[unit]}"
+        if value >= 100
+        else f"{value:.2f} {UNITS[unit]}"
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 error`, `2 errors`, `2 micro-batches`."""
+    many = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith(("s", "ch")) else "s")
+    return f"{count:,} {noun if count == 1 else many}"
+
+
+def place(finding: Finding | Line) -> str:
+    """`train.py:42:17`, as editors and terminals make it a link; empty where the place is not known."""
+    if not finding.path:
+        return ""
+    numbers = [str(n) for n in (finding.line, finding.column if finding.line else None) if n]
+    return ":".join([visible(finding.path), *numbers])
+
+
+def evidence(finding: Finding) -> list[str]:
+    """The measured numbers in words, in the order of the table of sentences."""
+    return [visible(sentence(name, value)) for name, value in finding.evidence.items()]
+
+
+def cost(finding: Finding, ranks: int) -> str:
+    """What the fix adds in memory; empty where nothing is known to be added."""
+    return f"+{size(finding.cost_bytes)}{'/rank' if ranks > 1 else ''}" if finding.cost_bytes else ""
+
+
+def loud(report: Report, verbosity: int = 0) -> list[Finding]:
+    """The findings a person is shown, worst first: neither suppressed ones, nor notes unless asked for."""
+    shown = [f for f in report.findings if not f.suppressed and (f.severity is not Severity.NOTE or verbosity > 0)]
+    return sorted(shown, key=lambda f: -f.severity.rank)
+
+
+def count_of(report: Report, severity: Severity) -> int:
+    return sum(1 for f in report.findings if f.severity is severity and not f.suppressed)
+
+
+def opening(report: Report) -> list[str]:
+    """The parts of the line a report opens with: versions, set-up, ranks, steps or files."""
+    setup = dict(report.coverage.setup)
+    parts = [f"precaudit {report.tool.version}"]
+    if version := setup.pop("torch", ""):
+        parts.append(f"torch {version}")
+    autocast = setup.pop("autocast", "")
+    named = [setup.pop("frameworks", ""), autocast and f"autocast({autocast})", setup.pop("optimizer", "")]
+    if what := ", ".join(name for name in named if name):
+        parts.append(what)
+    if device := setup.pop("device", ""):
+        parts.append(f"on {device}")
+    parts.extend(f"{key.replace('_', ' ')} {value}" for key, value in setup.items() if value)
+    cover = report.coverage
+    if cover.ranks > 1:
+        differ = any(f.rule == "PA505" and not f.suppressed for f in report.findings)
+        parts.append(f"{cover.ranks} ranks {'differ' if differ else 'agree'}")
+    if cover.steps or report.command in ("trace", "audit"):
+        parts.append(_steps(report))
+    if report.command in ("check", "audit"):
+        parts.append(plural(cover.files, "file"))
+    return [visible(part) for part in parts]
+
+
+def _steps(report: Report) -> str:
+    cover = report.coverage
+    if not cover.steps and not cover.traced_steps:
+        return "no optimizer step"
+    traced = cover.traced_steps
+    if not traced:
+        text = plural(cover.steps, "optimizer step")
+    elif len(traced) == 1:
+        text = f"optimizer step {traced[0]}"
+    elif traced == list(range(traced[0], traced[-1] + 1)):
+        text = f"optimizer steps {traced[0]}-{traced[-1]}"
+    else:
+        text = f"optimizer steps {', '.join(map(str, traced))}"
+    more = [plural(cover.micro_batches, "micro-batch")] if cover.micro_batches else []
+    if cover.skipped_steps:
+        more.append(f"{cover.skipped_steps} skipped")
+    return f"{text} ({', '.join(more)})" if more else text
+
+
+def verdict(report: Report) -> str:
+    """The whole report in one clause: what was found, or why nothing can be said."""
+    counts = (
+        f"{plural(count_of(report, Severity.ERROR), 'error')}, {plural(count_of(report, Severity.WARNING), 'warning')}"
+    )
+    found = bool(count_of(report, Severity.ERROR) or count_of(report, Severity.WARNING))
+    if report.status == "inconclusive":
+        what = "examined" if report.command in ("check", "checkpoint") else "observed"
+        return f"inconclusive: nothing was {what}, so this says nothing about the precision"
+    if report.status == "script-failed":
+        code = "" if report.exit_code is None else f" with exit code {report.exit_code}"
+        return f"the traced command failed{code}; until then: {counts}"
+    return counts if found else "no errors, no warnings"
+
+
+def closing(report: Report, verbosity: int = 0) -> list[str]:
+    """The parts of the last line: the verdict, what was looked at, what is not shown, the next useful command."""
+    parts = [verdict(report)]
+    notes = count_of(report, Severity.NOTE)
+    if notes:
+        parts.append(
+            plural(notes, "note") + ("" if verbosity > 0 else " (-v shows them)" if notes > 1 else " (-v shows it)")
+        )
+    if hidden := sum(1 for f in report.findings if f.suppressed):
+        parts.append(f"{hidden} suppressed")
+    observed = {row.role for row in report.roles if row.verdict != "not-observed"}
+    if report.command != "check" and observed:
+        looked = plural(len(observed), "role")
+        parts.append(
+            f"{looked}, {plural(report.coverage.parameters, 'parameter')}" if report.coverage.parameters else looked
+        )
+    elif report.command == "check":
+        parts.append(plural(report.coverage.files, "file"))
+    if step := next_command(report):
+        parts.append(f"next: {step}")
+    return parts
+
+
+def next_command(report: Report) -> str:
+    """The command that is most useful after this report; empty where there is none to suggest."""
+    shown = loud(report)
+    if report.command == "check":
+        return f"precaudit rules {shown[0].rule}" if shown else "precaudit trace <your training command>"
+    if report.command == "trace" and report.status in ("clean", "findings"):
+        return "precaudit report --output-format html"
+    return f"precaudit rules {shown[0].rule}" if shown else ""
+
+
+def overhead(report: Report) -> list[str]:
+    """What the trace itself cost, in words; the name's ending gives the unit (`_s`, `_ms`, `_us`, `_bytes`)."""
+    return [visible(_measure(name, value)) for name, value in report.coverage.overhead.items()]
+
+
+def _measure(name: str, value: float) -> str:
+    stem, _, unit = name.rpartition("_")
+    if unit == "ratio":
+        return f"{stem.replace('_', ' ')} x {value:.3g}"
+    units = {"s": "s", "ms": "ms", "us": "µs", "share": "%"}
+    if unit == "bytes":
+        return f"{stem.replace('_', ' ')} {size(int(value))}"
+    if stem and unit in units:
+        shown = f"{value * 100:.3g}" if unit == "share" else f"{value:.3g}"
+        return f"{stem.replace('_', ' ')} {shown} {units[unit]}"
+    return f"{name.replace('_', ' ')} {value:.3g}"
+
+
+def opening_sentences(text: str) -> str:
+    """A rule's why up to the end of the first sentence that gives a number, on one line."""
+    flat = " ".join(text.split())
+    for end, char in enumerate(flat):
+        ends = char in ".?!" and flat[end + 1 : end + 2] == " " and flat[end + 2 : end + 3].isupper()
+        if ends and any(c.isdigit() for c in NAMES.sub("", flat[:end])):
+            return flat[: end + 1]
+    return flat
+
+
+def one_line(parts: Iterable[str]) -> str:
+    return " · ".join(part for part in parts if part)
