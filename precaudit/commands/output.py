@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
+
+from precaudit.errors import UsageError
 
 if TYPE_CHECKING:
     from precaudit.model.wire import Report
@@ -22,10 +25,31 @@ def wants_color(file: TextIO) -> bool:
 
 
 def print_report(report: Report, output_format: str, file: TextIO, verbosity: int = 0) -> None:
-    """Prints the report in this format on `file`, in colour where that suits."""
-    for finding in report.findings:
-        print(f"{finding.path}:{finding.line}: {finding.severity.value} {finding.rule} {finding.message}", file=file)
-    print(f"{report.status}: {len(report.findings)} findings", file=file, flush=True)
+    """Prints the report in this format on `file`, in colour where that suits. Raises UsageError for no such format."""
+    from precaudit.report import render
+
+    text = render(report, output_format, color=wants_color(file), verbosity=verbosity, width=width_of(file))
+    file.write(text)
+    file.flush()
+
+
+def check_format(output_format: str) -> None:
+    """Raises UsageError now, before hours of training, for a format that does not exist."""
+    from precaudit.report import FORMATS
+
+    if output_format not in FORMATS:
+        near = difflib.get_close_matches(output_format, FORMATS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(FORMATS)}"
+        raise UsageError(f"--output-format: '{output_format}' is not an output format; {hint}")
+
+
+def width_of(file: TextIO) -> int:
+    """The columns of the terminal that `file` is; else COLUMNS, or 100 where lines are wrapped for a log."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns
+    except (OSError, ValueError):
+        columns = os.environ.get("COLUMNS", "")
+        return int(columns) if columns.isdigit() else 100
 
 
 def listed(values: tuple[str, ...]) -> list[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from precaudit.commands.output import chosen_rules, listed, print_report, say
+from precaudit.commands.output import check_format, chosen_rules, listed, print_report, say
 from precaudit.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from precaudit.launch.trace import Traced
 
 
 class Count(click.IntRange):
@@ -79,6 +83,7 @@ def trace(
     if os.environ.get("PRECAUDIT_DISABLE") == "1":
         say("PRECAUDIT_DISABLE=1: running untraced")
         return run_command(resolved.argv, os.environ).code
+    check_format(output_format)
     if output is not None:
         check_writable(output)
     book = rulebook.load()
@@ -105,12 +110,25 @@ def trace(
             write_atomically(output, text)
         except OutputError as error:
             failures.append(error)
-    print_report(traced.report, output_format, sys.stderr, verbosity=-1 if quiet else verbose)
-    if traced.verdict.line:
-        say(traced.verdict.line)
+    _show(traced, output_format, verbosity=-1 if quiet else verbose)
     if failures:
         raise failures[0]
     return traced.verdict.exit_code
+
+
+def _show(traced: Traced, output_format: str, verbosity: int) -> None:
+    """Prints the report on stderr, since stdout is the command's, and last the line that says what went wrong.
+
+    Where nothing was observed that line is all there is to say: a table of "not observed" would bury it.
+    """
+    report, line = traced.report, traced.verdict.line
+    if report.facts or output_format != "text" or not line:
+        notes = [note for note in report.coverage.notes if note != line]
+        coverage = report.coverage.model_copy(update={"notes": notes})
+        shown = report if output_format != "text" else report.model_copy(update={"coverage": coverage})
+        print_report(shown, output_format, sys.stderr, verbosity)
+    if line:
+        say(line)
 
 
 def _roles(names: list[str]) -> frozenset[str]:

@@ -221,8 +221,8 @@ def await_file(path: Path) -> None:
 LINGERING = """
 import signal, sys, time, torch
 torch.step('bfloat16')
-open('ready', 'w').close()
 try:
+    open('ready', 'w').close()
     time.sleep(60)
 except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
