@@ -78,7 +78,7 @@ class _Held:
                 self.sha.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             if value.grad_fn is None and value.requires_grad:
                 self.add(f"{name}.grad", value.grad, depth)
-        elif isinstance(value, float | int | str | bool):
+        elif isinstance(value, float | int | bool):
             self.sha.update(f"{name} {value!r}".encode())
         elif isinstance(value, Mapping):
             for key, item in list(value.items()):
@@ -109,12 +109,12 @@ def unchanged_world() -> Iterator[None]:
     seeds = torch.random.get_rng_state(), random.getstate()
     dtype, threads, gradients = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
     autocast = {d: (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")}
-    environ = dict(os.environ)
+    environ, excepthook = dict(os.environ), sys.excepthook
     try:
         with warnings.catch_warnings():
             yield
     finally:
-        sys.argv, sys.path[:] = argv, path
+        sys.argv, sys.path[:], sys.excepthook = argv, path, excepthook  # init_process_group sets the last
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(environ)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import torch_private as private
 from .ledger import Ledger
-from .torch_private import Tensor
 
 SAMPLE = 65_536
 
@@ -47,7 +47,7 @@ class Shadow:
         self.exact = self.before.float()
 
     def measure(self) -> list[Tensor]:
-        """Elements that should have moved, those of them that did not, ‖error‖², ‖exact step‖², ‖exact‖²; 0-d tensors."""
+        """Elements that should move, those that did not, ‖error‖², ‖exact step‖², ‖exact‖²; 0-d tensors."""
         after = self.tensor if self.whole else _sampled(self.tensor)
         step = self.exact - self.before.float()
         should = step != 0

@@ -6,8 +6,9 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
 from . import torch_private as private
-from .torch_private import Tensor
 
 V = TypeVar("V")
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ..model.vocabulary import Cause, Fact, Kind, Role, Scalar, Site
-from .torch_private import Tensor
 
 
 @dataclass(slots=True)

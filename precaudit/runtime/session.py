@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -14,19 +15,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..model.vocabulary import FLOATING, Cause, Kind, Role, Site, rounds_to
 from . import torch_private as private
 from .identity import StorageMap
 from .ledger import Ledger, Observation
+from .probes.autocast import AutocastProbe
 from .probes.backward import BackwardProbe, Walk, loss_factor, walk
 from .probes.construction import ConstructionProbe
 from .probes.ops import DTYPE_NAMES, LOW, OpProbe, Write
 from .probes.optimizers import OptimizerProbe, group_tensors, nbytes, parameters, state_tensors
 from .probes.scaling import LARGEST_SANE_SCALE, ScalingProbe
 from .sites import enclosing_module, user_site
-from .torch_private import Tensor
-from .window import Window
+from .window import FORWARD, GRADIENTS, Window
 
 FORMAT = 1
 DEFAULTS: Mapping[str, Any] = {
@@ -57,6 +59,7 @@ class Session:
         self.ledger = Ledger()
         self.construction = ConstructionProbe(self)
         self.ops = OpProbe(self)
+        self.autocast = AutocastProbe(self)
         self.backward = BackwardProbe(self)
         self.scaling = ScalingProbe(self)
         self.optimizers = OptimizerProbe(self)
@@ -74,7 +77,6 @@ class Session:
         self._underflow = [0.0, 0.0, 0.0]
         self._running: StorageMap[bool] = StorageMap()
         self._shapes: set[tuple[int, ...]] = set()
-        self._autocast = ""
         self._last_leaves: list[Tensor] = []
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
@@ -87,7 +89,8 @@ class Session:
 
     def install(self) -> None:
         self._installed = True
-        for probe in (self.construction, self.scaling, self.backward, self.optimizers):
+        atexit.register(self._at_exit)
+        for probe in (self.construction, self.autocast, self.scaling, self.backward, self.optimizers):
             self._undo += probe.install()
         if torch.distributed.is_available():
             ddp = torch.nn.parallel.DistributedDataParallel
@@ -105,6 +108,12 @@ class Session:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        """The program ended before the window did: what was seen last is still written."""
+        self.guard("the end of the program", self.ledger.settle)
+        self.write()
 
     def patch(
         self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -167,15 +176,6 @@ class Session:
     def module_name(self, module: Any) -> str:
         return self.construction.module_name(module) if module is not None else ""
 
-    def autocast_words(self) -> str:
-        return self._autocast
-
-    def saw_autocast(self) -> None:
-        if not self._autocast:
-            for device in ("cuda", "cpu"):
-                if torch.is_autocast_enabled(device):
-                    self._autocast = f"{DTYPE_NAMES[torch.get_autocast_dtype(device)]} on {device}"
-
     # -- backward
 
     def before_backward(self, roots: Any, args: Any, accumulates: bool) -> None:
@@ -216,7 +216,7 @@ class Session:
         gradient = args[0][0] if args and isinstance(args[0], (list, tuple)) and args[0] else None
         self._see_loss_scaling(tensors, found, scaler, gradient)
         if any(torch.is_autocast_enabled(device) for device in {leaf.device.type for leaf in leaves}):
-            self._once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
+            self.once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
 
     def after_backward(self, accumulates: bool) -> None:
         self.ops.norm_read = False
@@ -231,8 +231,10 @@ class Session:
                 self._parameters.set(leaf, True)
                 self._shapes.add(tuple(leaf.shape))
         self._last_leaves = []
+        if not self.window.attempts and self.window.micro_batches <= 64:
+            self.write()
 
-    def _once(self, key: Any, observation: Observation) -> Observation:
+    def once(self, key: Any, observation: Observation) -> Observation:
         """The observation under this key, made now if it is new, counted once more."""
         seen = self.ledger.get(key) or self.ledger.put(key, observation)
         seen.count += 1
@@ -251,9 +253,9 @@ class Session:
         weights: dict[Any, list[int]] = {}
         for key, leaf in found.leaves.items():
             dtype = found.casts_of_leaves.get(key, leaf.dtype)
-            tally = weights.setdefault(dtype, [0, 0])
-            tally[0] += 1
-            tally[1] += leaf.numel() * getattr(dtype, "itemsize", leaf.element_size())
+            held = weights.setdefault(dtype, [0, 0])
+            held[0] += 1
+            held[1] += leaf.numel() * getattr(dtype, "itemsize", leaf.element_size())
         for dtype, (count, size) in weights.items():
             self._row(Role.FORWARD_WEIGHT, dtype, count, size)
 
@@ -280,7 +282,7 @@ class Session:
                     site = self.ops.scalar_sites[number] if self.ops.scalar_sites[number].line else site
             detail = f"{root.numel()} elements" if root.numel() != 1 else ""
             key = ("loss", dtype)
-            seen = self._once(
+            seen = self.once(
                 key, Observation(Kind.HOLDS, DTYPE_NAMES.get(dtype, str(dtype)), Role.LOSS, site, detail=detail)
             )
             if dtype in LOW and site is not None and (seen.site is None or self.ops.mode is not None):
@@ -296,7 +298,7 @@ class Session:
         if factor is None:
             return
         key = ("gradient", "float16", "unscaled")
-        seen = self._once(
+        seen = self.once(
             key,
             Observation(
                 Kind.HOLDS,
@@ -335,7 +337,7 @@ class Session:
             and not self.scaling.scale_read
             and not self.ops.gradients_rescaled
         ):
-            self._once(
+            self.once(
                 ("step", "scaled", id(optimizer)),
                 Observation(
                     Kind.OPTIMIZER_STEP,
@@ -345,7 +347,7 @@ class Session:
                 ),
             )
         if any(torch.is_autocast_enabled(device) for device in {p.device.type for p in mine}):
-            self._once(
+            self.once(
                 ("autocast", "step", id(optimizer)),
                 Observation(Kind.OPTIMIZER_STEP, site=user_site(), detail=name, attrs={"autocast": True}),
             )
@@ -401,6 +403,8 @@ class Session:
 
     def attempted(self, optimizer: Any, skipped: bool) -> None:
         """A step boundary: numbers are read, the window opens or closes, the rank file is renewed."""
+        if self.window.phase == GRADIENTS:  # a skipped step: its hooks did not fire
+            self.window.phase = FORWARD
         traced = self.ops.mode is not None
         self._stepped[optimizer] = True
         self.window.attempt(optimizer, skipped, traced)
@@ -629,8 +633,10 @@ class Session:
                 reason = "scale-too-large"
             elif state.smallest_skip_scale < 1:
                 reason = "scale-below-one"
-            elif self.window.longest_skip_run >= 8:
+            elif self.window.consecutive_skips >= 8:
+                # A run of skips that ended was the search for the first scale that fits.
                 reason = "consecutive"
+            self.ledger.observations.pop(("skipped", id(scaler)), None)
             if reason:
                 share = self.window.skipped / max(1, self.window.attempts)
                 self.ledger.put(
@@ -653,7 +659,7 @@ class Session:
         self._running.set(buffer, True)
         module = enclosing_module(torch.nn.Module)
         cause = self.construction.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
-        seen = self._once(
+        seen = self.once(
             ("running", buffer.dtype),
             Observation(
                 Kind.HOLDS,
@@ -669,7 +675,7 @@ class Session:
 
     def saw_gradient_reduction(self, tensor: Tensor, name: str) -> None:
         own_line = user_site()
-        seen = self._once(
+        seen = self.once(
             ("reduction", tensor.dtype),
             Observation(
                 Kind.HOLDS,
@@ -687,7 +693,7 @@ class Session:
         alive = [owner for owner in owners if owner is not None]
         if not self.scaling.any_scaled(alive) or self.scaling.scale_read or self.ops.gradients_rescaled:
             return
-        self._once(
+        self.once(
             ("clip", "scaled"),
             Observation(
                 Kind.CLIP,
@@ -895,7 +901,7 @@ class Session:
                 "setup": {
                     "torch": torch.__version__,
                     "device": ", ".join(devices),
-                    "autocast": self._autocast,
+                    "autocast": self.autocast.setup(),
                     "optimizer": ", ".join(optimizers),
                 },
             },

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.autograd.graph
+import torch.utils._python_dispatch
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-Tensor = torch.Tensor
 DispatchMode: Any = torch.utils._python_dispatch.TorchDispatchMode
 
 graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
@@ -118,7 +119,7 @@ def _stack() -> list[Any]:
 
 
 def _pop_all() -> list[Any]:
-    """The modes of this thread, bottom first, taken off the stack. Infra modes (fake, functional) stay where they are."""
+    """This thread's modes, bottom first, taken off the stack; infra modes (fake, functional) stay where they are."""
     modes = []
     for _ in range(torch._C._len_torch_dispatch_stack()):
         top = torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from .. import torch_private as private
-from ..torch_private import Tensor
 from ..window import BACKWARD, GRADIENTS, OPTIMIZER
 from .ops import DTYPE_NAMES, LOW
 

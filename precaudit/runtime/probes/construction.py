@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn.modules import module as modules
 
 from ...model.vocabulary import Cause, Site
 from ..identity import StorageMap, TensorMap
-from ..sites import user_site
-from ..torch_private import Tensor
+from ..sites import is_user_file, site_of, user_frame, user_site
 from .ops import DTYPE_NAMES, LOW
 
 if TYPE_CHECKING:
@@ -105,11 +105,21 @@ class ConstructionProbe:
         return build
 
     def _built(self, made: Any) -> None:
-        site = user_site(3)
+        site = self._outside_of(made)
         if site is not None and made not in self.built_at:
             self.built_at[made] = site
         if isinstance(made, torch.optim.Optimizer):
             self.optimizers.add(made)
+
+    @staticmethod
+    def _outside_of(made: Any) -> Site | None:
+        """The user's line that called the constructor, not the `super().__init__()` inside the user's subclass."""
+        frame = user_frame()
+        while frame is not None and is_user_file(frame.f_code.co_filename) and frame.f_locals.get("self") is made:
+            frame = frame.f_back
+        while frame is not None and not is_user_file(frame.f_code.co_filename):
+            frame = frame.f_back
+        return site_of(frame) if frame is not None else user_site()
 
     # -- questions
 

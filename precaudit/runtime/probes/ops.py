@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
 from .. import torch_private as private
-from ..evidence import REPLAYABLE, Replay, nonfinite, underflow
+from ..evidence import REPLAYABLE, Replay, nonfinite, sample, underflow
 from ..identity import StorageMap
 from ..ledger import Observation
 from ..optable import (
@@ -34,7 +35,6 @@ from ..optable import (
     SHAPING,
 )
 from ..sites import enclosing_module, user_frame, user_site
-from ..torch_private import Tensor
 from ..window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ class OpProbe:
             "sort": self.consumes_softmax,
             "multinomial": self.consumes_softmax,
             "log": self.consumes_softmax,
+            "binary_cross_entropy": self.binary_cross_entropy,
             "arange": self.arange,
             "cumsum": self.cumsum,
             "_to_copy": self.casts,
@@ -239,7 +240,7 @@ class OpProbe:
             if name == "_local_scalar_dense":
                 return Plan(name, after=(None, None, self.reads_number, None))
             if name in MATMULS:
-                return Plan(name, after=(self.multiplies, self.gradient_matmul, None, None))
+                return Plan(name, after=(self.counts, self.gradient_matmul, None, None))
             if name in NORMS:
                 return Plan(name, after=(self.reduces, None, self.gradient_norm, None))
             return Plan(name, after=(self.counts, None, None, None))
@@ -300,12 +301,9 @@ class OpProbe:
         dtype = getattr(out, "dtype", None)
         if dtype in LOW:
             self.check_constants(func, args, out)
-            if out.numel() == 1:
+            if out.numel() == 1 and torch.is_grad_enabled() and self._differentiable(args):
+                # The node of this op was made just before it ran, so it has the number before the next one.
                 self.scalar_sites[private.next_sequence_number() - 1] = user_site() or Site("", 0)
-
-    def multiplies(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        self.session.saw_autocast()
-        self.counts(func, args, kwargs, out)
 
     def passes(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Pointwise and shaping ops: marks go through, constants are checked."""
@@ -498,7 +496,7 @@ class OpProbe:
                     user_site(),
                     module=self.session.module_name(enclosing_module(torch.nn.Module)),
                     detail=self.plans[func].name.lstrip("_"),
-                    attrs={"autocast": self.session.autocast_words(), "device": "cpu"},
+                    attrs={"autocast": self.session.autocast.words()},
                     confirmed=False,
                 ),
             )
@@ -548,6 +546,32 @@ class OpProbe:
             self._meets_eps(marks, "log", out)
         if name == "log":
             self.passes(func, args, kwargs, out)
+
+    def binary_cross_entropy(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Probabilities rounded before log(p) and log(1 - p): CUDA autocast refuses this, CPU autocast lets it pass."""
+        self.counts(func, args, kwargs, out)
+        given = args[0]
+        cast = (self.marks.get(given) or {}).get("cast_of")
+        low = given.dtype if given.dtype in LOW else cast[1] if cast and cast[1] in LOW else None
+        if low is None or not torch.is_grad_enabled() or not given.requires_grad:
+            return
+        frame = user_frame()
+        seen = self.session.once(
+            ("bce", low, frame.f_lineno if frame else 0),
+            Observation(
+                Kind.OP,
+                DTYPE_NAMES[low],
+                Role.LOSS,
+                user_site(),
+                module=self.session.module_name(enclosing_module(torch.nn.Module)),
+                detail=f"probabilities in {DTYPE_NAMES[low]}",
+                attrs={"op": "binary_cross_entropy", "under_autocast": bool(self.session.autocast.active())},
+            ),
+        )
+        values = sample(given)
+        if values is not None and seen.count <= 4:
+            certain = ((values == 0) | (values == 1)).sum()
+            self.ledger.defer([certain, torch.full_like(certain, values.numel())], self.share(seen, "certain_share"))
 
     def arange(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if out.dtype in LOW:
@@ -692,6 +716,9 @@ class OpProbe:
         first = args[0] if args else None
         tensor = first[0] if isinstance(first, (list, tuple)) and first else first
         if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
+            return
+        if self.window.phase == FORWARD and self.session.is_gradient(tensor):
+            self.wrote_gradient(func, args, kwargs, out)
             return
         if torch.is_grad_enabled() and self._differentiable(args):
             if tensor.dtype in LOW:

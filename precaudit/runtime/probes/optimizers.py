@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .. import torch_private as private
-from ..torch_private import Tensor
-from ..window import OPTIMIZER
+from ..window import BACKWARD, FORWARD, OPTIMIZER
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -41,7 +41,7 @@ class OptimizerProbe:
         # A step that raises never gets here: its pre-hook's depth is given back by the next outermost backward.
         self.depth = max(0, self.depth - 1)
         if self.depth == 0:
-            self.session.window.phase = self._outer_phase
+            self.session.window.phase = BACKWARD if self._outer_phase == BACKWARD else FORWARD
             self.session.guard("after step", self.session.after_step, optimizer)
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
 from ..identity import TensorMap
 from ..ledger import Observation
 from ..sites import user_site
-from ..torch_private import Tensor
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -119,6 +119,7 @@ class ScalingProbe:
                     count=len(low),
                 ),
             )
+            self.session.write()
         self._check_generation(scaler, optimizer)
 
     def _check_generation(self, scaler: Any, optimizer: Any) -> None:
@@ -180,6 +181,7 @@ class ScalingProbe:
                     attrs={"update": "missing", "raises": True},
                 ),
             )
+            self.session.write()
 
     def _after_step(self, scaler: Any, optimizer: Any) -> None:
         """Whether this attempt was skipped: the hook did not fire, or a fused kernel was told to do nothing."""
