@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
 from precaudit.errors import UsageError
@@ -52,12 +53,15 @@ def width_of(file: TextIO) -> int:
         return int(columns) if columns.isdigit() else 100
 
 
-def listed(values: tuple[str, ...]) -> list[str]:
+def listed(values: Iterable[str]) -> list[str]:
     """The words of a repeatable option: `--select PA1,PA3 --select PA5` is three."""
     return [word for value in values for word in value.replace(",", " ").split()]
 
 
-def chosen_rules(book: Rulebook, select: tuple[str, ...], ignore: tuple[str, ...]) -> set[str]:
-    """The rule ids that --select and --ignore leave. Raises RuleError for a word that chooses none."""
-    chosen = book.select(listed(select)) if select else set(book.rules)
-    return chosen - book.select(listed(ignore))
+def chosen_rules(
+    book: Rulebook, select: Iterable[str], ignore: Iterable[str], also: Iterable[str] = ()
+) -> frozenset[str]:
+    """The rule ids that select (all, where it names none) and ignore leave. Raises RuleError for an unknown word."""
+    words = listed(select)
+    chosen = book.select(words) if words else set(book.rules)
+    return frozenset((chosen | book.select(listed(also))) - book.select(listed(ignore)))

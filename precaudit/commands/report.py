@@ -50,7 +50,7 @@ def report(
     if output is not None:
         check_writable(output)
     book = rulebook.load()
-    choice = Choice(frozenset(chosen_rules(book, select, ignore)), fail_on=fail_on)
+    choice = Choice(chosen_rules(book, select, ignore), fail_on=fail_on)
     merged = gather(paths or (LATEST,), choice, book)
     if output is None:
         print_report(merged, output_format, sys.stdout, verbosity=verbose)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from precaudit import settings as settings_module
 from precaudit.commands.output import check_format, chosen_rules, listed, print_report, say
-from precaudit.errors import OutputError, UsageError
+from precaudit.errors import ConfigError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from precaudit.launch.trace import Traced
@@ -22,7 +24,31 @@ class Count(click.IntRange):
     name = "whole number"
 
 
+class ConfiguredCommand(click.Command):
+    """Takes its defaults from `[tool.precaudit]` and `[tool.precaudit.trace]` of the nearest pyproject.toml."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        extra["default_map"] = self._defaults(settings_module.load())
+        return super().make_context(info_name, args, parent, **extra)
+
+    def _defaults(self, settings: settings_module.Settings) -> dict[str, Any]:
+        defaults: dict[str, Any] = {"fail_on": settings.fail_on, "select": settings.select, "ignore": settings.ignore}
+        known = [p.name for p in self.params if isinstance(p, click.Option) and p.name]
+        for key, value in settings.trace.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                spelled = [k.replace("_", "-") for k in near or known]
+                hint = f"did you mean '{spelled[0]}'?" if near else f"keys: {', '.join(spelled)}"
+                raise ConfigError(f"pyproject.toml: [tool.precaudit.trace] {key}: unknown key; {hint}")
+            defaults[name] = value
+        return defaults
+
+
 @click.command(
+    cls=ConfiguredCommand,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
@@ -87,11 +113,18 @@ def trace(
     if output is not None:
         check_writable(output)
     book = rulebook.load()
-    chosen = chosen_rules(book, select, ignore)
+    configured = settings_module.load()
+    choice = Choice(
+        rules=chosen_rules(book, select, ignore, configured.extend_select),
+        roles=_roles(listed(only)),
+        fail_on=fail_on,
+        per_file_ignores=configured.per_file_ignores,
+        root=configured.root.resolve(),
+    )
     traced = trace_command(
         resolved,
         Settings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values),
-        Choice(frozenset(chosen), _roles(listed(only)), fail_on),
+        choice,
         book,
         os.environ,
         timeout=timeout,
@@ -132,8 +165,6 @@ def _show(traced: Traced, output_format: str, verbosity: int) -> None:
 
 
 def _roles(names: list[str]) -> frozenset[str]:
-    import difflib
-
     from precaudit.model.vocabulary import Role
 
     known = [role.value for role in Role]
