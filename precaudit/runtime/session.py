@@ -147,13 +147,12 @@ class Session:
     def _unseen(self) -> Any:
         """Our own tensor arithmetic, kept from the op probe and from the user's autocast."""
         mode = self.ops.mode
-        if mode is not None:
-            private.take_out(mode)
+        taken = mode is not None and private.take_out(mode)
         try:
             yield
         finally:
-            # The act itself may have opened or closed the window.
-            if self.ops.mode is not None and mode is not None:
+            # The act itself may have closed the window.
+            if taken and self.ops.mode is mode:
                 private.insert_at_bottom(mode)
 
     def note_fault(self, what: str, error: BaseException) -> None:
@@ -886,9 +885,9 @@ class Session:
             "world_size": world,
             "pid": os.getpid(),
             "status": self.status,
-            "steps": self.window.most_taken,
+            "steps": self._traced_steps(),
             "coverage": {
-                "steps": self.window.most_taken,
+                "steps": self._traced_steps(),
                 "attempts": self.window.attempts,
                 "skipped_steps": self.window.skipped,
                 "micro_batches": self.window.micro_batches,
@@ -907,6 +906,10 @@ class Session:
             },
             "facts": facts,
         }
+
+    def _traced_steps(self) -> int:
+        """Steps taken while every op was seen."""
+        return len({step for step in self._traced if step <= self.window.most_taken})
 
     def write(self) -> None:
         """Renews this rank's file, atomically: what was seen survives any end of the process."""

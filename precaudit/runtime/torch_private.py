@@ -106,12 +106,14 @@ def insert_at_bottom(mode: Any) -> None:
         torch._C._push_on_torch_dispatch_stack(other)
 
 
-def take_out(mode: Any) -> None:
-    """Takes the mode out wherever it is in this thread's stack; nothing happens where it is not there."""
-    if mode in _stack():
-        for other in _pop_all():
-            if other is not mode:
-                torch._C._push_on_torch_dispatch_stack(other)
+def take_out(mode: Any) -> bool:
+    """Takes the mode out wherever it is in this thread's stack; False where it is not there."""
+    if not any(other is mode for other in _stack()):
+        return False
+    for other in _pop_all():
+        if other is not mode:
+            torch._C._push_on_torch_dispatch_stack(other)
+    return True
 
 
 def _stack() -> list[Any]:
