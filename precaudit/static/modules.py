@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
@@ -488,7 +489,7 @@ def _modules(torch: Torch, value: Value, name: str) -> Value:
 def _state_dict(torch: Torch, value: Value) -> Value:
     store: Store = {"\0module": True}
     tensors = [ops.as_tensor(torch, p) for _, p in parameters(torch, value)]
-    tensors = [t for t in tensors if isinstance(t, Tensor)]
+    tensors = [replace(t, marks=frozenset({"weights"})) for t in tensors if isinstance(t, Tensor)]
     if tensors and isinstance(value, Instance):
         joined = tensors[0]
         from precaudit.static.values import join

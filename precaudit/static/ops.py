@@ -382,6 +382,8 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
             if tensors[0] is tensors[1] or (tensors[0].spot is tensors[1].spot):
                 changes["square"] = torch.spot(node)
     marks = result.marks
+    if any(isinstance(value, Number) and value.from_scale for value in plain):
+        marks -= {"penalty"}
     if op in ("Multiply", "Divide") and ("differentiable" in marks or "loss" in marks or marks & {"float16"}):
         marks |= _hand_scaling(plain, opaque, op)
     elif op == "Multiply" and opaque:

@@ -1322,6 +1322,9 @@ def _enumerate(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: 
 
 
 def _range(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    count = constant(args[0]) if len(args) == 1 else None
+    if isinstance(count, int) and count <= 1:
+        return seq([Const(0)] * max(count, 0), "range")
     return seq([Number()], "range", open=True)
 
 
