@@ -48,8 +48,9 @@ class Places:
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 inner = f"{name}.{child.name}" if name else child.name
             if isinstance(child, ast.stmt):
-                compound = hasattr(child, "body")
-                last = child.body[0].lineno - 1 if compound else child.end_lineno or child.lineno
+                body = getattr(child, "body", None)
+                compound = isinstance(body, list) and bool(body)
+                last = body[0].lineno - 1 if body and compound else child.end_lineno or child.lineno
                 self._spans.append((child.lineno, max(last, child.lineno), inner if compound else name, compound))
             self._collect(child, inner)
 

@@ -283,9 +283,10 @@ class Interpreter:
         """`xs = [f(x) for x in xs]`: its loop variables stand for what the new list replaces."""
         made = node.value
         target = node.targets[0].target
-        if isinstance(made, (cst.ListComp, cst.DictComp)) and isinstance(target, (cst.Name, cst.Attribute)):
-            if self.text(target) in self.text(made.for_in.iter):
-                self.rebuilt = frozenset(re.findall(r"\w+", self.text(made.for_in.target)))
+        if not isinstance(made, (cst.ListComp, cst.DictComp)) or not isinstance(target, (cst.Name, cst.Attribute)):
+            return
+        if self.text(target) in self.text(made.for_in.iter):
+            self.rebuilt = frozenset(re.findall(r"\w+", self.text(made.for_in.target)))
 
     def _ann_assign(self, node: cst.AnnAssign) -> None:
         if node.value is not None:
@@ -990,7 +991,7 @@ class Interpreter:
         return result
 
     def _slice(self, value: Seq, index: Seq) -> Value:
-        bounds = [constant(b) if isinstance(b, Const) else "?" for b in index.items]
+        bounds: list[Any] = [constant(b) if isinstance(b, Const) else "?" for b in index.items]
         if not value.open and all(b is None or isinstance(b, int) for b in bounds):
             return seq(value.items[slice(*bounds)], value.kind)
         return seq(value.items, value.kind, open=True)
@@ -1234,7 +1235,7 @@ class Interpreter:
     def _dict(self, node: cst.Dict) -> Value:
         store: Store = {}
         for element in node.elements:
-            if isinstance(element, cst.StarredDictElement):
+            if not isinstance(element, cst.DictElement):
                 value = self.eval(element.value)
                 store.update(value.store if isinstance(value, Dict) else {ANY: unknown()})
                 continue
@@ -1315,7 +1316,7 @@ class Interpreter:
         for part in node.parts:
             if isinstance(part, cst.FormattedStringText):
                 pieces.append(part.value)
-            else:
+            elif isinstance(part, cst.FormattedStringExpression):
                 value = self.eval(part.expression)
                 known = known and isinstance(value, Const)
                 pieces.append(str(constant(value)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -167,17 +167,7 @@ LINEAR = frozenset({"Add", "Subtract", "Multiply", "Divide", "add", "sub", "mul"
 def as_tensor(torch: Torch, value: Value) -> Value:
     """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
     if isinstance(value, Param):
-        marks = {"weights"}
-        dtype = value.dtype
-        if value.store.get("kind") != "buffer" and value.trainable is not False and torch.grad():
-            marks.add("differentiable")
-            if is_low(dtype) and dtype is not None and len(dtype) == 1:
-                marks.add("weights:" + min(dtype))
-        if value.store.get("positions"):
-            marks.add("positions")
-        spot = value.store.get("spot")
-        low_at = spot if "positions" in marks and is_low(dtype) else None
-        return Tensor(dtype, spot, "parameter", frozenset(marks), low_at=low_at, origin=value.store.get("origin"))
+        return _read_parameter(torch, value)
     if isinstance(value, Opaque) and value.dtype is not None:
         return Tensor(value.dtype, value.spot, "", value.marks)
     if isinstance(value, Choice):
@@ -190,6 +180,20 @@ def as_tensor(torch: Torch, value: Value) -> Value:
                 dtype, marks = join_dtypes(dtype, other.dtype), marks | other.marks
             return replace(known[0], dtype=dtype, marks=marks)
     return value
+
+
+def _read_parameter(torch: Torch, value: Param) -> Tensor:
+    marks = {"weights"}
+    dtype = value.dtype
+    if value.store.get("kind") != "buffer" and value.trainable is not False and torch.grad():
+        marks.add("differentiable")
+        if is_low(dtype) and dtype is not None and len(dtype) == 1:
+            marks.add("weights:" + min(dtype))
+    if value.store.get("positions"):
+        marks.add("positions")
+    spot = value.store.get("spot")
+    low_at = spot if "positions" in marks and is_low(dtype) else None
+    return Tensor(dtype, spot, "parameter", frozenset(marks), low_at=low_at, origin=value.store.get("origin"))
 
 
 def marks_of(values: Iterable[Value]) -> frozenset[str]:
@@ -318,7 +322,7 @@ def autocast_dtype(torch: Torch, name: str, dtype: Dtypes | None) -> tuple[Dtype
         decided: Dtypes | None = region.dtype
         if dtype is not None and not is_float(dtype):
             decided = dtype
-        if dtype is not None and dtype == {"float64"}:
+        if dtype is not None and dtype == frozenset({"float64"}):
             decided = dtype
     elif name in table.float32:
         decided = frozenset({"float32"}) if dtype is None or is_low(dtype) or dtype & LOW else dtype
@@ -378,9 +382,8 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
             )
         if op == "Add" and len(tensors) == 1:
             changes["tiny"] = _tiny(torch, result.dtype, plain, node)
-        if op == "Multiply" and len(tensors) == 2 and tensors[0].op == tensors[1].op and tensors[0].spot is not None:
-            if tensors[0] is tensors[1] or (tensors[0].spot is tensors[1].spot):
-                changes["square"] = torch.spot(node)
+        if op == "Multiply" and len(tensors) == 2 and tensors[0].spot is tensors[1].spot is not None:
+            changes["square"] = torch.spot(node)
     marks = result.marks
     if any(isinstance(value, Number) and value.from_scale for value in plain):
         marks -= {"penalty"}
@@ -568,7 +571,7 @@ def _cumulative(torch: Torch, tensor: Tensor, result: Tensor, node: Any) -> None
             result.dtype,
             Role.POSITIONS,
             ("integers were cast here", tensor.spot),
-            "a running count is exact only up to " + ("2048" if result.dtype == {"float16"} else "256"),
+            "a running count is exact only up to " + ("2048" if result.dtype == frozenset({"float16"}) else "256"),
             representable=False,
         )
 
@@ -581,7 +584,7 @@ def _gradient_norm(torch: Torch, name: str, tensor: Tensor, result: Tensor, node
             result.dtype,
             Role.GRADIENT_NORM,
             ("squared here", tensor.square),
-            "squares and their sum overflow past 65504" if result.dtype == {"float16"} else "",
+            "squares and their sum overflow past 65504" if result.dtype == frozenset({"float16"}) else "",
         )
 
 
@@ -651,11 +654,11 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
         return replace_marks(unknown(*(marks_of(values) & KEPT), "loss"), torch)
     opaque = any(isinstance(v, Opaque) for v in values[:2]) and name not in ("cross_entropy", "nll_loss")
     dtype = promote(floats) if floats and not opaque else first.dtype if not opaque else None
-    if name == "binary_cross_entropy" and region is not None and region.spot is not None:
-        if region.enabled is not False:
-            torch.facts.add(
-                Kind.OP, torch.loss_built or torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True
-            )
+    covered = region is not None and region.spot is not None and region.enabled is not False
+    if name == "binary_cross_entropy" and covered:
+        torch.facts.add(
+            Kind.OP, torch.loss_built or torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True
+        )
     if name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
         torch.facts.add(
             Kind.OP,
@@ -752,7 +755,7 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         return replace(value, dtype=None, square=None, low_softmax=None)
     was_integer = value.dtype is not None and not is_float(value.dtype)
     if was_integer and is_float(target):
-        marks |= {"counts"} if "small" in marks or value.dtype == {"bool"} else {"counts", "positions"}
+        marks |= {"counts"} if "small" in marks or value.dtype == frozenset({"bool"}) else {"counts", "positions"}
     if not is_float(target):
         if "cumulated" in marks and value.low:
             torch.facts.add(
@@ -817,7 +820,12 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     if name == "tensor" and isinstance(source, Const):
         _constant(torch, dtype, source, node, "Add")
     low_at = None
-    if zero_dim and wanted is not None and dtype == {"float32"} and name in ("tensor", "full", "scalar_tensor"):
+    if (
+        zero_dim
+        and wanted is not None
+        and dtype == frozenset({"float32"})
+        and name in ("tensor", "full", "scalar_tensor")
+    ):
         marks.add("asked_float32")
     if name in ("rand", "rand_like") and is_low(dtype):
         marks.add("uniform")
@@ -861,7 +869,7 @@ def _hyperparameter(torch: Torch, dtype: Dtypes | None, origin: Spot | None, sou
         )
 
 
-def _literal_dtype(torch: Torch, values: list[Value | None]) -> Dtypes | None:
+def _literal_dtype(torch: Torch, values: Sequence[Value | None]) -> Dtypes | None:
     found: Dtypes = frozenset()
     for value in values:
         if isinstance(value, Seq):

@@ -438,7 +438,7 @@ class Torch:
         if "\0rest" in kwargs:
             dtype, state = None, None
         region = Autocast(devices, dtype, state, self.spot(node), wanted is not None)
-        if state is not False and dtype == {"float16"}:
+        if state is not False and dtype == frozenset({"float16"}):
             self._float16_region = region.spot
             if wanted is not None and self.training.saw_scaler and region.spot is not None:
                 self.facts.add(Kind.AUTOCAST, region.spot, dtype, enabled=True, prefer="bfloat16")
@@ -783,9 +783,8 @@ class Torch:
             dtype = value.dtype
             return Tensor(dtype, value.store.get("spot"), "grad", frozenset({"gradient"}))
         tensor = ops.as_tensor(self, value)
-        if name == "dtype" or isinstance(value, Param):
-            if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
-                return self._tensor_attribute(tensor, name, node) if isinstance(tensor, Tensor) else unknown()
+        if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
+            return self._tensor_attribute(tensor, name, node) if isinstance(tensor, Tensor) else unknown()
         if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created"):
             stored: Value = value.store[name]
             return stored

@@ -131,9 +131,9 @@ class Training:
         self._under_autocast(node)
         states = self.torch.interpreter.paths
         pending = [s for s in states if self._has(s, "pending")]
-        if pending and all(not self._has(s, "unscaled") and not self._has(s, "manual") for s in states):
-            if len(pending) == len(states):
-                self.torch.facts.add(Kind.OPTIMIZER_STEP, self.torch.spot(node), gradients="scaled", autocast=False)
+        untouched = all(not self._has(s, "unscaled") and not self._has(s, "manual") for s in states)
+        if pending and untouched and len(pending) == len(states):
+            self.torch.facts.add(Kind.OPTIMIZER_STEP, self.torch.spot(node), gradients="scaled", autocast=False)
         self.stepped(made, node)
 
     def _under_autocast(self, node: Any) -> None:
@@ -286,17 +286,18 @@ class Training:
         dtype = param.dtype
         instance = self.current_optimizer()
         region = self.torch.autocast()
-        if region is not None and id(region) in self.regions_used and region.spot is not None and instance is None:
-            if dtype == {"float32"} and self._trainable(param) and name != "zero":
-                self.torch.facts.add(
-                    Kind.AUTOCAST,
-                    self.torch.spot(node),
-                    region.dtype,
-                    None,
-                    ("the region that caches its copy begins here", region.spot),
-                    enabled=True,
-                    stale_cache=True,
-                )
+        cached = region is not None and id(region) in self.regions_used and region.spot is not None
+        written = dtype == frozenset({"float32"}) and self._trainable(param) and name != "zero"
+        if region is not None and cached and instance is None and written:
+            self.torch.facts.add(
+                Kind.AUTOCAST,
+                self.torch.spot(node),
+                region.dtype,
+                None,
+                ("the region that caches its copy begins here", region.spot),
+                enabled=True,
+                stale_cache=True,
+            )
         if not is_low(dtype):
             return
         source = ops.marks_of([ops.as_tensor(self.torch, a) for a in args])
@@ -406,7 +407,7 @@ class Training:
         for _, param in parameters(self.torch, model):
             if not is_low(param.dtype) or not self._trainable(param) or not param.dtype:
                 continue
-            attrs: dict[str, Any] = {"trainer_fp16": True} if fp16 and param.dtype == {"float16"} else {}
+            attrs: dict[str, Any] = {"trainer_fp16": True} if fp16 and param.dtype == frozenset({"float16"}) else {}
             spot = param.store.get("spot") or self.torch.spot(node)
             self.torch.facts.add(
                 Kind.HOLDS,
@@ -521,7 +522,7 @@ class Training:
             elif isinstance(option, Instance) and "param_groups" in option.store:
                 params = tuple(self.collect(option.store["param_groups"]))
         for param in params:
-            if isinstance(param, Param) and param.dtype == {"float16"} and self._trainable(param):
+            if isinstance(param, Param) and param.dtype == frozenset({"float16"}) and self._trainable(param):
                 made_low = param.store.get("origin") if "float16" in (param.store.get("dtype") or ()) else None
                 spot = param.store.get("spot") or made_low
                 self.torch.facts.add(

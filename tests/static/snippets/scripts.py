@@ -1,4 +1,5 @@
 """Idioms of whole training scripts: configs, wrappers, helpers, classes."""
+
 import contextlib
 import functools
 from dataclasses import dataclass, field
@@ -7,7 +8,6 @@ from types import SimpleNamespace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.cuda.amp import custom_fwd
 
 
 @dataclass
