@@ -153,7 +153,7 @@ def test_a_baseline_survives_moved_code_and_prunes(project: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"import torch\nx = (torch.float16))\n", "bad.py:2:19: not valid Python:"),
+        (b"import torch\nx = (torch.float16))\n", "bad.py:2:20: not valid Python:"),
         (b"print 'float16'\n", "bad.py:1:"),
         (b"float16 = '\xff'\n", "bad.py: "),
         (b"# coding: nonsense\nfloat16 = 1\n", "bad.py: unknown encoding"),
