@@ -224,6 +224,23 @@ def test_github_output_is_chosen_under_github_actions(project: Path, monkeypatch
     assert run("bad.py").stdout.startswith("::")
 
 
+@pytest.mark.parametrize("shape", ["text", "concise"])
+def test_a_clean_run_prints_what_the_report_would_without_loading_it(project: Path, shape: str) -> None:
+    (project / "good.py").write_text(GOOD)
+    quick = run("good.py", "--output-format", shape)
+    slow = run("good.py", "--output-format", shape, "--select", "ALL")
+    assert quick.stdout == slow.stdout
+    root = str(Path(__file__).parents[2])
+    code = (
+        "import sys\nfrom precaudit.commands.check import check\n"
+        "try:\n    check(['good.py'])\nexcept SystemExit as e:\n    assert e.code == 0, e\n"
+        "loaded = {'pydantic', 'libcst', 'rich'} & set(sys.modules)\nassert not loaded, loaded\n"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_neither_torch_nor_the_code_under_check_is_imported(project: Path) -> None:
     (project / "bad.py").write_text(BAD + "raise SystemExit('executed')\n")
     code = (
