@@ -9,13 +9,31 @@ TRIGGERS = re.compile(
     rb"|master_weights_and_grads|\b(?:fp|bf)16\s*=\s*True|[\"'](?:fp|bf)16[\"']\s*:|\bprecaudit\s*:|noqa: *PA"
 )
 """Every finding needs a low-precision dtype, an autocast region, a loss scaler or an ignore comment in its file."""
-PROSE = re.compile(
-    rb"#(?![^\n]*(?:precaudit|noqa))[^\n]*|(?:^|(?<=:))\s*[rRbBuU]?(?:\"\"\".*?\"\"\"|\'\'\'.*?\'\'\')",
-    re.DOTALL | re.MULTILINE,
+LITERALS = (
+    b"float16",
+    b"half",
+    b"float8_",
+    b"autocast",
+    b"GradScaler",
+    b"MixedPrecision",
+    b"16-true",
+    b"16_compress",
+    b"_and_grads",
+    b"fp16",
+    b"bf16",
+    b"precaudit",
+    b"noqa",
 )
-"""Comments and strings that stand as statements; a sharp sign in a string ends its line early."""
+"""What every trigger contains one of: plain substrings, which are found much faster than patterns."""
+PROSE = re.compile(
+    rb"#(?![^\n]*(?:precaudit|noqa))[^\n]*|\"\"\".*?\"\"\"|\'\'\'.*?\'\'\'",
+    re.DOTALL,
+)
+"""Comments and long strings, which hold no code; a sharp sign in a short string ends its line early."""
 
 
 def may_hold_a_finding(raw: bytes) -> bool:
     """Whether the file is worth parsing."""
-    return TRIGGERS.search(raw) is not None and TRIGGERS.search(PROSE.sub(b"", raw)) is not None
+    if not any(literal in raw for literal in LITERALS) or TRIGGERS.search(raw) is None:
+        return False
+    return TRIGGERS.search(PROSE.sub(b"", raw)) is not None

@@ -93,14 +93,21 @@ MAX_CHAIN = re.compile(r"(?:\.[A-Za-z_]\w*(?:\(\))?){400}|(?:\s*[\w.]+\s*[-+*|&]
 """Chains on which LibCST's parser takes quadratic time."""
 
 
+_NOT_BRACKETS = {code: None for code in range(128) if chr(code) not in "()[]{}"}
+
+
 def nested_too_deeply(text: str) -> bool:
     """Whether brackets or chains go deeper than any parser of Python should be asked to follow."""
-    depth = 0
-    for bracket in re.finditer(r"[()\[\]{}]", text) if len(text) > MAX_BRACKETS else ():
-        depth = depth + 1 if bracket[0] in "([{" else max(depth - 1, 0)
-        if depth > MAX_BRACKETS:
-            return True
-    return len(text) > 1200 and MAX_CHAIN.search(text) is not None
+    if len(text) <= MAX_BRACKETS:
+        return False
+    left = re.sub(r"[^()\[\]{}]", "", text.translate(_NOT_BRACKETS))
+    for _ in range(MAX_BRACKETS):
+        inner = left.replace("()", "").replace("[]", "").replace("{}", "")
+        if len(inner) == len(left):
+            break
+        left = inner
+    opened = sum(left.count(bracket) for bracket in "([{")
+    return opened > MAX_BRACKETS or (len(text) > 1200 and MAX_CHAIN.search(text) is not None)
 
 
 def parse(text: str) -> cst.Module:
