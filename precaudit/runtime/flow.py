@@ -28,9 +28,11 @@ Marks = dict[str, Any]
 """What a value descends from; a mark carries the Observation it may confirm, or True."""
 
 SURVIVES: dict[str, frozenset[str]] = {
-    "pointwise": frozenset("position square_mean softmax grad grad_norm param from eps counts uniform delta".split()),
+    "pointwise": frozenset(
+        "position square_mean softmax grad grad_norm param from eps uniform delta unpromoted".split()
+    ),
     "shaping": frozenset(
-        "position square square_mean softmax grad grad_norm param from eps counts uniform delta cast_of".split()
+        "position square square_mean softmax grad grad_norm param from eps uniform delta unpromoted cast_of".split()
     ),
     "reducing": frozenset({"softmax", "grad", "grad_norm", "position"}),
 }

@@ -46,7 +46,7 @@ DEFAULTS: Mapping[str, Any] = {
     "ranks_folder": None,
     "cwd": "",
 }
-UNDERFLOW = 0.05
+UNDERFLOW = 0.3
 """Share of subnormals among non-zero float16 gradients from which on the loss scale is called too small."""
 
 
@@ -373,7 +373,7 @@ class Session:
 
     def _take_stock_of_gradients(self, optimizer: Any, mine: list[Tensor]) -> None:
         """The optimizer's own gradients, and those of leaves that no optimizer holds: low copies of masters."""
-        owned = {id(p) for other in self.construction.optimizers for p in parameters(other)}
+        owned = {id(p) for other in (optimizer, *self.construction.optimizers) for p in parameters(other)}
         leaves = [ref() for ref in self._gradients.living()]
         strays = [leaf for leaf in leaves if leaf is not None and id(leaf) not in owned]
         self.stock.of_gradients(optimizer, [*mine, *strays], lambda p: self._leaf_batches.get(id(p), 0))
@@ -445,6 +445,7 @@ class Session:
             if share >= UNDERFLOW:
                 seen.attrs["underflow"] = True
                 seen.confirmed |= how == "scaled"
+            seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 
     # -- what others report
 

@@ -39,6 +39,8 @@ class ConstructionProbe:
         self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
         """Optimizer or GradScaler -> the user's line that made it."""
         self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.loaded_at: Site | None = None
+        """Where weights were last read from a state dict."""
         self._depth = 0
         self._owners: TensorMap[set[int]] = TensorMap()
         """Parameter -> ids of the modules that hold it: more than one where weights are tied."""
@@ -57,6 +59,7 @@ class ConstructionProbe:
         undo.append(self.session.patch(torch.optim.Optimizer, "__init__", self._around_build))
         undo.append(self.session.patch(torch.amp.GradScaler, "__init__", self._around_build))
         undo.append(self.session.patch(torch, "set_default_dtype", self._around_default))
+        undo.append(self.session.patch(torch.nn.Module, "load_state_dict", self._around_load))
         return undo
 
     def _parameter_registered(self, module: Any, name: str, parameter: Any) -> None:
@@ -152,6 +155,14 @@ class ConstructionProbe:
                     attrs={"after_optimizer": True},
                 ),
             )
+
+    def _around_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def load_state_dict(module: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original(module, *args, **kwargs)
+            self.loaded_at = user_site()
+            return out
+
+        return load_state_dict
 
     def _around_default(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_default_dtype(dtype: Any) -> None:

@@ -102,7 +102,7 @@ class OpProbe:
             self.watchers = [session_watcher(self.session, kind) for kind in load()]
             for phase in (FORWARD, GRADIENTS, OPTIMIZER):
                 self._registered.append((phase, MAKERS, self.session.births.made, True))
-            for watcher in self.watchers:
+            for watcher in (self.session.writes, *self.watchers):
                 for phase, names, reaction, low_only in watcher.reactions():
                     self._registered.append((phase, frozenset(names), reaction, low_only))
             self._base = ((flow.counts, False),)

@@ -38,7 +38,7 @@ class Gradients:
         self.zeros = self.subnormals = self.nonzeros = 0.0
 
     def reactions(self) -> Iterable[Registration]:
-        yield BACKWARD, MATMULS, self.sample_float16, True
+        yield BACKWARD, MATMULS | {"convolution_backward"}, self.sample_float16, False
         yield BACKWARD, REDUCTION_COLLECTIVES, self.reduced, False
         yield GRADIENTS, REDUCTION_COLLECTIVES, self.reduced, False
         for phase in (GRADIENTS, FORWARD):
@@ -47,10 +47,11 @@ class Gradients:
         yield GRADIENTS, POINTWISE | SHAPING | (REDUCING - NORMS), self.computed, False
 
     def sample_float16(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        """A matmul of backward: where float16 gradients are first seen to underflow."""
-        if out.dtype is torch.float16 and self.sampled < SAMPLED_PER_STEP:
-            self.sampled += 1
-            self.ledger.defer(underflow(out), self._add)
+        """A matmul or convolution of backward: where float16 gradients are first seen to underflow."""
+        for gradient in tensors_of([out] if isinstance(out, Tensor) else out):
+            if gradient.dtype is torch.float16 and self.sampled < SAMPLED_PER_STEP:
+                self.sampled += 1
+                self.ledger.defer(underflow(gradient), self._add)
 
     def _add(self, values: list[float]) -> None:
         self.zeros += values[0]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import Kind, Role
+from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
 from ..ledger import Observation
+from ..sites import user_site
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -47,25 +48,27 @@ class Hollow:
         if before is None or before.shape != now.shape:
             if restored and not bool(low_bits.any()) and int(now.unique().numel()) >= FEWEST:
                 attrs = {"restored": True, "after_step": False}
-                self._report(optimizer, tensors, "at the start of a resumed run", attrs)
+                site = self.session.construction.loaded_at or self.session.built_at(optimizer)
+                self._report(optimizer, tensors, "at the start of a resumed run", site, attrs)
             return
         moved = now != before
+        site = user_site()
 
         def use(values: list[float]) -> None:
             if values[0] >= FEWEST and values[1] == values[0]:
                 attrs = {"after_step": True, "restored": False}
-                self._report(optimizer, tensors, "after an applied step", attrs)
+                self._report(optimizer, tensors, "after an applied step", site, attrs)
 
         self.session.ledger.defer([moved.sum(), (moved & ~low_bits).sum()], use)
 
-    def _report(self, optimizer: Any, count: int, when: str, attrs: dict[str, Any]) -> None:
+    def _report(self, optimizer: Any, count: int, when: str, site: Site | None, attrs: dict[str, Any]) -> None:
         self.session.ledger.put(
             ("hollow", id(optimizer)),
             Observation(
                 Kind.HOLLOW,
                 "float32",
                 Role.MASTER_WEIGHT,
-                self.session.built_at(optimizer),
+                site,
                 detail=f"{count} float32 weights hold only bfloat16 values {when}",
                 count=count,
                 attrs=attrs,

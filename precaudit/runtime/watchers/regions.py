@@ -30,6 +30,7 @@ class Regions:
         yield OPTIMIZER, ("_to_copy",), self.cast, False
         yield FORWARD, POINTWISE | REDUCING, self.switched_off, True
         yield FORWARD, ("add", "sub", "mul", "div"), self.promotion, True
+        yield FORWARD, ("mean", "sum"), self.into_loss, True
         yield FORWARD, MATMULS, self.cached_weight, True
 
     def cast(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -57,11 +58,18 @@ class Regions:
 
     def promotion(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A 0-d float32 tensor with a low tensor: the result stays low."""
-        other = [a for a in args[:2] if isinstance(a, Tensor) and a.ndim == 0 and a.dtype is torch.float32]
-        low = [a for a in args[:2] if isinstance(a, Tensor) and a.ndim > 0 and a.dtype in LOW]
+        given = [a for a in args[:2] if isinstance(a, Tensor)]
+        other = [a for a in given if a.ndim == 0 and a.dtype is torch.float32 and not a.requires_grad]
+        low = [a for a in given if a.ndim > 0 and a.dtype in LOW]
         if other and low and trains(args):
             detail = f"a 0-d float32 tensor in {name} does not promote the result"
-            seen = self.flow.suspect_kind("promotion", Kind.OP, Role.ACTIVATION, out.dtype, detail, op="no-promotion")
+            seen = self.flow.suspect_kind("promotion", Kind.OP, Role.LOSS, out.dtype, detail, op="no-promotion")
+            self.flow.mark(out, unpromoted=seen)
+
+    def into_loss(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Elsewhere a scale is meant to keep the dtype; in a loss it was meant to raise it."""
+        seen = self.flow.of(args[0]).get("unpromoted")
+        if seen is not None and out.numel() == 1:
             seen.confirmed = True
 
     def cached_weight(self, name: str, args: Any, kwargs: Any, out: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from ...model.vocabulary import Kind, Role
 from ..evidence import sample
-from ..flow import LOW, trains
+from ..flow import DTYPE_NAMES, LOW, trains
 from . import BACKWARD, FORWARD, Registration
 
 if TYPE_CHECKING:
@@ -89,17 +89,18 @@ class Softmax:
         """Probabilities rounded before log(p) and log(1 - p): CUDA autocast refuses this, CPU autocast lets it pass."""
         given = args[0]
         cast = self.flow.of(given).get("cast_of")
-        low = given.dtype if given.dtype in LOW else cast[1] if cast and cast[1] in LOW else None
-        if low is None or not trains(args):
+        low = cast[1] if cast and cast[1] in LOW else given.dtype
+        under_autocast = self.session.autocast.active() is not None
+        if not trains(args) or (low not in LOW and not under_autocast):
             return
         seen = self.flow.suspect_kind(
             "bce",
             Kind.OP,
             Role.LOSS,
             low,
-            f"probabilities were rounded to {str(low).removeprefix('torch.')}",
+            f"the probabilities are {DTYPE_NAMES[low]}",
             op="binary_cross_entropy",
-            under_autocast=self.session.autocast.active() is not None,
+            under_autocast=under_autocast,
         )
         seen.confirmed = True
         values = sample(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ..identity import StorageMap
 from ..optable import COPIES, RESETS, SELF_UPDATES
 from ..sites import user_site
 from ..window import BACKWARD, FORWARD, OPTIMIZER
+from . import Registration
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -55,6 +57,20 @@ class Writes:
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
         self._leaves: dict[int, weakref.ref[Any]] = {}
+
+    def reactions(self) -> Iterable[Registration]:
+        yield OPTIMIZER, ("clone", "sub"), self.differs, True
+
+    def differs(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
+        if name == "clone":
+            if self.session.is_parameter(args[0]):
+                self.flow.mark(out, param=True)
+            return
+        kinds = ["param" if self.session.is_parameter(a) else "copy" for a in args[:2] if isinstance(a, Tensor)]
+        copied = any("param" in self.flow.of(a) for a in args[:2])
+        if copied and "param" in kinds:
+            self.flow.mark(out, delta=True)
 
     # -- before the write
 
