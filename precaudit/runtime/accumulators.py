@@ -65,7 +65,9 @@ def _add(
     cause = session.construction.why_low(tensor) if low and tensor is not None else None
     made = session.births.site(tensor) if low and tensor is not None else None
     role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
-    if "grad" in write.sources and like_parameter:
+    if "grad" in write.sources and like_parameter and write.decays:
+        role, what, detail = Role.OPTIMIZER_STATE, "moment", "buffers of a hand-written optimizer"
+    elif "grad" in write.sources and like_parameter:
         role, what, detail = Role.GRADIENT_ACCUMULATION, "buffer", "own buffers that gradients are added to"
     elif "param" in write.sources and like_parameter:
         what, detail = "ema", "averaged weights"

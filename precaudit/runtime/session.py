@@ -87,7 +87,7 @@ class Session:
         self._undo: list[Callable[[], None]] = []
         self._installed = False
         self._birth_mode: BirthMode | None = None
-        self._parameters: StorageMap[bool] = StorageMap()
+        self._parameters: StorageMap[weakref.ref[Any]] = StorageMap()
         self._gradients: StorageMap[weakref.ref[Any]] = StorageMap()
         self._losses: StorageMap[bool] = StorageMap()
         self._running: StorageMap[bool] = StorageMap()
@@ -145,6 +145,7 @@ class Session:
 
     def _open(self) -> None:
         self._stop_births()
+        self.window.opened()
         self.ops.install()
 
     def restore_modes(self) -> None:
@@ -214,6 +215,11 @@ class Session:
 
     def is_parameter(self, tensor: Tensor) -> bool:
         return self._parameters.get(tensor) is not None
+
+    def parameter_of(self, tensor: Tensor) -> Tensor | None:
+        """The parameter whose memory this is: `p.data` and views of p lead to p."""
+        found = self._parameters.get(tensor)
+        return found() if found is not None else None
 
     def is_gradient(self, tensor: Tensor) -> bool:
         return self._gradients.get(tensor) is not None
@@ -286,7 +292,7 @@ class Session:
                 if self._gradients.get(leaf.grad) is None:
                     self._gradients.set(leaf.grad, weakref.ref(leaf))
             if self._parameters.get(leaf) is None:
-                self._parameters.set(leaf, True)
+                self._parameters.set(leaf, weakref.ref(leaf))
                 self._shapes.add(tuple(leaf.shape))
         self._last_leaves = []
         if not self.window.attempts and self.window.micro_batches <= 64:
@@ -352,7 +358,7 @@ class Session:
         mine = parameters(optimizer)
         for parameter in mine:
             if self._parameters.get(parameter) is None:
-                self._parameters.set(parameter, True)
+                self._parameters.set(parameter, weakref.ref(parameter))
         self.writes.replay.finish(self._measured_other, "other")
         if self._hand_scaling is not None:
             if self.ops.mode is not None and not self.gradients.rescaled:
@@ -395,6 +401,9 @@ class Session:
         if self.window.phase == GRADIENTS:  # a skipped step: its hooks did not fire
             self.window.phase = FORWARD
         traced = self.ops.mode is not None
+        if optimizer is not self:  # an Optimizer after all: the loop does not step by hand
+            self.window.taken.pop(self, None)
+            self._stepped.pop(self, None)
         self._stepped[optimizer] = True
         self.window.attempt(optimizer, skipped, traced)
         if traced:
@@ -412,7 +421,8 @@ class Session:
         self.gradients.step_boundary()
         self._gradients.drop_expired()
         self._losses.drop_expired()
-        if traced and self.window.should_close():
+        waiting = sum(other not in self._stepped for other in self.construction.optimizers)
+        if traced and self.window.should_close(waiting):
             self._close()
             return
         if not traced and self.window.should_open():
@@ -601,7 +611,7 @@ class Session:
                 "steps": self._traced_steps(),
                 "attempts": self.window.attempts,
                 "skipped_steps": self.window.skipped,
-                "micro_batches": self.window.micro_batches,
+                "micro_batches": self.window.micro_batches_inside,
                 "traced_steps": sorted(set(self._traced)),
                 "ranks": 1,
                 "unattributed_ops": round(self.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,

@@ -178,7 +178,7 @@ class Stock:
             tensor = private.local(tensor)
             if not tensor.dtype.is_floating_point:
                 continue
-            if tensor.numel() <= 1 and (parameter is None or parameter.numel() > 1):
+            if tensor.ndim == 0 or (tensor.numel() == 1 and (parameter is None or parameter.numel() > 1)):
                 scalars.setdefault((key, tensor.dtype), []).append(tensor)
                 continue
             if self.session.writes.masters.get(tensor) is not None or "master" in key.lower():

@@ -9,6 +9,9 @@ from typing import Any
 FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
 """Between an optimizer step and backward; inside backward; between backward and the step; inside the step."""
 
+PATIENCE = 8
+"""Attempts of others after which an optimizer that has not stepped is no longer waited for."""
+
 
 class Window:
     """When op tracing starts and ends.
@@ -31,7 +34,7 @@ class Window:
         """Rises with every attempt and, where no Optimizer is in use, with every backward: the clock of persistence."""
         self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.backward_since_step = 0
-        self.first_backward_at = 0.0
+        self.micro_batches_before = 0
         self._marks: list[tuple[float, bool]] = []
 
     @property
@@ -42,8 +45,6 @@ class Window:
     def root_backward(self) -> None:
         self.micro_batches += 1
         self.backward_since_step += 1
-        if not self.first_backward_at:
-            self.first_backward_at = time.perf_counter()
 
     def attempt(self, optimizer: Any, skipped: bool, traced: bool) -> None:
         """Books one attempt of an optimizer, after it ended."""
@@ -63,12 +64,26 @@ class Window:
     def should_open(self) -> bool:
         return self.attempts >= self.skip or self.micro_batches > max(self.skip, 1)
 
-    def should_close(self) -> bool:
-        """Whether every optimizer that steps has taken its steps, or patience has run out."""
+    def opened(self) -> None:
+        self.micro_batches_before = self.micro_batches
+
+    @property
+    def micro_batches_inside(self) -> int:
+        """Root backward calls of the traced steps; of all steps where tracing has not begun."""
+        return self.micro_batches - self.micro_batches_before
+
+    def should_close(self, waiting: int) -> bool:
+        """Whether every optimizer has taken its steps, or patience has run out.
+
+        `waiting` optimizers were built and have not stepped: a generator is waited for through its critic's steps,
+        one that is never used is not.
+        """
         if self.attempts >= self.limit:
             return True
         if not self.taken:
             return self.micro_batches > (self.skip + self.steps) * 4
+        if waiting and self.attempts < PATIENCE:
+            return False
         return min(self.taken.values()) >= self.skip + self.steps
 
     def overhead(self) -> dict[str, float]:
