@@ -30,6 +30,8 @@ def gather(paths: Sequence[Path], choice: Choice, book: Rulebook) -> Report:
     if len(reports) == 1:
         only = reports[0]
         only.findings = keep(only.findings, choice)
+        if only.status == "findings" and not loud(only.findings):
+            only.status = "clean"
         return only
     return _merge(reports, choice, book)
 

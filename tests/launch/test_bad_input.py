@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -289,6 +290,23 @@ def test_on_a_full_disk_the_old_report_survives(desk: Desk, monkeypatch: pytest.
         "precaudit: out.json: cannot be written: No space left on device; the older report there is unchanged"
     )
     assert sorted(p.name for p in desk.folder.iterdir()) == [".precaudit", "out.json", "train.py"]
+
+
+def test_a_device_is_written_to_and_never_replaced(desk: Desk) -> None:
+    os.mkfifo(desk.folder / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
+    traced = desk.trace(WRONG, "--output", "pipe")
+    out, _ = reader.communicate(timeout=20)
+    assert json.loads(out) == traced.report
+    assert (desk.folder / "pipe").is_fifo()
+
+
+def test_a_link_to_a_report_stays_a_link(desk: Desk) -> None:
+    target = desk.write("target.json", "old")
+    (desk.folder / "link.json").symlink_to(target)
+    traced = desk.trace(WRONG, "--output", "link.json")
+    assert (desk.folder / "link.json").is_symlink()
+    assert json.loads(target.read_text()) == traced.report
 
 
 def test_a_report_that_grows_past_the_file_size_limit_leaves_the_old_one(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_ranks_that_set_up_differently_are_noted() -> None:
 
 def test_a_fact_of_a_newer_vocabulary_is_counted_not_fatal() -> None:
     strange = RankFile(format=1, status="stopped", facts=[{"kind": "vibes"}])
-    assert merged(strange).coverage.notes == ["rank 0: 1 facts are not in this precaudit's vocabulary"]
+    assert merged(strange).coverage.notes == ["rank 0: 1 facts are not in this precaudit's words"]
 
 
 def test_hundreds_of_rank_files_merge_at_a_rate_that_does_for_thousands(tmp_path: Path) -> None:
