@@ -16,7 +16,7 @@ import re
 import runpy
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -185,6 +185,19 @@ def run(path: Path, argv: Sequence[str] = (), *, traced: bool = False, **setting
     if traced:
         report = judged(rank_file, exit_code)
     return Outcome(stdout.getvalue(), exit_code, error, held.sha.hexdigest(), held.tensors, report)
+
+
+def trace_call(train: Callable[[], object], **settings: Any) -> Report:
+    """The report of a trace around one call; the caller keeps the objects and can look at them itself."""
+    with unchanged_world():
+        torch.set_num_threads(1)
+        session = _start({**SETTINGS, "cwd": os.getcwd(), **settings})
+        try:
+            train()
+        finally:
+            raw = session.rank_file()
+            session.remove()
+    return judged(raw)
 
 
 def _start(settings: dict[str, Any]) -> Any:

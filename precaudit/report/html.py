@@ -11,7 +11,7 @@ from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Report, Rule, Severity
 from precaudit.report import View, words
 from precaudit.report.evidence import SENTENCES, share
-from precaudit.report.roles import Row, columns, rows, unlisted
+from precaudit.report.roles import Row, columns, rows, unseen
 from precaudit.report.rulepage import why
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
@@ -209,7 +209,7 @@ def _bars(finding: Finding) -> str:
 def _consequences(story: Story, report: Report) -> str:
     if not story.consequences:
         return ""
-    title = "What else this cause did" if story.lead.cause and story.lead.cause.path else "The same elsewhere"
+    title = "What else this cause did" if story.of_one_cause else "The same elsewhere"
     items = []
     for finding in story.consequences:
         said = "; ".join([*words.evidence(finding), *filter(None, [words.cost(finding, report.coverage.ranks)])])
@@ -251,13 +251,12 @@ def _code(text: str) -> str:
 
 def _unseen(report: Report) -> str:
     cover = report.coverage
-    unseen = {row.label: row.why_not for row in rows(report) if row.verdict == "not-observed"}
-    unseen |= unlisted(report)
+    reasons = unseen(rows(report), report)
     parts = []
-    if unseen:
+    if reasons:
         items = (
-            f"<dt>{_e(name.replace('_', ' '))}</dt><dd>{_e(reason) or '<span class=dim>did not occur</span>'}</dd>"
-            for name, reason in unseen.items()
+            f"<dt>{_e(name)}</dt><dd>{_e(reason) or '<span class=dim>did not occur</span>'}</dd>"
+            for name, reason in reasons.items()
         )
         parts.append(f"<dl>{''.join(items)}</dl>")
     more = [f"skipped: {path}" for path in cover.skipped] + cover.notes

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from precaudit.errors import UsageError
-from precaudit.model.wire import Report
+from precaudit.model.wire import Coverage, Finding, Report
 from precaudit.report import FORMATS, render
 from tests.report import samples
 
@@ -285,3 +285,13 @@ def test_html_of_a_hostile_report_shows_the_text_and_runs_none_of_it(root: Path)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "&lt;/script&gt;&lt;img src=x onerror=&quot;alert(1)&quot;&gt;[bold red]\\x1b[31m" in text
+
+
+# ---------------------------------------------------------------------------------------------- docs
+
+
+def test_the_docs_name_every_format_and_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page.split("## What")[0], re.MULTILINE) == list(FORMATS)
+    described = set(re.findall(r"`(\w+)`", page.split("## The JSON report")[1]))
+    assert {*Report.model_fields, *Finding.model_fields, *Coverage.model_fields} <= described

@@ -120,6 +120,12 @@ def test_what_was_not_observed_is_never_shown_as_ok(root: Path) -> None:
     assert "no collective ran inside the window; trace it with torchrun" in text
 
 
+def test_a_role_that_was_not_observed_says_what_has_to_run_to_see_it(root: Path) -> None:
+    text = " ".join(render(samples.trace(), "text", root=root, width=120).split())
+    assert "loss scale (needs a loss scaler)" in text
+    assert "a traced step took 34.1 ms, an untraced one 17.6 ms (1.9 times); start 2.31 s" in text
+
+
 def test_the_last_line_gives_the_counts_and_the_next_command(root: Path) -> None:
     assert render(samples.trace(), "text", root=root, width=200).splitlines()[-1] == (
         "5 errors, 5 warnings · 2 notes (-v shows them) · 1 suppressed · 12 roles, 398 parameters · "
@@ -145,6 +151,15 @@ def test_a_source_file_that_is_gone_or_not_ours_to_quote_leaves_the_place_alone(
     assert "password" not in text
 
 
+def test_a_cause_on_the_findings_own_line_is_not_quoted_twice(root: Path) -> None:
+    report = samples.trace()
+    cause = Line(text="the copy was cast to bfloat16", path="train.py", line=11, column=11)
+    report.findings = [samples.finding("PA103", 11, 5, cause=cause)]
+    text = render(report, "text", root=root, width=100)
+    assert text.count("copy.deepcopy(model)\n") == 1
+    assert "    cause      the copy was cast to bfloat16, on this line\n" in text
+
+
 def told(rule: str, cause: Line | None) -> Finding:
     return samples.finding(rule, cause=cause)
 
@@ -163,6 +178,19 @@ def test_findings_are_grouped_by_their_cause_line_else_by_rule() -> None:
     assert len(stories(findings, by_rule=False)) == 4
 
 
+def test_a_finding_on_the_line_that_is_anothers_cause_belongs_to_its_story() -> None:
+    cast, built = Line(text="cast", path="train.py", line=8), Line(text="built", path="train.py", line=10)
+    findings = [
+        samples.finding("PA301", 10, cause=cast),
+        samples.finding("PA401", 20),
+        samples.finding("PA302", 30, cause=Line(text="eps", path="train.py", line=29)),
+        samples.finding("PA101", 8, cause=built),
+        samples.finding("PA105", 29, cause=built),
+    ]
+    told = [[s.lead.rule, *(c.rule for c in s.consequences)] for s in stories(findings, by_rule=False)]
+    assert told == [["PA301", "PA302", "PA101", "PA105"], ["PA401"]]
+
+
 @pytest.mark.parametrize(
     ("ratio", "text"),
     [
@@ -173,6 +201,15 @@ def test_findings_are_grouped_by_their_cause_line_else_by_rule() -> None:
 )  # fmt: skip
 def test_a_share_never_rounds_a_loss_to_nothing_nor_to_all(ratio: float, text: str) -> None:
     assert share(ratio) == text
+
+
+def test_every_number_that_the_trace_measures_has_its_words() -> None:
+    runtime = Path(__file__).parents[2] / "precaudit" / "runtime"
+    source = "".join(path.read_text(encoding="utf-8") for path in runtime.rglob("*.py"))
+    named = set(re.findall(r'evidence\[?"?\]?\["(\w+)"\]', source)) | set(re.findall(r'share\(seen, "(\w+)"\)', source))
+    named |= {key for body in re.findall(r"evidence=\{([^}]*)\}", source) for key in re.findall(r'"(\w+)":', body)}
+    assert "updates_lost" in named
+    assert named <= set(SENTENCES)
 
 
 def test_evidence_is_put_in_words() -> None:
