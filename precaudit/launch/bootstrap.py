@@ -27,7 +27,7 @@ VOCABULARY = Path(precaudit.__file__).parent / "model" / "vocabulary.py"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TraceSettings:
     """What the runtime in the child has to know; read there from `settings.json`."""
 
     cwd: str
@@ -87,7 +87,7 @@ class PrivateFolder:
 
 
 @contextmanager
-def private_folder(settings: Settings) -> Iterator[PrivateFolder]:
+def private_folder(settings: TraceSettings) -> Iterator[PrivateFolder]:
     """Makes the folder with everything the child needs of us, and removes it at the end."""
     try:
         path = Path(tempfile.mkdtemp(prefix="precaudit-"))
@@ -106,7 +106,7 @@ def private_folder(settings: Settings) -> Iterator[PrivateFolder]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _furnish(path: Path, settings: Settings) -> None:
+def _furnish(path: Path, settings: TraceSettings) -> None:
     inside = path / PACKAGE
     # With their dates, so that what pip has compiled stays valid.
     shutil.copytree(RUNTIME, inside / "runtime", ignore=shutil.ignore_patterns(BOOTSTRAP.name))
@@ -121,7 +121,7 @@ def _furnish(path: Path, settings: Settings) -> None:
     write_settings(path, settings)
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
+def write_settings(folder: Path, settings: TraceSettings) -> None:
     """Writes `settings.json`: a file, because some launchers pass on PYTHONPATH but no variable of ours."""
     raw = asdict(settings)
     raw["ranks_folder"] = settings.ranks_folder or str(folder / "ranks")

@@ -85,12 +85,15 @@ class Merged:
         self.ranks: set[int] = set()
         self.world_size = 0
         self.statuses: list[str] = []
+        self._unfinished: set[int] = set()
 
     def add(self, one: RankFile) -> None:
         """Takes in one process's file; two processes of one rank (a restart, a second run) count as one rank."""
         self.ranks.add(one.rank)
         self.world_size = max(self.world_size, one.world_size)
         self.statuses.append(one.status)
+        if one.status == "watching":
+            self._unfinished.add(one.rank)
         unreadable = 0
         for raw in one.facts:
             try:
@@ -142,6 +145,9 @@ class Merged:
         """Rounds off the coverage once every file is in: what one rank observed is observed, missing ranks are said."""
         for role in {role.value for role in self._held} & set(self.coverage.not_observed):
             del self.coverage.not_observed[role]
+        early = sorted(self._unfinished)
+        if early and len(early) < len(self.ranks):
+            self.coverage.notes.append(f"{_ranks(early, self.noun)} ended before the traced steps were over")
         missing = sorted(set(range(self.world_size)) - self.ranks)
         if missing and self.ranks:
             self.coverage.notes.append(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from precaudit import __version__, judge
 from precaudit.launch import verdict
-from precaudit.launch.bootstrap import Marks, Settings, private_folder
+from precaudit.launch.bootstrap import Marks, TraceSettings, private_folder
 from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_ranks
 from precaudit.launch.command import Command
@@ -44,7 +44,7 @@ class Traced:
 
 def trace_command(
     command: Command,
-    settings: Settings,
+    settings: TraceSettings,
     choice: Choice,
     book: Rulebook,
     environment: Mapping[str, str],
@@ -71,7 +71,7 @@ def trace_command(
 
 def conclude(
     command: Command,
-    settings: Settings,
+    settings: TraceSettings,
     choice: Choice,
     book: Rulebook,
     merged: Merged,
