@@ -261,7 +261,7 @@ class Interpreter:
     def _assign(self, node: cst.Assign) -> None:
         value = self.eval(node.value)
         if len(node.targets) == 1:
-            self.torch.rebinding(node.targets[0].target, node.value, value)
+            value = self.torch.rebinding(node.targets[0].target, node.value, value)
         for target in node.targets:
             self.assign(target.target, value)
 
@@ -544,8 +544,13 @@ class Interpreter:
     def _try(self, node: Any) -> bool:
         mark = self.heap.mark()
         self.guards.append("try" if node.handlers else "")
+        try:
+            return self._try_blocks(node, mark)
+        finally:
+            self.guards.pop()
+
+    def _try_blocks(self, node: Any, mark: int) -> bool:
         alive = self._body(node.body)
-        self.guards.pop()
         outcomes: list[Changes] = []
         if alive and node.orelse is not None:
             alive = self._body(node.orelse.body)

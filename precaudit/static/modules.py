@@ -308,9 +308,13 @@ def call_library(
     if kind in INSTANCE_NORMS:
         return ops.apply(torch, "instance_norm", [first], {}, node)
     if kind in FUNCTIONAL:
-        extra = {"reduction": store["\0reduction"]} if "\0reduction" in store else {}
+        extra = {key[1:]: store[key] for key in ("\0reduction",) if key in store}
+        if "\0spot" in store:
+            torch.loss_built = store["\0spot"]
         rest = [ops.as_tensor(torch, a) for a in args[1:]]
-        return ops.apply(torch, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
+        result = ops.apply(torch, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
+        torch.loss_built = None
+        return result
     return unknown(*(ops.marks_of([first, *args]) & ops.KEPT))
 
 

@@ -412,7 +412,7 @@ def as_tensor(torch: Torch, value: Value) -> Value:
         low_at = spot if "positions" in marks and is_low(dtype) else None
         return Tensor(dtype, spot, "parameter", frozenset(marks), low_at=low_at, origin=value.store.get("origin"))
     if isinstance(value, Opaque) and value.dtype is not None:
-        return Tensor(value.dtype, None, "", value.marks)
+        return Tensor(value.dtype, value.spot, "", value.marks)
     if isinstance(value, Choice):
         tensors = [as_tensor(torch, option) for option in value.options]
         known = [t for t in tensors if isinstance(t, Tensor)]
@@ -869,11 +869,13 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     dtype = promote(floats) if floats and not opaque else first.dtype if not opaque else None
     if name == "binary_cross_entropy" and region is not None and region.enabled is not False:
         if region.devices != {"cpu"}:
-            torch.facts.add(Kind.OP, torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True)
+            torch.facts.add(
+                Kind.OP, torch.loss_built or torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True
+            )
     if name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
         torch.facts.add(
             Kind.OP,
-            torch.spot(node),
+            torch.loss_built or torch.spot(node),
             first.dtype,
             None,
             ("the probabilities were computed here", first.spot),
@@ -956,7 +958,7 @@ def _unknown_cast(value: Value) -> Value:
 def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
     """A tensor cast to a dtype. An opaque value becomes a tensor of that dtype, or stays a module."""
     if isinstance(value, Opaque):
-        return Opaque(value.store, names(dtype), value.marks)
+        return Opaque(value.store, names(dtype), value.marks, torch.spot(node))
     if not isinstance(value, Tensor):
         return unknown()
     marks = value.marks

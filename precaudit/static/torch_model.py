@@ -116,6 +116,8 @@ class Torch:
         self.outside_scaling = False
         self._nodes: dict[int, Spot] = {}
         self._float16_region: Spot | None = None
+        self.loss_built: Spot | None = None
+        """Where the loss module that is being called was built."""
 
     # ---- where we are
 
@@ -207,23 +209,25 @@ class Torch:
             return replace(tensor, marks=tensor.marks | ops.marks_of([result]))
         return self.interpreter.binary(op, target, value, node)
 
-    def rebinding(self, target: Any, expression: Any, value: Value) -> None:
-        """`x = f(x)`: an update of x from itself, when x stands as a term on the right."""
-        value = ops.as_tensor(self, value)
-        if (
-            not isinstance(value, Tensor)
-            or not value.low
-            or not isinstance(target, (cst.Name, cst.Attribute, cst.Subscript))
-        ):
-            return
+    def rebinding(self, target: Any, expression: Any, value: Value) -> Value:
+        """`x = f(x)`: an update of x from itself, when x stands as a term on the right; it stays the same storage."""
+        tensor = ops.as_tensor(self, value)
+        if not isinstance(tensor, Tensor) or not tensor.low:
+            return value
         terms = _terms(expression)
         mine = [t for t in terms if _same_expression(t, target)]
         if not mine or len(terms) < 2:
-            return
-        before = self.interpreter.eval(target)
+            return value
+        before = ops.as_tensor(self, self.interpreter.eval(target))
+        if not isinstance(before, Tensor) or not before.low:
+            return value
         others = [self.interpreter.eval(t) for t in terms if t not in mine]
         attribute = isinstance(target, (cst.Attribute, cst.Subscript))
         self.training.accumulate(before, others, expression, "add", attribute)
+        kept = before.marks & {"created", "weights"}
+        if not kept:
+            return value
+        return replace(tensor, spot=before.spot, origin=before.origin, loops=before.loops, marks=tensor.marks | kept)
 
     def function_context(self, function: Function) -> Any:
         """What a function's decorators do around its body."""
@@ -369,6 +373,8 @@ class Torch:
             store["\0mode"] = kwargs.get("mode", NONE)
         if "reduction" in kwargs:
             store["\0reduction"] = kwargs["reduction"]
+        if last.endswith("Loss"):
+            store["\0spot"] = self.spot(node)
         modules.build(self, last, args, kwargs, node, store)
         return Instance(Ref(name), store)
 

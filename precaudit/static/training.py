@@ -132,7 +132,7 @@ class Training:
 
     def _under_autocast(self, node: Any) -> None:
         region = self.torch.autocast()
-        if region is not None and region.enabled is not False:
+        if region is not None and region.spot is not None and region.enabled is not False:
             self.torch.facts.add(
                 Kind.OPTIMIZER_STEP,
                 self.torch.spot(node),
@@ -289,7 +289,20 @@ class Training:
                 "the optimizer's step writes them in place",
             )
             return
-        if name in ("add", "lerp", "sub") and "weights" in source and "gradient" not in source:
+        if "gradient" in source and name in ("add", "sub", "addcdiv") and self._trainable(param) and not self.torch.grad():
+            self.torch.facts.add(
+                Kind.HOLDS,
+                self.torch.spot(node),
+                dtype,
+                Role.MASTER_WEIGHT,
+                ("parameters were cast here", param.store.get("spot")),
+                "gradients are applied to them in place",
+            )
+            return
+        averaged = name in ("add", "lerp", "sub") or (
+            name == "copy" and any(isinstance(a, Tensor) and a.op in ("Add", "Subtract", "lerp") for a in args)
+        )
+        if averaged and "weights" in source and "gradient" not in source:
             self.average(dtype, param.store.get("spot") or self.torch.spot(node), node)
 
     def average(self, dtype: Dtypes | None, spot: Spot, node: Any) -> None:
@@ -556,7 +569,7 @@ class Training:
         """`loss.backward()` and `torch.autograd.backward(loss)`."""
         torch = self.torch
         region = torch.autocast()
-        if region is not None and region.enabled is not False:
+        if region is not None and region.spot is not None and region.enabled is not False:
             torch.facts.add(
                 Kind.BACKWARD, torch.spot(node), "", None, ("the region begins here", region.spot), autocast=True
             )
