@@ -34,6 +34,7 @@ def test_the_script_sees_what_it_sees_under_plain_python(desk: Desk, form: list[
     traced = subprocess.run(behind, capture_output=True, text=True, check=False, env=environment)
     assert traced.stdout == plain.stdout
     assert traced.stderr == "".join(line for line in plain.stderr.splitlines(True) if "<frozen runpy>" not in line)
+    assert (desk.folder / ".precaudit" / ".gitignore").read_text() == "*\n"
     assert traced.returncode == plain.returncode
 
 
@@ -75,6 +76,22 @@ def test_precaudit_disable_runs_the_script_alone(desk: Desk, monkeypatch: pytest
         [sys.executable, "-m", "precaudit.run", "train.py"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (7, "alone\n", "")
+
+
+def test_where_nothing_can_be_written_the_training_runs_all_the_same(desk: Desk) -> None:
+    desk.write(".precaudit", "a file where the folder should be")
+    desk.write("train.py", "print('trained')\n")
+    environment = {**os.environ, "RANK": "0", "MASTER_PORT": "29500"}
+    done = subprocess.run(
+        [sys.executable, "-m", "precaudit.run", "train.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    assert done.stderr.startswith("precaudit: .precaudit/ranks/run-29500-")
+    assert done.stderr.endswith(": cannot be written: Not a directory; running untraced\n")
 
 
 @pytest.mark.parametrize(
