@@ -140,13 +140,12 @@ def run_untouched(command: Sequence[str]) -> None:
     except SystemExit:
         raise
     except Exception as error:
-        # As the interpreter would, less the frames of this file.
+        # As the interpreter would, less the frames of this file; a script that does not compile has no others.
         frame = error.__traceback__
-        while frame is not None and frame.tb_frame.f_globals is not program.__dict__:
+        while frame is not None and frame.tb_frame.f_globals is globals():
             frame = frame.tb_next
-        if frame is not None or isinstance(error, SyntaxError):
-            error.__traceback__ = frame
-        sys.excepthook(type(error), error, error.__traceback__)
+        error.__traceback__ = frame
+        sys.excepthook(type(error), error, frame)
         sys.exit(1)
     finally:
         # Only kept alive until here: its functions are still on the stack.

@@ -32,7 +32,7 @@ _Key = tuple[Any, ...]
 
 
 def _key(raw: Mapping[str, Any]) -> _Key:
-    """All of a Fact as JSON except its figures: read off the raw values, for a Fact costs 10 × that."""
+    """All of a Fact as JSON except its figures: read off the raw values, at a fifth of what a Fact costs."""
     site, cause, attrs = raw.get("site"), raw.get("cause"), raw.get("attrs")
     return (
         raw["kind"],
