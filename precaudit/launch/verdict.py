@@ -14,7 +14,10 @@ Status = Literal["clean", "findings", "inconclusive", "script-failed"]
 
 CLEAN, FINDINGS, INTERNAL, INCONCLUSIVE = 0, 1, 3, 5
 
-RUN_FORM = '"python -m precaudit.run"'
+UNSEEN = (
+    "if it starts Python with -I, -E or -S or sets PYTHONPATH anew, "
+    'write "python -m precaudit.run" for "python" there and add --no-inject'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,10 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
     if ended.code:
         return f"{command}: {ended.how} before the traced steps were over; the report holds what was seen until then"
     if not seen.statuses:
-        return f"{command}: no backward and no optimizer step was taken; trace a command that trains at least one step"
+        return (
+            f"{command}: no backward and no optimizer step was seen; trace a command that trains at least one step "
+            f"({UNSEEN})"
+        )
     if not seen.updated:
         return f"{command}: ended before an optimizer step was taken; let it train at least {wanted} steps"
     if seen.steps < wanted and "watching" in seen.statuses:
@@ -118,10 +124,7 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
 def _never_loaded(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
     if marks.loaded or ended.timed_out:
         return ""
-    return (
-        f"{command}: nothing of it could be seen: it runs Python with -I, -E or -S, sets PYTHONPATH anew, or runs no "
-        f'Python; start the training inside it with {RUN_FORM} in place of "python", and add --no-inject'
-    )
+    return f"{command}: no Python that it runs could be seen; {UNSEEN}"
 
 
 def _no_usable_torch(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
@@ -136,7 +139,7 @@ def _no_usable_torch(command: str, ended: Ended, marks: Marks, seen: Observed) -
         )
     if ended.code or ended.timed_out or seen.statuses:
         return ""
-    return f"{command}: no process of it imported torch; trace the command that trains"
+    return f"{command}: no process of it was seen to import torch; trace the command that trains ({UNSEEN})"
 
 
 def _own_failure(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:

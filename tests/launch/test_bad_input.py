@@ -20,6 +20,10 @@ from precaudit.runtime import sitecustomize
 
 CLEAN = "import torch\ntorch.train(5)\n"
 WRONG = "import torch\ntorch.train(5, 'bfloat16')\n"
+UNSEEN = (
+    "if it starts Python with -I, -E or -S or sets PYTHONPATH anew, "
+    'write "python -m precaudit.run" for "python" there and add --no-inject'
+)
 UNFINISHED = "import os, signal, sys, torch\ntorch.step('bfloat16')\n"
 
 
@@ -139,8 +143,8 @@ def test_a_command_that_never_trains_is_inconclusive(desk: Desk) -> None:
     traced = desk.trace("import torch\n")
     assert (traced.code, traced.report["status"]) == (5, "inconclusive")
     assert traced.ours[-1] == (
-        "precaudit: python train.py: no backward and no optimizer step was taken; "
-        "trace a command that trains at least one step"
+        "precaudit: python train.py: no backward and no optimizer step was seen; "
+        f"trace a command that trains at least one step ({UNSEEN})"
     )
 
 
@@ -148,7 +152,8 @@ def test_a_command_without_torch_is_inconclusive(desk: Desk) -> None:
     traced = desk.trace("print('hello')\n")
     assert (traced.code, traced.report["status"]) == (5, "inconclusive")
     assert traced.ours[-1] == (
-        "precaudit: python train.py: no process of it imported torch; trace the command that trains"
+        "precaudit: python train.py: no process of it was seen to import torch; "
+        f"trace the command that trains ({UNSEEN})"
     )
 
 
@@ -157,18 +162,22 @@ def test_a_python_that_ignores_our_folder_is_named_with_the_way_out(desk: Desk, 
     desk.write("train.py", "print('hello')\n")
     traced = desk.precaudit("trace", sys.executable, *command.split())
     assert (traced.code, traced.report["status"]) == (5, "inconclusive")
-    assert traced.ours[-1] == (
-        f"precaudit: {sys.executable} {command}: nothing of it could be seen: it runs Python with -I, -E or -S, sets "
-        "PYTHONPATH anew, or runs no Python; start the training inside it with "
-        '"python -m precaudit.run" in place of "python", and add --no-inject'
-    )
+    assert traced.ours[-1] == (f"precaudit: {sys.executable} {command}: no Python that it runs could be seen; {UNSEEN}")
 
 
 def test_a_script_that_sets_pythonpath_anew_is_named_with_the_way_out(desk: Desk) -> None:
     desk.write("train.py", "print('hello')\n")
     traced = desk.precaudit("trace", "sh", "-c", f"PYTHONPATH=src {sys.executable} train.py")
     assert traced.code == 5
-    assert "sets PYTHONPATH anew" in traced.ours[-1]
+    assert traced.ours[-1].endswith(f": no Python that it runs could be seen; {UNSEEN}")
+
+
+def test_a_driver_that_starts_its_training_out_of_sight_is_told_the_way_out(desk: Desk) -> None:
+    desk.write("train.py", CLEAN)
+    launch = "import subprocess, sys\nsubprocess.run([sys.executable, '-I', '-c', 'print(1)'], check=True)\n"
+    traced = desk.trace(launch)
+    assert traced.code == 5
+    assert traced.ours[-1].endswith(f"({UNSEEN})")
 
 
 def test_a_python_without_torch_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
