@@ -36,8 +36,11 @@ UNFINISHED = "import os, signal, sys, torch\ntorch.step('bfloat16')\n"
         (["pkg"], 'pkg: is a directory; name the script in it, or trace a package with "precaudit trace -m pkg"'),
         (["broken.py"], "broken.py:2:5: not valid Python: unmatched ')'"),
         (["image.py"], "image.py: not valid Python: source code string cannot contain null bytes"),
-        (["run.sh"], 'run.sh: not a Python script (*.py) and not executable; start it with the program that runs it: '
+        (["run.sh"], 'run.sh: not a Python script (*.py) and not executable; start it with bash: '
                      '"precaudit trace bash run.sh"'),
+        (["notes.txt"], 'notes.txt: not a Python script (*.py) and not executable; name the program that runs it: '
+                        '"precaudit trace PROGRAM notes.txt"'),
+        (["sh run.sh"], 'sh run.sh: a command is written without quotes: "precaudit trace sh run.sh"'),
         (["torchrum", "train.py"], "torchrum: no such command on PATH and no such file"),
         (["./run"], "./run: no such file; did you mean run.sh?"),
         (["-m"], '-m: the module is missing; write "precaudit trace -m package.train"'),
@@ -60,6 +63,7 @@ def test_a_command_that_cannot_start_is_refused_before_anything_runs(desk: Desk,
     desk.write("broken.py", "x = 1\ny = )\n")
     desk.write("image.py", "\0PNG")
     desk.write("run.sh", "python train.py\n")
+    desk.write("notes.txt", "")
     refused = desk.precaudit("trace", *words)
     assert (refused.code, refused.stdout, refused.report) == (2, "", {})
     # Python 3.12 words the null byte differently.
