@@ -86,6 +86,12 @@ class PrivateFolder:
         )
 
 
+def last_line(traceback: str) -> str:
+    """What a traceback ends with: the error and its message."""
+    lines = traceback.strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
 @contextmanager
 def private_folder(settings: TraceSettings) -> Iterator[PrivateFolder]:
     """Makes the folder with everything the child needs of us, and removes it at the end."""

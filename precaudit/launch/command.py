@@ -14,7 +14,6 @@ from pathlib import Path
 
 from precaudit.errors import UsageError
 
-
 RUNNERS: Mapping[str, str] = {".sh": "bash", ".bash": "bash", ".zsh": "zsh"}
 """What runs a file with this ending."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -159,17 +159,20 @@ class Merged:
         """Every Fact once, then one for each role in which ranks differ."""
         return [*(seen.fact for seen in self._facts.values()), *self.disagreements()]
 
-    def ranks_of(self) -> Iterable[tuple[Fact, list[int]]]:
-        """Each Fact with the ranks that saw it."""
+    def ranks_of(self) -> Iterator[tuple[Fact, list[int]]]:
+        """Each Fact with the ranks that saw it; a disagreement with the ranks that are unlike the most."""
         for seen in self._facts.values():
             yield seen.fact, sorted(seen.ranks)
+        yield from self._differences()
 
     def disagreements(self) -> list[Fact]:
         """One RANKS_DIFFER Fact per role whose dtypes are not the same on ranks that share modules.
 
         Ranks of different pipeline stages share none and are not compared.
         """
-        found = []
+        return [fact for fact, _ in self._differences()]
+
+    def _differences(self) -> Iterator[tuple[Fact, list[int]]]:
         for role, by_rank in self._held.items():
             if role not in COMPARED or len(by_rank) < 2:
                 continue
@@ -186,8 +189,7 @@ class Merged:
                 if by_rank[rank].modules & common
             )
             if odd:
-                found.append(_difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self.noun))
-        return found
+                yield _difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self.noun), odd
 
 
 def _difference(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from precaudit.launch.bootstrap import Marks
+from precaudit.launch.bootstrap import Marks, last_line
 from precaudit.launch.child import Ended
 from precaudit.model.wire import Finding, Severity
 
@@ -145,8 +145,7 @@ def _no_usable_torch(command: str, ended: Ended, marks: Marks, seen: Observed) -
 def _own_failure(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
     if not marks.problems or seen.statuses:
         return ""
-    lines = marks.problems[0].strip().splitlines()
     return (
-        f"{command}: precaudit's own tracer failed in it: {lines[-1] if lines else 'no reason given'}; "
+        f"{command}: precaudit's own tracer failed in it: {last_line(marks.problems[0])}; "
         "this is a bug of precaudit: please report it"
     )
