@@ -94,7 +94,7 @@ def conclude(
         findings=findings,
         fail_on=choice.fail_on,
     )
-    outcome = verdict.decide(command.shown, settings.skip + settings.steps, ended, marks, seen)
+    outcome = verdict.decide(command.shown, settings.skip, settings.steps, ended, marks, seen)
     if merged.statuses:
         merged.coverage.notes += [f"the tracer failed in one process: {last_line(text)}" for text in marks.problems]
     if outcome.line:

@@ -37,15 +37,15 @@ class Observed:
     statuses: Sequence[str]
     """The `status` of each rank file."""
     steps: int
-    """Optimizer steps taken, those before the window included."""
+    """Optimizer steps traced; those before the window do not count."""
     updated: bool
     """A weight was updated, or an attempt at it was made: there was training to see."""
     findings: Sequence[Finding]
     fail_on: str
 
 
-def decide(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> Verdict:
-    """The verdict on a command that was to show `wanted` steps.
+def decide(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> Verdict:
+    """The verdict on a command that was to show `wanted` steps after the first `skip`.
 
     The command's own failure decides only while the window was open: once every process has written that precaudit
     stopped it, whatever a driver script makes of that is ours, and the findings decide.
@@ -59,7 +59,9 @@ def decide(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed
         status = "script-failed"
     else:
         status = "clean" if seen.updated else "inconclusive"
-    return Verdict(status, _exit_code(status, failed, ended, marks, seen), _line(command, wanted, ended, marks, seen))
+    return Verdict(
+        status, _exit_code(status, failed, ended, marks, seen), _line(command, skip, wanted, ended, marks, seen)
+    )
 
 
 def _exit_code(status: Status, failed: bool, ended: Ended, marks: Marks, seen: Observed) -> int:
@@ -83,7 +85,7 @@ def reaches(findings: Sequence[Finding], fail_on: str) -> bool:
     return any(f.severity.rank >= least and not f.suppressed for f in findings)
 
 
-def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> str:
+def _line(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> str:
     if "stopped" in seen.statuses and all(status == "stopped" for status in seen.statuses):
         if ended.code:
             return (
@@ -97,7 +99,7 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
             return line
     if ended.timed_out:
         return (
-            f"{command}: stopped by --timeout after {ended.seconds:.0f} s with {seen.steps} of {wanted} steps seen; "
+            f"{command}: stopped by --timeout after {ended.seconds:.0f} s with {seen.steps} of {wanted} steps traced; "
             "give it more time, or lower --skip and --steps"
         )
     if ended.code and not seen.statuses:
@@ -112,10 +114,10 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
             f"({UNSEEN})"
         )
     if not seen.updated:
-        return f"{command}: ended before an optimizer step was taken; let it train at least {wanted} steps"
+        return f"{command}: ended before an optimizer step was taken; let it train at least {skip + wanted} steps"
     if seen.steps < wanted and "watching" in seen.statuses:
         return (
-            f"{command}: ended after {seen.steps} of the {wanted} steps to see; "
+            f"{command}: ended after {seen.steps} of the {wanted} steps to trace; "
             "lower --skip or --steps, or let it train longer"
         )
     return ""

@@ -125,7 +125,7 @@ def test_a_script_that_ends_before_the_window_does_is_judged_by_what_it_did(desk
     traced = desk.trace("import torch\ntorch.step()\n")
     assert (traced.code, traced.report["status"]) == (0, "clean")
     assert traced.ours[-1] == (
-        "precaudit: python train.py: ended after 1 of the 3 steps to see; "
+        "precaudit: python train.py: ended after 0 of the 2 steps to trace; "
         "lower --skip or --steps, or let it train longer"
     )
 
@@ -158,6 +158,16 @@ def test_a_command_without_torch_is_inconclusive(desk: Desk) -> None:
     assert traced.ours[-1] == (
         "precaudit: python train.py: no process of it was seen to import torch; "
         f"trace the command that trains ({UNSEEN})"
+    )
+
+
+def test_a_command_that_never_steps_is_inconclusive(desk: Desk) -> None:
+    seen = {"format": 1, "status": "watching", "facts": [{"kind": "holds", "role": "loss", "dtype": "float32"}]}
+    write = "import json, os\nf = json.load(open(os.environ['PRECAUDIT_FOLDER'] + '/settings.json'))['ranks_folder']\n"
+    traced = desk.trace(f"import torch\n{write}open(f + '/rank-0-1.json', 'w').write({json.dumps(seen)!r})\n")
+    assert (traced.code, traced.report["status"]) == (5, "inconclusive")
+    assert traced.ours[-1] == (
+        "precaudit: python train.py: ended before an optimizer step was taken; let it train at least 3 steps"
     )
 
 
@@ -231,7 +241,7 @@ def test_timeout_ends_the_command_and_all_it_started(desk: Desk) -> None:
     traced = desk.precaudit("trace", "--timeout", "1", "sh", "-c", f"{sys.executable} train.py; true")
     assert time.monotonic() - began < 10
     assert (traced.code, traced.report["status"]) == (0, "clean")
-    assert "stopped by --timeout after 1 s with 1 of 3 steps seen; give it more time" in traced.ours[-1]
+    assert "stopped by --timeout after 1 s with 0 of 2 steps traced; give it more time" in traced.ours[-1]
     assert not child._alive(int((desk.folder / "pid").read_text()))
 
 
