@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "trace": "precaudit.commands.trace:trace",
     "report": "precaudit.commands.report:report",
     "rules": "precaudit.commands.rules:rules",
+    "baseline": "precaudit.commands.baseline:baseline",
     "doctor": "precaudit.commands.doctor:doctor",
 }
 """Every subcommand, and where its click object is; a module is imported only when its command is asked for."""
@@ -82,6 +83,8 @@ def run(arguments: list[str]) -> int:
         code = precaudit.main(args=arguments, prog_name="precaudit", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 2

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         run_untouched(_command(arguments)[1])
         return
     folder = os.environ.get(FOLDER, "")
-    if folder:
-        watch(folder, "precaudit")
+    if os.path.isdir(folder):  # on another node than the parent there is no such folder
+        watch(folder, "_precaudit")
         run_untouched(_command(arguments)[1])
     elif any(name in os.environ for name in RANK_VARIABLES):
         settings, command = _command(arguments)
@@ -112,6 +112,8 @@ def run_untouched(command: Sequence[str]) -> None:
     ours = sys.modules["__main__"]
     program = types.ModuleType("__main__")
     program.__dict__["__builtins__"] = __builtins__
+    if "__annotations__" in vars(ours):  # every __main__ has it up to Python 3.13
+        program.__annotations__ = {}
     sys.modules["__main__"] = program
     try:
         if command[0] == "-m":
@@ -149,6 +151,7 @@ def _run_script(command: Sequence[str], program: types.ModuleType) -> None:
     program.__file__ = script
     program.__loader__ = SourceFileLoader("__main__", script)
     program.__spec__ = None
+    program.__dict__["__cached__"] = None
     exec(compile(source, script, "exec", dont_inherit=True), program.__dict__)
 
 

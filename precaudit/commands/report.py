@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from precaudit.commands.output import chosen_rules, print_report
+from precaudit.commands.output import check_format, chosen_rules, print_report
 
 
 @click.command()
@@ -46,10 +46,11 @@ def report(
     from precaudit.launch.trace import Choice
     from precaudit.launch.verdict import CLEAN, FINDINGS, INCONCLUSIVE, reaches
 
+    check_format(output_format)
     if output is not None:
         check_writable(output)
     book = rulebook.load()
-    choice = Choice(frozenset(chosen_rules(book, select, ignore)), fail_on=fail_on)
+    choice = Choice(chosen_rules(book, select, ignore), fail_on=fail_on)
     merged = gather(paths or (LATEST,), choice, book)
     if output is None:
         print_report(merged, output_format, sys.stdout, verbosity=verbose)

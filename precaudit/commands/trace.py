@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from precaudit.commands.output import chosen_rules, listed, print_report, say
-from precaudit.errors import OutputError, UsageError
+from precaudit import settings as settings_module
+from precaudit.commands.output import check_format, chosen_rules, listed, print_report, say
+from precaudit.errors import ConfigError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from precaudit.launch.trace import Traced
 
 
 class Count(click.IntRange):
@@ -18,7 +24,31 @@ class Count(click.IntRange):
     name = "whole number"
 
 
+class ConfiguredCommand(click.Command):
+    """Takes its defaults from `[tool.precaudit]` and `[tool.precaudit.trace]` of the nearest pyproject.toml."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        extra["default_map"] = self._defaults(settings_module.load())
+        return super().make_context(info_name, args, parent, **extra)
+
+    def _defaults(self, settings: settings_module.Settings) -> dict[str, Any]:
+        defaults: dict[str, Any] = {"fail_on": settings.fail_on, "select": settings.select, "ignore": settings.ignore}
+        known = [p.name for p in self.params if isinstance(p, click.Option) and p.name]
+        for key, value in settings.trace.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                spelled = [k.replace("_", "-") for k in near or known]
+                hint = f"did you mean '{spelled[0]}'?" if near else f"keys: {', '.join(spelled)}"
+                raise ConfigError(f"pyproject.toml: [tool.precaudit.trace] {key}: unknown key; {hint}")
+            defaults[name] = value
+        return defaults
+
+
 @click.command(
+    cls=ConfiguredCommand,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[OPTIONS]",
 )
@@ -79,14 +109,22 @@ def trace(
     if os.environ.get("PRECAUDIT_DISABLE") == "1":
         say("PRECAUDIT_DISABLE=1: running untraced")
         return run_command(resolved.argv, os.environ).code
+    check_format(output_format)
     if output is not None:
         check_writable(output)
     book = rulebook.load()
-    chosen = chosen_rules(book, select, ignore)
+    configured = settings_module.load()
+    choice = Choice(
+        rules=chosen_rules(book, select, ignore, configured.extend_select),
+        roles=_roles(listed(only)),
+        fail_on=fail_on,
+        per_file_ignores=configured.per_file_ignores,
+        root=configured.root.resolve(),
+    )
     traced = trace_command(
         resolved,
         Settings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values),
-        Choice(frozenset(chosen), _roles(listed(only)), fail_on),
+        choice,
         book,
         os.environ,
         timeout=timeout,
@@ -105,17 +143,28 @@ def trace(
             write_atomically(output, text)
         except OutputError as error:
             failures.append(error)
-    print_report(traced.report, output_format, sys.stderr, verbosity=-1 if quiet else verbose)
-    if traced.verdict.line:
-        say(traced.verdict.line)
+    _show(traced, output_format, verbosity=-1 if quiet else verbose)
     if failures:
         raise failures[0]
     return traced.verdict.exit_code
 
 
-def _roles(names: list[str]) -> frozenset[str]:
-    import difflib
+def _show(traced: Traced, output_format: str, verbosity: int) -> None:
+    """Prints the report on stderr, since stdout is the command's, and last the line that says what went wrong.
 
+    Where nothing was observed that line is all there is to say: a table of "not observed" would bury it.
+    """
+    report, line = traced.report, traced.verdict.line
+    if report.facts or output_format != "text" or not line:
+        notes = [note for note in report.coverage.notes if note != line]
+        coverage = report.coverage.model_copy(update={"notes": notes})
+        shown = report if output_format != "text" else report.model_copy(update={"coverage": coverage})
+        print_report(shown, output_format, sys.stderr, verbosity)
+    if line:
+        say(line)
+
+
+def _roles(names: list[str]) -> frozenset[str]:
     from precaudit.model.vocabulary import Role
 
     known = [role.value for role in Role]

@@ -57,7 +57,8 @@ def _read_report(path: Path) -> Report:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        what = f"{where}: {first['msg']}" if where else first["msg"]
+        message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        what = f"{where}: {message}" if where else message
         raise ReportError(
             f"{path}: not a precaudit report of format_version 1: {what[:1].lower()}{what[1:]}; "
             'write one with "precaudit trace --output report.json"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from precaudit import __version__, judge
@@ -14,6 +14,7 @@ from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_ranks
 from precaudit.launch.command import Command
 from precaudit.launch.merge import Merged
+from precaudit.launch.silence import outside, silence
 from precaudit.model.vocabulary import Fact, Role, Site
 from precaudit.model.wire import Finding, Report, Tool
 from precaudit.rulebook import Rulebook
@@ -28,6 +29,9 @@ class Choice:
     roles: frozenset[str] = frozenset()
     """Only these, or all where empty."""
     fail_on: str = "error"
+    per_file_ignores: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    root: Path = Path()
+    """What the patterns of per_file_ignores count from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,9 @@ def conclude(
     found = judge.judge(facts, book, "trace", frameworks)
     if len(merged.ranks) > 1:
         _name_ranks(found, merged, settings.cwd, book, frameworks)
-    findings = keep(found, choice)
+    cwd = Path(settings.cwd)
+    findings = outside(keep(found, choice), choice.per_file_ignores, choice.root, cwd, book)
+    silence(findings, cwd)
     seen = verdict.Observed(
         statuses=merged.statuses,
         steps=merged.coverage.steps,

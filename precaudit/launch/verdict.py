@@ -97,6 +97,10 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
             f"{command}: stopped by --timeout after {ended.seconds:.0f} s with {seen.steps} of {wanted} steps seen; "
             "give it more time, or lower --skip and --steps"
         )
+    if ended.code and not seen.statuses:
+        return f"{command}: {ended.how} before any training was seen"
+    if ended.code and "watching" not in seen.statuses:
+        return f"{command}: {ended.how}, after the traced steps"
     if ended.code:
         return f"{command}: {ended.how} before the traced steps were over; the report holds what was seen until then"
     if not seen.statuses:

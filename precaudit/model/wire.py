@@ -85,6 +85,8 @@ class RoleRow(Strict):
     section: str
     wanted: list[str]
     """Dtypes the document wants, or ["any"]."""
+    seen_with: str = ""
+    """What has to run for a trace to see this role, for the reader of a report that did not: "a GradScaler"."""
 
 
 class Line(Strict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from precaudit.model.wire import Finding, Report
 from precaudit.report import View, words
 from precaudit.report.markup import block, cell, code, text
-from precaudit.report.roles import Row, columns, rows, unlisted
+from precaudit.report.roles import Row, columns, rows, unseen
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
 
@@ -20,10 +20,9 @@ def render(report: Report, view: View) -> str:
         parts.append(_roles(rows(report), report))
     for story in stories(words.loud(report, view.verbosity), by_rule=report.command != "check"):
         parts += _story(story, source, report)
-    unseen = {row.label: row.why_not for row in rows(report) if row.verdict == "not-observed" and row.why_not}
-    if unseen := unseen | unlisted(report):
+    if reasons := unseen(rows(report), report):
         parts.append("### Not observed")
-        parts.append("\n".join(f"- {text(name.replace('_', ' '))}: {text(why)}" for name, why in unseen.items()))
+        parts.append("\n".join(f"- {text(name)}: {text(why)}" for name, why in reasons.items()))
     extra = [*(f"skipped: {path}" for path in report.coverage.skipped), *report.coverage.notes]
     extra += words.overhead(report)
     if extra:

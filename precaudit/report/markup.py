@@ -6,13 +6,15 @@ import re
 
 from precaudit.report.words import visible
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&$@-])")
+SPECIAL = re.compile(r"([\\`*_\[\]#|~<>&$@])")
+LEADING = re.compile(r"^(\s*)([-+]|\d+(?=[.)]))")
 
 
 def text(outside: str) -> str:
     """Words that Markdown and HTML leave alone: no emphasis, link, tag, mention or table cell of their own."""
     escaped = SPECIAL.sub(r"\\\1", visible(outside))
-    return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;").replace("\\-", "-")
+    escaped = escaped.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    return LEADING.sub(r"\1&#8203;\2", escaped)
 
 
 def code(outside: str) -> str:

@@ -28,7 +28,9 @@ class Row(NamedTuple):
     """Ids of the errors and warnings of this role, worst first."""
     worst: Severity | None
     why_not: str
-    """Why the role was not observed, and what would have to run to see it."""
+    """Why the role was not observed, where the trace knows more than that nothing of the kind ran."""
+    seen_with: str
+    """What has to run for the role to be seen."""
 
 
 def rows(report: Report) -> list[Row]:
@@ -54,6 +56,7 @@ def rows(report: Report) -> list[Row]:
                 rules=list(dict.fromkeys(f.rule for f in mine)),
                 worst=mine[0].severity if mine else None,
                 why_not=report.coverage.not_observed.get(summary.role, ""),
+                seen_with=known.seen_with if known else "",
             )
         if summary.dtype:
             row.tensors[summary.dtype] = row.tensors.get(summary.dtype, 0) + summary.tensors
@@ -68,7 +71,15 @@ def columns(table: list[Row]) -> list[str]:
     return [*ALWAYS, *sorted(held - set(ALWAYS))]
 
 
+def unseen(table: list[Row], report: Report) -> dict[str, str]:
+    """Everything the trace did not observe -> why, or what would have to run to see it."""
+    listed = {row.label: row for row in table if row.verdict == "not-observed"}
+    reasons = {name: row.why_not or (row.seen_with and f"needs {row.seen_with}") for name, row in listed.items()}
+    return reasons | unlisted(report)
+
+
 def unlisted(report: Report) -> dict[str, str]:
     """What was not observed although it is no row of the table: checkpointing, evaluation, … -> why."""
     listed = {summary.role for summary in report.roles}
-    return {name: why for name, why in report.coverage.not_observed.items() if name not in listed}
+    names = ((name, why) for name, why in report.coverage.not_observed.items() if name not in listed)
+    return {name.replace("_", " "): why for name, why in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,7 +15,7 @@ from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Line, Report, Rule, Severity
 from precaudit.report import View, words
 from precaudit.report.evidence import share as share_of
-from precaudit.report.roles import Row, columns, rows, unlisted
+from precaudit.report.roles import Row, columns, rows, unseen
 from precaudit.report.rulepage import grades
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
@@ -237,7 +237,7 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
     if measured := words.evidence(lead):
         page.field("evidence", ["; ".join(measured)])
     if lead.cause:
-        _cause(page, lead.cause, source, "    cause      ")
+        _cause(page, lead, lead.cause, source, "    cause      ")
     if lead.ranks and len(lead.ranks) < report.coverage.ranks:
         page.field("ranks", [", ".join(map(str, lead.ranks))])
     if lead.fix:
@@ -248,7 +248,7 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
     else:
         page.field("more", [f"precaudit rules {lead.rule}"])
     if story.consequences:
-        also = "consequences of the same cause" if lead.cause and lead.cause.path else "also"
+        also = "consequences of the same cause" if story.of_one_cause else "also"
         page.fold([(f"    {also}", DIM)], 4)
         for finding in story.consequences:
             _consequence(page, finding, lead, report.coverage.ranks, "      ", view.verbosity)
@@ -336,8 +336,11 @@ def _code(text: str, finding: Finding) -> tuple[str, int, int]:
     return shown, column, max(cell_len(words.visible(raw[begin:end].replace("\t", TAB))), 1)
 
 
-def _cause(page: Page, cause: Line, source: Source, label: str) -> None:
+def _cause(page: Page, finding: Finding, cause: Line, source: Source, label: str) -> None:
     """What made it so, and the line that did: on the same line where both fit."""
+    if (cause.path, cause.line) == (finding.path, finding.line):
+        page.fold([(label, DIM), cause.text, ", on this line"], len(label))
+        return
     at = words.place(cause)
     code = (source.line(cause.path, cause.line) or "").strip()
     said: list[str | tuple[str, str]] = [(label, DIM), cause.text]
@@ -383,7 +386,7 @@ def _excerpt_story(page: Page, story: Story, source: Source, report: Report, vie
             page.put(Text(f"{gutter} |", DIM))
     indent = len(gutter) + 10
     if lead.cause and lead.cause.text:
-        _cause(page, lead.cause, source, f"{gutter} = cause: ")
+        _cause(page, lead, lead.cause, source, f"{gutter} = cause: ")
     if measured := words.evidence(lead):
         page.fold([(f"{gutter} = seen:  ", DIM), "; ".join(measured)], indent)
     if reason := why(lead):
@@ -425,13 +428,18 @@ def _brief(finding: Finding) -> list[str | tuple[str, str]]:
 def _coverage(page: Page, report: Report, view: View) -> None:
     cover = report.coverage
     said = False
-    unseen = {row.label: row.why_not for row in rows(report) if row.verdict == "not-observed" and row.why_not}
-    unseen |= unlisted(report)
-    if unseen:
+    table = rows(report)
+    reasons = unseen(table, report)
+    known = {row.label for row in table if not row.why_not}
+    special = {name: reason for name, reason in reasons.items() if name not in known or view.verbosity > 0}
+    plain = [f"{name} ({reason})" if reason else name for name, reason in reasons.items() if name not in special]
+    if reasons:
         page.fold([("not observed", STRONG)], 2)
-        column = min(max(cell_len(name) for name in unseen) + 2, max(page.width // 3, 16))
-        for name, reason in unseen.items():
-            page.fold([f"  {name.replace('_', ' ')}".ljust(column + 2), reason], column + 2)
+        column = min(max(map(cell_len, special), default=0) + 2, max(page.width // 3, 16))
+        for name, reason in special.items():
+            page.fold([f"  {name}".ljust(column + 2), reason], column + 2)
+        if plain:
+            page.fold(["  " + "; ".join(plain)], 2)
         said = True
     if cover.unattributed_ops > 0:
         part = share_of(cover.unattributed_ops)
@@ -508,19 +516,17 @@ def rule_page(rule: Rule, *, color: bool, width: int) -> str:
         for line in code.strip("\n").split("\n"):
             _segments(page, words.visible(line), 0, 0, "    ", "")
     page.gap()
-    page.fold([("fix  ", STRONG), rule.fix], 5)
+    page.fold([("fix", STRONG)], 0)
+    page.fold([rule.fix], 4, start=4)
     for framework, fix in rule.fixes.items():
-        page.fold([(f"     {framework}: ", DIM), fix], 7)
+        page.fold([(f"{framework}: ", DIM), fix], 8, start=4)
     page.gap()
-    page.fold([("ignore when  ", STRONG), rule.ignore_when], 0)
-    page.fold([("             # precaudit: ignore[", DIM), (rule.id, DIM), ("] - the reason", DIM)], 0)
+    page.fold([("ignore when", STRONG)], 0)
+    page.fold([rule.ignore_when], 4, start=4)
+    page.fold([(f"# precaudit: ignore[{rule.id}] - the reason", DIM)], 4, start=4)
     if rule.references:
         page.gap()
         page.fold([("references", STRONG)], 0)
-        _lines(page, rule.references)
+        for url in rule.references:
+            page.fold([(url, PLACE)], 4, start=4)
     return page.text()
-
-
-def _lines(page: Page, texts: Iterable[str]) -> None:
-    for text in texts:
-        page.fold([f"    {text}"], 4)

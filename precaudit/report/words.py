@@ -175,20 +175,32 @@ def next_command(report: Report) -> str:
 
 
 def overhead(report: Report) -> list[str]:
-    """What the trace itself cost, in words; the name's ending gives the unit (`_s`, `_ms`, `_us`, `_bytes`)."""
-    return [visible(_measure(name, value)) for name, value in report.coverage.overhead.items()]
+    """What the trace itself cost, in words; of an unknown measure the name's ending gives the unit."""
+    measured = dict(report.coverage.overhead)
+    told = []
+    traced, untraced = measured.pop("step_s_traced", 0.0), measured.pop("step_s_untraced", 0.0)
+    if traced:
+        told.append(f"a traced step took {duration(traced)}")
+        if untraced:
+            told[0] += f", an untraced one {duration(untraced)} ({traced / untraced:.1f} times)"
+    return [*told, *(visible(_measure(name, value)) for name, value in measured.items())]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "34 ms", "2.31 s"."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1 or unit == "µs":
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:g} s"
 
 
 def _measure(name: str, value: float) -> str:
     stem, _, unit = name.rpartition("_")
-    if unit == "ratio":
-        return f"{stem.replace('_', ' ')} x {value:.3g}"
-    units = {"s": "s", "ms": "ms", "us": "µs", "share": "%"}
-    if unit == "bytes":
-        return f"{stem.replace('_', ' ')} {size(int(value))}"
-    if stem and unit in units:
-        shown = f"{value * 100:.3g}" if unit == "share" else f"{value:.3g}"
-        return f"{stem.replace('_', ' ')} {shown} {units[unit]}"
+    stem = stem.replace("_", " ")
+    if stem and unit == "bytes":
+        return f"{stem} {size(int(value))}"
+    if stem and unit == "s":
+        return f"{stem} {duration(value)}"
     return f"{name.replace('_', ' ')} {value:.3g}"
 
 

@@ -103,6 +103,15 @@ def test_a_script_that_fails_early_with_nothing_wrong_seen_is_script_failed(desk
     assert (traced.code, traced.report["status"]) == (7, "script-failed")
 
 
+def test_a_script_that_fails_before_it_trains_says_so_in_one_line(desk: Desk) -> None:
+    traced = desk.trace("import torch\nraise SystemExit(7)\n")
+    assert (traced.code, traced.report["status"]) == (7, "script-failed")
+    assert traced.stderr.splitlines() == [
+        "precaudit: tracing steps 2-3 of python train.py",
+        "precaudit: python train.py: ended with exit code 7 before any training was seen",
+    ]
+
+
 def test_a_script_that_ends_before_the_window_does_is_judged_by_what_it_did(desk: Desk) -> None:
     traced = desk.trace("import torch\ntorch.step()\n")
     assert (traced.code, traced.report["status"]) == (0, "clean")
@@ -122,6 +131,7 @@ def test_a_driver_that_fails_because_we_stopped_its_training_does_not_decide(des
 def test_a_run_that_goes_on_and_then_fails_keeps_its_own_code(desk: Desk) -> None:
     traced = desk.trace(CLEAN + "raise SystemExit(7)\n", "--keep-going")
     assert (traced.code, traced.report["status"]) == (7, "script-failed")
+    assert traced.ours[-1] == "precaudit: python train.py: ended with exit code 7, after the traced steps"
 
 
 def test_a_command_that_never_trains_is_inconclusive(desk: Desk) -> None:
@@ -221,8 +231,8 @@ def await_file(path: Path) -> None:
 LINGERING = """
 import signal, sys, time, torch
 torch.step('bfloat16')
-open('ready', 'w').close()
 try:
+    open('ready', 'w').close()
     time.sleep(60)
 except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

@@ -153,6 +153,36 @@ def test_findings_that_are_not_asked_for_do_not_count(desk: Desk, options: tuple
     assert (traced.code, traced.report["findings"]) == (0, [])
 
 
+def test_an_ignore_comment_silences_the_finding_on_its_line(desk: Desk) -> None:
+    traced = desk.trace("import torch\ntorch.train(5, 'bfloat16')  # precaudit: ignore[PA301]\n")
+    assert (traced.code, traced.report["status"]) == (0, "clean")
+    assert [(f["rule"], f["suppressed"]) for f in traced.report["findings"]] == [("PA301", True)]
+
+
+def test_settings_come_from_pyproject_and_the_command_line_wins(desk: Desk) -> None:
+    desk.write("pyproject.toml", "[tool.precaudit]\nignore = ['PA301']\n[tool.precaudit.trace]\nsteps = 4\n")
+    traced = desk.trace(WRONG)
+    assert traced.code == 0
+    assert traced.ours[0] == "precaudit: tracing steps 2-5 of python train.py"
+    again = desk.trace(WRONG, "--steps", "1", "--ignore", "PA101")
+    assert again.code == 1
+    assert again.ours[0] == "precaudit: tracing step 2 of python train.py"
+
+
+def test_per_file_ignores_hold_for_a_trace_too(desk: Desk) -> None:
+    desk.write("pyproject.toml", "[tool.precaudit.per-file-ignores]\n'tr*.py' = ['PA3']\n")
+    traced = desk.trace(WRONG)
+    assert (traced.code, traced.report["findings"]) == (0, [])
+
+
+def test_a_misspelt_setting_is_met_with_the_nearest_one(desk: Desk) -> None:
+    desk.write("pyproject.toml", "[tool.precaudit.trace]\nstpes = 4\n")
+    refused = desk.trace(WRONG)
+    assert (refused.code, refused.stderr) == (
+        2, "precaudit: pyproject.toml: [tool.precaudit.trace] stpes: unknown key; did you mean 'steps'?\n"
+    )  # fmt: skip
+
+
 def test_precaudit_disable_runs_the_command_untraced(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRECAUDIT_DISABLE", "1")
     traced = desk.trace(WRONG + "raise SystemExit(7)\n")

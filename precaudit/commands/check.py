@@ -1,0 +1,260 @@
+"""`precaudit check`: reads source and configs, runs nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from precaudit import settings as settings_module
+from precaudit.errors import ConfigError, OutputError, UsageError
+from precaudit.settings import Settings
+
+if TYPE_CHECKING:
+    from precaudit.model.wire import Finding, Report
+    from precaudit.rulebook import Rulebook
+    from precaudit.static.files import Found
+
+EXIT_CLEAN, EXIT_FINDINGS, EXIT_INCONCLUSIVE = 0, 1, 5
+Results = list[tuple["Found", dict[str, Any]]]
+
+
+def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path())
+@click.option("--select", multiple=True, callback=_names, help="Only these rules: ids, names or prefixes such as PA3.")
+@click.option("--extend-select", multiple=True, callback=_names, help="These rules as well.")
+@click.option("--ignore", multiple=True, callback=_names, help="Not these rules.")
+@click.option("--fail-on", type=click.Choice(settings_module.SEVERITIES), help="Least severity for exit code 1.")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 even with findings.")
+@click.option("--output-format", help="text, concise, json, sarif, github, …; github is chosen under GitHub Actions.")
+@click.option("--output", type=click.Path(), help="Write the report to this file.")
+@click.option("--statistics", is_flag=True, help="Count findings per rule instead of listing them.")
+@click.option("--show-files", is_flag=True, help="List the files that would be checked, and stop.")
+@click.option("--notes", is_flag=True, help="Show notes too.")
+@click.option("--baseline", type=click.Path(), help="Leave out what this baseline accepts.")
+@click.option("--exclude", multiple=True, callback=_names, help=".gitignore patterns to leave out.")
+@click.option("--config", type=click.Path(), help="A pyproject.toml to read instead of the nearest.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the cache.")
+@click.option("--jobs", type=click.IntRange(0), default=0, help="Processes; 0 decides by the number of files.")
+@click.option("--stdin-filename", default="stdin.py", help="The path to report for '-'.")
+@click.option("--diff", is_flag=True, help="Show what --fix would change.")
+@click.option("--fix", is_flag=True, help="Apply the safe fixes.")
+@click.option(
+    "--unsafe-fixes", is_flag=True, help="With --fix or --diff: also fixes that may change what the code means."
+)
+def check(paths: tuple[str, ...], **given: Any) -> None:
+    """Find precision mistakes in training code and configs.
+
+    \b
+    precaudit check train.py configs/ --select PA3,PA202
+    """
+    config = Path(given["config"]) if given["config"] else None
+    if config is not None and not config.is_file():
+        raise ConfigError(f"{config}: no such file")
+    settings = _merged(settings_module.load(config=config), given)
+    names = paths or (".",)
+    found, skipped, results = _collect(names, settings, given)
+    if given["show_files"]:
+        for item in found:
+            click.echo(item.shown)
+        sys.exit(EXIT_CLEAN if found else EXIT_INCONCLUSIVE)
+    if given["fix"] or given["diff"]:
+        from precaudit.static.fixes import fix_files
+
+        changed = fix_files(results, settings, write=given["fix"], unsafe=given["unsafe_fixes"])
+        if given["diff"]:
+            click.echo(changed.diff, nl=False)
+            sys.exit(EXIT_FINDINGS if changed.diff and not given["exit_zero"] else EXIT_CLEAN)
+        found, skipped, results = _collect(names, settings, given)
+        click.echo(f"precaudit: {changed.count} fixed", err=True)
+    sys.exit(_report(found, skipped, results, settings, given))
+
+
+def _merged(settings: Settings, given: dict[str, Any]) -> Settings:
+    """The command line over what the environment and the file say."""
+    changes: dict[str, Any] = {}
+    for name in ("select", "extend_select", "ignore", "exclude", "fail_on", "baseline"):
+        if given.get(name):
+            changes[name] = tuple(given[name]) if isinstance(given[name], (list, tuple)) else given[name]
+    if given.get("notes"):
+        changes["notes"] = True
+    if given.get("output_format"):
+        changes["output_format"] = given["output_format"]
+    return replace(settings, **changes)
+
+
+def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) -> tuple[list[Found], list[str], Results]:
+    from precaudit.static.cache import FOLDER, Cache
+    from precaudit.static.files import Excluder, Found, discover
+    from precaudit.static.run import examine, examine_all
+
+    if "-" in names:
+        if len(names) > 1:
+            raise UsageError("'-' (standard input) stands alone; name no other path beside it")
+        raw = sys.stdin.buffer.read()
+        item = Found(Path(os.path.abspath(given["stdin_filename"])), given["stdin_filename"])
+        return [item], [], [(item, examine(item, raw))]
+    excluder = Excluder(settings.root.resolve(), settings.exclude, settings.respect_gitignore)
+    found, skipped = discover(names, excluder)
+    if given.get("show_files"):
+        return found, skipped, []
+    folder = None if given.get("no_cache") else Path(settings.cache_dir or settings.root / FOLDER)
+    return found, skipped, examine_all(found, Cache(folder), given.get("jobs", 0))
+
+
+def _report(found: list[Found], skipped: list[str], results: Results, settings: Settings, given: dict[str, Any]) -> int:
+    """Prints the report and gives the exit code."""
+    for item, result in results:
+        if "error" in result:
+            where = result["error"].removeprefix("not valid Python: ")
+            position, _, reason = where.partition(": ")
+            located = position.replace(":", "").isdigit()
+            line = f"{item.shown}:{position}: not valid Python: {reason}" if located else f"{item.shown}: {where}"
+            click.echo(f"precaudit: {line}", err=True)
+            skipped.append(line)
+    examined = sum("error" not in result for _, result in results)
+    report = build(found, results, settings, examined, skipped)
+    if given["statistics"]:
+        _print_statistics(report)
+    else:
+        _print(report, settings, given)
+    if not examined:
+        click.echo("precaudit: nothing was examined: no Python file or training config here", err=True)
+        return EXIT_INCONCLUSIVE
+    threshold = {"error": 2, "warning": 1, "note": 0, "never": 99}[settings.fail_on]
+    failing = [f for f in report.findings if not f.suppressed and f.severity.rank >= threshold]
+    return EXIT_FINDINGS if failing and not given["exit_zero"] else EXIT_CLEAN
+
+
+def build(found: list[Found], results: Results, settings: Settings, examined: int, skipped: list[str]) -> Report:
+    """The Report of these results under these settings."""
+    from precaudit import __version__, rulebook
+    from precaudit.model.wire import Coverage, Report, Severity, Tool
+
+    book = rulebook.load()
+    selected = select(book, settings)
+    findings = [f for item, result in results for f in _findings(item, result, book, selected, settings)]
+    findings = _without_repeats(findings)
+    if settings.baseline:
+        findings = _outside_baseline(findings, settings)
+    findings.sort(key=lambda f: (f.path or "", f.line or 0, f.column or 0, f.rule))
+    loud = [f for f in findings if not f.suppressed and f.severity is not Severity.NOTE]
+    status: Any = "inconclusive" if not examined else "findings" if loud else "clean"
+    return Report(
+        tool=Tool(version=__version__),
+        command="check",
+        status=status,
+        findings=findings,
+        coverage=Coverage(files=examined, skipped=skipped),
+    )
+
+
+def select(book: Rulebook, settings: Settings) -> set[str]:
+    """The rule ids that may speak. Raises RuleError for a name that matches none."""
+    chosen = book.select(settings.select) if settings.select else set(book.rules)
+    chosen |= book.select(settings.extend_select)
+    return chosen - book.select(settings.ignore)
+
+
+def _findings(
+    item: Found, result: dict[str, Any], book: Rulebook, selected: set[str], settings: Settings
+) -> Iterable[Finding]:
+    from precaudit.judge import judge
+    from precaudit.model.vocabulary import Fact, Kind, Site, fact_from_json
+    from precaudit.suppressions import Suppression, silenced
+
+    rows = result.get("suppressions", [])
+    ignores = [Suppression(r[0], r[1], r[2], r[3], tuple(r[4]), r[5], foreign=r[6]) for r in rows]
+    facts = [fact_from_json(raw) for raw in result.get("facts", [])]
+    kept = []
+    for finding in judge(facts, book, "check"):
+        if finding.rule not in selected or finding.rule in _silent_here(finding.path or item.shown, book, settings):
+            continue
+        if finding.path == item.shown and silenced(ignores, finding.rule, finding.name, finding.line or 0):
+            finding.suppressed = True
+        kept.append(finding)
+    remarks = []
+    for ignore in ignores:
+        site = Site(item.shown, ignore.line, ignore.column)
+        if not ignore.rules:
+            remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"names_rule": False}))
+        elif not ignore.foreign and not ignore.used and _could_be_used(ignore.rules, book, selected):
+            remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"used": False}))
+    quiet = _silent_here(item.shown, book, settings)
+    kept += [f for f in judge(remarks, book, "check") if f.rule in selected and f.rule not in quiet]
+    return kept
+
+
+def _could_be_used(names: Sequence[str], book: Rulebook, selected: set[str]) -> bool:
+    """Whether a comment names only rules of which this run would have used one."""
+    for name in names:
+        rules = [r for r in book.rules.values() if r.name == name or r.id.startswith(name.upper())]
+        if any("check" not in rule.seen_by or rule.id not in selected for rule in rules):
+            return False
+    return True
+
+
+def _silent_here(path: str, book: Rulebook, settings: Settings) -> set[str]:
+    quiet: set[str] = set()
+    if not settings.per_file_ignores:
+        return quiet
+    import pathspec
+
+    from precaudit.baseline import relative
+
+    for pattern, names in settings.per_file_ignores.items():
+        if pathspec.PathSpec.from_lines("gitwildmatch", [pattern]).match_file(relative(path, settings.root)):
+            quiet |= book.select(names)
+    return quiet
+
+
+def _without_repeats(findings: list[Finding]) -> list[Finding]:
+    """A finding in a module that several files import is one finding."""
+    kept: dict[tuple[Any, ...], Finding] = {}
+    for finding in findings:
+        path = os.path.abspath(finding.path) if finding.path else ""
+        key = (finding.rule, path, finding.line, finding.column, finding.message)
+        if key not in kept or (finding.suppressed and not kept[key].suppressed):
+            kept[key] = finding
+    return list(kept.values())
+
+
+def _outside_baseline(findings: list[Finding], settings: Settings) -> list[Finding]:
+    from precaudit import baseline
+
+    path = settings.root / settings.baseline
+    accepted = baseline.load(path)
+    rows = zip(findings, baseline.entries(findings, path.resolve().parent), strict=True)
+    return [finding for finding, entry in rows if entry.key not in accepted]
+
+
+def _print(report: Report, settings: Settings, given: dict[str, Any]) -> None:
+    from precaudit.report import render
+
+    default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
+    shape = settings.output_format or default
+    color = not given.get("output") and sys.stdout.isatty()
+    text = render(report, shape, root=Path.cwd(), color=color, verbosity=1 if settings.notes else 0)
+    if not given.get("output"):
+        click.echo(text, nl=False, color=color)
+        return
+    try:
+        Path(given["output"]).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{given['output']}: cannot be written: {error.strerror}") from None
+
+
+def _print_statistics(report: Report) -> None:
+    counts = Counter((f.rule, f.name, f.severity.value) for f in report.findings if not f.suppressed)
+    for (rule, name, severity), count in sorted(counts.items(), key=lambda row: (-row[1], row[0])):
+        click.echo(f"{count:6}  {rule} {severity:7} {name}")

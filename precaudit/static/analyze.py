@@ -1,0 +1,83 @@
+"""Runs the interpreter over one Python file and the siblings it imports, and gives back Facts."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+from precaudit.model.vocabulary import Fact
+from precaudit.static.cache import digest
+from precaudit.static.heap import Store
+from precaudit.static.interpreter import OutOfBudget
+from precaudit.static.source import Source, SourceError, decode
+from precaudit.static.torch_model import Torch
+from precaudit.static.values import ModuleRef
+
+MAX_SIBLINGS = 12
+MAX_SIBLING_BYTES = 120_000
+
+
+class Siblings:
+    """Finds and runs the modules of the same project that a file imports."""
+
+    def __init__(self, torch: Torch) -> None:
+        self.torch = torch
+        self.loaded: dict[Path, ModuleRef | None] = {}
+        self.hashes: list[list[str]] = []
+
+    def find(self, source: Source, name: str, level: int) -> ModuleRef | None:
+        """The module that `from <level dots><name> import` names, if its file stands beside this one."""
+        if source.file is None:
+            return None
+        folder = source.file.parent
+        for _ in range(level - 1):
+            folder = folder.parent
+        if not name:
+            return None
+        path = folder.joinpath(*name.split("."))
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate in self.loaded:
+                return self.loaded[candidate]
+            if candidate != source.file and candidate.is_file():
+                return self._load(candidate, source)
+        return None
+
+    def _load(self, path: Path, source: Source) -> ModuleRef | None:
+        self.loaded[path] = None
+        if len(self.loaded) > MAX_SIBLINGS:
+            return None
+        try:
+            raw = path.read_bytes()
+            self.hashes.append([str(path), digest(raw)])
+            if len(raw) > MAX_SIBLING_BYTES:
+                return None
+            beside = str(Path(source.path).with_name(path.name)) if path.parent == source.file_folder else str(path)
+            found = Source(beside, decode(raw), path)
+        except (OSError, SourceError):
+            return None
+        store: Store = {}
+        self.loaded[path] = reference = ModuleRef(found, store)
+        self.torch.interpreter.run_module(found, store)
+        return reference
+
+
+def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
+    """The Facts that this file proves, and [path, content hash] of each sibling module they also rest on."""
+    torch = Torch()
+    interpreter = torch.interpreter
+    siblings = Siblings(torch)
+    interpreter.find_module = siblings.find
+    store: Store = {}
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        try:
+            interpreter.run_module(source, store)
+        except (OutOfBudget, RecursionError):
+            interpreter.reset()
+        interpreter.run_rest(source, store)
+        torch.training.finish()
+        return torch.facts.resolve(), siblings.hashes
+    finally:
+        if enabled:
+            gc.enable()

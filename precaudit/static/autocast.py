@@ -1,0 +1,36 @@
+"""Which operations autocast runs low, in float32 or refuses, per device: `rules/profiles/autocast-*.toml`."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import NamedTuple
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Table(NamedTuple):
+    """Operation names by what autocast does with them."""
+
+    default_dtype: str
+    lower: frozenset[str]
+    float32: frozenset[str]
+    banned: frozenset[str]
+
+
+@cache
+def table(device: str) -> Table:
+    """The table of "cuda" or "cpu"."""
+    from precaudit.rulebook import rules_folder
+
+    raw = tomllib.loads((rules_folder() / "profiles" / f"autocast-{device}.toml").read_text(encoding="utf-8"))
+    lists = (frozenset(raw[name]) for name in ("lower", "float32", "banned"))
+    return Table(raw["default_dtype"], *lists)
+
+
+def table_for(devices: frozenset[str]) -> Table:
+    """CPU's table only where the device is certainly the CPU; CUDA's otherwise."""
+    return table("cpu" if devices == {"cpu"} else "cuda")

@@ -1,0 +1,95 @@
+"""Results of earlier runs, by content hash, tool version and rules; JSON only, and safe to lose, share or corrupt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from precaudit import __version__
+
+FOLDER = ".precaudit_cache"
+
+
+def digest(raw: bytes) -> str:
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+def _tool() -> str:
+    """Changes whenever the code or a rule of this package does."""
+    package = Path(__file__).resolve().parent.parent
+    stamp = hashlib.blake2b(__version__.encode(), digest_size=8)
+    folders = [package, package / "static", package / "model", package / "rules", package.parent / "rules"]
+    for folder in folders:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.name.endswith((".py", ".toml")):
+                stat = entry.stat()
+                stamp.update(f"{entry.name}{stat.st_size}{stat.st_mtime_ns}".encode())
+    return stamp.hexdigest()
+
+
+class Cache:
+    """One file per version of the tool; each row is path -> [mtime, size, content hash, result]."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._file = folder / f"check-{_tool()}.json" if folder is not None else None
+        self._rows: dict[str, list[Any]] = {}
+        self._changed = False
+        if self._file is not None:
+            try:
+                rows = json.loads(self._file.read_bytes())
+                if isinstance(rows, dict):
+                    self._rows = rows
+            except (OSError, ValueError):
+                pass
+
+    def by_stat(self, path: Path, stat: os.stat_result) -> Any:
+        """The result for a file whose size and time of change are as they were; None where it is not known."""
+        row = self._rows.get(str(path))
+        if row is None or len(row) != 4 or row[0] != stat.st_mtime_ns or row[1] != stat.st_size:
+            return None
+        return row[3] if self._siblings_same(row[3]) else None
+
+    def by_content(self, path: Path, stat: os.stat_result, raw: bytes) -> Any:
+        """The result for a file whose content is as it was, though it was touched."""
+        row = self._rows.get(str(path))
+        if row is None or len(row) != 4 or row[2] != digest(raw) or not self._siblings_same(row[3]):
+            return None
+        row[0], row[1] = stat.st_mtime_ns, stat.st_size
+        self._changed = True
+        return row[3]
+
+    def _siblings_same(self, result: Any) -> bool:
+        """Whether the modules that the result also rests on are unchanged."""
+        if not isinstance(result, dict):
+            return False
+        try:
+            return all(digest(Path(path).read_bytes()) == value for path, value in result.get("siblings", []))
+        except (OSError, ValueError, TypeError):
+            return False
+
+    def put(self, path: Path, stat: os.stat_result, raw: bytes, result: dict[str, Any]) -> None:
+        self._rows[str(path)] = [stat.st_mtime_ns, stat.st_size, digest(raw), result]
+        self._changed = True
+
+    def save(self) -> None:
+        """Writes atomically; a folder that cannot be written to is no error."""
+        if self._file is None or self.folder is None or not self._changed:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            ignore = self.folder / ".gitignore"
+            if not ignore.exists():
+                ignore.write_text("*\n", encoding="utf-8")
+            partial = self._file.with_suffix(f".{os.getpid()}.tmp")
+            partial.write_text(json.dumps(self._rows, separators=(",", ":")), encoding="utf-8")
+            os.replace(partial, self._file)
+        except OSError:
+            return

@@ -1,0 +1,61 @@
+"""Collects what the interpreter proves, once per place, and turns it into the judge's Facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from precaudit.model.vocabulary import Cause, Fact, Kind, Role, Scalar, Site
+from precaudit.static.values import Dtypes, Spot
+
+
+class Facts:
+    """A set of Facts keyed by kind, role, dtype, place and attributes; positions are computed at the end."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[Any, ...], tuple[Spot, Spot | None, str, dict[str, Any]]] = {}
+
+    def add(
+        self,
+        kind: Kind,
+        spot: Spot,
+        dtype: Dtypes | str | None = "",
+        role: Role | None = None,
+        because: tuple[str, Spot | None] | None = None,
+        detail: str = "",
+        **attrs: Scalar,
+    ) -> None:
+        """Notes one Fact. Of several possible dtypes the one that bfloat16 comes first in is named."""
+        name = dtype if isinstance(dtype, str) else min(dtype) if dtype else ""
+        key = (kind, role, name, id(spot.node), tuple(sorted(attrs.items())))
+        if key not in self._held:
+            text, cause = because if because and because[1] else ("", None)
+            self._held[key] = (spot, cause, text, {"detail": detail, "attrs": attrs})
+
+    def resolve(self) -> list[Fact]:
+        """The Facts with their places in the source."""
+        found = []
+        for (kind, role, dtype, _, _), (spot, cause, text, rest) in self._held.items():
+            reason = None
+            if cause is not None and cause.node is not spot.node:
+                reason = Cause(text, site(cause))
+            found.append(
+                Fact(
+                    kind,
+                    dtype,
+                    role,
+                    site(spot),
+                    reason,
+                    detail=rest["detail"],
+                    attrs=rest["attrs"],
+                )
+            )
+        return found
+
+
+def site(spot: Spot) -> Site:
+    """Where a node stands; lines and columns from 1."""
+    position = spot.source.positions.get(spot.node)
+    if position is None:
+        return Site(spot.source.path, 1, 1, function=spot.function)
+    start, end = position.start, position.end
+    return Site(spot.source.path, start.line, start.column + 1, end.line, end.column + 1, spot.function)

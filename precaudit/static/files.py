@@ -1,0 +1,152 @@
+"""Finds the files to check: Python sources and training configs, without what .gitignore and `exclude` name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from precaudit.errors import UsageError
+
+ALWAYS_EXCLUDED = frozenset(
+    {
+        ".git",
+        ".hg",
+        ".svn",
+        ".venv",
+        "venv",
+        "__pycache__",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".pytest_cache",
+        ".precaudit_cache",
+        ".tox",
+        ".nox",
+        "node_modules",
+        "site-packages",
+        ".eggs",
+        "build",
+        "dist",
+    }
+)
+"""Folders that are never entered; one named on the command line is."""
+SOURCES = (".py", ".pyi")
+CONFIGS = (".json", ".yaml", ".yml")
+
+
+class Found(NamedTuple):
+    """A file to check: where it is, and the path as the user would write it."""
+
+    path: Path
+    shown: str
+
+
+class Excluder:
+    """Answers whether a path is excluded, reading each .gitignore once."""
+
+    def __init__(self, root: Path, patterns: Sequence[str], gitignore: bool) -> None:
+        self.root = root
+        self.gitignore = gitignore
+        self._own = _spec(patterns)
+        self._per_folder: dict[Path, Any] = {}
+
+    def excludes(self, path: Path, is_folder: bool) -> bool:
+        """Whether the settings or any .gitignore above the path exclude it."""
+        suffix = "/" if is_folder else ""
+        relative = _relative(path, self.root)
+        if self._own is not None and relative is not None and self._matches(self._own, relative, suffix):
+            return True
+        if not self.gitignore:
+            return False
+        for folder in path.parents:
+            spec = self._folder(folder)
+            if spec is not None:
+                inner = _relative(path, folder)
+                if inner is not None and self._matches(spec, inner, suffix):
+                    return True
+            if (folder / ".git").exists():
+                break
+        return False
+
+    def _matches(self, spec: Any, relative: str, suffix: str) -> bool:
+        parts = relative.split("/")
+        fronts = ["/".join(parts[:n]) + "/" for n in range(1, len(parts))]
+        return any(spec.match_file(front) for front in fronts) or bool(spec.match_file(relative + suffix))
+
+    def _folder(self, folder: Path) -> Any:
+        if folder not in self._per_folder:
+            try:
+                lines = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError:
+                lines = []
+            self._per_folder[folder] = _spec(lines)
+        return self._per_folder[folder]
+
+
+def _spec(patterns: Sequence[str]) -> Any:
+    wanted = [p for p in patterns if p.strip() and not p.lstrip().startswith("#")]
+    if not wanted:
+        return None
+    import pathspec
+
+    return pathspec.PathSpec.from_lines("gitwildmatch", wanted)
+
+
+def _relative(path: Path, root: Path) -> str | None:
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return None
+
+
+def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], list[str]]:
+    """The files under these paths, and one line for each that was passed over and should not be silently.
+
+    Raises UsageError for a path that does not exist.
+    """
+    found: dict[Path, Found] = {}
+    skipped: list[str] = []
+    for name in paths:
+        path = Path(name)
+        if not path.exists():
+            if path.is_symlink():
+                skipped.append(f"{name}: broken symlink")
+                continue
+            raise UsageError(f"{name}: no such file or folder")
+        if path.is_dir():
+            for item in _walk(path, excluder):
+                found.setdefault(item.path, item)
+        elif excluder.excludes(_absolute(path), False):
+            skipped.append(f"{name}: excluded by .gitignore or the settings")
+        else:
+            found.setdefault(_absolute(path), Found(_absolute(path), _shown(name)))
+    return list(found.values()), skipped
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _shown(name: str) -> str:
+    return name.removeprefix("./").replace(os.sep, "/")
+
+
+def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
+    """Files under a folder in a stable order; links to folders are not followed, so that no loop can arise."""
+    stack = [str(folder)]
+    while stack:
+        here = stack.pop()
+        try:
+            entries = sorted(os.scandir(here), key=lambda e: e.name)
+        except OSError:
+            continue
+        folders = []
+        for entry in entries:
+            path = Path(os.path.abspath(entry.path))
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name not in ALWAYS_EXCLUDED and not excluder.excludes(path, True):
+                    folders.append(entry.path)
+            elif entry.name.endswith(SOURCES + CONFIGS) and not excluder.excludes(path, False):
+                yield Found(path, _shown(os.path.normpath(entry.path)))
+        stack.extend(reversed(folders))

@@ -1,0 +1,72 @@
+"""A journal of every write to abstract memory, so that the two sides of a branch can be run, undone and joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+Key = Any
+Store = dict[Any, Any]
+T = TypeVar("T")
+
+
+class Missing:
+    """What a store held before its first write."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING = Missing()
+
+Changes = dict[tuple[int, Key], tuple[Store, Key, Any]]
+"""(identity of the store, key) -> (store, key, value at the end of the path)."""
+
+
+class Heap(Generic[T]):
+    """Writes go through `put`; `mark`, `changes`, `undo` and `merge` work on what was written since."""
+
+    def __init__(self, join: Callable[[Any, Any], Any]) -> None:
+        self._log: list[tuple[Store, Key, Any]] = []
+        self._join = join
+
+    def put(self, store: Store, key: Key, value: Any) -> None:
+        """Writes one value, remembering what stood there."""
+        self._log.append((store, key, store.get(key, MISSING)))
+        store[key] = value
+
+    def mark(self) -> int:
+        """A point in time to come back to."""
+        return len(self._log)
+
+    def changes(self, mark: int) -> Changes:
+        """What differs now from the state at `mark`."""
+        out: Changes = {}
+        for store, key, _ in self._log[mark:]:
+            out[(id(store), key)] = (store, key, store.get(key, MISSING))
+        return out
+
+    def undo(self, mark: int) -> None:
+        """Puts the state at `mark` back."""
+        log = self._log
+        while len(log) > mark:
+            store, key, old = log.pop()
+            if old is MISSING:
+                store.pop(key, None)
+            else:
+                store[key] = old
+
+    def merge(self, outcomes: list[Changes]) -> None:
+        """Joins the outcomes of several paths that all began in the present state."""
+        keys: dict[tuple[int, Key], tuple[Store, Key]] = {}
+        for outcome in outcomes:
+            for at, (store, key, _) in outcome.items():
+                keys.setdefault(at, (store, key))
+        for at, (store, key) in keys.items():
+            present = store.get(key, MISSING)
+            joined: Any = MISSING
+            for number, outcome in enumerate(outcomes):
+                value = outcome[at][2] if at in outcome else present
+                joined = value if number == 0 else self._join(joined, value)
+            if joined is not MISSING:
+                self.put(store, key, joined)

@@ -1,0 +1,508 @@
+"""torch.nn modules as abstract objects: their parameters, their children, their casts and their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static import ops
+from precaudit.static.heap import Store
+from precaudit.static.values import (
+    ANY,
+    Choice,
+    Const,
+    Dict,
+    DType,
+    Dtypes,
+    Function,
+    Instance,
+    Opaque,
+    Param,
+    Ref,
+    Seq,
+    Spot,
+    Tensor,
+    Value,
+    constant,
+    is_float,
+    is_low,
+    seq,
+    truth,
+    unknown,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.torch_model import Torch
+
+NN = "torch.nn."
+WEIGHTED = {
+    "Linear": ("linear", ("weight", "bias")),
+    "Conv1d": ("conv1d", ("weight", "bias")),
+    "Conv2d": ("conv2d", ("weight", "bias")),
+    "Conv3d": ("conv3d", ("weight", "bias")),
+    "ConvTranspose1d": ("conv_transpose1d", ("weight", "bias")),
+    "ConvTranspose2d": ("conv_transpose2d", ("weight", "bias")),
+    "ConvTranspose3d": ("conv_transpose3d", ("weight", "bias")),
+    "Bilinear": ("bilinear", ("weight", "bias")),
+    "LSTM": ("lstm", ("weight_ih_l0", "weight_hh_l0")),
+    "GRU": ("gru", ("weight_ih_l0", "weight_hh_l0")),
+    "RNN": ("rnn", ("weight_ih_l0", "weight_hh_l0")),
+    "MultiheadAttention": ("linear", ("in_proj_weight", "in_proj_bias")),
+    "TransformerEncoderLayer": ("linear", ("weight",)),
+    "TransformerEncoder": ("linear", ("weight",)),
+}
+NORMS = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm", "GroupNorm": "group_norm"}
+BATCH_NORMS = frozenset({"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"})
+INSTANCE_NORMS = frozenset({"InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"})
+CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"})
+FUNCTIONAL = {
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "LeakyReLU": "leaky_relu",
+    "ELU": "elu",
+    "SELU": "selu",
+    "Mish": "mish",
+    "Softplus": "softplus",
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "Dropout": "dropout",
+    "Dropout2d": "dropout",
+    "Identity": "dropout",
+    "Flatten": "flatten",
+    "Unflatten": "view",
+    "MaxPool1d": "max_pool1d",
+    "MaxPool2d": "max_pool2d",
+    "AvgPool1d": "avg_pool1d",
+    "AvgPool2d": "avg_pool2d",
+    "AdaptiveAvgPool1d": "adaptive_avg_pool1d",
+    "AdaptiveAvgPool2d": "adaptive_avg_pool2d",
+    "Upsample": "interpolate",
+    "Hardtanh": "hardtanh",
+    "ReLU6": "relu6",
+    "Hardswish": "hardswish",
+    "PixelShuffle": "pixel_shuffle",
+    "GLU": "glu",
+    "CrossEntropyLoss": "cross_entropy",
+    "NLLLoss": "nll_loss",
+    "MSELoss": "mse_loss",
+    "L1Loss": "l1_loss",
+    "SmoothL1Loss": "smooth_l1_loss",
+    "HuberLoss": "huber_loss",
+    "KLDivLoss": "kl_div",
+    "BCELoss": "binary_cross_entropy",
+    "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
+    "CosineEmbeddingLoss": "cosine_embedding_loss",
+    "TripletMarginLoss": "triplet_margin_loss",
+    "MarginRankingLoss": "margin_ranking_loss",
+    "CTCLoss": "ctc_loss",
+    "CosineSimilarity": "cosine_similarity",
+}
+"""torch.nn class -> the functional operation it calls."""
+
+
+def short(cls: Value) -> str:
+    """`Linear` of torch.nn.Linear or torch.nn.modules.linear.Linear; empty for anything else."""
+    if isinstance(cls, Ref) and cls.name.startswith(NN):
+        return cls.name.rsplit(".", 1)[1]
+    return ""
+
+
+def library_kind(torch: Torch, value: Instance) -> str:
+    """The torch.nn class this object is or derives from."""
+    if isinstance(value.cls, Ref):
+        return short(value.cls)
+    for base in torch.interpreter.library_bases(value.cls):
+        if base.startswith(NN):
+            return base.rsplit(".", 1)[1]
+    return ""
+
+
+def is_module(torch: Torch, value: Value) -> bool:
+    if not isinstance(value, Instance):
+        return False
+    if isinstance(value.cls, Ref):
+        return bool(short(value.cls))
+    bases = torch.interpreter.library_bases(value.cls)
+    return any(
+        b.startswith(NN) or b.rsplit(".", 1)[-1] in ("LightningModule", "PreTrainedModel", "ModelMixin", "Module")
+        for b in bases
+    )
+
+
+def new_param(dtype: Dtypes | None, requires_grad: bool | None, spot: Spot | None, **more: Any) -> Param:
+    return Param({"dtype": dtype, "requires_grad": requires_grad, "spot": spot, **more})
+
+
+def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], node: Any, into: Store) -> None:
+    """Fills in the parameters, buffers and children that a torch.nn constructor makes."""
+    spot = torch.spot(node)
+    given = ops.dtype_argument(torch, kwargs.get("dtype"))
+    dtype = ops.names(given) if given is not None else torch.default_dtype()
+    made = spot if given is not None or is_low(dtype) else None
+    origin = given.origin if given is not None else None
+    if kind in WEIGHTED or kind == "Embedding" or kind in NORMS or kind in BATCH_NORMS | INSTANCE_NORMS:
+        names = WEIGHTED[kind][1] if kind in WEIGHTED else ("weight",) if kind == "Embedding" else ("weight", "bias")
+        for name in names:
+            if name == "bias" and truth(kwargs.get("bias", Const(True))) is False:
+                continue
+            into[name] = new_param(dtype, True, made, origin=origin)
+        if kind in BATCH_NORMS and truth(kwargs.get("track_running_stats", Const(True))) is not False:
+            into["running_mean"] = new_param(dtype, False, made, kind="buffer")
+            into["running_var"] = new_param(dtype, False, made, kind="buffer")
+    elif kind in CONTAINERS:
+        _fill_container(torch, kind, args, into)
+
+
+def _fill_container(torch: Torch, kind: str, args: list[Value], into: Store) -> None:
+    items: list[tuple[str, Value]] = []
+    open_ = False
+    for arg in args:
+        if isinstance(arg, Dict):
+            items += [(str(key), value) for key, value in arg.store.items() if key != ANY]
+            open_ = open_ or ANY in arg.store
+            if ANY in arg.store:
+                items.append(("*", arg.store[ANY]))
+        elif isinstance(arg, Seq):
+            open_ = open_ or arg.open
+            items += [(str(len(items) + n), value) for n, value in enumerate(arg.items)]
+        elif isinstance(arg, Opaque) and kind != "Sequential":
+            items.append((str(len(items)), arg))
+            open_ = True
+        else:
+            items.append((str(len(items)), arg))
+    for name, value in items:
+        into[name] = value
+    if open_:
+        into["\0open"] = True
+
+
+def members(value: Instance) -> list[Value]:
+    """The children of a container in order."""
+    return [v for k, v in value.store.items() if isinstance(k, str) and not k.startswith("\0") and isinstance(v, Value)]
+
+
+def walk(torch: Torch, value: Value, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Value]]:
+    """Every module and parameter under a module, with its name, itself first."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Instance):
+        if id(value.store) in seen or not is_module(torch, value):
+            return
+        seen.add(id(value.store))
+        yield prefix, value
+        for name, child in list(value.store.items()):
+            if isinstance(name, str) and not name.startswith("\0"):
+                yield from walk(torch, child, f"{prefix}.{name}" if prefix else name, seen)
+    elif isinstance(value, Param) or isinstance(value, Opaque):
+        if id(value.store) not in seen:
+            seen.add(id(value.store))
+            yield prefix, value
+    elif isinstance(value, Choice):
+        for option in value.options:
+            yield from walk(torch, option, prefix, seen)
+
+
+def parameters(torch: Torch, value: Value, buffers: bool = False) -> list[tuple[str, Param]]:
+    """Named parameters of a module, those of opaque children as one parameter each."""
+    if isinstance(value, Opaque):
+        return [("", Param(value.store, ""))]
+    found = []
+    for name, item in walk(torch, value):
+        if (isinstance(item, Param) and (item.store.get("kind") == "buffer") == buffers) or (
+            isinstance(item, Opaque) and not buffers
+        ):
+            found.append((name, Param(item.store, name)))
+    return found
+
+
+def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
+    """Casts every floating parameter and buffer of a module in place, as `Module.to(dtype)` does."""
+    target = ops.names(dtype)
+    spot = torch.spot(node)
+    stores = []
+    if isinstance(value, Opaque):
+        stores = [value.store]
+    else:
+        for _, item in walk(torch, value):
+            if isinstance(item, (Param, Opaque)):
+                stores.append(item.store)
+    put = torch.interpreter.heap.put
+    for store in stores:
+        current = store.get("dtype")
+        if current is not None and not is_float(current):
+            continue
+        put(store, "dtype", target)
+        put(store, "spot", spot)
+        put(store, "origin", dtype.origin)
+    if is_low(target):
+        torch.training.cast_after_optimizer(stores, target, spot)
+
+
+def set_trainable(torch: Torch, value: Value, requires_grad: bool | None) -> None:
+    put = torch.interpreter.heap.put
+    stores = [value.store] if isinstance(value, (Opaque, Param)) else []
+    if isinstance(value, Instance):
+        stores = [i.store for _, i in walk(torch, value) if isinstance(i, (Param, Opaque))]
+    for store in stores:
+        if store.get("kind") != "buffer":
+            put(store, "requires_grad", requires_grad)
+
+
+def set_training(torch: Torch, value: Value, training: bool | None) -> None:
+    put = torch.interpreter.heap.put
+    if isinstance(value, Opaque):
+        put(value.store, "training", training)
+    for _, item in walk(torch, value):
+        if isinstance(item, Instance):
+            put(item.store, "\0training", training)
+
+
+def escape(torch: Torch, value: Value, depth: int = 0) -> None:
+    """A module was handed to code that cannot be followed: its dtypes and frozen flags are no longer known."""
+    put = torch.interpreter.heap.put
+    if isinstance(value, Seq) and depth < 3:
+        for item in value.items:
+            escape(torch, item, depth + 1)
+    stores = [value.store] if isinstance(value, (Opaque, Param)) else []
+    if isinstance(value, Instance) and is_module(torch, value):
+        stores = [i.store for _, i in walk(torch, value) if isinstance(i, (Param, Opaque))]
+    for store in stores:
+        if "dtype" in store or "requires_grad" in store:
+            put(store, "dtype", None)
+            put(store, "requires_grad", None)
+
+
+def call_library(
+    torch: Torch, value: Instance, kind: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """The result of calling a torch.nn module of this kind."""
+    store = value.store
+    first = ops.as_tensor(torch, args[0]) if args else ops.as_tensor(torch, kwargs.get("input", unknown()))
+    if kind == "Sequential":
+        return _call_sequential(torch, value, args, node)
+    if kind in WEIGHTED:
+        name, weights = WEIGHTED[kind]
+        params = [store[w] for w in weights if w in store]
+        result = ops.apply(torch, "linear" if name in ("lstm", "gru", "rnn") else name, [first, *params], {}, node)
+        if kind in ("LSTM", "GRU", "RNN", "MultiheadAttention"):
+            return seq([result, seq([result], "tuple", open=True) if kind == "LSTM" else result], "tuple")
+        return result
+    if kind == "Embedding":
+        weight = ops.as_tensor(torch, store.get("weight", unknown()))
+        if isinstance(weight, Tensor):
+            return ops._result(torch, "embedding", weight.dtype, [weight], node)
+        return unknown()
+    if kind in NORMS:
+        params = [store[w] for w in ("weight", "bias") if w in store]
+        result = ops.apply(torch, NORMS[kind], [first], {}, node)
+        if isinstance(result, Tensor) and params:
+            marks = ops.marks_of([ops.as_tensor(torch, p) for p in params]) & {"differentiable"}
+            return Tensor(result.dtype, result.spot, result.op, result.marks | marks)
+        return result
+    if kind in BATCH_NORMS:
+        running_statistics(torch, value, node)
+        return ops.apply(torch, "batch_norm", [first], {}, node)
+    if kind in INSTANCE_NORMS:
+        return ops.apply(torch, "instance_norm", [first], {}, node)
+    if kind in FUNCTIONAL:
+        extra = {"reduction": store["\0reduction"]} if "\0reduction" in store else {}
+        rest = [ops.as_tensor(torch, a) for a in args[1:]]
+        return ops.apply(torch, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
+    return unknown(*(ops.marks_of([first, *args]) & ops.KEPT))
+
+
+def running_statistics(torch: Torch, value: Instance, node: Any) -> None:
+    """A BatchNorm whose statistics are low is called in training mode."""
+    stats = value.store.get("running_var")
+    if not isinstance(stats, Param) or not is_low(stats.dtype) or value.store.get("\0training", True) is not True:
+        return
+    if not torch.grad():
+        return
+    torch.facts.add(
+        Kind.HOLDS,
+        stats.store.get("spot") or torch.spot(node),
+        stats.dtype,
+        Role.NORM_RUNNING_STATISTICS,
+        ("they are updated here", torch.spot(node)),
+    )
+
+
+def _call_sequential(torch: Torch, value: Instance, args: list[Value], node: Any) -> Value:
+    result = args[0] if args else unknown()
+    for child in members(value):
+        result = torch.interpreter.call(child, [result], {}, node)
+    return result
+
+
+def deepcopy(torch: Torch, value: Value, memo: dict[int, Value] | None = None) -> Value:
+    """A copy with parameters and children of its own."""
+    memo = {} if memo is None else memo
+    if isinstance(value, Instance):
+        if id(value.store) in memo:
+            return memo[id(value.store)]
+        made = Instance(value.cls, {})
+        memo[id(value.store)] = made
+        for key, item in value.store.items():
+            made.store[key] = deepcopy(torch, item, memo) if isinstance(item, Value) else item
+        return made
+    if isinstance(value, Param):
+        if id(value.store) not in memo:
+            memo[id(value.store)] = Param(dict(value.store), value.name)
+        return memo[id(value.store)]
+    if isinstance(value, Opaque):
+        if id(value.store) not in memo:
+            memo[id(value.store)] = Opaque(dict(value.store), value.dtype, value.marks)
+        return memo[id(value.store)]
+    if isinstance(value, Seq):
+        return Seq({**value.store, "items": tuple(deepcopy(torch, i, memo) for i in value.items)}, value.kind)
+    if isinstance(value, Choice):
+        return Choice(tuple(deepcopy(torch, o, memo) for o in value.options))
+    return value
+
+
+def method(
+    torch: Torch, value: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value | None:
+    """A torch.nn.Module method on a module or on something that may be one; None where it is no such method."""
+    if name in ops.CASTS and ops.CASTS[name] in ("float16", "bfloat16", "float32", "float64"):
+        dtype = DType(frozenset({ops.CASTS[name]}), torch.spot(node))
+        cast_module(torch, value, dtype, node)
+        return ops.cast(torch, value, dtype, node) if isinstance(value, Opaque) else value
+    if name == "to":
+        return _to(torch, value, args, kwargs, node)
+    if name in ("cuda", "cpu", "xpu", "npu", "to_empty", "share_memory", "compile", "gradient_checkpointing_enable"):
+        return value
+    if name in ("requires_grad_", "freeze", "unfreeze"):
+        wanted = args[0] if args else kwargs.get("requires_grad", Const(name != "freeze"))
+        set_trainable(torch, value, truth(wanted))
+        return value
+    if name in ("train", "eval"):
+        mode = args[0] if args else kwargs.get("mode", Const(True))
+        set_training(torch, value, truth(mode) if name == "train" else False)
+        return value
+    if name in ("parameters", "named_parameters", "buffers", "named_buffers"):
+        found = parameters(torch, value, buffers="buffers" in name)
+        items: list[Value] = [p for _, p in found]
+        if name.startswith("named"):
+            items = [seq([Const(n) if n else unknown(), p], "tuple") for n, p in found]
+        return seq(items, "iterator", open=isinstance(value, Opaque))
+    if name in ("modules", "named_modules", "children", "named_children"):
+        return _modules(torch, value, name)
+    if name == "state_dict":
+        return _state_dict(torch, value)
+    if name in ("apply", "_apply"):
+        for _, item in list(walk(torch, value)):
+            if isinstance(item, (Instance, Opaque)) and args and isinstance(args[0], Function):
+                torch.interpreter.call(args[0], [item], {}, node)
+        return value
+    if name == "register_buffer" and isinstance(value, Instance):
+        _register(torch, value, args, kwargs)
+        return Const(None)
+    if name in ("register_parameter", "add_module", "register_module") and isinstance(value, Instance):
+        key = constant(args[0]) if args else None
+        if isinstance(key, str) and len(args) > 1:
+            torch.interpreter.heap.put(value.store, key, args[1])
+        return Const(None)
+    if name in ("append", "extend", "insert", "add") and isinstance(value, Instance) and short(value.cls) in CONTAINERS:
+        added = args[-1] if args else unknown()
+        items = list(added.items) if isinstance(added, Seq) and name == "extend" else [added]
+        for item in items:
+            torch.interpreter.heap.put(value.store, str(len(members(value))), item)
+        return value
+    if name in ("items", "values", "keys") and isinstance(value, Instance) and short(value.cls) in CONTAINERS:
+        pairs = [(k, v) for k, v in value.store.items() if isinstance(v, Value) and not str(k).startswith("\0")]
+        if name == "items":
+            return seq([seq([Const(k), v], "tuple") for k, v in pairs])
+        return seq([v if name == "values" else Const(k) for k, v in pairs])
+    if name == "get_submodule":
+        return unknown()
+    if name in ("register_comm_hook",):
+        torch.training.comm_hook([*args, *kwargs.values()], node)
+        return Const(None)
+    if name in (
+        "load_state_dict",
+        "register_forward_hook",
+        "register_full_backward_hook",
+        "zero_grad",
+        "set_grad_checkpointing",
+    ):
+        return unknown()
+    return None
+
+
+def _to(torch: Torch, value: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    target = kwargs.get("dtype")
+    for arg in args:
+        if isinstance(arg, DType) or (isinstance(arg, Choice) and all(isinstance(o, DType) for o in arg.options)):
+            target = arg
+        elif isinstance(arg, Tensor):
+            target = DType(arg.dtype or frozenset())
+    dtype = ops.dtype_argument(torch, target)
+    if dtype is not None:
+        cast_module(torch, value, dtype, node)
+        if isinstance(value, Opaque):
+            return ops.cast(torch, value, dtype, node)
+    elif isinstance(value, Opaque) and any(isinstance(a, Opaque) for a in args):
+        return Opaque(value.store, None, value.marks)
+    return value
+
+
+def _modules(torch: Torch, value: Value, name: str) -> Value:
+    if isinstance(value, Opaque):
+        item: Value = unknown()
+        return seq([seq([unknown(), item], "tuple") if name.startswith("named") else item], "iterator", open=True)
+    found = [(n, m) for n, m in walk(torch, value) if isinstance(m, (Instance, Opaque))]
+    if "children" in name:
+        direct = [v for v in value.store.values()] if isinstance(value, Instance) else []
+        found = [(n, m) for n, m in found if any(m is d for d in direct)]
+    items: list[Value] = [m for _, m in found]
+    if name.startswith("named"):
+        items = [seq([Const(n), m], "tuple") for n, m in found]
+    return seq(items, "iterator")
+
+
+def _state_dict(torch: Torch, value: Value) -> Value:
+    store: Store = {"\0module": True}
+    tensors = [ops.as_tensor(torch, p) for _, p in parameters(torch, value)]
+    tensors = [t for t in tensors if isinstance(t, Tensor)]
+    if tensors and isinstance(value, Instance):
+        joined = tensors[0]
+        from precaudit.static.values import join
+
+        for other in tensors[1:]:
+            joined = join(joined, other)
+        store[ANY] = joined
+    else:
+        store[ANY] = unknown("weights")
+    return Dict(store, "state_dict")
+
+
+def _register(torch: Torch, value: Instance, args: list[Value], kwargs: dict[str, Value]) -> None:
+    name = constant(args[0] if args else kwargs.get("name"))
+    tensor = args[1] if len(args) > 1 else kwargs.get("tensor", unknown())
+    if isinstance(name, str):
+        torch.interpreter.heap.put(value.store, name, buffer(tensor, name))
+
+
+def buffer(tensor: Value, name: str) -> Value:
+    if not isinstance(tensor, Tensor):
+        return (
+            Param({"dtype": None, "requires_grad": False, "spot": None, "kind": "buffer"})
+            if isinstance(tensor, Opaque)
+            else tensor
+        )
+    positions = bool(tensor.marks & {"positions"}) or name in ("inv_freq", "freqs", "freqs_cis")
+    return Param(
+        {
+            "dtype": tensor.dtype,
+            "requires_grad": False,
+            "spot": tensor.spot,
+            "kind": "buffer",
+            "positions": positions,
+            "origin": tensor.origin,
+            "created": True,
+        }
+    )

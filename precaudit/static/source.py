@@ -1,0 +1,86 @@
+"""One source file: decoded as Python would, parsed by LibCST, with positions computed only when something is reported."""
+
+from __future__ import annotations
+
+import io
+import tokenize
+from pathlib import Path
+from typing import Any
+
+import libcst as cst
+from libcst.metadata.position_provider import PositionProvidingCodegenState
+
+
+class SourceError(Exception):
+    """A file that is not Python source as this parser knows it; `str()` is "line:column: reason" or a reason."""
+
+
+class Source:
+    """The text and the tree of a file. `path` is as the user wrote it."""
+
+    def __init__(self, path: str, text: str, file: Path | None = None) -> None:
+        self.path = path
+        self.text = text
+        self.file = file
+        self.tree: cst.Module = parse(text)
+        self._positions: dict[Any, Any] | None = None
+
+    @property
+    def file_folder(self) -> Path | None:
+        """Where the file is on disk; None for standard input."""
+        return self.file.parent if self.file is not None else None
+
+    @property
+    def positions(self) -> dict[Any, Any]:
+        """Node -> CodeRange (lines from 1, columns from 0), from one code generation of the whole file."""
+        if self._positions is None:
+            self._positions = _positions(self.tree)
+        return self._positions
+
+
+class _Recorder:
+    """Stands in for LibCST's provider, which would copy the tree first."""
+
+    def __init__(self) -> None:
+        self._computed: dict[Any, Any] = {}
+
+
+def _positions(tree: cst.Module) -> dict[Any, Any]:
+    recorder = _Recorder()
+    state = PositionProvidingCodegenState(
+        default_indent=tree.default_indent,
+        default_newline=tree.default_newline,
+        provider=recorder,  # type: ignore[arg-type]
+    )
+    tree._codegen(state)
+    return recorder._computed
+
+
+def decode(raw: bytes) -> str:
+    """The text of a source file by its PEP 263 encoding and byte order mark. Raises SourceError."""
+    if b"\0" in raw:
+        raise SourceError("source code cannot contain null bytes")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+        return io.TextIOWrapper(io.BytesIO(raw), encoding, newline="").read()
+    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else f"not {getattr(error, 'encoding', 'decodable')} text"
+        raise SourceError(str(reason)) from None
+
+
+def parse(text: str) -> cst.Module:
+    """The tree of a text. Raises SourceError with line and column, both from 1."""
+    try:
+        return cst.parse_module(text.removeprefix("\ufeff"))
+    except cst.ParserSyntaxError as error:
+        reason = error.message.strip().splitlines()[0] if error.message.strip() else "syntax error"
+        raise SourceError(f"{error.editor_line}:{error.editor_column}: {reason}") from None
+    except RecursionError:
+        raise SourceError("nested too deeply to parse") from None
+    except Exception as error:
+        raise SourceError(f"cannot be parsed: {type(error).__name__}") from None
+
+
+def load(path: Path, shown: str) -> Source:
+    """Reads and parses one file. Raises SourceError or OSError."""
+    return Source(shown, decode(path.read_bytes()), path.resolve())

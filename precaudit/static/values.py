@@ -1,0 +1,478 @@
+"""Abstract values: what the interpreter knows of a Python object, and how two such knowledges join."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from precaudit.model.vocabulary import FLOATING, LOW
+from precaudit.static.heap import MISSING, Store
+
+Dtypes = frozenset[str]
+"""The dtypes a tensor may have, all of them known; None stands for "cannot know"."""
+
+INTEGERS = frozenset({"int64", "int32", "int16", "int8", "uint8", "bool"})
+NO_MARKS: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spot:
+    """A syntax node in a source file; its line and column are computed only when something is reported there."""
+
+    source: Any
+    node: Any
+    function: str = ""
+
+
+class Value:
+    """Anything an expression can stand for."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opaque(Value):
+    """Nothing is known, but it may be a module or a tensor: what is done to it afterwards is remembered in `store`."""
+
+    store: Store = field(default_factory=dict)
+    dtype: Dtypes | None = None
+    """Its dtype if it is a tensor, once `.half()` or `.to(dtype)` was applied."""
+    marks: frozenset[str] = NO_MARKS
+
+
+@dataclass(frozen=True, slots=True)
+class Const(Value):
+    """A Python constant: None, bool, number, string."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Value):
+    """A Python number whose value is not known; it never promotes a tensor."""
+
+    from_scale: bool = False
+    """Read from a loss scaler."""
+    counts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ref(Value):
+    """A name of an imported library, spelled as PyTorch spells it: `torch.nn.functional.softmax`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DType(Value):
+    """torch.dtype: one, or one of several. `origin` is where it was written."""
+
+    names: Dtypes
+    origin: Spot | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Device(Value):
+    """torch.device, by type."""
+
+    types: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor(Value):
+    """A tensor. `marks` say where it comes from (see `MARKS`); the spots say where a quality was acquired."""
+
+    dtype: Dtypes | None
+    spot: Spot | None = None
+    op: str = ""
+    marks: frozenset[str] = NO_MARKS
+    zero_dim: bool = False
+    loops: tuple[int, ...] = ()
+    """The loops around its creation."""
+    low_at: Spot | None = None
+    """Where positions or a loss became low."""
+    low_softmax: Spot | None = None
+    """The low softmax these probabilities come from."""
+    square: Spot | None = None
+    """The low square this statistic comes from."""
+    tiny: tuple[float, Spot] | None = None
+    """A literal added to it that is zero in its dtype."""
+    origin: Spot | None = None
+    """Where its low dtype was written, if that is not at `spot`."""
+
+    @property
+    def low(self) -> bool:
+        return is_low(self.dtype)
+
+
+MARKS = {
+    "differentiable": "depends on a trainable parameter",
+    "gradient": "comes from .grad",
+    "weights": "comes from a parameter",
+    "positions": "counts, indices or frequencies",
+    "float16": "a gradient through float16 passes here",
+    "bfloat16": "a gradient through bfloat16 passes here",
+    "scaled": "multiplied by a GradScaler",
+    "hand_scaled": "multiplied by a factor that may be a loss scale",
+    "probabilities": "sigmoid or softmax output",
+    "loss": "came out of a loss function",
+    "created": "storage made by zeros, ones, full, clone, …",
+    "computed": "an autocast-eligible op made it low",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Param(Value):
+    """A parameter or buffer. The store holds dtype, requires_grad, spot (what made it so), kind."""
+
+    store: Store
+    name: str = ""
+
+    @property
+    def dtype(self) -> Dtypes | None:
+        found: Dtypes | None = self.store.get("dtype")
+        return found
+
+    @property
+    def trainable(self) -> bool | None:
+        found: bool | None = self.store.get("requires_grad")
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seq(Value):
+    """A list, tuple, set or iterator. `open`: the items stand for an unknown number of such."""
+
+    store: Store
+    kind: str = "list"
+
+    @property
+    def items(self) -> tuple[Value, ...]:
+        found: tuple[Value, ...] = self.store["items"]
+        return found
+
+    @property
+    def open(self) -> bool:
+        return bool(self.store.get("open"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dict(Value):
+    """A dict by constant key; key `ANY` holds what was stored under keys that are not known."""
+
+    store: Store
+    kind: str = "dict"
+
+
+ANY = "\0any"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Function(Value):
+    """A function or lambda of the code under check."""
+
+    node: Any
+    scope: Any
+    defaults: dict[str, Value] = field(default_factory=dict)
+    owner: Any = None
+    receiver: Value | None = None
+    decorators: tuple[Value, ...] = ()
+    kind: str = "function"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Class(Value):
+    """A class of the code under check."""
+
+    node: Any
+    scope: Any
+    bases: tuple[Value, ...]
+    store: Store
+    name: str
+    decorators: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance(Value):
+    """An object: of a class under check, or of a known library class named by a Ref."""
+
+    cls: Value
+    store: Store = field(default_factory=dict)
+
+    @property
+    def library(self) -> str:
+        return self.cls.name if isinstance(self.cls, Ref) else ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bound(Value):
+    """A library method on a value: `tensor.float`, `optimizer.step`."""
+
+    receiver: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Optimizer(Value):
+    """An optimizer. The store holds params (tuple of Param or Tensor), cls, spot, stepped, eps, …"""
+
+    store: Store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scaler(Value):
+    """A GradScaler. `enabled` is None where `enabled=` is given and not known."""
+
+    store: Store
+    enabled: bool | None
+    spot: Spot | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Autocast(Value):
+    """An autocast region. dtype None: not known."""
+
+    devices: frozenset[str]
+    dtype: Dtypes | None
+    enabled: bool | None
+    spot: Spot | None = None
+    dtype_given: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Context(Value):
+    """no_grad, inference_mode, enable_grad, nullcontext."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateDict(Value):
+    """What `.state_dict()` of something returned."""
+
+    of: str
+    store: Store = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Super(Value):
+    """`super()` inside a method."""
+
+    owner: Any
+    receiver: Value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModuleRef(Value):
+    """A sibling source file, by its globals."""
+
+    source: Any
+    store: Store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice(Value):
+    """One of several values, which one is not known."""
+
+    options: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paths(Value):
+    """The event histories of the paths that lead here; each is a set of what has happened."""
+
+    states: frozenset[frozenset[Any]]
+
+
+NONE = Const(None)
+TRUE = Const(True)
+FALSE = Const(False)
+MAX_OPTIONS = 6
+MAX_PATHS = 24
+
+
+def unknown(*marks: str) -> Opaque:
+    return Opaque(marks=frozenset(marks))
+
+
+def is_low(dtype: Dtypes | None) -> bool:
+    """Whether every dtype it may have is low: the proof that rules ask for."""
+    return bool(dtype) and dtype is not None and dtype <= LOW
+
+
+def is_float(dtype: Dtypes | None) -> bool:
+    return bool(dtype) and dtype is not None and all(name in FLOATING for name in dtype)
+
+
+def seq(items: Iterable[Value], kind: str = "list", open: bool = False) -> Seq:
+    return Seq({"items": tuple(items), "open": open}, kind)
+
+
+def options(value: Value) -> tuple[Value, ...]:
+    """The alternatives of a Choice, or the value alone."""
+    return value.options if isinstance(value, Choice) else (value,)
+
+
+def choice(values: Iterable[Value]) -> Value:
+    """One of these values; a single one when they are all the same."""
+    kept: list[Value] = []
+    for value in values:
+        for option in options(value):
+            if not any(_same(option, other) for other in kept):
+                kept.append(option)
+    if not kept:
+        return Opaque()
+    return kept[0] if len(kept) == 1 else Choice(tuple(kept)) if len(kept) <= MAX_OPTIONS else Opaque()
+
+
+def _same(one: Value, other: Value) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Const) and isinstance(other, Const):
+        return type(one.value) is type(other.value) and one.value == other.value
+    if isinstance(one, (Number, Ref, Context)):
+        return one == other
+    if isinstance(one, Function) and isinstance(other, Function):
+        return one.node is other.node and one.receiver is other.receiver
+    if isinstance(one, Bound) and isinstance(other, Bound):
+        return one.receiver is other.receiver and one.name == other.name
+    return False
+
+
+def join_dtypes(one: Dtypes | None, other: Dtypes | None) -> Dtypes | None:
+    return None if one is None or other is None else one | other
+
+
+def join(one: Any, other: Any) -> Any:
+    """What is known when either of two paths may have been taken."""
+    if one is other or other is MISSING:
+        return one
+    if one is MISSING:
+        return other
+    if isinstance(one, Paths) and isinstance(other, Paths):
+        states = one.states | other.states
+        return Paths(states if len(states) <= MAX_PATHS else frozenset(sorted(states, key=len)[-MAX_PATHS:]))
+    if not isinstance(one, Value) or not isinstance(other, Value):
+        return _join_plain(one, other)
+    if _same(one, other):
+        return one
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return join_tensors(one, other)
+    if isinstance(one, DType) and isinstance(other, DType):
+        return DType(one.names | other.names, one.origin if one.names == other.names else None)
+    if isinstance(one, Device) and isinstance(other, Device):
+        return Device(one.types | other.types)
+    if isinstance(one, (Const, Number)) and isinstance(other, (Const, Number)) and _numeric(one) and _numeric(other):
+        return Number()
+    if isinstance(one, Opaque) and isinstance(other, (Tensor, Opaque)):
+        return Opaque(marks=one.marks | other.marks)
+    if isinstance(other, Opaque) and isinstance(one, Tensor):
+        return Opaque(marks=one.marks | other.marks)
+    if isinstance(one, Seq) and isinstance(other, Seq) and len(one.items) == len(other.items):
+        items = [join(a, b) for a, b in zip(one.items, other.items, strict=True)]
+        return seq(items, one.kind, one.open or other.open)
+    return choice([one, other])
+
+
+def _numeric(value: Value) -> bool:
+    return isinstance(value, Number) or (
+        isinstance(value, Const) and isinstance(value.value, (int, float)) and not isinstance(value.value, bool)
+    )
+
+
+def _join_plain(one: Any, other: Any) -> Any:
+    """Joins what stores hold besides values: dtype sets, flags, tuples of items, spots."""
+    if one == other:
+        return one
+    if isinstance(one, frozenset) and isinstance(other, frozenset):
+        return one | other
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return one + tuple(item for item in other if item not in one)
+    if isinstance(one, Spot):
+        return one
+    if isinstance(other, Spot):
+        return other
+    return None
+
+
+def join_tensors(one: Tensor, other: Tensor) -> Tensor:
+    dtype = join_dtypes(one.dtype, other.dtype)
+    return replace(
+        one,
+        dtype=dtype,
+        marks=one.marks | other.marks,
+        zero_dim=one.zero_dim and other.zero_dim,
+        loops=one.loops if len(one.loops) <= len(other.loops) else other.loops,
+        low_at=one.low_at or other.low_at,
+        low_softmax=(one.low_softmax or other.low_softmax) if is_low(dtype) else None,
+        square=(one.square or other.square) if is_low(dtype) else None,
+    )
+
+
+def promote(tensors: list[Tensor]) -> Dtypes | None:
+    """The dtypes that PyTorch's type promotion gives; 0-dim tensors do not widen one with dimensions.
+
+    None where any dtype is unknown. Source: https://pytorch.org/docs/stable/tensor_attributes.html#type-promotion
+    """
+    if not tensors or any(t.dtype is None for t in tensors):
+        return None
+    shaped = [t for t in tensors if not t.zero_dim] or tensors
+    flat = [t for t in tensors if t.zero_dim and t not in shaped]
+    result: set[str] = {""}
+    for tensor in shaped:
+        assert tensor.dtype is not None
+        result = {wider(a, b) for a in result for b in tensor.dtype}
+    for tensor in flat:
+        assert tensor.dtype is not None
+        result = {a if a in FLOATING or b not in FLOATING else wider(a, b) for a in result for b in tensor.dtype}
+    return frozenset(result)
+
+
+_ORDER = ("bool", "uint8", "int8", "int16", "int32", "int64")
+
+
+def wider(one: str, other: str) -> str:
+    """The dtype of an operation on two shaped tensors of these dtypes."""
+    if not one or one == other:
+        return other
+    if not other:
+        return one
+    a, b = FLOATING.get(one), FLOATING.get(other)
+    if a and b:
+        if a.bits == b.bits:
+            return "float32"
+        return one if a.bits > b.bits else other
+    if a or b:
+        return one if a else other
+    if one in _ORDER and other in _ORDER:
+        return max(one, other, key=_ORDER.index)
+    return one
+
+
+def truth(value: Value) -> bool | None:
+    """Python's truth of a value, None where it is not known."""
+    if isinstance(value, Const):
+        return bool(value.value)
+    if isinstance(value, Choice):
+        found = {truth(option) for option in value.options}
+        return found.pop() if len(found) == 1 else None
+    if isinstance(value, Scaler):
+        return True
+    if isinstance(value, (Optimizer, Function, Class, DType, Device)):
+        return True
+    if isinstance(value, Instance) and not value.library:
+        return True
+    if isinstance(value, Seq) and not value.open:
+        return bool(value.items)
+    return None
+
+
+def constant(value: Value | None) -> Any:
+    """The Python constant behind a value, None where there is none."""
+    return value.value if isinstance(value, Const) else None
+
+
+def float_constant(value: Value | None) -> float | None:
+    found = constant(value)
+    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None

@@ -1,0 +1,92 @@
+"""`precaudit report` and `precaudit doctor`: nothing is run again, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from desk import Desk
+
+WRONG = "import torch\ntorch.train(5, 'bfloat16')\n"
+
+
+def test_the_latest_report_is_shown_with_its_exit_code(desk: Desk) -> None:
+    desk.trace(WRONG)
+    shown = desk.precaudit("report")
+    assert shown.code == 1
+    assert "PA301" in shown.stdout
+    assert desk.precaudit("report", "--ignore", "PA301").code == 0
+
+
+def test_a_json_report_shown_as_json_is_the_same_report(desk: Desk) -> None:
+    traced = desk.trace(WRONG)
+    shown = desk.precaudit("report", "--output-format", "json", "--output", "again.json")
+    assert shown.stdout == ""
+    assert json.loads((desk.folder / "again.json").read_text()) == traced.report
+
+
+def test_reports_of_two_nodes_merge_into_one(desk: Desk) -> None:
+    for node, dtype in (("node0", "float32"), ("node1", "bfloat16")):
+        desk.write(f"{node}/.keep", "")
+        desk.trace(f"import torch\ntorch.train(5, '{dtype}')\n", "--output", f"{node}/report.json")
+    shown = desk.precaudit("report", "node0", "node1", "--output-format", "json")
+    both = json.loads(shown.stdout)
+    assert shown.code == 1
+    assert both["coverage"]["ranks"] == 2
+    assert {f["rule"] for f in both["findings"]} >= {"PA301"}
+    assert any(f["kind"] == "ranks_differ" for f in both["facts"])
+
+
+def test_rank_files_left_below_another_launcher_are_judged(desk: Desk) -> None:
+    facts = [{"kind": "holds", "dtype": "bfloat16", "role": "optimizer_state", "count": 4,
+              "site": [str(desk.folder / "train.py"), 3]}]  # fmt: skip
+    for rank in range(2):
+        one = {"format": 1, "rank": rank, "world_size": 2, "status": "stopped", "steps": 3, "facts": facts}
+        desk.write(f"seen/rank-{rank}-{rank}.json", json.dumps(one))
+    shown = desk.precaudit("report", "seen")
+    assert shown.code == 1
+    assert "PA301" in shown.stdout
+    assert "train.py:3" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], '.precaudit/latest/report.json: no such report; run "precaudit trace train.py" first'),
+        (["other.json"], "other.json: no such report; name a report that is there"),
+        (["empty"], "empty: holds neither report.json nor rank files; name a report or a folder of one trace"),
+        (
+            ["old.json"],
+            "old.json: not a precaudit report of format_version 1: format_version: input should be 1; "
+            'write one with "precaudit trace --output report.json"',
+        ),
+        (
+            ["half.json"],
+            "half.json: not a precaudit report of format_version 1: invalid JSON: EOF while parsing an object at "
+            'line 1 column 1; write one with "precaudit trace --output report.json"',
+        ),
+    ],
+)
+def test_what_is_no_report_is_refused_in_one_line(desk: Desk, words: list[str], line: str) -> None:
+    desk.write("empty/.keep", "")
+    tool = {"name": "precaudit", "version": "0"}
+    old = {"format_version": 0, "tool": tool, "command": "trace", "status": "clean"}
+    desk.write("old.json", json.dumps(old))
+    desk.write("half.json", "{")
+    refused = desk.precaudit("report", *words)
+    assert (refused.code, refused.stderr) == (2, f"precaudit: {line}\n")
+
+
+def test_doctor_says_what_it_found(desk: Desk) -> None:
+    found = desk.precaudit("doctor")
+    assert found.code == 0
+    assert [line.split()[:2] for line in found.stdout.splitlines()] == [
+        ["ok", "precaudit"], ["ok", "torch"], ["ok", "injection"], ["ok", "rules"], ["ok", "reports"],
+    ]  # fmt: skip
+
+
+def test_doctor_says_what_would_stop_a_trace(desk: Desk) -> None:
+    desk.write(".precaudit", "a file where the folder should be")
+    found = desk.precaudit("doctor")
+    assert found.code == 1
+    assert "x   reports" in found.stdout

@@ -1,0 +1,117 @@
+"""Which part of precaudit may know which: the direction of imports, and what a start does not pay for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "precaudit"
+
+FRONT = {"cli", "commands", "integrations", "run", "__main__"}
+"""What a user meets; it may use everything, and nothing may use it."""
+
+MAY_USE: dict[str, set[str]] = {
+    "errors": set(),
+    "model": set(),
+    "rulebook": {"errors", "model"},
+    "judge": {"errors", "model", "rulebook"},
+    "settings": {"errors", "model", "rulebook"},
+    "baseline": {"errors", "model", "rulebook", "settings"},
+    "suppressions": {"errors", "model", "rulebook", "settings"},
+    "static": {"errors", "judge", "model", "rulebook", "settings", "suppressions"},
+    "launch": {"errors", "judge", "model", "rulebook", "settings", "suppressions"},
+    "report": {"errors", "judge", "model", "rulebook", "settings"},
+    "runtime": {"model"},
+}
+"""Part -> the other parts it may import."""
+
+OWNERS = {
+    "torch": {"runtime", "integrations"},
+    "libcst": {"static", "suppressions"},
+    "rich": {"report"},
+    "click": {"cli", "commands"},
+}
+"""Library -> the only parts that import it."""
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path.relative_to(ROOT).parts[0].removesuffix(".py"), path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The dotted names a file imports, relative ones resolved, `if TYPE_CHECKING` included."""
+    package = ["precaudit", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            front = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*front, *([node.module] if node.module else [])])
+            yield from (f"{module}.{name.name}" for name in node.names)
+
+
+def test_each_part_imports_only_the_parts_below_it() -> None:
+    wrong = []
+    for part, path in sources():
+        if part in FRONT or part == "__init__":
+            continue
+        assert part in MAY_USE, f"{part} has no row in MAY_USE: say what it may import"
+        used = {name.split(".")[1] for name in imported(path) if name.startswith("precaudit.")} - {"__version__", part}
+        wrong += [f"{path.relative_to(ROOT)} imports precaudit.{other}" for other in sorted(used - MAY_USE[part])]
+    assert wrong == []
+
+
+def test_the_runtime_uses_torch_the_standard_library_and_the_vocabulary_only() -> None:
+    wrong = []
+    for part, path in sources():
+        if part != "runtime":
+            continue
+        for name in imported(path):
+            words = name.split(".")
+            fine = words[0] in {"torch", *sys.stdlib_module_names} or words[:2] == ["precaudit", "runtime"]
+            if not fine and words[:3] != ["precaudit", "model", "vocabulary"]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_a_library_is_imported_only_by_the_part_that_owns_it() -> None:
+    wrong = []
+    for part, path in sources():
+        for name in imported(path):
+            library = name.split(".")[0]
+            if part not in OWNERS.get(library, {part}):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_only_the_terminal_imports_rich() -> None:
+    users = {path.name for _, path in sources() if any(name.split(".")[0] == "rich" for name in imported(path))}
+    assert users <= {"terminal.py"}
+
+
+def loaded_by(*words: str) -> set[str]:
+    """The top-level modules in a process that has run `precaudit` with these words."""
+    program = (
+        "import sys, contextlib, io\nfrom precaudit.cli import run\n"
+        "with contextlib.redirect_stdout(io.StringIO()): run(sys.argv[1:])\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_version_imports_nothing_heavy() -> None:
+    assert loaded_by("--version") & {"torch", "libcst", "rich", "pydantic"} == set()
+
+
+@pytest.mark.parametrize(
+    "words", [("check", "rules"), ("report",), ("rules",), ("rules", "PA301"), ("doctor",)], ids=" ".join
+)
+def test_only_the_traced_process_imports_torch(words: tuple[str, ...]) -> None:
+    assert "torch" not in loaded_by(*words)
