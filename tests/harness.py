@@ -44,6 +44,10 @@ SETTINGS: Mapping[str, Any] = {
 }
 
 
+FOREIGN = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "sklearn"}
+"""Packages whose objects hold addresses, locks or thread ids; only a script's own objects are looked into."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one run of a script came to."""
@@ -97,7 +101,7 @@ class _Held:
             self.add(name, value.state_dict(), depth)
         elif isinstance(value, torch.Generator):
             self.sha.update(value.get_state().numpy().tobytes())
-        elif hasattr(value, "__dict__") and type(value).__module__ not in ("builtins", "torch") and depth < 3:
+        elif hasattr(value, "__dict__") and type(value).__module__.split(".")[0] not in FOREIGN and depth < 3:
             self.seen.add(id(value))
             self.add(name, {k: v for k, v in vars(value).items() if not k.startswith("__")}, depth + 1)
 
