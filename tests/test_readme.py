@@ -1,4 +1,4 @@
-"""The README's picture is what the program prints. `python tests/test_readme.py` writes it anew, to be read in review."""
+"""The README shows what the program prints. `python tests/test_readme.py` writes it anew, to be read in review."""
 
 from __future__ import annotations
 
