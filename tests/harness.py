@@ -1,7 +1,7 @@
 """Runs a training script inside this process, with or without the trace, and leaves torch as it was.
 
-What stands on a fixture's lines is read here too: `# expect: PA101, PA301` where a finding belongs, and
-`# raises: ValueError` on the line where the script is meant to fail.
+What stands on a fixture's lines is read here too: `# expect: PA101, PA301` where a finding belongs, `# expect check: PA301`
+where only the source shows it, and `# raises: ValueError` on the line where the script is meant to fail.
 """
 
 from __future__ import annotations
@@ -242,17 +242,18 @@ def trace(path: Path, argv: Sequence[str] = ()) -> Report:
     return report
 
 
-EXPECT = re.compile(r"#\s*expect:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
+EXPECT = re.compile(r"#\s*expect(?: (check|trace))?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
 RAISES = re.compile(r"#\s*raises:\s*(\w+)")
 
 
-def expected(path: Path) -> dict[str, set[int]]:
-    """Rule id -> the lines of this script where it is expected."""
+def expected(path: Path, witness: str = "trace") -> dict[str, set[int]]:
+    """Rule id -> the lines of this script where this witness is expected to find it broken."""
     wanted: dict[str, set[int]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         for match in EXPECT.finditer(line):
-            for rule in re.split(r"\s*,\s*", match[1]):
-                wanted.setdefault(rule, set()).add(number)
+            if match[1] in (None, witness):
+                for rule in re.split(r"\s*,\s*", match[2]):
+                    wanted.setdefault(rule, set()).add(number)
     return wanted
 
 
