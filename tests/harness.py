@@ -1,7 +1,7 @@
 """Runs a training script inside this process, with or without the trace, and leaves torch as it was.
 
-What stands on a fixture's lines is read here too: `# expect: PA101, PA301` where a finding belongs, `# expect check: PA301`
-where only the source shows it, and `# raises: ValueError` on the line where the script is meant to fail.
+What stands on a fixture's lines is read here too: `# expect: PA101, PA301` where a finding belongs
+(`# expect check:` where the source alone shows it) and `# raises: ValueError` where the script is meant to fail.
 """
 
 from __future__ import annotations

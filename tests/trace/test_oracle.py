@@ -93,6 +93,14 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
     "LBFGS": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=2, history_size=3),
     "hand-written subclass": HandWritten,
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=1e-4),
+    "Adadelta": lambda p: torch.optim.Adadelta(p, eps=1e-3),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-3, eps=1e-4),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=1e-3, eps=1e-4),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=1e-3, eps=1e-4),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-3),
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=1e-3),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
 }
 
 
