@@ -24,7 +24,7 @@ NEEDS_A_FRAMEWORK = {f"PA{n}" for n in (502, 503, 504, 505, 801, 803, 805, 806, 
 UNSEEN = {
     f"PA{n}" for n in (102, 104, 105, 211, 212, 405, 407, 410, 411, 412, 602, 703, 704, 705, 708, 710, 711, 804, 812)
 }
-"""Rules that say `trace` and that no probe sees yet: known misses, on record. A rule that is seen must leave this list."""
+"""Rules that say `trace` and that no probe sees yet: known misses, on record until they are seen."""
 
 
 def scripts() -> list[Path]:
