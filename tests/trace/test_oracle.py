@@ -437,3 +437,81 @@ def test_updates_lost_equals_the_share_counted_by_hand() -> None:
     assert min(shares[:3]) - 0.01 <= finding.evidence["updates_lost"] <= max(shares[:3]) + 0.01
     assert finding.evidence["updates_lost"] > 0.2
     assert finding.severity.value == "error", "measured damage raises the warning to an error"
+
+
+def between(values: list[float], measured: float, slack: float = 0.02) -> bool:
+    """Whether a number measured over several steps lies within what was counted by hand at each of them."""
+    return min(values) - slack <= measured <= max(values) + slack
+
+
+def test_applied_update_error_equals_a_float64_computation() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    errors = []
+
+    def train() -> None:
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss_of(model, torch.randn(16, 6)).backward()
+            before = [p.detach().double() for p in model.parameters()]
+            optimizer.step()
+            exact = torch.cat([-1e-2 * p.grad.double().flatten() for p in model.parameters()])
+            moved = [(p.detach().double() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]
+            errors.append(float((torch.cat(moved) - exact).norm() / exact.norm()))
+
+    report = traced(train)
+    (finding,) = [f for f in report.findings if f.rule == "PA101"]
+    assert between(errors[:3], finding.evidence["applied_update_error"])
+    assert finding.evidence["applied_update_error"] > 0.05
+
+
+def test_state_frozen_equals_the_share_counted_by_hand() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
+    shares = []
+
+    def squares() -> list[torch.Tensor]:
+        return [optimizer.state[p]["exp_avg_sq"].detach().clone() for p in model.parameters() if optimizer.state[p]]
+
+    def train() -> None:
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss_of(model, torch.randn(16, 6)).backward()
+            before = squares()
+            optimizer.step()
+            stuck = total = 0
+            for old, new, p in zip(before, squares(), model.parameters(), strict=False):
+                exact = 0.999 * old.double() + 0.001 * p.grad.double().square()
+                stuck += int(((new == old) & (exact != old.double())).sum())
+                total += old.numel()
+            if total:
+                shares.append(stuck / total)
+
+    report = traced(train)
+    (finding,) = [f for f in report.findings if f.rule == "PA301"]
+    assert between(shares[:2], finding.evidence["state_frozen"])
+    assert finding.evidence["state_frozen"] > 0.02
+
+
+def test_float32_training_loses_no_update_and_is_not_measured_as_damaged() -> None:
+    model = small()
+    report = traced(lambda: loop(model, torch.optim.AdamW(model.parameters(), lr=1e-3)))
+    assert report.findings == []
+    assert report.status == "clean"
+
+
+def test_values_off_measures_nothing_and_still_reports_dtypes() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    report = traced(lambda: loop(model, optimizer), values="off")
+    assert {"PA101", "PA301"} <= {f.rule for f in report.findings}
+    assert all(not f.evidence for f in report.findings)
+
+
+@pytest.mark.parametrize(("skip", "steps"), [(0, 1), (1, 2), (2, 3)])
+def test_window_is_where_it_was_asked_for(skip: int, steps: int) -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    report = traced(lambda: loop(model, optimizer, steps=8), skip=skip, steps=steps)
+    assert report.coverage.traced_steps == list(range(skip + 1, skip + steps + 1))
+    assert report.coverage.steps == steps
