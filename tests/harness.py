@@ -191,17 +191,24 @@ def run(path: Path, argv: Sequence[str] = (), *, traced: bool = False, **setting
     return Outcome(stdout.getvalue(), exit_code, error, held.sha.hexdigest(), held.tensors, report)
 
 
-def trace_call(train: Callable[[], object], **settings: Any) -> Report:
-    """The report of a trace around one call; the caller keeps the objects and can look at them itself."""
+def trace_call(
+    train: Callable[[], object], *, sink: Callable[[Report], object] | None = None, **settings: Any
+) -> Report:
+    """The report of a trace around one call; the caller keeps the objects and can look at them itself.
+
+    Where the call raises, `sink` still receives the report, and the exception passes.
+    """
     with unchanged_world():
         torch.set_num_threads(1)
         session = _start({**SETTINGS, "cwd": os.getcwd(), **settings})
         try:
             train()
         finally:
-            raw = session.rank_file()
+            report = judged(session.rank_file())
             session.remove()
-    return judged(raw)
+            if sink is not None:
+                sink(report)
+    return report
 
 
 def _start(settings: dict[str, Any]) -> Any:

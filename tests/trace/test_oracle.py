@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.model.wire import Report
 
@@ -515,3 +518,95 @@ def test_window_is_where_it_was_asked_for(skip: int, steps: int) -> None:
     report = traced(lambda: loop(model, optimizer, steps=8), skip=skip, steps=steps)
     assert report.coverage.traced_steps == list(range(skip + 1, skip + steps + 1))
     assert report.coverage.steps == steps
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_activations_are_no_further_micro_batches(reentrant: bool) -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+
+    def train() -> None:
+        for _ in range(5):
+            x = torch.randn(16, 6, requires_grad=True)
+            optimizer.zero_grad()
+            checkpoint(model, x, use_reentrant=reentrant).square().mean().backward()
+            optimizer.step()
+
+    report = traced(train)
+    assert report.coverage.traced_steps == [2, 3]
+    assert reported(report, "gradient_accumulation") == {}
+    assert dtypes(report, "loss") == {"float32"}
+
+
+def test_gradients_from_autograd_grad_train_like_any_others() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+
+    def train() -> None:
+        for _ in range(5):
+            gradients = torch.autograd.grad(loss_of(model, torch.randn(16, 6)), list(model.parameters()))
+            for p, gradient in zip(model.parameters(), gradients, strict=True):
+                p.grad = gradient
+            optimizer.step()
+
+    report = traced(train)
+    assert reported(report, "optimizer_state") == inspected_state(optimizer) == {"bfloat16": 4}
+    assert reported(report, "master_weight") == {"bfloat16": 4}
+    assert dtypes(report, "loss") == {"float32"}
+
+
+def test_training_in_a_thread_of_the_users_own_is_seen() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def train() -> None:
+        thread = threading.Thread(target=loop, args=(model, optimizer))
+        thread.start()
+        thread.join()
+
+    report = traced(train)
+    assert reported(report, "optimizer_state") == inspected_state(optimizer) == {"bfloat16": 8}
+    assert dtypes(report, "matmul_compute") == {"bfloat16"}
+
+
+def test_dispatch_mode_of_the_user_counts_the_same_and_closes_rightly() -> None:
+    counts = []
+
+    def train() -> None:
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with FlopCounterMode(display=False) as outer:
+            for _ in range(5):
+                with FlopCounterMode(display=False) as inner:
+                    loop(model, optimizer, steps=1)
+                counts.append(inner.get_total_flops())
+        counts.append(outer.get_total_flops())
+
+    report = traced(train)
+    under_the_trace, counts = list(counts), []
+    train()
+    assert under_the_trace == counts
+    assert report.coverage.traced_steps == [2, 3]
+
+
+def test_exception_of_the_training_passes_untouched_and_what_was_seen_stays() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    problem = ValueError("out of data")
+    reports = []
+
+    def train() -> None:
+        loop(model, optimizer, steps=2)
+        raise problem
+
+    with pytest.raises(ValueError, match="out of data") as caught:
+        traced(train, sink=reports.append)
+    assert caught.value is problem
+    assert reported(reports[0], "optimizer_state") == {"bfloat16": 8}
+
+
+def test_findings_name_the_module_they_come_from() -> None:
+    report = harness.trace(harness.FIXTURES / "PA403" / "bad.py")
+    (finding,) = [f for f in report.findings if f.rule == "PA403"]
+    assert finding.module.endswith("norm")
+    assert finding.count >= 2, "two blocks share the mistake"
