@@ -124,7 +124,7 @@ def _finding(
         module=fact.module,
         dtype=fact.dtype,
         allowed=allowed,
-        count=fact.count,
+        count=max(1, fact.count),
         seen_by=[witness],
         evidence=dict(fact.evidence),
         cause=cause,
