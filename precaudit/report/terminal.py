@@ -240,6 +240,8 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
         _cause(page, lead, lead.cause, source, "    cause      ")
     if lead.ranks and len(lead.ranks) < report.coverage.ranks:
         page.field("ranks", [", ".join(map(str, lead.ranks))])
+    if report.command == "audit":
+        page.field("seen by", [" and ".join(lead.seen_by)])
     if lead.fix:
         page.field("fix", [lead.fix])
     more = f"more: precaudit rules {lead.rule}"

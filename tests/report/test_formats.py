@@ -271,6 +271,14 @@ def test_every_link_inside_the_page_has_its_target(root: Path) -> None:
     assert set(targets) <= set(page.ids)
 
 
+def test_the_same_finding_twice_has_two_places_to_link_to(root: Path) -> None:
+    report = samples.check()
+    report.findings *= 2
+    page = Tags()
+    page.feed(render(report, "html", root=root))
+    assert len(page.ids) == len(set(page.ids))
+
+
 def test_html_shows_every_finding_and_what_was_not_observed(root: Path) -> None:
     text = render(samples.trace(), "html", root=root)
     for finding in samples.trace().findings:
