@@ -279,3 +279,18 @@ class TestRoleTable:
         facts = [holds("optimizer_state", "bfloat16", allowed_because="kahan")]
         rows = {row.role: row.verdict for row in role_table(facts, judge(facts, BOOK, "trace"), BOOK)}
         assert rows["optimizer_state"] == "allowed"
+
+    def test_a_violation_whose_finding_was_filtered_away_is_not_called_allowed(self) -> None:
+        rows = {row.role: row.verdict for row in role_table([state("")], [], BOOK)}
+        assert rows["optimizer_state"] == "violation"
+
+    def test_a_violation_that_the_user_suppressed_is_allowed(self) -> None:
+        findings = judge([state("")], BOOK, "trace")
+        findings[0].suppressed = True
+        rows = {row.role: row.verdict for row in role_table([state("")], findings, BOOK)}
+        assert rows["optimizer_state"] == "allowed"
+
+    def test_what_is_only_a_note_is_allowed(self) -> None:
+        facts = [holds("gradient_reduction", "bfloat16", chosen="explicit")]
+        rows = {row.role: row.verdict for row in role_table(facts, judge(facts, BOOK, "trace"), BOOK)}
+        assert rows["gradient_reduction"] == "allowed"

@@ -97,7 +97,7 @@ def _role(row: Row, dtypes: list[str], anchors: dict[str, str]) -> str:
     if row.verdict == "violation":
         level = (row.worst or Severity.ERROR).value
         links = " ".join(f'<a href="#{anchors[r]}">{_e(r)}</a>' if r in anchors else _e(r) for r in row.rules)
-        verdict = f"{_badge(level)} {links}"
+        verdict = f"{_badge(level)} {links or 'not selected'}"
     else:
         verdict = f'<span class="badge {row.verdict}">{row.verdict.replace("-", " ")}</span>'
     wanted = _e(row.wanted)

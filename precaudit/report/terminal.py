@@ -206,17 +206,19 @@ def _narrow_table(page: Page, table: list[Row]) -> None:
     """One role per line, with the dtypes named: for terminals that cannot hold a column per dtype."""
     label = min(max(cell_len(words.visible(row.label)) for row in table), page.width // 2)
     verdict = max(cell_len(_verdict(row)) for row in table)
+    indent = label + verdict + 6
+    indent = indent if indent <= page.width - 12 else 4
     for row in table:
         held = ", ".join(f"{count:,} {dtype}" for dtype, count in row.tensors.items())
         name = words.visible(row.label)
         head = "  " + name + " " * (label - cell_len(name)) + "  "
-        page.fold([(head, ""), (_verdict(row).ljust(verdict) + "  ", _verdict_style(row)), held], label + verdict + 6)
+        page.fold([(head, ""), (_verdict(row).ljust(verdict) + "  ", _verdict_style(row)), held], indent)
 
 
 def _verdict(row: Row) -> str:
     if row.verdict != "violation":
         return row.verdict.replace("-", " ")
-    return " ".join([words.MARKS[row.worst or Severity.ERROR], *row.rules])
+    return " ".join([words.MARKS[row.worst or Severity.ERROR], *(row.rules or ["not selected"])])
 
 
 def _verdict_style(row: Row) -> str:

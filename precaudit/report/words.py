@@ -208,7 +208,7 @@ def opening_sentences(text: str) -> str:
     """A rule's why up to the end of the first sentence that gives a number, on one line."""
     flat = " ".join(text.split())
     for end, char in enumerate(flat):
-        ends = char in ".?!" and flat[end + 1 : end + 2] == " " and flat[end + 2 : end + 3].isupper()
+        ends = char in ".?!" and flat[end + 1 : end + 2] == " "
         if ends and any(c.isdigit() for c in NAMES.sub("", flat[:end])):
             return flat[: end + 1]
     return flat
