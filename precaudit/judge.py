@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 from precaudit.model.vocabulary import FLOATING, SMALLER_IS_WORSE, Fact, Kind, Role, Scalar
@@ -126,7 +127,7 @@ def _finding(
         allowed=allowed,
         count=fact.count,
         seen_by=[witness],
-        evidence=dict(fact.evidence),
+        evidence={name: value for name, value in fact.evidence.items() if isfinite(value)},
         cause=cause,
         fix=fix,
         cost_bytes=_cost(rule, fact),

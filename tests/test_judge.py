@@ -262,6 +262,11 @@ def test_worst_comes_first() -> None:
     assert [f.severity.value for f in judge(facts, BOOK, "trace")] == ["error", "warning", "note"]
 
 
+def test_a_number_that_is_not_finite_is_no_evidence() -> None:
+    found = only(judge([state("", evidence={"state_frozen": float("nan"), "updates_lost": 0.5})], BOOK, "trace"))
+    assert found.evidence == {"updates_lost": 0.5}
+
+
 class TestRoleTable:
     def test_a_role_nobody_saw_is_not_observed_and_never_ok(self) -> None:
         rows = role_table([], [], BOOK)

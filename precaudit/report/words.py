@@ -29,6 +29,11 @@ def visible(text: str) -> str:
     )
 
 
+def encodable(text: str) -> str:
+    """JSON text in which a lone surrogate, as a file name that is not UTF-8 leaves it, is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _escape(char: str) -> str:
     code = ord(char)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"

@@ -50,6 +50,13 @@ def test_nothing_examined_is_inconclusive_and_never_looks_clean(fmt: str, root: 
     assert "no errors" not in text
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_file_name_that_is_not_utf8_can_be_written_in_every_format(fmt: str, root: Path) -> None:
+    report = samples.check()
+    report.findings = [samples.finding("PA301", path="a\udcff.py", module="b\udcfe", message="c\udcfd")]
+    assert render(report, fmt, root=root, width=80).encode("utf-8")
+
+
 def test_an_unknown_format_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"^'srif' is not an output format; did you mean 'sarif'\?$"):
         render(samples.clean(), "srif")

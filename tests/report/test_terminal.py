@@ -65,8 +65,9 @@ def test_markup_in_a_message_is_shown_as_it_is(root: Path) -> None:
     assert "cross_entropy of [torch.bfloat16] logits" in render(samples.trace(), "text", root=root, width=120)
 
 
-def test_control_and_bidirectional_characters_are_shown_and_not_obeyed(root: Path) -> None:
-    text = render(samples.hostile(), "text", root=root, width=120)
+@pytest.mark.parametrize("width", [120, 1000])
+def test_control_and_bidirectional_characters_are_shown_and_not_obeyed(width: int, root: Path) -> None:
+    text = render(samples.hostile(), "text", root=root, width=width)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "\\x1b[31m" in text
