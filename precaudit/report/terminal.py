@@ -37,7 +37,7 @@ def render(report: Report, view: View) -> str:
     shown = words.loud(report, view.verbosity)
     static = report.command == "check"
     if view.verbosity >= 0 and not static:
-        page.flow(words.opening(report), STRONG)
+        page.flow(words.opening(report), STRONG, STRONG)
         page.gap()
         _roles(page, report)
     for story in stories(shown, by_rule=not static):
@@ -101,17 +101,18 @@ class Page:
         for number, piece in enumerate(pieces):
             self.put((begin if number == 0 else Text(" " * indent)) + piece)
 
-    def flow(self, parts: Sequence[str], style: str = "") -> None:
+    def flow(self, parts: Sequence[str], first: str = "", rest: str = "") -> None:
         """Parts set apart by a dot; a line ends between two parts wherever each fits on a line."""
-        line = ""
+        line: list[tuple[str, str]] = []
+        used = 0
         for number, part in enumerate(parts):
             piece = words.visible(part) + (" ·" if number < len(parts) - 1 else "")
-            if line and cell_len(f"{line} {piece}") > self.width:
-                self.fold([line], 0, style)
-                line = piece
-            else:
-                line = f"{line} {piece}".lstrip()
-        self.fold([line], 0, style)
+            if line and used + 1 + cell_len(piece) > self.width:
+                self.fold(line, 0)
+                line, used = [], 0
+            line.append(((" " if line else "") + piece, rest if number else first))
+            used += cell_len(line[-1][0])
+        self.fold(line, 0)
 
     def field(self, name: str, body: Sequence[str | tuple[str, str]], indent: int = 4, column: int = 11) -> None:
         """A named field: `    fix        load in float32 …`, folded under its own column."""
@@ -306,10 +307,10 @@ def _segments(page: Page, code: str, column: int, length: int, gutter: str, styl
         piece, offset = pieces[number], offsets[number]
         more = "…" if number == end - 1 and end < len(pieces) else ""
         less = "…" if number == begin > 0 else ""
-        page.put(Text(first if number == begin and first else gutter, DIM) + Text(less + piece + more))
+        page.put(Text.assemble((first if number == begin and first else gutter, DIM), less + piece + more))
         left, right = max(column - offset, 0), min(column + length - offset, cell_len(piece))
         if length and right > left:
-            page.put(Text(gutter, DIM) + Text(" " * (left + len(less)) + "^" * (right - left), style))
+            page.put(Text.assemble((gutter, DIM), (" " * (left + len(less)) + "^" * (right - left), style)))
 
 
 def _pieces(code: str, room: int) -> list[str]:
@@ -405,9 +406,9 @@ def _excerpt_story(page: Page, story: Story, source: Source, report: Report, vie
 def _numbered(page: Page, number: str, code: str, column: int, length: int, style: str) -> None:
     room = page.width - len(number) - 3
     if cell_len(code) <= room:
-        page.put(Text(f"{number} | ", DIM) + Text(code))
+        page.put(Text.assemble((f"{number} | ", DIM), code))
         if length:
-            page.put(Text(" " * len(number) + " | ", DIM) + Text(" " * column + "^" * length, style))
+            page.put(Text.assemble((" " * len(number) + " | ", DIM), (" " * column + "^" * length, style)))
         return
     _segments(page, code, column, length, " " * len(number) + " | ", style, f"{number} | ")
 

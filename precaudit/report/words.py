@@ -13,6 +13,8 @@ MARKS: Mapping[Severity, str] = {Severity.ERROR: "x", Severity.WARNING: "!", Sev
 """The sign of each severity where colour may be missing."""
 NAMES = re.compile(r"[A-Za-z_]+\d+")
 """Digits that belong to a name, `float16` or `beta2`, are no number."""
+ENOUGH = 90
+"""Letters that a short explanation has at least, where its rule says more."""
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -210,11 +212,11 @@ def _measure(name: str, value: float) -> str:
 
 
 def opening_sentences(text: str) -> str:
-    """A rule's why up to the end of the first sentence that gives a number, on one line."""
+    """A rule's why in short: its first sentences up to a number, on one line."""
     flat = " ".join(text.split())
     for end, char in enumerate(flat):
         ends = char in ".?!" and flat[end + 1 : end + 2] == " "
-        if ends and any(c.isdigit() for c in NAMES.sub("", flat[:end])):
+        if ends and end >= ENOUGH and any(c.isdigit() for c in NAMES.sub("", flat[:end])):
             return flat[: end + 1]
     return flat
 
