@@ -320,8 +320,12 @@ def _pieces(code: str, room: int) -> list[str]:
         while end < len(code) and used + cell_len(code[end]) <= room:
             used += cell_len(code[end])
             end += 1
-        pieces.append(code[start : max(end, start + 1)])
-        start = max(end, start + 1)
+        end = max(end, start + 1)
+        if end < len(code):
+            soft = max(code.rfind(mark, start + (end - start) * 2 // 3, end) for mark in " ,(=")
+            end = soft + 1 if soft > start else end
+        pieces.append(code[start:end])
+        start = end
     return pieces or [""]
 
 
