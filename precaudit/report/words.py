@@ -144,7 +144,9 @@ def verdict(report: Report) -> str:
         return f"inconclusive: nothing was {what}, so this says nothing about the precision"
     if report.status == "script-failed":
         code = "" if report.exit_code is None else f" with exit code {report.exit_code}"
-        return f"the traced command failed{code}; until then: {counts}"
+        observed = found or report.coverage.steps or any(row.verdict != "not-observed" for row in report.roles)
+        until = f"until then: {counts}" if observed else "nothing was observed until then"
+        return f"the traced command failed{code}; {until}"
     return counts if found else "no errors, no warnings"
 
 

@@ -57,6 +57,14 @@ def test_a_file_name_that_is_not_utf8_can_be_written_in_every_format(fmt: str, r
     assert render(report, fmt, root=root, width=80).encode("utf-8")
 
 
+def test_a_command_that_failed_before_anything_was_seen_is_not_called_clean(root: Path) -> None:
+    report = samples.inconclusive()
+    report.status, report.exit_code = "script-failed", 7
+    text = render(report, "text", root=root, width=120)
+    assert "the traced command failed with exit code 7; nothing was observed until then\n" in text
+    assert "0 errors" not in text
+
+
 def test_an_unknown_format_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"^'srif' is not an output format; did you mean 'sarif'\?$"):
         render(samples.clean(), "srif")
