@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..window import BACKWARD, GRADIENTS, OPTIMIZER
-from .ops import DTYPE_NAMES, LOW
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -153,8 +152,6 @@ class BackwardProbe:
             finally:
                 window.phase = OPTIMIZER if outer == OPTIMIZER else GRADIENTS if accumulates else outer
                 session.guard("after backward", session.after_backward, accumulates)
+                session.restore_modes()
 
         return _engine_run_backward
-
-
-__all__ = ["DTYPE_NAMES", "LOW", "BackwardProbe", "Walk", "loss_factor", "walk"]
