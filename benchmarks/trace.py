@@ -1,7 +1,7 @@
 """Prints what a step costs under the trace, beside torch's own dispatch modes, in one interleaved run.
 
 Each round takes the same number of steps untraced, under an empty dispatch mode, under torch's DebugMode, under
-precaudit's trace, and after the trace was taken out again; a ratio compares medians of the same round. The spread is the
+precaudit's trace, and after the trace was taken out again; a ratio compares medians of one round. The spread is the
 10th to 90th percentile over rounds. Needs a quiet machine to mean much: take the ratios, not the milliseconds.
 """
 
