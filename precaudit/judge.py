@@ -195,7 +195,7 @@ def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Ruleboo
     loud = {(f.role, f.dtype) for f in findings if f.severity is not Severity.NOTE and not f.suppressed}
     held: dict[tuple[Role, str], list[int]] = {}
     for fact in facts:
-        if fact.kind is Kind.HOLDS and fact.role is not None:
+        if fact.kind is Kind.HOLDS and fact.role is not None and fact.attrs.get("what") != "hyperparameter":
             tally = held.setdefault((fact.role, fact.dtype), [0, 0])
             tally[0] += fact.count
             tally[1] += fact.bytes

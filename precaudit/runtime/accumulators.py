@@ -31,13 +31,14 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     for line in session.flow.lineage.living():
         if line.generation >= 2:
             site = session.flow.lineage_sites.get(line.start)
-            what = "ema" if line.from_parameter else "value"
+            what = "buffer" if line.from_gradient else "ema" if line.from_parameter else "value"
+            role = Role.GRADIENT_ACCUMULATION if line.from_gradient else Role.ACCUMULATOR
             seen = groups.setdefault(
-                (Role.ACCUMULATOR, what, line.dtype, line.start),
+                (role, what, line.dtype, line.start),
                 Observation(
                     Kind.HOLDS,
                     DTYPE_NAMES[line.dtype],
-                    Role.ACCUMULATOR,
+                    role,
                     site,
                     detail="replaced at each step by a value computed from itself",
                     attrs={"what": what},

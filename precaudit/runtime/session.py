@@ -66,7 +66,7 @@ class Session:
         self.settings: dict[str, Any] = {**DEFAULTS, **settings}
         self.window = Window(self.settings["skip"], self.settings["steps"], self.settings["attempts"])
         self.ledger = Ledger()
-        self.births = Births()
+        self.births = Births(self)
         self.flow = Flow(self)
         self.construction = ConstructionProbe(self)
         self.autocast = AutocastProbe(self)
@@ -94,6 +94,8 @@ class Session:
         self._shapes: set[tuple[int, ...]] = set()
         self._leaf_batches: dict[int, int] = {}
         self._last_leaves: list[Tensor] = []
+        self._accumulates = False
+        """Some backward of this run wrote to `.grad`."""
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -245,16 +247,23 @@ class Session:
     def before_backward(self, roots: Any, args: Any, accumulates: bool) -> None:
         """One walk of the graph: leaves, dtypes, loss scaling."""
         tensors = [root for root in roots if isinstance(root, Tensor)]
-        if accumulates:
+        create_graph = bool(len(args) > 2 and args[2])
+        self.window.clock += 1
+        # A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative.
+        self._accumulates |= accumulates
+        trains = accumulates or not (create_graph or self._accumulates)
+        if trains:
             self._root_backward()
             if not self._installed:
                 return
         found = walk(tensors)
         scaler = self.scaling.scaler_of([number for _, number in found.scalars])
         leaves = list(found.leaves.values())
-        self.scaling.backward_from(scaler, leaves, found, bool(len(args) > 2 and args[2]) and not accumulates)
+        self.scaling.backward_from(scaler, leaves, found, create_graph and not accumulates)
         self._last_leaves = leaves
-        if not accumulates:
+        if found.low_logsumexp:
+            self.flow.confirm_all("logsumexp", feeds="loss")
+        if not trains:
             return
         self.last_backward = user_site()
         for leaf in leaves:
@@ -282,8 +291,11 @@ class Session:
             self._stepped[self] = True
             self._open()
 
-    def after_backward(self, accumulates: bool) -> None:
+    def after_backward(self, accumulates: bool, results: Any) -> None:
         self.gradients.norm_read = False
+        for gradient in results if not accumulates and isinstance(results, tuple) else ():
+            if isinstance(gradient, Tensor):
+                self.flow.mark(gradient, grad=True)
         if not accumulates:
             return
         for leaf in self._last_leaves:
@@ -353,7 +365,7 @@ class Session:
     # -- the optimizer's step
 
     def before_step(self, optimizer: Any) -> None:
-        if not self.window.micro_batches:
+        if not self.window.clock:  # a framework's trial step, before any backward
             return
         mine = parameters(optimizer)
         for parameter in mine:
@@ -387,7 +399,7 @@ class Session:
             self._leaf_batches[id(parameter)] = 0
 
     def after_step(self, optimizer: Any) -> None:
-        if not self.window.micro_batches:
+        if not self.window.clock:  # a framework's trial step, before any backward
             return
         self.scaling.last_optimizer_stepped = True
         if self.ops.mode is not None:
@@ -406,8 +418,11 @@ class Session:
             self._stepped.pop(self, None)
         self._stepped[optimizer] = True
         self.window.attempt(optimizer, skipped, traced)
-        if traced:
-            self._traced.append(self.window.most_taken if not skipped else self.window.most_taken + 1)
+        step = self.window.most_taken + skipped
+        if step <= self.settings["skip"]:
+            self.window.opened()
+        elif traced:
+            self._traced.append(step)
         if optimizer is self:
             self.writes.replay.finish(self._measured_other, "other")
         self.ledger.settle()
@@ -452,9 +467,8 @@ class Session:
                 continue
             seen.evidence["gradient_underflow"] = share
             seen.evidence["gradient_zeros"] = self.gradients.zeros / (self.gradients.zeros + self.gradients.nonzeros)
-            if share >= UNDERFLOW:
-                seen.attrs["underflow"] = True
-                seen.confirmed |= how == "scaled"
+            if share >= UNDERFLOW and how == "scaled":  # without any scaling PA201 says it, with the same number
+                seen.attrs["underflow"] = seen.confirmed = True
             seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 
     # -- what others report
@@ -560,6 +574,21 @@ class Session:
 
         return register_comm_hook
 
+    def refused(self, name: str, args: Any, error: BaseException) -> None:
+        """torch itself refuses a literal that the tensor's dtype cannot hold."""
+        if "cannot be converted to type" not in str(error):
+            return
+        tensor = next((arg for arg in args if isinstance(arg, Tensor) and arg.dtype in LOW), None)
+        value = next((arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)), None)
+        if tensor is None:
+            return
+        said = f"{value:g} in {name}" if value is not None else name
+        seen = self.flow.suspect_kind(
+            "refused", Kind.CONSTANT, Role.ACTIVATION, tensor.dtype, f"{said}, which torch refuses", overflows=True
+        )
+        seen.confirmed = True
+        self.write()
+
     # -- the end
 
     def _close(self) -> None:
@@ -635,7 +664,7 @@ class Session:
     def write(self) -> None:
         """Renews this rank's file, atomically: what was seen survives any end of the process."""
         folder = self.settings["ranks_folder"]
-        if not folder or not self.window.micro_batches:
+        if not folder or not (self.window.micro_batches or self.ledger.observations):
             return
         content = self.rank_file()
         path = os.path.join(folder, f"rank-{content['rank']}-{os.getpid()}.json")

@@ -18,7 +18,7 @@ class Window:
 
     An attempt is one call of an optimizer's step, or of GradScaler's for it; a skipped attempt updated nothing.
     Tracing starts when an optimizer has made `skip` attempts and ends when every optimizer in use has taken
-    `skip + steps` steps, or after `attempts` attempts in all.
+    `steps` more steps, or after `attempts` attempts in all.
     """
 
     def __init__(self, skip: int, steps: int, attempts: int) -> None:
@@ -30,11 +30,14 @@ class Window:
         self.longest_skip_run = 0
         self.micro_batches = 0
         """Root backward calls so far."""
+        self.clock = 0
+        """Calls of the autograd engine, `autograd.grad` among them: what lives through two of them is long-lived."""
         self.round = 0
         """Rises with every attempt and, where no Optimizer is in use, with every backward: the clock of persistence."""
         self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.backward_since_step = 0
         self.micro_batches_before = 0
+        self._before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._marks: list[tuple[float, bool]] = []
 
     @property
@@ -43,6 +46,7 @@ class Window:
         return max(self.taken.values(), default=0)
 
     def root_backward(self) -> None:
+        """Books a backward that training goes through."""
         self.micro_batches += 1
         self.backward_since_step += 1
 
@@ -65,7 +69,9 @@ class Window:
         return self.attempts >= self.skip or self.micro_batches > max(self.skip, 1)
 
     def opened(self) -> None:
+        """What happened up to now is not part of the traced steps."""
         self.micro_batches_before = self.micro_batches
+        self._before = weakref.WeakKeyDictionary(self.taken)
 
     @property
     def micro_batches_inside(self) -> int:
@@ -84,7 +90,7 @@ class Window:
             return self.micro_batches > (self.skip + self.steps) * 4
         if waiting and self.attempts < PATIENCE:
             return False
-        return min(self.taken.values()) >= self.skip + self.steps
+        return min(steps - self._before.get(optimizer, 0) for optimizer, steps in self.taken.items()) >= self.steps
 
     def overhead(self) -> dict[str, float]:
         """Median seconds between attempts, untraced and traced; what was not measured is left out."""

@@ -152,7 +152,7 @@ class Writes:
             write = self.places[place] = Write(
                 weakref.ref(target), private.weak_storage(target), target.dtype, tuple(target.shape), user_site()
             )
-        write.clock.add(self.session.window.micro_batches)
+        write.clock.add(self.session.window.clock)
         if name in SELF_UPDATES:
             write.updates_itself = True
             write.decays |= name.removeprefix("_foreach_") in ("mul_", "lerp_")
