@@ -99,7 +99,8 @@ class Session:
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-        self._traced: list[int] = []
+        self._traced: dict[int, bool] = {}
+        """Traced step -> whether an update was taken in it."""
         self._comm_hook: Site | None = None
         self._final: dict[str, Any] | None = None
 
@@ -285,8 +286,14 @@ class Session:
             if not self._installed:
                 return
         self.window.root_backward()
-        nobody_steps = not self.construction.optimizers
-        if not self.ops.mode and nobody_steps and self.window.micro_batches > self.settings["skip"]:
+        if self.ops.mode:
+            return
+        if self.window.attempts:
+            if self.window.should_open([self]):
+                self._open()
+        elif not self.construction.optimizers and self.window.micro_batches > self.settings["skip"]:
+            # No Optimizer: the first step went by before anybody could know that it was one.
+            self.window.round = self.settings["skip"]
             self.window.taken.setdefault(self, self.settings["skip"])
             self._stepped[self] = True
             self._open()
@@ -413,17 +420,15 @@ class Session:
         if self.window.phase == GRADIENTS:  # a skipped step: its hooks did not fire
             self.window.phase = FORWARD
         traced = self.ops.mode is not None
-        if optimizer is not self:  # an Optimizer after all: the loop does not step by hand
-            self.window.taken.pop(self, None)
+        if optimizer is not self and self.window.taken.pop(self, None) is not None:
             self._stepped.pop(self, None)
+            self.window.restart()
         self._stepped[optimizer] = True
         self.window.attempt(optimizer, skipped, traced)
-        step = self.window.most_taken + skipped
-        # Without an Optimizer the first step went by before anybody could know that it was one.
-        if (step if optimizer is self else self.window.attempts) <= self.settings["skip"]:
+        if self.window.step <= self.settings["skip"]:
             self.window.opened()
         elif traced:
-            self._traced.append(step)
+            self._traced[self.window.step] = self._traced.get(self.window.step, False) or not skipped
         if optimizer is self:
             self.writes.replay.finish(self._measured_other, "other")
         self.ledger.settle()
@@ -441,7 +446,7 @@ class Session:
         if traced and self.window.should_close(waiting):
             self._close()
             return
-        if not traced and self.window.should_open():
+        if not traced and self.window.should_open(self.construction.optimizers):
             self._open()
         self.write()
 
@@ -642,7 +647,7 @@ class Session:
                 "attempts": self.window.attempts,
                 "skipped_steps": self.window.skipped,
                 "micro_batches": self.window.micro_batches_inside,
-                "traced_steps": sorted(set(self._traced)),
+                "traced_steps": sorted(self._traced),
                 "ranks": 1,
                 "unattributed_ops": round(self.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
@@ -660,7 +665,7 @@ class Session:
 
     def _traced_steps(self) -> int:
         """Steps taken while every op was seen."""
-        return len({step for step in self._traced if step <= self.window.most_taken})
+        return sum(self._traced.values())
 
     def write(self) -> None:
         """Renews this rank's file, atomically: what was seen survives any end of the process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
@@ -33,27 +34,30 @@ class Window:
         self.clock = 0
         """Calls of the autograd engine, `autograd.grad` among them: what lives through two of them is long-lived."""
         self.round = 0
-        """Rises with every attempt and, where no Optimizer is in use, with every backward: the clock of persistence."""
+        """Steps that have ended: each optimizer made its attempt, or another backward came after at least one."""
+        self._attempted: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers that made an attempt in the step that is going on."""
         self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.backward_since_step = 0
         self.micro_batches_before = 0
         self._before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._marks: list[tuple[float, bool]] = []
 
-    @property
-    def most_taken(self) -> int:
-        """Steps taken by the busiest optimizer, or root backwards after the first where there is none."""
-        return max(self.taken.values(), default=0)
-
     def root_backward(self) -> None:
         """Books a backward that training goes through."""
+        if self._attempted:
+            self.round += 1
+            self._attempted.clear()
         self.micro_batches += 1
         self.backward_since_step += 1
 
     def attempt(self, optimizer: Any, skipped: bool, traced: bool) -> None:
         """Books one attempt of an optimizer, after it ended."""
         self.attempts += 1
-        self.round += 1
+        if optimizer in self._attempted:  # gradients that came without a backward of their own: functorch
+            self.round += 1
+            self._attempted.clear()
+        self._attempted.add(optimizer)
         self.backward_since_step = 0
         self._marks.append((time.perf_counter(), traced))
         if skipped:
@@ -65,8 +69,19 @@ class Window:
             self.consecutive_skips = 0
             self.taken[optimizer] = self.taken.get(optimizer, 0) + 1
 
-    def should_open(self) -> bool:
-        return self.attempts >= self.skip or self.micro_batches > max(self.skip, 1)
+    def restart(self) -> None:
+        """Counts from the first step again: an Optimizer came that nobody saw being built."""
+        self.round = 0
+        self._attempted.clear()
+
+    @property
+    def step(self) -> int:
+        """The number of the step that is going on, from 1."""
+        return self.round + 1
+
+    def should_open(self, known: Iterable[Any]) -> bool:
+        """Whether the steps to skip are over; `known` are the optimizers that were built."""
+        return self.round + all(optimizer in self._attempted for optimizer in known) >= self.skip
 
     def opened(self) -> None:
         """What happened up to now is not part of the traced steps."""
