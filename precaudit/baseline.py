@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import re
@@ -38,10 +39,8 @@ class Places:
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
         self._spans: list[tuple[int, int, str, bool]] = []
-        try:
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError):
             self._collect(ast.parse(text), "")
-        except (SyntaxError, ValueError, RecursionError):
-            pass
 
     def _collect(self, node: ast.AST, name: str) -> None:
         for child in ast.iter_child_nodes(node):
@@ -49,8 +48,9 @@ class Places:
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 inner = f"{name}.{child.name}" if name else child.name
             if isinstance(child, ast.stmt):
-                compound = hasattr(child, "body")
-                last = child.body[0].lineno - 1 if compound else child.end_lineno or child.lineno
+                body = getattr(child, "body", None)
+                compound = isinstance(body, list) and bool(body)
+                last = body[0].lineno - 1 if body and compound else child.end_lineno or child.lineno
                 self._spans.append((child.lineno, max(last, child.lineno), inner if compound else name, compound))
             self._collect(child, inner)
 

@@ -76,7 +76,7 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
             click.echo(changed.diff, nl=False)
             sys.exit(EXIT_FINDINGS if changed.diff and not given["exit_zero"] else EXIT_CLEAN)
         found, skipped, results = _collect(names, settings, given)
-        click.echo(f"precaudit: {changed.count} fixed", err=True)
+        click.echo(f"precaudit: {changed.fixes} fixed", err=True)
     sys.exit(_report(found, skipped, results, settings, given))
 
 

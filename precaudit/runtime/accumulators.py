@@ -31,13 +31,14 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     for line in session.flow.lineage.living():
         if line.generation >= 2:
             site = session.flow.lineage_sites.get(line.start)
-            what = "ema" if line.from_parameter else "value"
+            what = "buffer" if line.from_gradient else "ema" if line.from_parameter else "value"
+            role = Role.GRADIENT_ACCUMULATION if line.from_gradient else Role.ACCUMULATOR
             seen = groups.setdefault(
-                (Role.ACCUMULATOR, what, line.dtype, line.start),
+                (role, what, line.dtype, line.start),
                 Observation(
                     Kind.HOLDS,
                     DTYPE_NAMES[line.dtype],
-                    Role.ACCUMULATOR,
+                    role,
                     site,
                     detail="replaced at each step by a value computed from itself",
                     attrs={"what": what},
@@ -65,7 +66,9 @@ def _add(
     cause = session.construction.why_low(tensor) if low and tensor is not None else None
     made = session.births.site(tensor) if low and tensor is not None else None
     role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
-    if "grad" in write.sources and like_parameter:
+    if "grad" in write.sources and like_parameter and write.decays:
+        role, what, detail = Role.OPTIMIZER_STATE, "moment", "buffers of a hand-written optimizer"
+    elif "grad" in write.sources and like_parameter:
         role, what, detail = Role.GRADIENT_ACCUMULATION, "buffer", "own buffers that gradients are added to"
     elif "param" in write.sources and like_parameter:
         what, detail = "ema", "averaged weights"

@@ -58,7 +58,8 @@ class Lineage:
     start: tuple[str, int]
     clock: int
     dtype: Any
-    from_parameter: bool
+    from_parameter: bool = False
+    from_gradient: bool = False
 
 
 class Flow:
@@ -129,15 +130,16 @@ class Flow:
         if any(t.requires_grad and not is_parameter(t) for t in inputs):
             return
         origins: frozenset[int] = self.of(out).get("from", frozenset())
-        here, now, from_parameter = self.line(), self.window.micro_batches, False
-        line = Lineage(1, here, now, out.dtype, False)
+        here, now, from_parameter, from_gradient = self.line(), self.window.clock, False, False
+        line = Lineage(1, here, now, out.dtype)
         for tensor in inputs:
             if is_parameter(tensor):
                 self.mark(out, param=True)
                 from_parameter = True
                 continue
-            if "param" in self.of(tensor):
-                from_parameter = True
+            marks = self.of(tensor)
+            from_parameter |= "param" in marks
+            from_gradient |= "grad" in marks
             if tensor.dtype not in LOW or tensor.numel() != out.numel():
                 continue
             origins |= {private.storage_key(tensor)}
@@ -146,10 +148,12 @@ class Flow:
                 line = older
             elif older is not None and older.clock < now and older.start == here:
                 generation = max(line.generation, older.generation + 1)
-                line = Lineage(generation, here, now, out.dtype, older.from_parameter)
+                line = replace(older, generation=generation, clock=now, dtype=out.dtype)
         if origins and len(origins) <= 8:
             self.mark(out, **{"from": origins})
-            self.lineage.set(out, replace(line, from_parameter=line.from_parameter or from_parameter))
+            from_parameter |= line.from_parameter
+            from_gradient |= line.from_gradient
+            self.lineage.set(out, replace(line, from_parameter=from_parameter, from_gradient=from_gradient))
             if line.generation >= 2 and line.start not in self.lineage_sites:
                 self.lineage_sites[line.start] = user_site()
 
@@ -187,6 +191,12 @@ class Flow:
     def confirm(seen: Observation, **attrs: Any) -> None:
         seen.confirmed = True
         seen.attrs.update(attrs)
+
+    def confirm_all(self, detail: str, **attrs: Any) -> None:
+        """Confirms every suspicion of this name."""
+        for seen in self.ledger.observations.values():
+            if seen.detail == detail and not seen.confirmed:
+                self.confirm(seen, **attrs)
 
     def share(self, seen: Observation, name: str) -> Callable[[list[float]], None]:
         """A reader of (bad, total[, largest]) that keeps the largest share, and the headroom in bits."""

@@ -66,7 +66,7 @@ class Session:
         self.settings: dict[str, Any] = {**DEFAULTS, **settings}
         self.window = Window(self.settings["skip"], self.settings["steps"], self.settings["attempts"])
         self.ledger = Ledger()
-        self.births = Births()
+        self.births = Births(self)
         self.flow = Flow(self)
         self.construction = ConstructionProbe(self)
         self.autocast = AutocastProbe(self)
@@ -87,13 +87,15 @@ class Session:
         self._undo: list[Callable[[], None]] = []
         self._installed = False
         self._birth_mode: BirthMode | None = None
-        self._parameters: StorageMap[bool] = StorageMap()
+        self._parameters: StorageMap[weakref.ref[Any]] = StorageMap()
         self._gradients: StorageMap[weakref.ref[Any]] = StorageMap()
         self._losses: StorageMap[bool] = StorageMap()
         self._running: StorageMap[bool] = StorageMap()
         self._shapes: set[tuple[int, ...]] = set()
         self._leaf_batches: dict[int, int] = {}
         self._last_leaves: list[Tensor] = []
+        self._accumulates = False
+        """Some backward of this run wrote to `.grad`."""
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -145,6 +147,7 @@ class Session:
 
     def _open(self) -> None:
         self._stop_births()
+        self.window.opened()
         self.ops.install()
 
     def restore_modes(self) -> None:
@@ -215,6 +218,11 @@ class Session:
     def is_parameter(self, tensor: Tensor) -> bool:
         return self._parameters.get(tensor) is not None
 
+    def parameter_of(self, tensor: Tensor) -> Tensor | None:
+        """The parameter whose memory this is: `p.data` and views of p lead to p."""
+        found = self._parameters.get(tensor)
+        return found() if found is not None else None
+
     def is_gradient(self, tensor: Tensor) -> bool:
         return self._gradients.get(tensor) is not None
 
@@ -239,16 +247,23 @@ class Session:
     def before_backward(self, roots: Any, args: Any, accumulates: bool) -> None:
         """One walk of the graph: leaves, dtypes, loss scaling."""
         tensors = [root for root in roots if isinstance(root, Tensor)]
-        if accumulates:
+        create_graph = bool(len(args) > 2 and args[2])
+        self.window.clock += 1
+        # A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative.
+        self._accumulates |= accumulates
+        trains = accumulates or not (create_graph or self._accumulates)
+        if trains:
             self._root_backward()
             if not self._installed:
                 return
         found = walk(tensors)
         scaler = self.scaling.scaler_of([number for _, number in found.scalars])
         leaves = list(found.leaves.values())
-        self.scaling.backward_from(scaler, leaves, found, bool(len(args) > 2 and args[2]) and not accumulates)
+        self.scaling.backward_from(scaler, leaves, found, create_graph and not accumulates)
         self._last_leaves = leaves
-        if not accumulates:
+        if found.low_logsumexp:
+            self.flow.confirm_all("logsumexp", feeds="loss")
+        if not trains:
             return
         self.last_backward = user_site()
         for leaf in leaves:
@@ -276,8 +291,11 @@ class Session:
             self._stepped[self] = True
             self._open()
 
-    def after_backward(self, accumulates: bool) -> None:
+    def after_backward(self, accumulates: bool, results: Any) -> None:
         self.gradients.norm_read = False
+        for gradient in results if not accumulates and isinstance(results, tuple) else ():
+            if isinstance(gradient, Tensor):
+                self.flow.mark(gradient, grad=True)
         if not accumulates:
             return
         for leaf in self._last_leaves:
@@ -286,7 +304,7 @@ class Session:
                 if self._gradients.get(leaf.grad) is None:
                     self._gradients.set(leaf.grad, weakref.ref(leaf))
             if self._parameters.get(leaf) is None:
-                self._parameters.set(leaf, True)
+                self._parameters.set(leaf, weakref.ref(leaf))
                 self._shapes.add(tuple(leaf.shape))
         self._last_leaves = []
         if not self.window.attempts and self.window.micro_batches <= 64:
@@ -347,12 +365,12 @@ class Session:
     # -- the optimizer's step
 
     def before_step(self, optimizer: Any) -> None:
-        if not self.window.micro_batches:
+        if not self.window.clock:  # a framework's trial step, before any backward
             return
         mine = parameters(optimizer)
         for parameter in mine:
             if self._parameters.get(parameter) is None:
-                self._parameters.set(parameter, True)
+                self._parameters.set(parameter, weakref.ref(parameter))
         self.writes.replay.finish(self._measured_other, "other")
         if self._hand_scaling is not None:
             if self.ops.mode is not None and not self.gradients.rescaled:
@@ -381,7 +399,7 @@ class Session:
             self._leaf_batches[id(parameter)] = 0
 
     def after_step(self, optimizer: Any) -> None:
-        if not self.window.micro_batches:
+        if not self.window.clock:  # a framework's trial step, before any backward
             return
         self.scaling.last_optimizer_stepped = True
         if self.ops.mode is not None:
@@ -395,10 +413,16 @@ class Session:
         if self.window.phase == GRADIENTS:  # a skipped step: its hooks did not fire
             self.window.phase = FORWARD
         traced = self.ops.mode is not None
+        if optimizer is not self:  # an Optimizer after all: the loop does not step by hand
+            self.window.taken.pop(self, None)
+            self._stepped.pop(self, None)
         self._stepped[optimizer] = True
         self.window.attempt(optimizer, skipped, traced)
-        if traced:
-            self._traced.append(self.window.most_taken if not skipped else self.window.most_taken + 1)
+        step = self.window.most_taken + skipped
+        if step <= self.settings["skip"]:
+            self.window.opened()
+        elif traced:
+            self._traced.append(step)
         if optimizer is self:
             self.writes.replay.finish(self._measured_other, "other")
         self.ledger.settle()
@@ -412,7 +436,8 @@ class Session:
         self.gradients.step_boundary()
         self._gradients.drop_expired()
         self._losses.drop_expired()
-        if traced and self.window.should_close():
+        waiting = sum(other not in self._stepped for other in self.construction.optimizers)
+        if traced and self.window.should_close(waiting):
             self._close()
             return
         if not traced and self.window.should_open():
@@ -442,9 +467,8 @@ class Session:
                 continue
             seen.evidence["gradient_underflow"] = share
             seen.evidence["gradient_zeros"] = self.gradients.zeros / (self.gradients.zeros + self.gradients.nonzeros)
-            if share >= UNDERFLOW:
-                seen.attrs["underflow"] = True
-                seen.confirmed |= how == "scaled"
+            if share >= UNDERFLOW and how == "scaled":  # without any scaling PA201 says it, with the same number
+                seen.attrs["underflow"] = seen.confirmed = True
             seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 
     # -- what others report
@@ -550,6 +574,21 @@ class Session:
 
         return register_comm_hook
 
+    def refused(self, name: str, args: Any, error: BaseException) -> None:
+        """torch itself refuses a literal that the tensor's dtype cannot hold."""
+        if "cannot be converted to type" not in str(error):
+            return
+        tensor = next((arg for arg in args if isinstance(arg, Tensor) and arg.dtype in LOW), None)
+        value = next((arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)), None)
+        if tensor is None:
+            return
+        said = f"{value:g} in {name}" if value is not None else name
+        seen = self.flow.suspect_kind(
+            "refused", Kind.CONSTANT, Role.ACTIVATION, tensor.dtype, f"{said}, which torch refuses", overflows=True
+        )
+        seen.confirmed = True
+        self.write()
+
     # -- the end
 
     def _close(self) -> None:
@@ -601,7 +640,7 @@ class Session:
                 "steps": self._traced_steps(),
                 "attempts": self.window.attempts,
                 "skipped_steps": self.window.skipped,
-                "micro_batches": self.window.micro_batches,
+                "micro_batches": self.window.micro_batches_inside,
                 "traced_steps": sorted(set(self._traced)),
                 "ranks": 1,
                 "unattributed_ops": round(self.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
@@ -625,7 +664,7 @@ class Session:
     def write(self) -> None:
         """Renews this rank's file, atomically: what was seen survives any end of the process."""
         folder = self.settings["ranks_folder"]
-        if not folder or not self.window.micro_batches:
+        if not folder or not (self.window.micro_batches or self.ledger.observations):
             return
         content = self.rank_file()
         path = os.path.join(folder, f"rank-{content['rank']}-{os.getpid()}.json")

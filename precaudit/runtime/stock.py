@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 ADAPTER = re.compile(r"lora|adapter|ia3|prompt|prefix_enc|dora|loha|lokr|vera", re.IGNORECASE)
+HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
 SECOND_MOMENT = re.compile(r"sq|square|second|nu$|^v$|^var")
 
 Numbers = dict[str, float]
@@ -178,7 +179,7 @@ class Stock:
             tensor = private.local(tensor)
             if not tensor.dtype.is_floating_point:
                 continue
-            if tensor.numel() <= 1 and (parameter is None or parameter.numel() > 1):
+            if tensor.ndim == 0 or (tensor.numel() == 1 and (parameter is None or parameter.numel() > 1)):
                 scalars.setdefault((key, tensor.dtype), []).append(tensor)
                 continue
             if self.session.writes.masters.get(tensor) is not None or "master" in key.lower():
@@ -203,7 +204,7 @@ class Stock:
         for key, tensor in group_tensors(optimizer):
             scalars.setdefault((key, tensor.dtype), []).append(tensor)
         for (key, dtype), tensors in scalars.items():
-            if dtype in LOW:
+            if dtype in LOW and HYPERPARAMETER.search(key):
                 self._hyperparameter(optimizer, name, site, key, tensors)
 
     def _moments(self, name: str, site: Site | None, dtype: Any, held: dict[str, Any], parameters: int) -> Observation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 
 from precaudit.model.vocabulary import Fact
@@ -13,6 +14,8 @@ from precaudit.static.source import Source, SourceError, decode
 from precaudit.static.torch_model import Torch
 from precaudit.static.values import ModuleRef
 
+RECURSION_LIMIT = 4000
+"""A call that is followed takes about a dozen frames of ours."""
 MAX_SIBLINGS = 12
 MAX_SIBLING_BYTES = 120_000
 
@@ -68,8 +71,9 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     siblings = Siblings(torch)
     interpreter.find_module = siblings.find
     store: Store = {}
-    enabled = gc.isenabled()
+    enabled, limit = gc.isenabled(), sys.getrecursionlimit()
     gc.disable()
+    sys.setrecursionlimit(max(limit, RECURSION_LIMIT))
     try:
         try:
             interpreter.run_module(source, store)
@@ -79,5 +83,6 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
         torch.training.finish()
         return torch.facts.resolve(), siblings.hashes
     finally:
+        sys.setrecursionlimit(limit)
         if enabled:
             gc.enable()

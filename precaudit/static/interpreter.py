@@ -13,6 +13,7 @@ from typing import Any
 import libcst as cst
 
 from precaudit.static.heap import MISSING, Changes, Heap, Store
+from precaudit.static.relevance import COMMON, relevant_names
 from precaudit.static.source import Source
 from precaudit.static.values import (
     ANY,
@@ -49,6 +50,8 @@ from precaudit.static.values import (
     unknown,
 )
 
+REST_BUDGET = 40_000
+"""Statements that all such functions of one file may take together."""
 MAX_DEPTH = 24
 MAX_SAME = 6
 ISOLATED_BUDGET = 6_000
@@ -124,10 +127,14 @@ class Interpreter:
         self.loops: tuple[int, ...] = ()
         self.contexts: list[Value] = []
         self.budget = budget
+        self.rest_budget = REST_BUDGET
         self.called: set[Any] = set()
         self.guards: list[str] = []
+        self.rebuilt: frozenset[str] = frozenset()
+        """Loop variables of a comprehension that replaces the list it iterates over."""
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self._texts: dict[Any, str] = {}
+        self._constants: dict[Any, Const] = {}
         self._loop_ids = 0
 
     # ---- running files
@@ -146,17 +153,20 @@ class Interpreter:
     def run_rest(self, source: Source, store: Store) -> None:
         """Calls each function and method that nothing called, with arguments about which nothing is known."""
         outer, self.scope = self.scope, Scope(store, None, source)
+        relevant = relevant_names(source.text)
         try:
             for value in list(store.values()):
-                self._run_uncalled(value, source)
+                self._run_uncalled(value, source, relevant)
         finally:
             self.scope = outer
 
-    def _run_uncalled(self, value: Any, source: Source) -> None:
+    def _run_uncalled(self, value: Any, source: Source, relevant: set[str]) -> None:
         if isinstance(value, Function) and value.scope.source is source and value.node not in self.called:
-            self._isolated(lambda: self.call_function(value, [], {}, value.node))
-        elif isinstance(value, Class) and value.scope.source is source:
-            methods = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
+            if not isinstance(value.node, cst.Lambda) and value.node.name.value in relevant:
+                self._isolated(lambda: self.call_function(value, [], {}, value.node))
+        elif isinstance(value, Class) and value.scope.source is source and value.name in relevant:
+            members = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
+            methods = [m for m in members if m.node.name.value in relevant or m.node.name.value in COMMON]
             if methods:
                 self._isolated(lambda: self._run_methods(value, methods))
 
@@ -171,7 +181,8 @@ class Interpreter:
         paths, contexts, loops = self.world["paths"], self.contexts, self.loops
         self.world["paths"] = Paths(frozenset({frozenset()}))
         self.contexts, self.loops = [], ()
-        budget, self.budget = self.budget, ISOLATED_BUDGET
+        budget, self.budget = self.budget, min(ISOLATED_BUDGET, self.rest_budget)
+        given = self.budget
         depth, scope = len(self.frames), self.scope
         try:
             run()
@@ -179,6 +190,7 @@ class Interpreter:
             del self.frames[depth:]
             self.scope = scope
         finally:
+            self.rest_budget -= given - max(self.budget, 0)
             self.budget = budget
             self.world["paths"] = paths
             self.contexts, self.loops = contexts, loops
@@ -259,11 +271,22 @@ class Interpreter:
         self.eval(node.value)
 
     def _assign(self, node: cst.Assign) -> None:
+        self._rebuilding(node)
         value = self.eval(node.value)
+        self.rebuilt = frozenset()
         if len(node.targets) == 1:
-            self.torch.rebinding(node.targets[0].target, node.value, value)
+            value = self.torch.rebinding(node.targets[0].target, node.value, value)
         for target in node.targets:
             self.assign(target.target, value)
+
+    def _rebuilding(self, node: cst.Assign) -> None:
+        """`xs = [f(x) for x in xs]`: its loop variables stand for what the new list replaces."""
+        made = node.value
+        target = node.targets[0].target
+        if not isinstance(made, (cst.ListComp, cst.DictComp)) or not isinstance(target, (cst.Name, cst.Attribute)):
+            return
+        if self.text(target) in self.text(made.for_in.iter):
+            self.rebuilt = frozenset(re.findall(r"\w+", self.text(made.for_in.target)))
 
     def _ann_assign(self, node: cst.AnnAssign) -> None:
         if node.value is not None:
@@ -544,8 +567,13 @@ class Interpreter:
     def _try(self, node: Any) -> bool:
         mark = self.heap.mark()
         self.guards.append("try" if node.handlers else "")
+        try:
+            return self._try_blocks(node, mark)
+        finally:
+            self.guards.pop()
+
+    def _try_blocks(self, node: Any, mark: int) -> bool:
         alive = self._body(node.body)
-        self.guards.pop()
         outcomes: list[Changes] = []
         if alive and node.orelse is not None:
             alive = self._body(node.orelse.body)
@@ -963,7 +991,7 @@ class Interpreter:
         return result
 
     def _slice(self, value: Seq, index: Seq) -> Value:
-        bounds = [constant(b) if isinstance(b, Const) else "?" for b in index.items]
+        bounds: list[Any] = [constant(b) if isinstance(b, Const) else "?" for b in index.items]
         if not value.open and all(b is None or isinstance(b, int) for b in bounds):
             return seq(value.items[slice(*bounds)], value.kind)
         return seq(value.items, value.kind, open=True)
@@ -1185,7 +1213,11 @@ class Interpreter:
         known = truth(self.eval(node.test))
         if known is not None:
             return self.eval(node.body if known else node.orelse)
-        return join(self.eval(node.body), self.eval(node.orelse))  # type: ignore[no-any-return]
+        self.guards.append(self.text(node.test))
+        try:
+            return join(self.eval(node.body), self.eval(node.orelse))  # type: ignore[no-any-return]
+        finally:
+            self.guards.pop()
 
     def _sequence(self, node: Any) -> Value:
         items: list[Value] = []
@@ -1203,7 +1235,7 @@ class Interpreter:
     def _dict(self, node: cst.Dict) -> Value:
         store: Store = {}
         for element in node.elements:
-            if isinstance(element, cst.StarredDictElement):
+            if not isinstance(element, cst.DictElement):
                 value = self.eval(element.value)
                 store.update(value.store if isinstance(value, Dict) else {ANY: unknown()})
                 continue
@@ -1216,11 +1248,19 @@ class Interpreter:
         return Dict(store)
 
     def _comprehension(self, node: Any) -> Value:
-        items, open_ = self._generate(node.for_in, lambda: self.eval(node.elt))
+        items, open_ = self._generate(node.for_in, lambda: self._element(node.elt))
         return seq(items, "list" if isinstance(node, cst.ListComp) else "iterator", open_)
 
+    def _element(self, node: Any) -> Value:
+        """One item of a comprehension, which may replace an older one."""
+        rebuilt, self.rebuilt = self.rebuilt, frozenset()
+        value = self.eval(node)
+        self.rebuilt = rebuilt
+        result: Value = self.torch.rebuilding(node, rebuilt, value) if rebuilt else value
+        return result
+
     def _dict_comp(self, node: cst.DictComp) -> Value:
-        pairs, open_ = self._generate(node.for_in, lambda: seq([self.eval(node.key), self.eval(node.value)]))
+        pairs, open_ = self._generate(node.for_in, lambda: seq([self.eval(node.key), self._element(node.value)]))
         store: Store = {}
         for pair in pairs:
             assert isinstance(pair, Seq)
@@ -1264,8 +1304,11 @@ class Interpreter:
         return Function(node, self.scope, self._defaults(node.params))
 
     def _string(self, node: Any) -> Value:
-        found = node.evaluated_value
-        return Const(found) if isinstance(found, (str, bytes)) else unknown()
+        known = self._constants.get(node)
+        if known is None:
+            found = node.evaluated_value
+            known = self._constants[node] = Const(found if isinstance(found, (str, bytes)) else "")
+        return known
 
     def _formatted(self, node: cst.FormattedString) -> Value:
         pieces: list[str] = []
@@ -1273,20 +1316,22 @@ class Interpreter:
         for part in node.parts:
             if isinstance(part, cst.FormattedStringText):
                 pieces.append(part.value)
-            else:
+            elif isinstance(part, cst.FormattedStringExpression):
                 value = self.eval(part.expression)
                 known = known and isinstance(value, Const)
                 pieces.append(str(constant(value)))
         return Const("".join(pieces)) if known else unknown("string")
 
-    def _integer(self, node: cst.Integer) -> Value:
+    def _integer(self, node: Any) -> Value:
         try:
-            return Const(node.evaluated_value)
+            known = self._constants.get(node) or Const(node.evaluated_value)
         except ValueError:
             return Number()
+        self._constants[node] = known
+        return known
 
     def _float(self, node: cst.Float) -> Value:
-        return Const(node.evaluated_value)
+        return self._integer(node)
 
     def _named(self, node: cst.NamedExpr) -> Value:
         value = self.eval(node.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
@@ -142,10 +143,25 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
     spot = torch.spot(node)
     given = ops.dtype_argument(torch, kwargs.get("dtype"))
     dtype = ops.names(given) if given is not None else torch.default_dtype()
-    made = spot if given is not None or is_low(dtype) else None
+    made = spot if given is not None else None
+    if given is None and is_low(dtype):
+        made = torch.interpreter.world.get("default_spot")
+        if made is not None:
+            torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
     origin = given.origin if given is not None else None
-    if kind in WEIGHTED or kind == "Embedding" or kind in NORMS or kind in BATCH_NORMS | INSTANCE_NORMS:
-        names = WEIGHTED[kind][1] if kind in WEIGHTED else ("weight",) if kind == "Embedding" else ("weight", "bias")
+    if (
+        kind in WEIGHTED
+        or kind in ("Embedding", "EmbeddingBag")
+        or kind in NORMS
+        or kind in BATCH_NORMS | INSTANCE_NORMS
+    ):
+        names = (
+            WEIGHTED[kind][1]
+            if kind in WEIGHTED
+            else ("weight",)
+            if kind.startswith("Embedding")
+            else ("weight", "bias")
+        )
         for name in names:
             if name == "bias" and truth(kwargs.get("bias", Const(True))) is False:
                 continue
@@ -196,7 +212,7 @@ def walk(torch: Torch, value: Value, prefix: str = "", seen: set[int] | None = N
         for name, child in list(value.store.items()):
             if isinstance(name, str) and not name.startswith("\0"):
                 yield from walk(torch, child, f"{prefix}.{name}" if prefix else name, seen)
-    elif isinstance(value, Param) or isinstance(value, Opaque):
+    elif isinstance(value, (Param, Opaque)):
         if id(value.store) not in seen:
             seen.add(id(value.store))
             yield prefix, value
@@ -290,7 +306,7 @@ def call_library(
         if kind in ("LSTM", "GRU", "RNN", "MultiheadAttention"):
             return seq([result, seq([result], "tuple", open=True) if kind == "LSTM" else result], "tuple")
         return result
-    if kind == "Embedding":
+    if kind in ("Embedding", "EmbeddingBag"):
         weight = ops.as_tensor(torch, store.get("weight", unknown()))
         if isinstance(weight, Tensor):
             return ops._result(torch, "embedding", weight.dtype, [weight], node)
@@ -308,9 +324,13 @@ def call_library(
     if kind in INSTANCE_NORMS:
         return ops.apply(torch, "instance_norm", [first], {}, node)
     if kind in FUNCTIONAL:
-        extra = {"reduction": store["\0reduction"]} if "\0reduction" in store else {}
+        extra = {key[1:]: store[key] for key in ("\0reduction",) if key in store}
+        if "\0spot" in store:
+            torch.loss_built = store["\0spot"]
         rest = [ops.as_tensor(torch, a) for a in args[1:]]
-        return ops.apply(torch, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
+        result = ops.apply(torch, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
+        torch.loss_built = None
+        return result
     return unknown(*(ops.marks_of([first, *args]) & ops.KEPT))
 
 
@@ -422,11 +442,13 @@ def method(
     if name in ("register_comm_hook",):
         torch.training.comm_hook([*args, *kwargs.values()], node)
         return Const(None)
+    if name == "zero_grad":
+        torch.training.gradients_cleared()
+        return Const(None)
     if name in (
         "load_state_dict",
         "register_forward_hook",
         "register_full_backward_hook",
-        "zero_grad",
         "set_grad_checkpointing",
     ):
         return unknown()
@@ -456,7 +478,7 @@ def _modules(torch: Torch, value: Value, name: str) -> Value:
         return seq([seq([unknown(), item], "tuple") if name.startswith("named") else item], "iterator", open=True)
     found = [(n, m) for n, m in walk(torch, value) if isinstance(m, (Instance, Opaque))]
     if "children" in name:
-        direct = [v for v in value.store.values()] if isinstance(value, Instance) else []
+        direct = list(value.store.values()) if isinstance(value, Instance) else []
         found = [(n, m) for n, m in found if any(m is d for d in direct)]
     items: list[Value] = [m for _, m in found]
     if name.startswith("named"):
@@ -467,7 +489,7 @@ def _modules(torch: Torch, value: Value, name: str) -> Value:
 def _state_dict(torch: Torch, value: Value) -> Value:
     store: Store = {"\0module": True}
     tensors = [ops.as_tensor(torch, p) for _, p in parameters(torch, value)]
-    tensors = [t for t in tensors if isinstance(t, Tensor)]
+    tensors = [replace(t, marks=frozenset({"weights"})) for t in tensors if isinstance(t, Tensor)]
     if tensors and isinstance(value, Instance):
         joined = tensors[0]
         from precaudit.static.values import join

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,203 +64,33 @@ CASTS = {"half": "float16", "bfloat16": "bfloat16", "float": "float32", "double"
 """Tensor methods that cast."""
 
 VIEWS = frozenset(
-    [
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "expand",
-        "expand_as",
-        "view_as",
-        "repeat",
-        "t",
-        "swapaxes",
-        "swapdims",
-        "movedim",
-        "narrow",
-        "select",
-        "index_select",
-        "gather",
-        "take_along_dim",
-        "roll",
-        "flip",
-        "cpu",
-        "cuda",
-        "pin_memory",
-        "requires_grad_",
-        "clone",
-        "triu",
-        "tril",
-        "diag",
-        "diagonal",
-        "broadcast_to",
-        "repeat_interleave",
-        "as_strided",
-        "unfold",
-        "rot90",
-        "masked_select",
-        "wait",
-        "xpu",
-        "npu",
-        "reshape_as",
-        "T",
-        "mT",
-        "H",
-        "moveaxis",
-        "ravel",
-        "alias",
-        "detach",
-        "detach_",
-        "index_copy",
-        "fold",
-        "sort",
-        "msort",
-        "retain_grad",
-    ]
+    """
+    view reshape permute transpose flatten unflatten squeeze unsqueeze contiguous expand expand_as view_as
+    repeat t swapaxes swapdims movedim narrow select index_select gather take_along_dim roll flip cpu cuda
+    pin_memory requires_grad_ clone triu tril diag diagonal broadcast_to repeat_interleave as_strided unfold
+    rot90 masked_select wait xpu npu reshape_as T mT H moveaxis ravel alias detach detach_ index_copy fold
+    sort msort retain_grad
+    """.split()
 )
 SAME = frozenset(
-    [
-        "relu",
-        "relu_",
-        "gelu",
-        "silu",
-        "tanh",
-        "sigmoid",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "mish",
-        "hardswish",
-        "hardsigmoid",
-        "relu6",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "abs",
-        "neg",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-        "sin",
-        "cos",
-        "sqrt",
-        "square",
-        "pad",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "glu",
-        "erf",
-        "log_sigmoid",
-        "logsigmoid",
-        "nan_to_num",
-        "positive",
-        "frac",
-        "trunc",
-        "diff",
-        "cummax",
-        "amax",
-        "amin",
-        "mean",
-        "median",
-        "var",
-        "std",
-        "softsign",
-        "tanhshrink",
-        "batch_norm",
-        "instance_norm",
-        "pixel_shuffle",
-        "atan",
-        "acos",
-        "asin",
-        "sinh",
-        "cosh",
-        "tan",
-        "exp",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "rsqrt",
-        "reciprocal",
-        "softplus",
-        "sum",
-        "nansum",
-        "prod",
-        "cumsum",
-        "cumprod",
-        "logcumsumexp",
-        "logsumexp",
-        "norm",
-        "vector_norm",
-        "softmax",
-        "log_softmax",
-        "softmin",
-        "layer_norm",
-        "rms_norm",
-        "group_norm",
-        "normalize",
-        "interpolate",
-        "upsample",
-        "cosine_similarity",
-        "pow",
-        "cdist",
-        "dist",
-        "pdist",
-        "renorm",
-        "gumbel_softmax",
-        "bernoulli",
-        "threshold",
-        "hardtanh",
-    ]
+    """
+    relu relu_ gelu silu tanh sigmoid leaky_relu elu selu celu mish hardswish hardsigmoid relu6 dropout
+    dropout1d dropout2d dropout3d alpha_dropout abs neg sign floor ceil round clamp clip clamp_min clamp_max
+    sin cos sqrt square pad max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d glu erf log_sigmoid logsigmoid nan_to_num
+    positive frac trunc diff cummax amax amin mean median var std softsign tanhshrink batch_norm instance_norm
+    pixel_shuffle atan acos asin sinh cosh tan exp expm1 log log2 log10 log1p rsqrt reciprocal softplus sum
+    nansum prod cumsum cumprod logcumsumexp logsumexp norm vector_norm softmax log_softmax softmin layer_norm
+    rms_norm group_norm normalize interpolate upsample cosine_similarity pow cdist dist pdist renorm
+    gumbel_softmax bernoulli threshold hardtanh
+    """.split()
 )
 MATMULS = frozenset(
-    [
-        "matmul",
-        "mm",
-        "bmm",
-        "mv",
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "einsum",
-        "addmm",
-        "baddbmm",
-        "addbmm",
-        "scaled_dot_product_attention",
-        "outer",
-        "dot",
-        "vdot",
-        "tensordot",
-        "bilinear",
-        "multi_dot",
-        "chain_matmul",
-        "inner",
-    ]
+    """
+    matmul mm bmm mv linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d einsum
+    addmm baddbmm addbmm scaled_dot_product_attention outer dot vdot tensordot bilinear multi_dot chain_matmul
+    inner
+    """.split()
 )
 POINTWISE = {
     "add": "Add",
@@ -291,108 +121,43 @@ POINTWISE = {
     "atan2": "Max",
 }
 LOSSES = frozenset(
-    [
-        "cross_entropy",
-        "nll_loss",
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "kl_div",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "poisson_nll_loss",
-        "cosine_embedding_loss",
-        "hinge_embedding_loss",
-        "margin_ranking_loss",
-        "multilabel_margin_loss",
-        "soft_margin_loss",
-        "triplet_margin_loss",
-        "multi_margin_loss",
-        "ctc_loss",
-        "gaussian_nll_loss",
-        "multilabel_soft_margin_loss",
-    ]
+    """
+    cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy
+    binary_cross_entropy_with_logits poisson_nll_loss cosine_embedding_loss hinge_embedding_loss
+    margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss ctc_loss
+    gaussian_nll_loss multilabel_soft_margin_loss
+    """.split()
 )
 SOFTMAX_LOSSES = frozenset({"cross_entropy"})
 FACTORIES = frozenset(
-    [
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "rand",
-        "randn",
-        "tensor",
-        "as_tensor",
-        "arange",
-        "linspace",
-        "logspace",
-        "eye",
-        "scalar_tensor",
-    ]
+    """
+    zeros ones full empty rand randn tensor as_tensor arange linspace logspace eye scalar_tensor
+    """.split()
 )
 LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"])
 NEW = frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"])
 PREDICATES = frozenset(
-    [
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "isin",
-        "equal",
-        "isclose",
-        "any",
-        "all",
-    ]
+    """
+    eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not isin equal isclose any all
+    """.split()
 )
 INTEGER_RESULTS = frozenset(
-    [
-        "argmax",
-        "argmin",
-        "argsort",
-        "nonzero",
-        "bincount",
-        "searchsorted",
-        "bucketize",
-        "multinomial",
-        "one_hot",
-        "randint",
-        "randperm",
-        "histc",
-    ]
+    """
+    argmax argmin argsort nonzero bincount searchsorted bucketize multinomial one_hot randint randperm histc
+    """.split()
 )
-NUMBERS = frozenset(["item", "size", "numel", "dim", "ndimension", "stride", "element_size", "nelement", "tolist"])
+NUMBERS = frozenset(
+    """
+    item size numel dim ndimension stride element_size nelement tolist
+    """.split()
+)
 PAIRS = frozenset({"topk", "sort", "cummax", "cummin", "kthvalue", "mode"})
 SPLITS = frozenset({"chunk", "split", "unbind", "tensor_split", "split_with_sizes"})
 REDUCTIONS = frozenset({"sum", "mean", "prod", "norm", "var", "std", "logsumexp", "amax", "amin", "nansum"}) | LOSSES
 FLOAT32_MATH = frozenset(
-    [
-        "exp",
-        "log",
-        "log1p",
-        "log2",
-        "pow",
-        "softmax",
-        "log_softmax",
-        "sum",
-        "prod",
-        "norm",
-        "cumsum",
-        "cumprod",
-        "logsumexp",
-        "rsqrt",
-        "var",
-    ]
+    """
+    exp log log1p log2 pow softmax log_softmax sum prod norm cumsum cumprod logsumexp rsqrt var
+    """.split()
 ) | (LOSSES - {"binary_cross_entropy"})
 """What somebody who turns autocast off wants done in float32."""
 LINEAR = frozenset({"Add", "Subtract", "Multiply", "Divide", "add", "sub", "mul", "div", "lerp", "stack", "cat"})
@@ -402,17 +167,9 @@ LINEAR = frozenset({"Add", "Subtract", "Multiply", "Divide", "add", "sub", "mul"
 def as_tensor(torch: Torch, value: Value) -> Value:
     """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
     if isinstance(value, Param):
-        marks = {"weights"}
-        dtype = value.dtype
-        if value.store.get("kind") != "buffer" and value.trainable is not False and torch.grad():
-            marks.add("differentiable")
-        if value.store.get("positions"):
-            marks.add("positions")
-        spot = value.store.get("spot")
-        low_at = spot if "positions" in marks and is_low(dtype) else None
-        return Tensor(dtype, spot, "parameter", frozenset(marks), low_at=low_at, origin=value.store.get("origin"))
+        return _read_parameter(torch, value)
     if isinstance(value, Opaque) and value.dtype is not None:
-        return Tensor(value.dtype, None, "", value.marks)
+        return Tensor(value.dtype, value.spot, "", value.marks)
     if isinstance(value, Choice):
         tensors = [as_tensor(torch, option) for option in value.options]
         known = [t for t in tensors if isinstance(t, Tensor)]
@@ -423,6 +180,20 @@ def as_tensor(torch: Torch, value: Value) -> Value:
                 dtype, marks = join_dtypes(dtype, other.dtype), marks | other.marks
             return replace(known[0], dtype=dtype, marks=marks)
     return value
+
+
+def _read_parameter(torch: Torch, value: Param) -> Tensor:
+    marks = {"weights"}
+    dtype = value.dtype
+    if value.store.get("kind") != "buffer" and value.trainable is not False and torch.grad():
+        marks.add("differentiable")
+        if is_low(dtype) and dtype is not None and len(dtype) == 1:
+            marks.add("weights:" + min(dtype))
+    if value.store.get("positions"):
+        marks.add("positions")
+    spot = value.store.get("spot")
+    low_at = spot if "positions" in marks and is_low(dtype) else None
+    return Tensor(dtype, spot, "parameter", frozenset(marks), low_at=low_at, origin=value.store.get("origin"))
 
 
 def marks_of(values: Iterable[Value]) -> frozenset[str]:
@@ -438,21 +209,10 @@ def marks_of(values: Iterable[Value]) -> frozenset[str]:
 
 
 KEPT = frozenset(
-    [
-        "differentiable",
-        "gradient",
-        "weights",
-        "positions",
-        "float16",
-        "bfloat16",
-        "scaled",
-        "hand_scaled",
-        "probabilities",
-        "loss",
-        "counts",
-        "computed",
-        "detached_sum",
-    ]
+    """
+    differentiable gradient weights positions float16 bfloat16 scaled hand_scaled probabilities loss counts
+    computed penalty uniform weights:bfloat16 weights:float16
+    """.split()
 )
 """Marks that pass from operands to results."""
 
@@ -562,7 +322,7 @@ def autocast_dtype(torch: Torch, name: str, dtype: Dtypes | None) -> tuple[Dtype
         decided: Dtypes | None = region.dtype
         if dtype is not None and not is_float(dtype):
             decided = dtype
-        if dtype is not None and dtype == {"float64"}:
+        if dtype is not None and dtype == frozenset({"float64"}):
             decided = dtype
     elif name in table.float32:
         decided = frozenset({"float32"}) if dtype is None or is_low(dtype) or dtype & LOW else dtype
@@ -579,7 +339,9 @@ def _matmul(torch: Torch, name: str, tensors: list[Tensor], flat: list[Value], n
     weights = [t for t in tensors if t.op == "parameter"]
     if dtype is None and name in ("linear", "conv1d", "conv2d", "conv3d") and weights:
         dtype = weights[0].dtype
-    decided, _ = autocast_dtype(torch, name, dtype)
+    decided, by_autocast = autocast_dtype(torch, name, dtype)
+    if by_autocast and weights:
+        torch.training.used_in_region(torch.autocast())
     return _result(torch, name, decided, [*tensors, *opaque], node)
 
 
@@ -595,7 +357,7 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
     if dtype is not None and not is_float(dtype) and any(isinstance(constant(v), float) for v in plain):
         dtype = frozenset({"float32"})
     for value in plain:
-        _constant(torch, dtype, value, node, op)
+        _constant(torch, dtype, value, node, "Add" if name == "where" else op)
     result = _result(torch, name, dtype, [*tensors, *opaque], node)
     changes: dict[str, Any] = {"zero_dim": all(t.zero_dim for t in tensors) and not opaque}
     if result.low:
@@ -608,12 +370,23 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
                     tensor.square if op != "Multiply" or len(tensors) == 1 else None
                 )
             changes["low_softmax"] = changes.get("low_softmax") or tensor.low_softmax
+        wide = next((t for t in tensors if t.zero_dim and "asked_float32" in t.marks), None)
+        if wide is not None and not changes["zero_dim"]:
+            torch.facts.add(
+                Kind.OP,
+                torch.spot(node),
+                result.dtype,
+                None,
+                ("it was made float32 here", wide.spot),
+                op="no-promotion",
+            )
         if op == "Add" and len(tensors) == 1:
             changes["tiny"] = _tiny(torch, result.dtype, plain, node)
-        if op == "Multiply" and len(tensors) == 2 and tensors[0].op == tensors[1].op and tensors[0].spot is not None:
-            if tensors[0] is tensors[1] or (tensors[0].spot is tensors[1].spot):
-                changes["square"] = torch.spot(node)
+        if op == "Multiply" and len(tensors) == 2 and tensors[0].spot is tensors[1].spot is not None:
+            changes["square"] = torch.spot(node)
     marks = result.marks
+    if any(isinstance(value, Number) and value.from_scale for value in plain):
+        marks -= {"penalty"}
     if op in ("Multiply", "Divide") and ("differentiable" in marks or "loss" in marks or marks & {"float16"}):
         marks |= _hand_scaling(plain, opaque, op)
     elif op == "Multiply" and opaque:
@@ -738,6 +511,18 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             _normalises(torch, tensor, node)
         if name in ("sum", "norm", "vector_norm") and "gradient" in marks:
             _gradient_norm(torch, name, tensor, result, node)
+        if name in ("log_softmax", "logsumexp") and "differentiable" in marks and not tensor.zero_dim:
+            torch.facts.add(
+                Kind.HOLDS,
+                before,
+                decided,
+                Role.SOFTMAX,
+                ("its input became low here", tensor.spot),
+                name,
+                feeds="loss",
+            )
+        if name == "log" and "uniform" in tensor.marks:
+            torch.facts.add(Kind.OP, before, decided, op="low-precision-sampling")
         if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
             _consumes_tiny(torch, tensor, node, "rsqrt" if name == "rsqrt" else "log")
         if name in ("cumsum", "cumprod"):
@@ -746,10 +531,12 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
                 marks |= {"positions"}
                 changes["low_at"] = before
             marks |= {"cumulated"}
+    if name == "norm" and "penalty" in tensor.marks and tensor.low_at is not None:
+        torch.facts.add(
+            Kind.OP, tensor.low_at, "", None, ("its norm is penalised here", before), op="gradient-penalty-scaled"
+        )
     if name in ("log", "log_softmax"):
         _consumes_softmax(torch, "log", tensor, node)
-        if name == "log" and tensor.op == "softmax" and tensor.low:
-            pass
     if name in ("sin", "cos") and "positions" in tensor.marks and tensor.low and not by_autocast:
         _positions(torch, tensor, node)
     if name == "cumsum" and (integral or "counts" in tensor.marks):
@@ -784,7 +571,7 @@ def _cumulative(torch: Torch, tensor: Tensor, result: Tensor, node: Any) -> None
             result.dtype,
             Role.POSITIONS,
             ("integers were cast here", tensor.spot),
-            "a running count is exact only up to " + ("2048" if result.dtype == {"float16"} else "256"),
+            "a running count is exact only up to " + ("2048" if result.dtype == frozenset({"float16"}) else "256"),
             representable=False,
         )
 
@@ -797,7 +584,7 @@ def _gradient_norm(torch: Torch, name: str, tensor: Tensor, result: Tensor, node
             result.dtype,
             Role.GRADIENT_NORM,
             ("squared here", tensor.square),
-            "squares and their sum overflow past 65504" if result.dtype == {"float16"} else "",
+            "squares and their sum overflow past 65504" if result.dtype == frozenset({"float16"}) else "",
         )
 
 
@@ -867,13 +654,15 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
         return replace_marks(unknown(*(marks_of(values) & KEPT), "loss"), torch)
     opaque = any(isinstance(v, Opaque) for v in values[:2]) and name not in ("cross_entropy", "nll_loss")
     dtype = promote(floats) if floats and not opaque else first.dtype if not opaque else None
-    if name == "binary_cross_entropy" and region is not None and region.enabled is not False:
-        if region.devices != {"cpu"}:
-            torch.facts.add(Kind.OP, torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True)
+    covered = region is not None and region.spot is not None and region.enabled is not False
+    if name == "binary_cross_entropy" and covered:
+        torch.facts.add(
+            Kind.OP, torch.loss_built or torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True
+        )
     if name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
         torch.facts.add(
             Kind.OP,
-            torch.spot(node),
+            torch.loss_built or torch.spot(node),
             first.dtype,
             None,
             ("the probabilities were computed here", first.spot),
@@ -897,7 +686,8 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     _consumes_softmax(torch, "loss", first, node)
     reduction = constant(kwargs.get("reduction"))
     result = _result(torch, name, decided, [v for v in values if isinstance(v, (Tensor, Opaque))], node)
-    return replace(result, marks=result.marks | {"loss"}, zero_dim=reduction != "none")
+    low_at = result.spot if result.low else None
+    return replace(result, marks=result.marks | {"loss"}, zero_dim=reduction != "none", low_at=low_at)
 
 
 def replace_marks(value: Opaque, torch: Torch) -> Opaque:
@@ -956,7 +746,7 @@ def _unknown_cast(value: Value) -> Value:
 def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
     """A tensor cast to a dtype. An opaque value becomes a tensor of that dtype, or stays a module."""
     if isinstance(value, Opaque):
-        return Opaque(value.store, names(dtype), value.marks)
+        return Opaque(value.store, names(dtype), value.marks, torch.spot(node))
     if not isinstance(value, Tensor):
         return unknown()
     marks = value.marks
@@ -965,9 +755,7 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         return replace(value, dtype=None, square=None, low_softmax=None)
     was_integer = value.dtype is not None and not is_float(value.dtype)
     if was_integer and is_float(target):
-        marks |= {"counts"}
-        if value.op == "arange":
-            marks |= {"positions"}
+        marks |= {"counts"} if "small" in marks or value.dtype == frozenset({"bool"}) else {"counts", "positions"}
     if not is_float(target):
         if "cumulated" in marks and value.low:
             torch.facts.add(
@@ -1032,6 +820,17 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     if name == "tensor" and isinstance(source, Const):
         _constant(torch, dtype, source, node, "Add")
     low_at = None
+    if (
+        zero_dim
+        and wanted is not None
+        and dtype == frozenset({"float32"})
+        and name in ("tensor", "full", "scalar_tensor")
+    ):
+        marks.add("asked_float32")
+    if name in ("rand", "rand_like") and is_low(dtype):
+        marks.add("uniform")
+    if name == "tensor" and wanted is not None and isinstance(source, Const):
+        _hyperparameter(torch, dtype, origin, source, spot)
     if name == "arange":
         limit = [float_constant(a) for a in args[:2]]
         largest = max((n for n in limit if n is not None), default=None)
@@ -1052,7 +851,25 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     )
 
 
-def _literal_dtype(torch: Torch, values: list[Value | None]) -> Dtypes | None:
+def _hyperparameter(torch: Torch, dtype: Dtypes | None, origin: Spot | None, source: Const, spot: Spot) -> None:
+    """A decay such as 0.999 that becomes 1.0 in its dtype."""
+    number = float_constant(source)
+    if number is None or dtype is None or not is_low(dtype) or not 0.9 < number < 1.0:
+        return
+    if all(number > 1.0 - 2.0 ** -(FLOATING[name].mantissa_bits + 2) for name in dtype):
+        torch.facts.add(
+            Kind.HOLDS,
+            spot,
+            dtype,
+            Role.OPTIMIZER_STATE,
+            None,
+            f"{number:g} becomes 1.0",
+            what="hyperparameter",
+            key="decay",
+        )
+
+
+def _literal_dtype(torch: Torch, values: Sequence[Value | None]) -> Dtypes | None:
     found: Dtypes = frozenset()
     for value in values:
         if isinstance(value, Seq):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 TRIGGERS = re.compile(
-    rb"float16|\bhalf\b|\bfp16|\bbf16|autocast|GradScaler|MixedPrecision|16-(?:true|mixed)|float8|\bprecaudit\b|torch\.short_"
+    rb"float16|\bhalf\b|\bfp16|\bbf16|autocast|GradScaler|MixedPrecision|16-(?:true|mixed)|float8|\bprecaudit\b"
 )
-"""Every finding needs a low-precision dtype, an autocast region, a loss scaler or an ignore comment in the same file."""
+"""Every finding needs a low-precision dtype, an autocast region, a loss scaler or an ignore comment in its file."""
 
 
 def may_hold_a_finding(raw: bytes) -> bool:

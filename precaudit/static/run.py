@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from precaudit.static.cache import Cache
+from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, Found
 from precaudit.static.prefilter import may_hold_a_finding
 
@@ -36,8 +37,13 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
         if known is not None:
             results[item.path] = known
         elif not may_hold_a_finding(raw) and b"\0" not in raw[:4096]:
-            results[item.path] = EMPTY
-            cache.put(item.path, stat, raw, EMPTY)
+            beside = siblings_named(item.path, raw)
+            if any(found for _, _, found in beside):
+                waiting.append((item, raw, stat))
+                continue
+            result = {"siblings": [[path, value] for path, value, _ in beside]} if beside else EMPTY
+            results[item.path] = result
+            cache.put(item.path, stat, raw, result)
         else:
             waiting.append((item, raw, stat))
     tasks = [(item, raw) for item, raw, _ in waiting]
@@ -47,6 +53,24 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
             cache.put(item.path, stat, raw, result)
     cache.save()
     return [(item, results[item.path]) for item in found]
+
+
+IMPORT = re.compile(rb"^(?:from|import)[ \t]+(\w+)", re.MULTILINE)
+
+
+def siblings_named(path: Path, raw: bytes) -> list[tuple[str, str, bool]]:
+    """(path, content hash, may hold a finding) of each module beside a training script that it imports by name."""
+    if b"optim" not in raw and b"backward" not in raw:
+        return []
+    found = []
+    for name in sorted(set(IMPORT.findall(raw))):
+        sibling = path.with_name(name.decode() + ".py")
+        try:
+            content = sibling.read_bytes()
+        except OSError:
+            continue
+        found.append((str(sibling), digest(content), may_hold_a_finding(content)))
+    return found
 
 
 def _examine(tasks: list[tuple[Found, bytes]], jobs: int) -> list[dict[str, Any]]:

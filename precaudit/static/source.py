@@ -1,9 +1,12 @@
-"""One source file: decoded as Python would, parsed by LibCST, with positions computed only when something is reported."""
+"""One source file: decoded as Python would, parsed by LibCST, positions computed only when something is reported."""
 
 from __future__ import annotations
 
+import ast
 import io
+import re
 import tokenize
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +71,48 @@ def decode(raw: bytes) -> str:
         raise SourceError(str(reason)) from None
 
 
+MAX_BRACKETS = 200
+"""CPython refuses deeper nesting too; LibCST's parser overflows the stack somewhere beyond."""
+MAX_CHAIN = re.compile(r"(?:\.[A-Za-z_]\w*(?:\(\))?){400}|(?:\s*[\w.]+\s*[-+*|&]){2500}")
+"""Chains on which LibCST's parser takes quadratic time."""
+
+
+def nested_too_deeply(text: str) -> bool:
+    """Whether brackets or chains go deeper than any parser of Python should be asked to follow."""
+    depth = 0
+    for bracket in re.finditer(r"[()\[\]{}]", text) if len(text) > MAX_BRACKETS else ():
+        depth = depth + 1 if bracket[0] in "([{" else max(depth - 1, 0)
+        if depth > MAX_BRACKETS:
+            return True
+    return len(text) > 1200 and MAX_CHAIN.search(text) is not None
+
+
 def parse(text: str) -> cst.Module:
     """The tree of a text. Raises SourceError with line and column, both from 1."""
+    if nested_too_deeply(text):
+        raise SourceError("nested too deeply to parse")
     try:
         return cst.parse_module(text.removeprefix("\ufeff"))
     except cst.ParserSyntaxError as error:
-        reason = error.message.strip().splitlines()[0] if error.message.strip() else "syntax error"
-        raise SourceError(f"{error.editor_line}:{error.editor_column}: {reason}") from None
+        raise SourceError(_syntax_error(text, error)) from None
     except RecursionError:
         raise SourceError("nested too deeply to parse") from None
     except Exception as error:
         raise SourceError(f"cannot be parsed: {type(error).__name__}") from None
+
+
+def _syntax_error(text: str, error: cst.ParserSyntaxError) -> str:
+    """Place and reason as Python itself words them, or as LibCST does where Python would accept the text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except SyntaxError as own:
+        return f"{own.lineno or 1}:{own.offset or 1}: {own.msg}"
+    except (ValueError, RecursionError, MemoryError):
+        pass
+    reason = error.message.strip().splitlines()[0] if error.message.strip() else "syntax error"
+    return f"{error.editor_line}:{error.editor_column}: {reason}"
 
 
 def load(path: Path, shown: str) -> Source:

@@ -10,7 +10,7 @@ from typing import Any
 import libcst as cst
 
 from precaudit.model.vocabulary import FLOATING, Kind
-from precaudit.static import modules, ops
+from precaudit.static import configs, modules, ops
 from precaudit.static.autocast import table
 from precaudit.static.facts import Facts
 from precaudit.static.heap import MISSING
@@ -116,6 +116,8 @@ class Torch:
         self.outside_scaling = False
         self._nodes: dict[int, Spot] = {}
         self._float16_region: Spot | None = None
+        self.loss_built: Spot | None = None
+        """Where the loss module that is being called was built."""
 
     # ---- where we are
 
@@ -202,28 +204,41 @@ class Torch:
             self.training.accumulate(tensor, [value], node, short, attribute)
             result = ops.binary(self, op, tensor, value, node)
             if isinstance(result, Tensor):
-                kept = replace(tensor, marks=tensor.marks | result.marks)
-                return kept
+                return replace(tensor, marks=tensor.marks | result.marks)
             return replace(tensor, marks=tensor.marks | ops.marks_of([result]))
         return self.interpreter.binary(op, target, value, node)
 
-    def rebinding(self, target: Any, expression: Any, value: Value) -> None:
-        """`x = f(x)`: an update of x from itself, when x stands as a term on the right."""
-        value = ops.as_tensor(self, value)
-        if (
-            not isinstance(value, Tensor)
-            or not value.low
-            or not isinstance(target, (cst.Name, cst.Attribute, cst.Subscript))
-        ):
-            return
+    def rebinding(self, target: Any, expression: Any, value: Value) -> Value:
+        """`x = f(x)`: an update of x from itself, when x stands as a term on the right; it stays the same storage."""
+        tensor = ops.as_tensor(self, value)
+        if not isinstance(tensor, Tensor) or not tensor.low:
+            return value
         terms = _terms(expression)
         mine = [t for t in terms if _same_expression(t, target)]
         if not mine or len(terms) < 2:
-            return
-        before = self.interpreter.eval(target)
+            return value
+        before = ops.as_tensor(self, self.interpreter.eval(target))
+        if not isinstance(before, Tensor) or not before.low:
+            return value
         others = [self.interpreter.eval(t) for t in terms if t not in mine]
         attribute = isinstance(target, (cst.Attribute, cst.Subscript))
+        if self.in_forward() and isinstance(target, cst.Name) and self.loops() and _recurs(expression, target):
+            self.training.recurrence(tensor, expression)
+            return value
         self.training.accumulate(before, others, expression, "add", attribute)
+        kept = before.marks & {"created", "weights"}
+        if not kept:
+            return value
+        return replace(tensor, spot=before.spot, origin=before.origin, loops=before.loops, marks=tensor.marks | kept)
+
+    def rebuilding(self, expression: Any, names: frozenset[str], value: Value) -> Value:
+        """An item of a list that is rebuilt from its older self."""
+        for term in _terms(expression):
+            if isinstance(term, cst.Name) and term.value in names:
+                before = ops.as_tensor(self, self.interpreter.eval(term))
+                if isinstance(before, Tensor) and before.low and before.marks & {"created", "weights"}:
+                    return self.rebinding(term, expression, value)
+        return value
 
     def function_context(self, function: Function) -> Any:
         """What a function's decorators do around its body."""
@@ -279,6 +294,10 @@ class Torch:
         if isinstance(function, Bound):
             return self.call_method(function.receiver, function.name, args, kwargs, node)
         if isinstance(function, Instance):
+            if function.library == "functools.partial":
+                held = function.store
+                merged = {**held["\0kwargs"].store, **kwargs}
+                return self.interpreter.call(held["\0call"], [*held["\0args"].items, *args], merged, node)
             kind = modules.short(function.cls)
             if kind:
                 return modules.call_library(self, function, kind, args, kwargs, node)
@@ -326,6 +345,8 @@ class Torch:
             return self._torch_call(name, front, last, args, kwargs, node)
         if name.startswith("math."):
             return self._math(last, args)
+        if last == "from_pretrained":
+            return _from_pretrained(self, args, kwargs, node)
         if not name.startswith(HARMLESS):
             for value in (*args, *kwargs.values()):
                 modules.escape(self, value)
@@ -339,6 +360,9 @@ class Torch:
             return args[0]
         if last in WRAPPERS and "module" in kwargs:
             return kwargs["module"]
+        if front == "torch.distributed":
+            self.training.reduced(last, args, kwargs, node)
+            return unknown()
         if name.startswith("torch.nn.init."):
             return args[0] if args else unknown()
         if last in ("MixedPrecision", "MixedPrecisionPolicy"):
@@ -353,8 +377,16 @@ class Torch:
         return unknown(*(ops.marks_of(args) & ops.KEPT))
 
     def _escape_inplace(self, name: str, args: list[Value], node: Any) -> None:
-        if name.startswith("_foreach") and name.endswith("_") and args and "gradient" in ops.marks_of(args[:1]):
+        """`torch._foreach_add_(targets, others)` and its kin change each target in place."""
+        if not name.startswith("_foreach") or not name.endswith("_") or not args:
+            return
+        if "gradient" in ops.marks_of(args[:1]):
             self.training.gradient_written(node)
+        short = name.removeprefix("_foreach_").rstrip("_")
+        others = [self.interpreter.element(a) if isinstance(a, Seq) else a for a in args[1:]]
+        if short in ("add", "sub", "lerp", "addcmul", "addcdiv", "copy"):
+            for target in options(self.interpreter.element(args[0])):
+                self.training.accumulate(target, others, node, short, True)
 
     def _wrapped(self, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
         return None
@@ -369,6 +401,8 @@ class Torch:
             store["\0mode"] = kwargs.get("mode", NONE)
         if "reduction" in kwargs:
             store["\0reduction"] = kwargs["reduction"]
+        if last.endswith("Loss"):
+            store["\0spot"] = self.spot(node)
         modules.build(self, last, args, kwargs, node, store)
         return Instance(Ref(name), store)
 
@@ -377,7 +411,7 @@ class Torch:
         wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else Const(True))
         dtype = data.dtype if isinstance(data, Tensor) else None
         origin = data.origin if isinstance(data, Tensor) else None
-        return modules.new_param(dtype, truth(wanted), self.spot(node), origin=origin)
+        return modules.new_param(dtype, truth(wanted), self.spot(node), origin=origin, fresh=True)
 
     def autocast_region(self, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
         """`torch.autocast(...)` in any of its spellings."""
@@ -404,8 +438,10 @@ class Torch:
         if "\0rest" in kwargs:
             dtype, state = None, None
         region = Autocast(devices, dtype, state, self.spot(node), wanted is not None)
-        if state is not False and dtype == {"float16"}:
+        if state is not False and dtype == frozenset({"float16"}):
             self._float16_region = region.spot
+            if wanted is not None and self.training.saw_scaler and region.spot is not None:
+                self.facts.add(Kind.AUTOCAST, region.spot, dtype, enabled=True, prefer="bfloat16")
         return region
 
     def deprecated(self, name: str, node: Any) -> None:
@@ -466,8 +502,7 @@ class Torch:
             self.interpreter.heap.put(receiver.store, "params", receiver.store["params"] + added)
             return NONE
         if name == "zero_grad":
-            states = self.interpreter.paths
-            self.interpreter.set_paths(frozenset(e for e in s if e[0] != "clipped") for s in states)
+            self.training.gradients_cleared()
         return unknown()
 
     def _super_method(
@@ -525,7 +560,7 @@ class Torch:
 
     def _in_place(self, receiver: Tensor, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
         if "gradient" in receiver.marks and name in ("mul", "div", "clamp", "copy"):
-            self.training.gradient_written(node)
+            self._gradient_changed(name, args, node)
         attribute = (
             not isinstance(node.func.value, cst.Name)
             if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
@@ -542,6 +577,14 @@ class Torch:
         if name == "mul":
             marks |= {"decayed"}
         return replace(receiver, marks=marks)
+
+    def _gradient_changed(self, name: str, args: list[Value], node: Any) -> None:
+        """Gradients are clamped or multiplied by something of their own size: clipped; by anything else: unscaled."""
+        factor = ops.marks_of([ops.as_tensor(self, a) for a in args])
+        if name == "clamp" or (name == "mul" and "gradient" in factor):
+            self.training.clip([unknown(), *args], {}, node)
+        else:
+            self.training.gradient_written(node)
 
     def _opaque_method(
         self, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
@@ -740,9 +783,8 @@ class Torch:
             dtype = value.dtype
             return Tensor(dtype, value.store.get("spot"), "grad", frozenset({"gradient"}))
         tensor = ops.as_tensor(self, value)
-        if name == "dtype" or isinstance(value, Param):
-            if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
-                return self._tensor_attribute(tensor, name, node) if isinstance(tensor, Tensor) else unknown()
+        if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
+            return self._tensor_attribute(tensor, name, node) if isinstance(tensor, Tensor) else unknown()
         if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created"):
             stored: Value = value.store[name]
             return stored
@@ -795,7 +837,10 @@ class Torch:
                 put(target.store, "spot", self.spot(node))
             elif name == "grad":
                 self.training.gradient_written(node)
+                self.training.gradients_cleared()
             return
+        if isinstance(target, Instance):
+            self._replaced_parameter(target, name, value, node)
         if isinstance(target, Opaque):
             if name == "requires_grad":
                 put(target.store, "requires_grad", truth(value))
@@ -803,6 +848,16 @@ class Torch:
                 put(target.store, "attr:" + name, value)
         if isinstance(target, Tensor) and name == "grad":
             self.training.gradient_written(node)
+
+    def _replaced_parameter(self, target: Instance, name: str, value: Value, node: Any) -> None:
+        """A parameter of one module given to another is tied; a fresh one in its place breaks the tie."""
+        before = target.store.get(name)
+        if not isinstance(value, Param) or not isinstance(before, Param):
+            return
+        if before.store.get("tied") and value.store.get("fresh"):
+            self.facts.add(Kind.CAST, self.spot(node), value.dtype or "", unties=True)
+        elif not value.store.get("fresh"):
+            self.interpreter.heap.put(value.store, "tied", True)
 
     def item(self, value: Value, index: Value, node: Any) -> Value:
         if isinstance(value, Param):
@@ -912,6 +967,8 @@ class Torch:
                 enabled = first.enabled if len(regions) == len(value.options) else None
                 return replace(first, dtype=dtype, enabled=enabled), value
             return (self._unknown_region(node) if any(isinstance(o, Opaque) for o in value.options) else None), value
+        if isinstance(value, Autocast):
+            self._nested_region(value)
         if isinstance(value, (Autocast, Context)):
             return value, value
         if isinstance(value, Function) and value.kind == "manager":
@@ -928,6 +985,24 @@ class Torch:
             return self._unknown_region(node), unknown()
         return None, value
 
+    def _nested_region(self, region: Autocast) -> None:
+        """A region without a dtype inside one of another dtype falls back to the device's default."""
+        outer = self.autocast()
+        if outer is None or outer.spot is None or not outer.enabled or not region.enabled or region.dtype_given:
+            return
+        single = outer.dtype is not None and region.dtype is not None and len(outer.dtype) == len(region.dtype) == 1
+        if single and outer.dtype != region.dtype and region.spot is not None:
+            self.facts.add(
+                Kind.AUTOCAST,
+                region.spot,
+                region.dtype,
+                None,
+                ("the region around it has another dtype", outer.spot),
+                enabled=True,
+                dtype_given=False,
+                nested=True,
+            )
+
     def _unknown_region(self, node: Any) -> Value | None:
         """A context manager that cannot be followed may be an autocast region of any dtype."""
         return Autocast(frozenset({"?"}), None, None, None)
@@ -938,6 +1013,17 @@ def _terms(node: Any) -> list[Any]:
     if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, (cst.Add, cst.Multiply, cst.Subtract)):
         return _terms(node.left) + _terms(node.right)
     return [node]
+
+
+def _recurs(node: Any, target: Any) -> bool:
+    """Whether an expression is `decay * target + something`: a recurrence, not a residual sum."""
+    if not isinstance(node, cst.BinaryOperation) or not isinstance(node.operator, cst.Add):
+        return False
+    if any(isinstance(term, cst.Call) for term in _terms(node)):
+        return False
+    sides = [side for side in (node.left, node.right) if isinstance(side, cst.BinaryOperation)]
+    products = [side for side in sides if isinstance(side.operator, cst.Multiply)]
+    return any(_same_expression(term, target) for side in products for term in _terms(side))
 
 
 def _same_expression(one: Any, other: Any) -> bool:
@@ -1005,11 +1091,11 @@ def _autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str,
     keys = [int(m.split(":")[1]) for m in ops.marks_of([root]) if m.startswith("scaler:")]
     if keys:
         torch.training.scaled_backward(keys, node)
-    dtype = root.dtype if isinstance(root, Tensor) else None
-    marks = {"gradient"} | (ops.marks_of([root]) & {"scaled"})
-    return seq(
-        [Tensor(None if dtype is None else None, torch.spot(node), "grad", frozenset(marks))], "tuple", open=True
-    )
+    marks = {"gradient"}
+    if keys and truth(kwargs.get("create_graph", Const(False))):
+        marks |= {"penalty"}
+    found = Tensor(None, torch.spot(node), "grad", frozenset(marks), low_at=torch.spot(node))
+    return seq([found], "tuple", open=True)
 
 
 def _backward(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -1023,6 +1109,7 @@ def _set_default_dtype(torch: Torch, name: str, args: list[Value], kwargs: dict[
     wanted = ops.dtype_argument(torch, args[0] if args else None)
     dtype = ops.names(wanted) if wanted is not None else None
     torch.interpreter.heap.put(torch.interpreter.world, "default_dtype", dtype)
+    torch.interpreter.heap.put(torch.interpreter.world, "default_spot", torch.spot(node))
     return NONE
 
 
@@ -1053,12 +1140,11 @@ def _checkpoint(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Va
 
 
 def _partial(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    if args and isinstance(args[0], Ref):
-        bound_args, bound_kwargs = args[1:], dict(kwargs)
-        return Instance(
-            Ref("functools.partial"), {"\0function": args[0], "\0args": seq(bound_args), "\0kwargs": Dict(bound_kwargs)}
-        )
-    return unknown()
+    if not args:
+        return unknown()
+    return Instance(
+        Ref("functools.partial"), {"\0call": args[0], "\0args": seq(args[1:]), "\0kwargs": Dict(dict(kwargs))}
+    )
 
 
 def _averaged_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -1086,6 +1172,55 @@ def _parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     )
 
 
+def plain(value: Value) -> Any:
+    """The Python object behind nested constants; None stands for what is not known."""
+    if isinstance(value, Dict):
+        return {key: plain(item) for key, item in value.store.items() if isinstance(key, str)}
+    return constant(value)
+
+
+def _deepspeed(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    config = kwargs.get("config", kwargs.get("config_params"))
+    if isinstance(config, Dict):
+        for remark in configs.deepspeed(plain(config)):
+            torch.facts.add(
+                remark.kind, torch.spot(node), remark.dtype, remark.role, None, remark.detail, **remark.attrs
+            )
+    torch.outside_scaling = True
+    model = kwargs.get("model", args[0] if args else unknown())
+    return seq([Opaque(), Opaque(), Opaque(), Opaque()] if not isinstance(model, Const) else [Opaque()] * 4, "tuple")
+
+
+def _trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """Lightning's Trainer(precision=...) and transformers' Trainer(model, args)."""
+    precision = constant(kwargs.get("precision"))
+    if precision in configs.TRAINER_PRECISIONS:
+        torch.facts.add(Kind.CONFIG, torch.spot(node), precision=precision, key="precision")
+    arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+    model = kwargs.get("model", args[0] if args else None)
+    if isinstance(arguments, Instance) and model is not None and "peft_config" not in kwargs:
+        torch.training.trainer(model, arguments, node)
+    return unknown()
+
+
+def _training_arguments(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if constant(kwargs.get("fp16")) is True and constant(kwargs.get("bf16")) is True:
+        torch.facts.add(Kind.CONFIG, torch.spot(node), "", None, None, "fp16 and bf16 are both on", conflict=True)
+    return Instance(Ref("transformers.TrainingArguments"), {k: v for k, v in kwargs.items() if not k.startswith("\0")})
+
+
+def _from_pretrained(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A model that a framework loads: its parameters have the dtype asked for, or one that is not known."""
+    wanted = ops.dtype_argument(torch, kwargs.get("dtype", kwargs.get("torch_dtype")))
+    dtype = ops.names(wanted) if wanted is not None else None
+    store: dict[Any, Any] = {"dtype": dtype}
+    if {"quantization_config", "load_in_8bit", "load_in_4bit", "\0rest"} & set(kwargs):
+        store["dtype"] = None
+    elif dtype is not None:
+        store["spot"] = torch.spot(node)
+    return Opaque(store)
+
+
 CALLS: dict[str, Call] = {
     **dict.fromkeys(NO_GRAD, _no_grad),
     **dict.fromkeys(ENABLE_GRAD, _enable_grad),
@@ -1108,6 +1243,19 @@ CALLS: dict[str, Call] = {
     "types.SimpleNamespace": _namespace,
     "argparse.Namespace": _namespace,
     "argparse.ArgumentParser": _parser,
+    "functools.partial": _partial,
+    "deepspeed.initialize": _deepspeed,
+    "lightning.Trainer": _trainer,
+    "lightning.pytorch.Trainer": _trainer,
+    "pytorch_lightning.Trainer": _trainer,
+    "lightning.fabric.Fabric": _trainer,
+    "lightning.Fabric": _trainer,
+    "transformers.Trainer": _trainer,
+    "transformers.Seq2SeqTrainer": _trainer,
+    "trl.SFTTrainer": _trainer,
+    "transformers.TrainingArguments": _training_arguments,
+    "transformers.Seq2SeqTrainingArguments": _training_arguments,
+    "trl.SFTConfig": _training_arguments,
 }
 
 
@@ -1173,6 +1321,9 @@ def _enumerate(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: 
 
 
 def _range(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    count = constant(args[0]) if len(args) == 1 else None
+    if isinstance(count, int) and count <= 1:
+        return seq([Const(0)] * max(count, 0), "range")
     return seq([Number()], "range", open=True)
 
 

@@ -11,6 +11,7 @@ from precaudit.static.heap import Store
 from precaudit.static.modules import is_module, parameters
 from precaudit.static.values import (
     ANY,
+    Autocast,
     Choice,
     Class,
     Const,
@@ -29,6 +30,7 @@ from precaudit.static.values import (
     StateDict,
     Tensor,
     Value,
+    constant,
     float_constant,
     is_low,
     options,
@@ -47,6 +49,8 @@ ADAPTIVE = frozenset(
 COMPENSATED = re.compile(r"kahan|compensat|stochastic|_sr_|seeded_round", re.IGNORECASE)
 ADAPTER = re.compile(r"lora|adapter|\bia3\b|prompt", re.IGNORECASE)
 EXTREME_SCALE = 2.0**24
+FIXED_INTERVAL = 1_000_000
+"""Steps between two growths of the loss scale from which it is as good as fixed."""
 
 
 class Training:
@@ -66,7 +70,9 @@ class Training:
         self.updates: set[int] = set()
         self.never_updated: list[tuple[int, Spot]] = []
         self.stepped_scalers: set[int] = set()
-        self.state_facts: list[tuple[Instance, Any]] = []
+        self.cleared = False
+        self.regions_used: dict[int, Autocast] = {}
+        self.summed: list[tuple[Spot, Dtypes]] = []
 
     # ---- optimizers
 
@@ -125,14 +131,14 @@ class Training:
         self._under_autocast(node)
         states = self.torch.interpreter.paths
         pending = [s for s in states if self._has(s, "pending")]
-        if pending and all(not self._has(s, "unscaled") and not self._has(s, "manual") for s in states):
-            if len(pending) == len(states):
-                self.torch.facts.add(Kind.OPTIMIZER_STEP, self.torch.spot(node), gradients="scaled", autocast=False)
+        untouched = all(not self._has(s, "unscaled") and not self._has(s, "manual") for s in states)
+        if pending and untouched and len(pending) == len(states):
+            self.torch.facts.add(Kind.OPTIMIZER_STEP, self.torch.spot(node), gradients="scaled", autocast=False)
         self.stepped(made, node)
 
     def _under_autocast(self, node: Any) -> None:
         region = self.torch.autocast()
-        if region is not None and region.enabled is not False:
+        if region is not None and region.spot is not None and region.enabled is not False:
             self.torch.facts.add(
                 Kind.OPTIMIZER_STEP,
                 self.torch.spot(node),
@@ -217,6 +223,11 @@ class Training:
             return True
         return param.trainable is True
 
+    def used_in_region(self, region: Autocast | None) -> None:
+        """Autocast cached its copy of a weight in this region."""
+        if region is not None and region.enabled:
+            self.regions_used[id(region)] = region
+
     # ---- optimizers written in the code under check
 
     def is_optimizer_class(self, cls: Value) -> bool:
@@ -273,9 +284,22 @@ class Training:
     def parameter_written(self, param: Param, name: str, args: list[Value], node: Any) -> None:
         """A parameter was changed in place by a tensor method or an augmented assignment."""
         dtype = param.dtype
+        instance = self.current_optimizer()
+        region = self.torch.autocast()
+        cached = region is not None and id(region) in self.regions_used and region.spot is not None
+        written = dtype == frozenset({"float32"}) and self._trainable(param) and name != "zero"
+        if region is not None and cached and instance is None and written:
+            self.torch.facts.add(
+                Kind.AUTOCAST,
+                self.torch.spot(node),
+                region.dtype,
+                None,
+                ("the region that caches its copy begins here", region.spot),
+                enabled=True,
+                stale_cache=True,
+            )
         if not is_low(dtype):
             return
-        instance = self.current_optimizer()
         source = ops.marks_of([ops.as_tensor(self.torch, a) for a in args])
         if instance is not None:
             if name in ("copy", "zero", "fill") or not self._trainable(param) or self.compensated(instance):
@@ -289,7 +313,25 @@ class Training:
                 "the optimizer's step writes them in place",
             )
             return
-        if name in ("add", "lerp", "sub") and "weights" in source and "gradient" not in source:
+        if (
+            "gradient" in source
+            and name in ("add", "sub", "addcdiv")
+            and self._trainable(param)
+            and not self.torch.grad()
+        ):
+            self.torch.facts.add(
+                Kind.HOLDS,
+                self.torch.spot(node),
+                dtype,
+                Role.MASTER_WEIGHT,
+                ("parameters were cast here", param.store.get("spot")),
+                "gradients are applied to them in place",
+            )
+            return
+        averaged = name in ("add", "lerp", "sub") or (
+            name == "copy" and any(isinstance(a, Tensor) and a.op in ("Add", "Subtract", "lerp") for a in args)
+        )
+        if averaged and "weights" in source and "gradient" not in source:
             self.average(dtype, param.store.get("spot") or self.torch.spot(node), node)
 
     def average(self, dtype: Dtypes | None, spot: Spot, node: Any) -> None:
@@ -338,6 +380,12 @@ class Training:
         elif "created" in target.marks and name in ("add", "sub", "lerp") and self._lasting(target, attribute):
             self._long_lived(target.dtype, target.spot, target.origin, node)
 
+    def recurrence(self, value: Tensor, node: Any) -> None:
+        """A recurrence keeps its running value low at each step."""
+        self.torch.facts.add(
+            Kind.HOLDS, self.torch.spot(node), value.dtype, Role.REDUCTION, None, "", pattern="running"
+        )
+
     def _lasting(self, target: Tensor, attribute: bool) -> bool:
         loops = self.torch.loops()
         return attribute or (len(loops) > len(target.loops) and loops[: len(target.loops)] == target.loops)
@@ -353,6 +401,25 @@ class Training:
             what="running",
         )
 
+    def trainer(self, model: Value, arguments: Instance, node: Any) -> None:
+        """A framework's trainer builds its optimizer on the model's parameters as they are."""
+        fp16 = constant(arguments.store.get("fp16")) is True
+        for _, param in parameters(self.torch, model):
+            if not is_low(param.dtype) or not self._trainable(param) or not param.dtype:
+                continue
+            attrs: dict[str, Any] = {"trainer_fp16": True} if fp16 and param.dtype == frozenset({"float16"}) else {}
+            spot = param.store.get("spot") or self.torch.spot(node)
+            self.torch.facts.add(
+                Kind.HOLDS,
+                spot,
+                param.dtype,
+                Role.MASTER_WEIGHT,
+                ("the trainer is built here", self.torch.spot(node)),
+                "the trainer's optimizer updates them in place",
+                **attrs,
+            )
+            return
+
     # ---- loss scaling
 
     def scaler(self, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -365,6 +432,19 @@ class Training:
         self.scalers.append(made)
         if enabled is not False:
             self.saw_scaler = True
+        growth = float_constant(kwargs.get("growth_interval"))
+        factor = float_constant(kwargs.get("growth_factor"))
+        if enabled is not False and ((growth is not None and growth >= FIXED_INTERVAL) or factor == 1.0):
+            self.torch.facts.add(
+                Kind.LOSS_SCALING,
+                self.torch.spot(node),
+                "",
+                Role.LOSS_SCALE,
+                None,
+                "it never grows back after an overflow halved it",
+                extreme=True,
+                dynamic=False,
+            )
         scale = kwargs.get("init_scale")
         if scale is None and args:
             scale = next((a for a in args if float_constant(a) is not None), None)
@@ -442,7 +522,7 @@ class Training:
             elif isinstance(option, Instance) and "param_groups" in option.store:
                 params = tuple(self.collect(option.store["param_groups"]))
         for param in params:
-            if isinstance(param, Param) and param.dtype == {"float16"} and self._trainable(param):
+            if isinstance(param, Param) and param.dtype == frozenset({"float16"}) and self._trainable(param):
                 made_low = param.store.get("origin") if "float16" in (param.store.get("dtype") or ()) else None
                 spot = param.store.get("spot") or made_low
                 self.torch.facts.add(
@@ -545,6 +625,11 @@ class Training:
 
         self._update(change)
 
+    def gradients_cleared(self) -> None:
+        """`zero_grad()` or `p.grad = None`."""
+        self.cleared = True
+        self._update(lambda s: frozenset(e for e in s if e[0] not in ("clipped", "summed")))
+
     def gradient_written(self, node: Any) -> None:
         """Gradients were changed in place by hand, perhaps to unscale them."""
         if any(self._has(s, "pending") for s in self.torch.interpreter.paths):
@@ -556,7 +641,7 @@ class Training:
         """`loss.backward()` and `torch.autograd.backward(loss)`."""
         torch = self.torch
         region = torch.autocast()
-        if region is not None and region.enabled is not False:
+        if region is not None and region.spot is not None and region.enabled is not False:
             torch.facts.add(
                 Kind.BACKWARD, torch.spot(node), "", None, ("the region begins here", region.spot), autocast=True
             )
@@ -565,16 +650,27 @@ class Training:
         if isinstance(loss, Tensor) and loss.low and "hand_scaled" not in marks:
             torch.facts.add(
                 Kind.HOLDS,
-                loss.spot or torch.spot(node),
+                (loss.low_at if "loss" in loss.marks else None) or loss.spot or torch.spot(node),
                 loss.dtype,
                 Role.LOSS,
                 ("backward starts from it here", torch.spot(node)),
             )
+        self._sum_gradients(marks, node)
         keys = [mark.split(":")[1] for mark in marks if mark.startswith("scaler:")]
         if keys:
             self.scaled_backward([int(key) for key in keys], node)
         elif "float16" in marks and not marks & {"hand_scaled", "scaled"}:
             self.unscaled_backward.append((torch.spot(node), torch.float16_region()))
+
+    def _sum_gradients(self, marks: frozenset[str], node: Any) -> None:
+        """A second backward before the gradients of low parameters are cleared adds to them in their dtype."""
+        low = frozenset(mark.removeprefix("weights:") for mark in marks if mark.startswith("weights:"))
+        if not low:
+            return
+        states = self.torch.interpreter.paths
+        if any(("summed", id(node)) in s for s in states):
+            self.summed.append((self.torch.spot(node), low))
+        self._update(lambda s: s | {("summed", id(node))})
 
     def scaled_backward(self, keys: list[int], node: Any) -> None:
         states = self.torch.interpreter.paths
@@ -624,6 +720,24 @@ class Training:
                 chosen="default" if reduce is None else "explicit",
             )
 
+    def reduced(self, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
+        """A collective of torch.distributed: gradients that are summed between ranks in low precision."""
+        if not name.startswith(("all_reduce", "reduce", "_reduce_scatter")):
+            return
+        values = [ops.as_tensor(self.torch, a) for a in (*args[:2], *kwargs.values())]
+        for value in values:
+            if isinstance(value, Tensor) and value.low and "gradient" in value.marks:
+                self.torch.facts.add(
+                    Kind.HOLDS,
+                    self.torch.spot(node),
+                    value.dtype,
+                    Role.GRADIENT_REDUCTION,
+                    None,
+                    name,
+                    chosen="explicit",
+                )
+                return
+
     # ---- checkpoints
 
     def save(self, value: Value, node: Any) -> None:
@@ -633,6 +747,25 @@ class Training:
                 self.scaler_saved = True
             if any(self._is_optimizer_state(v) for v in value.store.values()):
                 self.saves.append((self.torch.spot(node), True))
+                for held in value.store.values():
+                    self._low_weights_saved(held, node)
+
+    def _low_weights_saved(self, value: Value, node: Any) -> None:
+        """Weights that were cast low are written beside the optimizer that goes on training them."""
+        if isinstance(value, Dict) and value.kind == "state_dict":
+            tensor = value.store.get(ANY)
+            if isinstance(tensor, Tensor) and tensor.low and self.optimizers:
+                held = [p for o in self.optimizers for p in o.store["params"]]
+                if held and all(p.dtype is not None and not is_low(p.dtype) for p in held):
+                    return
+                self.torch.facts.add(
+                    Kind.CHECKPOINT,
+                    self.torch.spot(node),
+                    tensor.dtype,
+                    Role.MASTER_WEIGHT,
+                    ("the weights were cast here", tensor.spot),
+                    low=True,
+                )
 
     def _is_optimizer_state(self, value: Value) -> bool:
         return isinstance(value, StateDict) and value.of == "optimizer"
@@ -645,6 +778,8 @@ class Training:
         for made in self.optimizers:
             if not made.store.get("examined"):
                 self.examine(made)
+        for spot, low in self.summed if self.cleared else ():
+            torch.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
         if not self.saw_scaler and not torch.outside_scaling:
             for spot, region in self.unscaled_backward:
                 torch.facts.add(

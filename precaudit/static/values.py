@@ -39,6 +39,8 @@ class Opaque(Value):
     dtype: Dtypes | None = None
     """Its dtype if it is a tensor, once `.half()` or `.to(dtype)` was applied."""
     marks: frozenset[str] = NO_MARKS
+    spot: Spot | None = None
+    """Where it was cast, if it is a tensor."""
 
 
 @dataclass(frozen=True, slots=True)

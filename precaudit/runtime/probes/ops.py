@@ -69,7 +69,11 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
             plan = self.probe.plan(func)
         if plan.written:
             self.probe.before_write(plan, func, args, kwargs or {})
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        try:
+            out = func(*args, **kwargs) if kwargs else func(*args)
+        except RuntimeError as error:
+            self.probe.session.guard("a refused op", self.probe.session.refused, plan.name, args, error)
+            raise
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():
             phase = FORWARD  # the forward pass of a closure

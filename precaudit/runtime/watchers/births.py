@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ..flow import LOW
 from ..identity import StorageMap
 from ..sites import user_site
 
+if TYPE_CHECKING:
+    from ..session import Session
+
 MAKERS = frozenset(
     "zeros zeros_like ones ones_like full full_like empty empty_like empty_strided new_zeros new_empty new_full "
     "scalar_tensor lift_fresh clone _to_copy".split()
@@ -24,7 +27,8 @@ MAKERS = frozenset(
 class Births:
     """Storage -> the user's line that made it."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self.sites: StorageMap[Site] = StorageMap()
 
     def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -66,7 +70,11 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
         for kind in types:
             if kind not in private.PLAIN:
                 return NotImplemented
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        try:
+            out = func(*args, **kwargs) if kwargs else func(*args)
+        except RuntimeError as error:
+            self.births.session.guard("a refused op", self.births.session.refused, str(func), args, error)
+            raise
         name = self.makers.get(func)
         if name is None:
             schema = getattr(func, "_schema", None)

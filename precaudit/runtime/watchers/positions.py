@@ -61,9 +61,12 @@ class Positions:
 
     def cast(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         source = args[0]
-        if not source.dtype.is_floating_point and "position" in self.flow.of(source):
+        if source.dtype.is_floating_point or source.dtype is torch.bool:
+            return
+        if "position" in self.flow.of(source):
             self._measure(source, out, None)
-            self.flow.mark(out, position=True)
+        # Any other integers matter only as an angle: timesteps do, masks and labels do not.
+        self.flow.mark(out, position=True)
 
     def _measure(self, exact: Tensor, low: Tensor, last: int | None) -> None:
         """Positions were put into a low dtype; whether they fit is measured."""

@@ -116,7 +116,7 @@ class Ranges:
         if frame is None:
             return
         key = (id(frame), frame.f_lineno or 0)
-        now = self.session.window.micro_batches
+        now = self.session.window.clock
         run = self._runs.get(key)
         if run is None or run.clock != now:
             if len(self._runs) > 4096:

@@ -41,7 +41,9 @@ class Regions:
             made = (private.storage_key(source), source.dtype, private.weak_storage(source), version)
             self.flow.mark(out, cast_of=made)
             if weight and not torch.is_grad_enabled():
-                self.flow.mark(out, param=True, no_grad_cast=True)
+                self.flow.mark(out, no_grad_cast=True)
+            if not trains(args) and self.session.is_parameter(source):
+                self.flow.mark(out, param=True)
 
     def switched_off(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A low value is worked on inside autocast(enabled=False): nothing upcast it there."""

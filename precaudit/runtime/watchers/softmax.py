@@ -29,6 +29,7 @@ class Softmax:
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("_log_softmax",), self.log_softmax, True
         yield BACKWARD, ("_log_softmax_backward_data",), self.log_softmax_backward, True
+        yield FORWARD, ("logsumexp",), self.logsumexp, True
         yield FORWARD, ("_softmax",), self.softmax, True
         yield FORWARD, ("topk", "sort", "multinomial", "log"), self.consumed, False
         yield FORWARD, ("mean", "sum"), self.summed, True
@@ -48,11 +49,14 @@ class Softmax:
         error = (kept - torch.log_softmax(rows.float(), -1)).abs().mean()
         self.ledger.defer([error, torch.ones_like(error)], self.flow.share(seen, "log_prob_error"))
 
+    def logsumexp(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Confirmed by the next backward whose graph it is in."""
+        if trains(args):
+            self.flow.suspect("logsumexp", Role.SOFTMAX, out.dtype, "logsumexp")
+
     def log_softmax_backward(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A gradient came back through a low log_softmax, so it reached the loss."""
-        for seen in self.ledger.observations.values():
-            if seen.role is Role.SOFTMAX and not seen.confirmed and seen.detail == "log_softmax":
-                self.flow.confirm(seen, feeds="loss")
+        self.flow.confirm_all("log_softmax", feeds="loss")
 
     def softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if trains(args):

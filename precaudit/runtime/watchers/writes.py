@@ -36,6 +36,8 @@ class Write:
     """The micro-batches it was written in: two of them make it long-lived."""
     sources: set[str] = field(default_factory=set)
     updates_itself: bool = False
+    decays: bool = False
+    """It is multiplied as well as added to: a moving average or a momentum, not a sum."""
     numbers: dict[str, float] = field(default_factory=dict)
 
 
@@ -150,9 +152,10 @@ class Writes:
             write = self.places[place] = Write(
                 weakref.ref(target), private.weak_storage(target), target.dtype, tuple(target.shape), user_site()
             )
-        write.clock.add(self.session.window.micro_batches)
+        write.clock.add(self.session.window.clock)
         if name in SELF_UPDATES:
             write.updates_itself = True
+            write.decays |= name.removeprefix("_foreach_") in ("mul_", "lerp_")
         for source in sources:
             marks = self.flow.of(source)
             if name in COPIES and place[0] in marks.get("from", ()):
@@ -172,7 +175,9 @@ class Writes:
         key = private.storage_key(target)
         kinds = self.parameter_writes.setdefault(key, set())
         self.versions[key] = self.versions.get(key, 1) + 1
-        self._leaves.setdefault(key, weakref.ref(target))
+        leaf = self.session.parameter_of(target)
+        if leaf is not None:
+            self._leaves[key] = weakref.ref(leaf)
         if self.session.window.phase != OPTIMIZER:
             self.session.wrote_parameter()
             if self.hand_written_at is None:

@@ -1,0 +1,142 @@
+"""The fixes, by rule: each makes the edits for one finding, or none where it is not certain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import libcst as cst
+
+from precaudit.model.wire import Finding
+from precaudit.static.fixes.edits import Edit, Tree
+from precaudit.static.interpreter import dotted
+
+
+class Fix(NamedTuple):
+    """`unsafe`: it may change what the code means beyond the mistake."""
+
+    make: Callable[[Finding, Tree], list[Edit]]
+    unsafe: bool = False
+
+
+def _call(finding: Finding, tree: Tree) -> cst.Call | None:
+    return tree.call_at(finding.line or 0, finding.column or 0)
+
+
+def _deprecated_api(finding: Finding, tree: Tree) -> list[Edit]:
+    """torch.cuda.amp.autocast(...) becomes torch.amp.autocast("cuda", ...)."""
+    call = _call(finding, tree)
+    if call is None:
+        return []
+    name = dotted(call.func)
+    for device in ("cuda", "cpu"):
+        if name in (f"torch.{device}.amp.autocast", f"torch.{device}.amp.GradScaler"):
+            if any(arg.keyword is None for arg in call.args):
+                return []
+            start, end = tree.span(call.func)
+            opening = tree.text.index("(", end) + 1
+            comma = ", " if call.args else ""
+            return [
+                Edit(start, end, f"torch.amp.{name.rsplit('.', 1)[1]}"),
+                Edit(opening, opening, f'"{device}"{comma}'),
+            ]
+    return []
+
+
+def _unscale_before_clip(finding: Finding, tree: Tree) -> list[Edit]:
+    """Puts scaler.unscale_(optimizer) before the clipping, in the block that holds both it and scaler.step."""
+    call = _call(finding, tree)
+    if call is None or finding.cause is None:
+        return []
+    steps = [c for c in tree.calls_on(finding.cause.line) if dotted(c.func).endswith(".step") and len(c.args) == 1]
+    clip = tree.statement_around(call)
+    step = tree.statement_around(steps[0]) if steps else None
+    if clip is None or step is None or tree.indentation(clip) != tree.indentation(step):
+        return []
+    scaler = dotted(steps[0].func).removesuffix(".step")
+    line = f"{tree.indentation(clip)}{scaler}.unscale_({tree.code(steps[0].args[0])}){tree.newline()}"
+    at = tree.line_start(clip)
+    return [Edit(at, at, line)]
+
+
+def _update_after_step(finding: Finding, tree: Tree) -> list[Edit]:
+    """Puts scaler.update() after the only scaler.step of the file."""
+    call = _call(finding, tree)
+    statement = tree.statement_around(call) if call is not None else None
+    if call is None or statement is None or not dotted(call.func).endswith(".step"):
+        return []
+    scaler = dotted(call.func).removesuffix(".step")
+    if tree.text.count(f"{scaler}.step(") != 1:
+        return []
+    at = tree.line_end(statement)
+    lead = "" if tree.text[:at].endswith(("\n", "\r")) else tree.newline()
+    return [Edit(at, at, f"{lead}{tree.indentation(statement)}{scaler}.update(){tree.newline()}")]
+
+
+def _upcast_loss_input(finding: Finding, tree: Tree) -> list[Edit]:
+    """cross_entropy(logits, …) becomes cross_entropy(logits.float(), …)."""
+    call = _call(finding, tree)
+    if call is None or not call.args or call.args[0].star or call.args[0].keyword is not None:
+        return []
+    if "cross_entropy" not in dotted(call.func) and not finding.message.endswith("computed on them"):
+        return []
+    return [_float(call.args[0].value, tree)]
+
+
+def _float(node: cst.BaseExpression, tree: Tree) -> Edit:
+    start, end = tree.span(node)
+    code = tree.code(node)
+    plain = isinstance(node, (cst.Name, cst.Attribute, cst.Call, cst.Subscript))
+    return Edit(start, end, f"{code}.float()" if plain else f"({code}).float()")
+
+
+def _finfo_for_literal(finding: Finding, tree: Tree) -> list[Edit]:
+    """x.masked_fill(mask, -1e9) becomes x.masked_fill(mask, torch.finfo(x.dtype).min)."""
+    call = _call(finding, tree)
+    if call is None or not isinstance(call.func, cst.Attribute) or "import torch" not in tree.text:
+        return []
+    if (
+        call.func.attr.value not in ("masked_fill", "masked_fill_")
+        or not dotted(call.func.value)
+        or len(call.args) != 2
+    ):
+        return []
+    literal = call.args[1].value
+    if not isinstance(literal, cst.UnaryOperation) or not isinstance(literal.operator, cst.Minus):
+        return []
+    start, end = tree.span(literal)
+    return [Edit(start, end, f"torch.finfo({dotted(call.func.value)}.dtype).min")]
+
+
+def _reduce_in_float32(finding: Finding, tree: Tree) -> list[Edit]:
+    """MixedPrecision(param_dtype=…) gets reduce_dtype=torch.float32 where it has none."""
+    call = _call(finding, tree)
+    if call is None or any(a.keyword is None or a.star for a in call.args) or "import torch" not in tree.text:
+        return []
+    keywords = {arg.keyword.value for arg in call.args if arg.keyword is not None}
+    if "param_dtype" not in keywords or "reduce_dtype" in keywords:
+        return []
+    _, end = tree.span(call.args[-1].value)
+    return [Edit(end, end, ", reduce_dtype=torch.float32")]
+
+
+def _softmax_in_float32(finding: Finding, tree: Tree) -> list[Edit]:
+    """softmax(x, dim) gets dtype=torch.float32; its result is float32 then."""
+    call = _call(finding, tree)
+    if call is None or not call.args or not dotted(call.func).endswith("softmax") or "import torch" not in tree.text:
+        return _upcast_loss_input(finding, tree)
+    if any(arg.keyword is not None and arg.keyword.value == "dtype" for arg in call.args):
+        return []
+    _, end = tree.span(call.args[-1].value)
+    return [Edit(end, end, ", dtype=torch.float32")]
+
+
+FIXES: dict[str, Fix] = {
+    "PA202": Fix(_unscale_before_clip),
+    "PA204": Fix(_update_after_step),
+    "PA401": Fix(_upcast_loss_input),
+    "PA404": Fix(_softmax_in_float32, unsafe=True),
+    "PA406": Fix(_finfo_for_literal),
+    "PA501": Fix(_reduce_in_float32),
+    "PA707": Fix(_deprecated_api),
+}

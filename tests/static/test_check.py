@@ -1,0 +1,236 @@
+"""The check command as a user meets it: exit codes, selection, ignore comments, baseline, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from precaudit.commands.baseline import baseline
+from precaudit.commands.check import check
+from precaudit.errors import ConfigError, UsageError
+
+BAD = """import torch
+
+model = torch.nn.Linear(4, 4).bfloat16()
+opt = torch.optim.AdamW(model.parameters())
+"""
+GOOD = "import torch\n\nmodel = torch.nn.Linear(4, 4)  # not bfloat16\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    return tmp_path
+
+
+def run(*arguments: str, text: str | None = None) -> Result:
+    return CliRunner().invoke(check, list(arguments), input=text, catch_exceptions=True)
+
+
+def rules(*arguments: str) -> list[tuple[str, int]]:
+    result = run(*arguments, "--output-format", "json")
+    found = json.loads(result.stdout)["findings"]
+    return sorted((f["rule"], f["line"]) for f in found if not f["suppressed"])
+
+
+def test_errors_exit_1_and_clean_code_exits_0(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    (project / "good.py").write_text(GOOD)
+    assert run("bad.py").exit_code == 1
+    assert run("good.py").exit_code == 0
+    assert run("bad.py", "--exit-zero").exit_code == 0
+    assert run("bad.py", "--fail-on", "never").exit_code == 0
+
+
+def test_warnings_fail_only_when_asked_to(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    assert run("bad.py", "--select", "PA101").exit_code == 0
+    assert run("bad.py", "--select", "PA101", "--fail-on", "warning").exit_code == 1
+
+
+def test_nothing_examined_is_exit_5(project: Path) -> None:
+    (project / "notes.txt").write_text("half")
+    result = run(".")
+    assert result.exit_code == 5
+    assert "nothing was examined" in result.stderr
+
+
+def test_a_missing_path_is_one_line(project: Path) -> None:
+    result = run("absent.py")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == "absent.py: no such file or folder"
+
+
+def test_select_ignore_and_per_file_ignores(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    assert rules("bad.py") == [("PA101", 3), ("PA301", 4)]
+    assert rules("bad.py", "--select", "PA3") == [("PA301", 4)]
+    assert rules("bad.py", "--ignore", "missing-master-weights") == [("PA301", 4)]
+    (project / "pyproject.toml").write_text('[tool.precaudit.per-file-ignores]\n"bad*" = ["PA1"]\n')
+    assert rules("bad.py") == [("PA301", 4)]
+
+
+def test_command_line_beats_environment_beats_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "bad.py").write_text(BAD)
+    (project / "pyproject.toml").write_text('[tool.precaudit]\nselect = ["PA301"]\n')
+    assert rules("bad.py") == [("PA301", 4)]
+    monkeypatch.setenv("PRECAUDIT_SELECT", "PA101")
+    assert rules("bad.py") == [("PA101", 3)]
+    assert rules("bad.py", "--select", "PA3") == [("PA301", 4)]
+
+
+def test_an_unknown_setting_is_an_error_with_a_suggestion(project: Path) -> None:
+    (project / "pyproject.toml").write_text('[tool.precaudit]\nselct = ["PA301"]\n')
+    result = run(".")
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception) == "pyproject.toml: [tool.precaudit] selct: unknown key; did you mean 'select'?"
+
+
+def test_an_ignore_comment_works_on_any_line_of_its_statement(project: Path) -> None:
+    (project / "a.py").write_text(
+        BAD.replace("model.parameters()", "\n    model.parameters(),  # precaudit: ignore[PA301] - measured\n")
+        + "x = 1  # noqa: PA301\n"
+    )
+    assert rules("a.py") == [("PA101", 3)]
+
+
+def test_an_ignore_comment_on_its_own_line_belongs_to_the_next_statement(project: Path) -> None:
+    (project / "a.py").write_text(BAD.replace("opt =", "# precaudit: ignore[low-precision-optimizer-state]\nopt ="))
+    assert rules("a.py") == [("PA101", 3)]
+
+
+def test_ignore_file_silences_the_file(project: Path) -> None:
+    (project / "a.py").write_text("# precaudit: ignore-file[PA101, PA301]\n" + BAD)
+    assert rules("a.py") == []
+
+
+def test_unused_and_nameless_ignores_are_reported(project: Path) -> None:
+    (project / "a.py").write_text(GOOD + "x = 1  # precaudit: ignore[PA301]\ny = 2  # precaudit: ignore\n")
+    assert rules("a.py") == [("PA001", 4), ("PA002", 5)]
+
+
+def test_gitignore_holds_also_for_files_that_are_named(project: Path) -> None:
+    (project / ".gitignore").write_text("made/\n")
+    (project / "made").mkdir()
+    (project / "made" / "bad.py").write_text(BAD)
+    (project / "good.py").write_text(GOOD)
+    assert rules(".") == []
+    assert run("made/bad.py").exit_code == 5
+
+
+def test_show_files_lists_what_would_be_checked(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    (project / "ds.json").write_text("{}")
+    assert run(".", "--show-files").stdout.split() == ["bad.py", "ds.json"]
+
+
+def test_standard_input(project: Path) -> None:
+    result = run("-", "--stdin-filename", "src/x.py", "--output-format", "concise", text=BAD)
+    assert result.exit_code == 1
+    assert "src/x.py:4:7" in result.stdout
+
+
+def test_a_baseline_survives_moved_code_and_prunes(project: Path) -> None:
+    path = project / "bad.py"
+    path.write_text(BAD)
+    assert CliRunner().invoke(baseline, ["."]).exit_code == 0
+    path.write_text("# moved\n\n\n" + BAD)
+    assert rules(".", "--baseline", ".precaudit-baseline.json") == []
+    path.write_text(BAD + "other = torch.optim.Adam(model.parameters())\n")
+    assert rules(".", "--baseline", ".precaudit-baseline.json") == [("PA301", 5)]
+    path.write_text(GOOD)
+    result = CliRunner().invoke(baseline, [".", "--prune"])
+    assert "0 accepted, 2 removed" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"import torch\nx = (torch.float16))\n", "bad.py:2:19: not valid Python:"),
+        (b"print 'float16'\n", "bad.py:1:"),
+        (b"float16 = '\xff'\n", "bad.py: "),
+        (b"# coding: nonsense\nfloat16 = 1\n", "bad.py: unknown encoding"),
+        (b"float16\0\n", "bad.py: source code cannot contain null bytes"),
+        (b"float16 = " + b"(" * 3000 + b")" * 3000, "bad.py"),
+    ],
+)
+def test_bad_input_is_one_line_and_the_run_goes_on(project: Path, content: bytes, message: str) -> None:
+    (project / "bad.py").write_bytes(content)
+    (project / "other.py").write_text(BAD)
+    result = run("bad.py", "other.py", "--output-format", "json")
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"precaudit: {message}")
+    assert len(json.loads(result.stdout)["coverage"]["skipped"]) == 1
+
+
+def test_empty_files_broken_links_and_link_loops_are_no_errors(project: Path) -> None:
+    (project / "empty.py").write_bytes(b"")
+    (project / "broken.py").symlink_to("nowhere.py")
+    (project / "loop").symlink_to(".")
+    assert run(".").exit_code == 0
+
+
+def test_a_latin_1_file_is_read_by_its_own_declaration(project: Path) -> None:
+    (project / "a.py").write_bytes(b"# coding: latin-1\nname = '\xe9'\n" + BAD.encode())
+    assert ("PA301", 6) in rules("a.py")
+
+
+def test_the_cache_gives_the_same_answer_and_survives_damage(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    first = rules(".")
+    assert rules(".") == first
+    for file in (project / ".precaudit_cache").glob("*.json"):
+        file.write_text("{broken")
+    assert rules(".") == first
+    helper = project / "helper.py"
+    helper.write_text("import torch\nDTYPE = torch.bfloat16\n")
+    (project / "bad.py").write_text("from helper import DTYPE\n" + BAD.replace(".bfloat16()", ".to(DTYPE)"))
+    assert ("PA301", 5) in rules("bad.py")
+    helper.write_text("import torch\nDTYPE = torch.float32\n")
+    assert rules("bad.py") == []
+
+
+def test_deepspeed_config_findings_stand_on_their_own_lines(project: Path) -> None:
+    config = {
+        "train_batch_size": 32,
+        "gradient_accumulation_steps": 4,
+        "fp16": {"enabled": True, "loss_scale": 1024},
+        "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
+        "data_types": {"grad_accum_dtype": "bf16"},
+    }
+    (project / "ds.json").write_text(json.dumps(config, indent=1))
+    assert rules("ds.json") == [("PA801", 10), ("PA802", 9), ("PA803", 13), ("PA804", 6)]
+
+
+def test_yaml_configs_are_told_by_their_content(project: Path) -> None:
+    (project / "args.yaml").write_text("output_dir: x\nfp16: true\nbf16: true\n")
+    (project / "lightning.yaml").write_text("trainer:\n  max_epochs: 2\n  precision: 16-true\n")
+    (project / "other.yaml").write_text("precision: 16-true\n")
+    assert rules(".") == [("PA802", 3), ("PA807", 3)]
+
+
+def test_github_output_is_chosen_under_github_actions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "bad.py").write_text(BAD)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert run("bad.py").stdout.startswith("::")
+
+
+def test_neither_torch_nor_the_code_under_check_is_imported(project: Path) -> None:
+    (project / "bad.py").write_text(BAD + "raise SystemExit('executed')\n")
+    code = (
+        "import sys\nfrom precaudit.commands.check import check\n"
+        "try:\n    check(['bad.py', '--exit-zero'])\nexcept SystemExit as e:\n    assert e.code == 0, e\n"
+        "assert 'torch' not in sys.modules and 'bad' not in sys.modules\n"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
