@@ -419,7 +419,8 @@ class Session:
         self._stepped[optimizer] = True
         self.window.attempt(optimizer, skipped, traced)
         step = self.window.most_taken + skipped
-        if step <= self.settings["skip"]:
+        # Without an Optimizer the first step went by before anybody could know that it was one.
+        if (step if optimizer is self else self.window.attempts) <= self.settings["skip"]:
             self.window.opened()
         elif traced:
             self._traced.append(step)
