@@ -322,7 +322,7 @@ def test_skipped_attempts_are_counted_and_are_no_updates(fused: bool) -> None:
     skipped = sum(after < before for before, after in zip([2.0**16, *scales], scales, strict=False))
     assert skipped > 0
     assert report.coverage.skipped_steps == skipped
-    assert report.coverage.attempts == skipped + 1 + report.coverage.steps, "one taken step is let pass by --skip 1"
+    assert report.coverage.attempts == skipped + report.coverage.steps
 
 
 def test_two_optimizers_with_one_scaler() -> None:
