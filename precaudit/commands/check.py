@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from precaudit.settings import Settings
 
 if TYPE_CHECKING:
     from precaudit.model.wire import Finding, Report
-    from precaudit.rulebook import Rulebook
     from precaudit.static.files import Found
 
 EXIT_CLEAN, EXIT_FINDINGS, EXIT_INCONCLUSIVE = 0, 1, 5
+CLEAN = "no errors, no warnings · {count} · next: precaudit trace <your training command>"
+"""What the text formats print for a clean run."""
 Results = list[tuple["Found", dict[str, Any]]]
 
 
@@ -40,7 +41,7 @@ def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
 @click.option("--output", type=click.Path(), help="Write the report to this file.")
 @click.option("--statistics", is_flag=True, help="Count findings per rule instead of listing them.")
 @click.option("--show-files", is_flag=True, help="List the files that would be checked, and stop.")
-@click.option("--notes", is_flag=True, help="Show notes too.")
+@click.option("--notes", "-v", is_flag=True, help="Show notes too.")
 @click.option("--baseline", type=click.Path(), help="Leave out what this baseline accepts.")
 @click.option("--exclude", multiple=True, callback=_names, help=".gitignore patterns to leave out.")
 @click.option("--config", type=click.Path(), help="A pyproject.toml to read instead of the nearest.")
@@ -123,7 +124,10 @@ def _report(found: list[Found], skipped: list[str], results: Results, settings: 
             click.echo(f"precaudit: {line}", err=True)
             skipped.append(line)
     examined = sum("error" not in result for _, result in results)
-    report = build(found, results, settings, examined, skipped)
+    if examined and _certainly_clean(results, skipped, settings, given):
+        click.echo(CLEAN.format(count=f"{examined:,} file{'s' if examined != 1 else ''}"))
+        return EXIT_CLEAN
+    report = build(results, settings, examined, skipped)
     if given["statistics"]:
         _print_statistics(report)
     else:
@@ -136,18 +140,26 @@ def _report(found: list[Found], skipped: list[str], results: Results, settings: 
     return EXIT_FINDINGS if failing and not given["exit_zero"] else EXIT_CLEAN
 
 
-def build(found: list[Found], results: Results, settings: Settings, examined: int, skipped: list[str]) -> Report:
-    """The Report of these results under these settings."""
-    from precaudit import __version__, rulebook
-    from precaudit.model.wire import Coverage, Report, Severity, Tool
+def _certainly_clean(results: Results, skipped: list[str], settings: Settings, given: dict[str, Any]) -> bool:
+    """Whether there is nothing to judge, so that neither rules nor report models need be loaded."""
+    plain = settings.output_format in ("text", "concise") or (
+        not settings.output_format and os.environ.get("GITHUB_ACTIONS") != "true"
+    )
+    named = settings.select or settings.extend_select or settings.ignore or settings.per_file_ignores
+    if not plain or named or skipped or settings.notes or given["statistics"] or given["output"] or settings.baseline:
+        return False
+    return not any(result.get("facts") or result.get("suppressions") for _, result in results)
 
-    book = rulebook.load()
-    selected = select(book, settings)
-    findings = [f for item, result in results for f in _findings(item, result, book, selected, settings)]
-    findings = _without_repeats(findings)
+
+def build(results: Results, settings: Settings, examined: int, skipped: list[str]) -> Report:
+    """The Report of these results under these settings."""
+    from precaudit import __version__
+    from precaudit.model.wire import Coverage, Report, Severity, Tool
+    from precaudit.static.findings import findings_of
+
+    findings = findings_of(results, settings)
     if settings.baseline:
         findings = _outside_baseline(findings, settings)
-    findings.sort(key=lambda f: (f.path or "", f.line or 0, f.column or 0, f.rule))
     loud = [f for f in findings if not f.suppressed and f.severity is not Severity.NOTE]
     status: Any = "inconclusive" if not examined else "findings" if loud else "clean"
     return Report(
@@ -157,76 +169,6 @@ def build(found: list[Found], results: Results, settings: Settings, examined: in
         findings=findings,
         coverage=Coverage(files=examined, skipped=skipped),
     )
-
-
-def select(book: Rulebook, settings: Settings) -> set[str]:
-    """The rule ids that may speak. Raises RuleError for a name that matches none."""
-    chosen = book.select(settings.select) if settings.select else set(book.rules)
-    chosen |= book.select(settings.extend_select)
-    return chosen - book.select(settings.ignore)
-
-
-def _findings(
-    item: Found, result: dict[str, Any], book: Rulebook, selected: set[str], settings: Settings
-) -> Iterable[Finding]:
-    from precaudit.judge import judge
-    from precaudit.model.vocabulary import Fact, Kind, Site, fact_from_json
-    from precaudit.suppressions import Suppression, silenced
-
-    rows = result.get("suppressions", [])
-    ignores = [Suppression(r[0], r[1], r[2], r[3], tuple(r[4]), r[5], foreign=r[6]) for r in rows]
-    facts = [fact_from_json(raw) for raw in result.get("facts", [])]
-    kept = []
-    for finding in judge(facts, book, "check"):
-        if finding.rule not in selected or finding.rule in _silent_here(finding.path or item.shown, book, settings):
-            continue
-        if finding.path == item.shown and silenced(ignores, finding.rule, finding.name, finding.line or 0):
-            finding.suppressed = True
-        kept.append(finding)
-    remarks = []
-    for ignore in ignores:
-        site = Site(item.shown, ignore.line, ignore.column)
-        if not ignore.rules:
-            remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"names_rule": False}))
-        elif not ignore.foreign and not ignore.used and _could_be_used(ignore.rules, book, selected):
-            remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"used": False}))
-    quiet = _silent_here(item.shown, book, settings)
-    kept += [f for f in judge(remarks, book, "check") if f.rule in selected and f.rule not in quiet]
-    return kept
-
-
-def _could_be_used(names: Sequence[str], book: Rulebook, selected: set[str]) -> bool:
-    """Whether a comment names only rules of which this run would have used one."""
-    for name in names:
-        rules = [r for r in book.rules.values() if r.name == name or r.id.startswith(name.upper())]
-        if any("check" not in rule.seen_by or rule.id not in selected for rule in rules):
-            return False
-    return True
-
-
-def _silent_here(path: str, book: Rulebook, settings: Settings) -> set[str]:
-    quiet: set[str] = set()
-    if not settings.per_file_ignores:
-        return quiet
-    import pathspec
-
-    from precaudit.baseline import relative
-
-    for pattern, names in settings.per_file_ignores.items():
-        if pathspec.PathSpec.from_lines("gitwildmatch", [pattern]).match_file(relative(path, settings.root)):
-            quiet |= book.select(names)
-    return quiet
-
-
-def _without_repeats(findings: list[Finding]) -> list[Finding]:
-    """A finding in a module that several files import is one finding."""
-    kept: dict[tuple[Any, ...], Finding] = {}
-    for finding in findings:
-        path = os.path.abspath(finding.path) if finding.path else ""
-        key = (finding.rule, path, finding.line, finding.column, finding.message)
-        if key not in kept or (finding.suppressed and not kept[key].suppressed):
-            kept[key] = finding
-    return list(kept.values())
 
 
 def _outside_baseline(findings: list[Finding], settings: Settings) -> list[Finding]:

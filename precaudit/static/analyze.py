@@ -10,6 +10,7 @@ from precaudit.model.vocabulary import Fact
 from precaudit.static.cache import digest
 from precaudit.static.heap import Store
 from precaudit.static.interpreter import OutOfBudget
+from precaudit.static.prefilter import may_hold_a_finding
 from precaudit.static.source import Source, SourceError, decode
 from precaudit.static.torch_model import Torch
 from precaudit.static.values import ModuleRef
@@ -17,7 +18,8 @@ from precaudit.static.values import ModuleRef
 RECURSION_LIMIT = 4000
 """A call that is followed takes about a dozen frames of ours."""
 MAX_SIBLINGS = 12
-MAX_SIBLING_BYTES = 120_000
+MAX_SIBLING_BYTES = 60_000
+"""A module beside a script is read with it; of a package only small modules that hold a low dtype themselves."""
 
 
 class Siblings:
@@ -35,24 +37,24 @@ class Siblings:
         folder = source.file.parent
         for _ in range(level - 1):
             folder = folder.parent
-        if not name:
+        if not name or level > 1:
             return None
         path = folder.joinpath(*name.split("."))
         for candidate in (path.with_suffix(".py"), path / "__init__.py"):
             if candidate in self.loaded:
                 return self.loaded[candidate]
             if candidate != source.file and candidate.is_file():
-                return self._load(candidate, source)
+                return self._load(candidate, source, level)
         return None
 
-    def _load(self, path: Path, source: Source) -> ModuleRef | None:
+    def _load(self, path: Path, source: Source, level: int) -> ModuleRef | None:
         self.loaded[path] = None
         if len(self.loaded) > MAX_SIBLINGS:
             return None
         try:
             raw = path.read_bytes()
             self.hashes.append([str(path), digest(raw)])
-            if len(raw) > MAX_SIBLING_BYTES:
+            if len(raw) > MAX_SIBLING_BYTES or (level and not may_hold_a_finding(raw)):
                 return None
             beside = str(Path(source.path).with_name(path.name)) if path.parent == source.file_folder else str(path)
             found = Source(beside, decode(raw), path)

@@ -58,4 +58,5 @@ def site(spot: Spot) -> Site:
     if position is None:
         return Site(spot.source.path, 1, 1, function=spot.function)
     start, end = position.start, position.end
-    return Site(spot.source.path, start.line, start.column + 1, end.line, end.column + 1, spot.function)
+    first, last = spot.source.line(start.line), spot.source.line(end.line)
+    return Site(spot.source.path, first, start.column + 1, last, end.column + 1, spot.function)

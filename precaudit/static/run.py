@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.static.cache import Cache, digest
-from precaudit.static.files import CONFIGS, Found
+from precaudit.static.files import CONFIGS, SOURCES, Found
 from precaudit.static.prefilter import may_hold_a_finding
 
+CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
 EMPTY: dict[str, Any] = {}
 """The result of a file that cannot hold a finding."""
 PARALLEL_FROM = 24
@@ -36,7 +37,10 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
         known = cache.by_content(item.path, stat, raw)
         if known is not None:
             results[item.path] = known
-        elif not may_hold_a_finding(raw) and b"\0" not in raw[:4096]:
+        elif item.path.name.endswith(CONFIGS) and not CONFIG_WORDS.search(raw):
+            results[item.path] = EMPTY
+            cache.put(item.path, stat, raw, EMPTY)
+        elif item.path.name.endswith(SOURCES) and not may_hold_a_finding(raw) and b"\0" not in raw[:4096]:
             beside = siblings_named(item.path, raw)
             if any(found for _, _, found in beside):
                 waiting.append((item, raw, stat))
@@ -101,7 +105,7 @@ def examine(item: Found, raw: bytes) -> dict[str, Any]:
 
     try:
         text = decode(raw)
-        source = Source(item.shown, text, item.path)
+        source = Source(item.shown, text, item.path, shorten=True)
         facts, siblings = analyze(source)
     except SourceError as error:
         return {"error": f"not valid Python: {error}" if str(error)[:1].isdigit() else str(error)}

@@ -13,20 +13,36 @@ from typing import Any
 import libcst as cst
 from libcst.metadata.position_provider import PositionProvidingCodegenState
 
+from precaudit.static.segments import reduce
+
 
 class SourceError(Exception):
     """A file that is not Python source as this parser knows it; `str()` is "line:column: reason" or a reason."""
 
 
 class Source:
-    """The text and the tree of a file. `path` is as the user wrote it."""
+    """The text and the tree of a file. `path` is as the user wrote it; `shorten` leaves out what cannot matter."""
 
-    def __init__(self, path: str, text: str, file: Path | None = None) -> None:
+    def __init__(self, path: str, text: str, file: Path | None = None, shorten: bool = False) -> None:
         self.path = path
         self.text = text
         self.file = file
-        self.tree: cst.Module = parse(text)
         self._positions: dict[Any, Any] | None = None
+        self._reduced = reduce(text) if shorten else None
+        self.tree: cst.Module = self._parse()
+
+    def _parse(self) -> cst.Module:
+        if self._reduced is not None:
+            try:
+                return parse(self._reduced.text)
+            except SourceError:
+                # What looked like a definition stood inside a string, or the file does not parse anyway.
+                self._reduced = None
+        return parse(self.text)
+
+    def line(self, line: int) -> int:
+        """The line of the file that a line of the tree is."""
+        return line if self._reduced is None else self._reduced.original(line)
 
     @property
     def file_folder(self) -> Path | None:

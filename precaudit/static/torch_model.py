@@ -968,8 +968,8 @@ class Torch:
                 return replace(first, dtype=dtype, enabled=enabled), value
             return (self._unknown_region(node) if any(isinstance(o, Opaque) for o in value.options) else None), value
         if isinstance(value, Autocast):
-            self._nested_region(value)
-        if isinstance(value, (Autocast, Context)):
+            return self._entered(value), value
+        if isinstance(value, Context):
             return value, value
         if isinstance(value, Function) and value.kind == "manager":
             return value, unknown()
@@ -985,23 +985,16 @@ class Torch:
             return self._unknown_region(node), unknown()
         return None, value
 
-    def _nested_region(self, region: Autocast) -> None:
-        """A region without a dtype inside one of another dtype falls back to the device's default."""
+    def _entered(self, region: Autocast) -> Autocast:
+        """The region as it runs: one without a dtype inside another of the same device keeps that one's dtype."""
         outer = self.autocast()
-        if outer is None or outer.spot is None or not outer.enabled or not region.enabled or region.dtype_given:
-            return
-        single = outer.dtype is not None and region.dtype is not None and len(outer.dtype) == len(region.dtype) == 1
-        if single and outer.dtype != region.dtype and region.spot is not None:
-            self.facts.add(
-                Kind.AUTOCAST,
-                region.spot,
-                region.dtype,
-                None,
-                ("the region around it has another dtype", outer.spot),
-                enabled=True,
-                dtype_given=False,
-                nested=True,
-            )
+        if outer is not None and not region.dtype_given and region.enabled is not False:
+            if outer.devices == region.devices and outer.enabled is not False:
+                return replace(region, dtype=outer.dtype)
+            return replace(region, dtype=None)
+        if region.enabled:
+            self.training.regions.append(region)
+        return region
 
     def _unknown_region(self, node: Any) -> Value | None:
         """A context manager that cannot be followed may be an autocast region of any dtype."""

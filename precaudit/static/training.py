@@ -71,6 +71,8 @@ class Training:
         self.never_updated: list[tuple[int, Spot]] = []
         self.stepped_scalers: set[int] = set()
         self.cleared = False
+        self.regions: list[Autocast] = []
+        self.low_adapters: list[tuple[Spot, Spot | None]] = []
         self.regions_used: dict[int, Autocast] = {}
         self.summed: list[tuple[Spot, Dtypes]] = []
 
@@ -199,6 +201,8 @@ class Training:
             f"{store['cls']} updates them in place",
             **attrs,
         )
+        if adapters and dtype == frozenset({"float16"}):
+            self.low_adapters.append((spot, made_low))
         has_state = store["adaptive"] or float_constant(store["momentum"]) not in (0.0, None)
         if not store["library"].startswith("torch.optim") or not has_state:
             return
@@ -772,6 +776,15 @@ class Training:
 
     # ---- the end
 
+    def _bare_regions(self) -> None:
+        """A region without a dtype whose default is not what the other regions of its device say."""
+        for region in self.regions:
+            same = [r.dtype for r in self.regions if r.dtype_given and r.devices == region.devices]
+            if region.dtype_given or not same or None in same or len(set(same)) != 1 or region.spot is None:
+                continue
+            if region.dtype is not None and len(region.dtype) == 1 and region.dtype != same[0]:
+                self.torch.facts.add(Kind.AUTOCAST, region.spot, region.dtype, enabled=True, dtype_given=False)
+
     def finish(self) -> None:
         """Reports what only the whole file can tell."""
         torch = self.torch
@@ -791,6 +804,17 @@ class Training:
                     "",
                     loss_scaling="none",
                 )
+            for spot, made_low in self.low_adapters if self.unscaled_backward else ():
+                torch.facts.add(
+                    Kind.HOLDS,
+                    spot,
+                    "float16",
+                    Role.ADAPTER_PARAMETER,
+                    ("they became float16 here", made_low),
+                    "",
+                    loss_scaling="none",
+                )
+        self._bare_regions()
         for scaler in self.scalers:
             seen = self.losses.get(id(scaler.store))
             if scaler.enabled and seen == {"bfloat16"} and scaler.spot is not None:

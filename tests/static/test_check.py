@@ -153,7 +153,7 @@ def test_a_baseline_survives_moved_code_and_prunes(project: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"import torch\nx = (torch.float16))\n", "bad.py:2:19: not valid Python:"),
+        (b"import torch\nx = (torch.float16))\n", "bad.py:2:20: not valid Python:"),
         (b"print 'float16'\n", "bad.py:1:"),
         (b"float16 = '\xff'\n", "bad.py: "),
         (b"# coding: nonsense\nfloat16 = 1\n", "bad.py: unknown encoding"),
@@ -222,6 +222,23 @@ def test_github_output_is_chosen_under_github_actions(project: Path, monkeypatch
     (project / "bad.py").write_text(BAD)
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     assert run("bad.py").stdout.startswith("::")
+
+
+@pytest.mark.parametrize("shape", ["text", "concise"])
+def test_a_clean_run_prints_what_the_report_would_without_loading_it(project: Path, shape: str) -> None:
+    (project / "good.py").write_text(GOOD)
+    quick = run("good.py", "--output-format", shape)
+    slow = run("good.py", "--output-format", shape, "--select", "ALL")
+    assert quick.stdout == slow.stdout
+    root = str(Path(__file__).parents[2])
+    code = (
+        "import sys\nfrom precaudit.commands.check import check\n"
+        "try:\n    check(['good.py'])\nexcept SystemExit as e:\n    assert e.code == 0, e\n"
+        "loaded = {'pydantic', 'libcst', 'rich'} & set(sys.modules)\nassert not loaded, loaded\n"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_neither_torch_nor_the_code_under_check_is_imported(project: Path) -> None:

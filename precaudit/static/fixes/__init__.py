@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from precaudit.model.wire import Finding
 from precaudit.settings import Settings
 from precaudit.static.files import Found
+from precaudit.static.findings import findings_of
 from precaudit.static.fixes.edits import Edit, Tree, applied
 from precaudit.static.fixes.rules import FIXES
 from precaudit.static.source import SourceError, decode
@@ -83,14 +84,9 @@ def fix_text(item: Found, text: str, settings: Settings, unsafe: bool) -> tuple[
 
 
 def _findings(item: Found, text: str, settings: Settings) -> list[Finding]:
-    from precaudit import rulebook
-    from precaudit.commands.check import _findings as judged
-    from precaudit.commands.check import select
     from precaudit.static.run import examine
 
-    book = rulebook.load()
-    result = examine(item, text.encode("utf-8"))
-    found = judged(item, result, book, select(book, settings), settings)
+    found = findings_of([(item, examine(item, text.encode("utf-8")))], settings)
     return [f for f in found if not f.suppressed and f.path == item.shown]
 
 

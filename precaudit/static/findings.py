@@ -1,0 +1,98 @@
+"""Turns the results of files into findings: judged, selected, silenced by comments, each reported once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pathspec
+
+from precaudit.judge import judge
+from precaudit.model.vocabulary import Fact, Kind, Site, fact_from_json
+from precaudit.model.wire import Finding
+from precaudit.rulebook import Rulebook, load
+from precaudit.settings import Settings
+from precaudit.static.files import Found
+from precaudit.suppressions import Suppression, silenced
+
+Results = Sequence[tuple[Found, dict[str, Any]]]
+
+
+def findings_of(results: Results, settings: Settings) -> list[Finding]:
+    """All findings of these results under these settings, in the order of the source."""
+    book = load()
+    selected = select(book, settings)
+    found = [f for item, result in results for f in judged(item, result, book, selected, settings)]
+    return sorted(_without_repeats(found), key=lambda f: (f.path or "", f.line or 0, f.column or 0, f.rule))
+
+
+def select(book: Rulebook, settings: Settings) -> set[str]:
+    """The rule ids that may speak. Raises RuleError for a name that matches none."""
+    chosen = book.select(settings.select) if settings.select else set(book.rules)
+    chosen |= book.select(settings.extend_select)
+    return chosen - book.select(settings.ignore)
+
+
+def judged(
+    item: Found, result: dict[str, Any], book: Rulebook, selected: set[str], settings: Settings
+) -> Iterable[Finding]:
+    """The findings of one file, those that its ignore comments silence marked so, and what to say of the comments."""
+    rows = result.get("suppressions", [])
+    ignores = [Suppression(r[0], r[1], r[2], r[3], tuple(r[4]), r[5], foreign=r[6]) for r in rows]
+    facts = [fact_from_json(raw) for raw in result.get("facts", [])]
+    kept = []
+    for finding in judge(facts, book, "check"):
+        if finding.rule not in selected or finding.rule in _silent_here(finding.path or item.shown, book, settings):
+            continue
+        if finding.path == item.shown and silenced(ignores, finding.rule, finding.name, finding.line or 0):
+            finding.suppressed = True
+        kept.append(finding)
+    remarks = []
+    for ignore in ignores:
+        site = Site(item.shown, ignore.line, ignore.column)
+        if not ignore.rules:
+            remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"names_rule": False}))
+        elif not ignore.foreign and not ignore.used and _could_be_used(ignore.rules, book, selected):
+            remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"used": False}))
+    quiet = _silent_here(item.shown, book, settings)
+    kept += [f for f in judge(remarks, book, "check") if f.rule in selected and f.rule not in quiet]
+    return kept
+
+
+def _could_be_used(names: Sequence[str], book: Rulebook, selected: set[str]) -> bool:
+    """Whether a comment names only rules of which this run would have used one."""
+    for name in names:
+        rules = [r for r in book.rules.values() if r.name == name or r.id.startswith(name.upper())]
+        if any("check" not in rule.seen_by or rule.id not in selected for rule in rules):
+            return False
+    return True
+
+
+def _silent_here(path: str, book: Rulebook, settings: Settings) -> set[str]:
+    quiet: set[str] = set()
+    if not settings.per_file_ignores:
+        return quiet
+    for pattern, names in settings.per_file_ignores.items():
+        if pathspec.PathSpec.from_lines("gitwildmatch", [pattern]).match_file(_relative(path, settings.root)):
+            quiet |= book.select(names)
+    return quiet
+
+
+def _without_repeats(findings: list[Finding]) -> list[Finding]:
+    """A finding in a module that several files import is one finding."""
+    kept: dict[tuple[Any, ...], Finding] = {}
+    for finding in findings:
+        path = os.path.abspath(finding.path) if finding.path else ""
+        key = (finding.rule, path, finding.line, finding.column, finding.message)
+        if key not in kept or (finding.suppressed and not kept[key].suppressed):
+            kept[key] = finding
+    return list(kept.values())
+
+
+def _relative(path: str, root: Path) -> str:
+    try:
+        return Path(path).resolve().relative_to(root.resolve()).as_posix()
+    except (ValueError, OSError):
+        return Path(path).as_posix()
