@@ -1,8 +1,8 @@
 """Prints what a step costs under the trace, beside torch's own dispatch modes, in one interleaved run.
 
 Each round takes the same number of steps untraced, under an empty dispatch mode, under torch's DebugMode, under
-precaudit's trace, and after the trace was taken out again; a ratio compares medians of the same round. The spread is the
-10th to 90th percentile over rounds. Needs a quiet machine to mean much: take the ratios, not the milliseconds.
+precaudit's trace, and after the trace was taken out again; a ratio compares medians of one round. The spread is the
+10th to 90th percentile over rounds. Times are this process's CPU time: take the ratios, not the milliseconds.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ class Program:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, foreach=True)
 
     def step(self) -> float:
-        """Takes one step; returns its seconds."""
+        """Takes one step; returns its CPU seconds, which other programs on the machine disturb less than the clock."""
         tokens, targets = self.corpus.next()
-        start = time.perf_counter()
+        start = time.process_time()
         loss = F.cross_entropy(self.model(tokens).flatten(0, 1), targets.flatten())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         loss.item()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     def steps(self, count: int) -> list[float]:
         return [self.step() for _ in range(count)]

@@ -59,7 +59,6 @@ class LazyCommands(click.Group):
 
 @click.group(
     cls=LazyCommands,
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="precaudit", message="%(prog)s %(version)s")
@@ -73,21 +72,19 @@ def precaudit() -> None:
 
 
 def main() -> NoReturn:
-    """Runs the command line; leaves with the exit code of docs: 0, 1, 2, 3, 5 or the traced command's own."""
+    """Runs the command line; leaves with 0 clean, 1 findings, 2 usage, 3 internal error, 5 inconclusive, or as the
+    traced command did."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """The exit code for these arguments; what a user has to read is on stderr by then."""
     try:
-        code = precaudit.main(args=arguments, prog_name="precaudit", standalone_mode=False)
+        code = precaudit.main(args=arguments or ["--help"], prog_name="precaudit", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return 2
     except click.ClickException as error:
         return _complain(_one_line(error), error.exit_code if error.exit_code > 1 else 2)
     except click.Abort:

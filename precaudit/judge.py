@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 from precaudit.model.vocabulary import FLOATING, SMALLER_IS_WORSE, Fact, Kind, Role, Scalar
@@ -124,9 +125,9 @@ def _finding(
         module=fact.module,
         dtype=fact.dtype,
         allowed=allowed,
-        count=fact.count,
+        count=max(1, fact.count),
         seen_by=[witness],
-        evidence=dict(fact.evidence),
+        evidence={name: value for name, value in fact.evidence.items() if isfinite(value)},
         cause=cause,
         fix=fix,
         cost_bytes=_cost(rule, fact),
@@ -184,14 +185,23 @@ def common_pattern(one: str, other: str) -> str:
 
 
 def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Rulebook) -> list[RoleSummary]:
-    """How many tensors of each role held each dtype, with the verdict; a role nobody saw is "not-observed"."""
+    """How many tensors of each role held each dtype, with the verdict; a role nobody saw is "not-observed".
+
+    `findings` are those that will be shown. A Fact that breaks a rule whose finding was filtered away is a violation
+    all the same; one whose finding is suppressed counts as allowed, by the user.
+    """
+    findings = list(findings)
+    suppressed = {(f.role, f.dtype) for f in findings if f.suppressed}
     loud = {(f.role, f.dtype) for f in findings if f.severity is not Severity.NOTE and not f.suppressed}
     held: dict[tuple[Role, str], list[int]] = {}
     for fact in facts:
-        if fact.kind is Kind.HOLDS and fact.role is not None:
+        if fact.kind is Kind.HOLDS and fact.role is not None and fact.attrs.get("what") != "hyperparameter":
             tally = held.setdefault((fact.role, fact.dtype), [0, 0])
             tally[0] += fact.count
             tally[1] += fact.bytes
+            place = (fact.role.value, fact.dtype)
+            if place not in loud and place not in suppressed and _breaks_a_rule(fact, book):
+                loud.add(place)
     rows = []
     for role, row in book.roles.items():
         mine = sorted((dtype, tally[0], tally[1]) for (seen, dtype), tally in held.items() if seen is role)
@@ -205,3 +215,9 @@ def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Ruleboo
                 verdict = "ok"
             rows.append(RoleSummary(role=role.value, dtype=dtype, tensors=tensors, bytes=size, verdict=verdict))
     return rows
+
+
+def _breaks_a_rule(fact: Fact, book: Rulebook) -> bool:
+    """Whether a Fact earns an error or a warning under any rule."""
+    graded = (grade(rule, fact) for rule in book.rules.values() if matches(rule, fact))
+    return any(one is not None and one.severity is not Severity.NOTE for one in graded)

@@ -36,26 +36,21 @@ OPTIONS = {"--skip": "skip", "--steps": "steps"}
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the script, or `-m module`, that the arguments name, with the tracer waiting for torch."""
-    if os.environ.get("PRECAUDIT_DISABLE") == "1":
-        run_untouched(_command(arguments)[1])
-        return
+    settings, command = _command(arguments)
     folder = os.environ.get(FOLDER, "")
-    if os.path.isdir(folder):  # on another node than the parent there is no such folder
-        watch(folder, "_precaudit")
-        run_untouched(_command(arguments)[1])
-    elif any(name in os.environ for name in RANK_VARIABLES):
-        settings, command = _command(arguments)
-        watch(_shared_folder(settings), "precaudit")
-        run_untouched(command)
-    else:
-        _trace(arguments)
+    if os.environ.get("PRECAUDIT_DISABLE") != "1":
+        if os.path.isdir(folder):  # on another node than the parent there is no such folder
+            watch(folder, "_precaudit")
+        elif any(name in os.environ for name in RANK_VARIABLES):
+            _watch_for_later(settings)
+        else:
+            _trace(arguments[: len(arguments) - len(command)], command)
+    run_untouched(command)
 
 
-def _trace(arguments: Sequence[str]) -> NoReturn:
+def _trace(options: Sequence[str], command: Sequence[str]) -> NoReturn:
     from precaudit.cli import run
 
-    _, command = _command(arguments)
-    options = list(arguments[: len(arguments) - len(command)])
     sys.exit(run(["trace", "--no-inject", *options, sys.executable, "-m", "precaudit.run", *command]))
 
 
@@ -85,26 +80,46 @@ def _command(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"precaudit: {message}", file=sys.stderr)
+    _say(message)
     sys.exit(2)
 
 
-def _shared_folder(settings: dict[str, object]) -> str:
-    """A folder that all ranks of this launch on this node, and no other launch, agree on without talking."""
+def _say(message: str) -> None:
+    print(f"precaudit: {message}", file=sys.stderr, flush=True)
+
+
+def _watch_for_later(settings: dict[str, object]) -> None:
+    """Lets the tracer leave its observations where all ranks of this launch on this node leave theirs.
+
+    They find the folder without talking: it is named for the launcher, their common parent.
+    """
     run = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID") or "run"
     name = "".join(c if c.isalnum() else "-" for c in f"{run}-{os.environ.get('MASTER_PORT', '')}-{os.getppid()}")
     shown = os.path.join(".precaudit", "ranks", name)
-    folder = os.path.abspath(shown)
-    os.makedirs(folder, exist_ok=True)
-    defaults = {"skip": 1, "steps": 2, "attempts": 25, "keep_going": False, "values": "sample"}
-    text = json.dumps({**defaults, **settings, "ranks_folder": folder, "cwd": os.getcwd()})
-    temporary = os.path.join(folder, f".settings-{os.getpid()}")
+    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    try:
+        folder = os.path.abspath(shown)
+        os.makedirs(folder, exist_ok=True)
+        defaults = {"skip": 1, "steps": 2, "attempts": 25, "keep_going": False, "values": "sample"}
+        _write(os.path.join(folder, "settings.json"), {**defaults, **settings, "ranks_folder": folder})
+        if not os.path.exists(os.path.join(".precaudit", ".gitignore")):
+            _write(os.path.join(".precaudit", ".gitignore"), "*\n")
+    except OSError as error:
+        if first:
+            _say(f"{shown}: cannot be written: {error.strerror}; running untraced")
+        return
+    if first:
+        _say(f"tracing; once the run has ended: precaudit report {shown}")
+    watch(folder, "precaudit")
+
+
+def _write(path: str, content: str | dict[str, object]) -> None:
+    """Writes a small file in one move, for every rank writes the same one at the same time."""
+    text = content if isinstance(content, str) else json.dumps({**content, "cwd": os.getcwd()})
+    temporary = f"{path}-{os.getpid()}"
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
-    os.replace(temporary, os.path.join(folder, "settings.json"))
-    if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":
-        print(f"precaudit: tracing; once the run has ended: precaudit report {shown}", file=sys.stderr, flush=True)
-    return folder
+    os.replace(temporary, path)
 
 
 def run_untouched(command: Sequence[str]) -> None:
@@ -125,13 +140,12 @@ def run_untouched(command: Sequence[str]) -> None:
     except SystemExit:
         raise
     except Exception as error:
-        # As the interpreter would, less the frames of this file.
+        # As the interpreter would, less the frames of this file; a script that does not compile has no others.
         frame = error.__traceback__
-        while frame is not None and frame.tb_frame.f_globals is not program.__dict__:
+        while frame is not None and frame.tb_frame.f_globals is globals():
             frame = frame.tb_next
-        if frame is not None or isinstance(error, SyntaxError):
-            error.__traceback__ = frame
-        sys.excepthook(type(error), error, error.__traceback__)
+        error.__traceback__ = frame
+        sys.excepthook(type(error), error, frame)
         sys.exit(1)
     finally:
         # Only kept alive until here: its functions are still on the stack.

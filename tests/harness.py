@@ -1,7 +1,7 @@
 """Runs a training script inside this process, with or without the trace, and leaves torch as it was.
 
-What stands on a fixture's lines is read here too: `# expect: PA101, PA301` where a finding belongs, and
-`# raises: ValueError` on the line where the script is meant to fail.
+What stands on a fixture's lines is read here too: `# expect: PA101, PA301` where a finding belongs
+(`# expect check:` where the source alone shows it) and `# raises: ValueError` where the script is meant to fail.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ SETTINGS: Mapping[str, Any] = {
     "values": "sample",
     "ranks_folder": None,
 }
+
+
+FOREIGN = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "sklearn"}
+"""Packages whose objects hold addresses, locks or thread ids; only a script's own objects are looked into."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class _Held:
             self.add(name, value.state_dict(), depth)
         elif isinstance(value, torch.Generator):
             self.sha.update(value.get_state().numpy().tobytes())
-        elif hasattr(value, "__dict__") and type(value).__module__ not in ("builtins", "torch") and depth < 3:
+        elif hasattr(value, "__dict__") and type(value).__module__.split(".")[0] not in FOREIGN and depth < 3:
             self.seen.add(id(value))
             self.add(name, {k: v for k, v in vars(value).items() if not k.startswith("__")}, depth + 1)
 
@@ -187,17 +191,24 @@ def run(path: Path, argv: Sequence[str] = (), *, traced: bool = False, **setting
     return Outcome(stdout.getvalue(), exit_code, error, held.sha.hexdigest(), held.tensors, report)
 
 
-def trace_call(train: Callable[[], object], **settings: Any) -> Report:
-    """The report of a trace around one call; the caller keeps the objects and can look at them itself."""
+def trace_call(
+    train: Callable[[], object], *, sink: Callable[[Report], object] | None = None, **settings: Any
+) -> Report:
+    """The report of a trace around one call; the caller keeps the objects and can look at them itself.
+
+    Where the call raises, `sink` still receives the report, and the exception passes.
+    """
     with unchanged_world():
         torch.set_num_threads(1)
         session = _start({**SETTINGS, "cwd": os.getcwd(), **settings})
         try:
             train()
         finally:
-            raw = session.rank_file()
+            report = judged(session.rank_file())
             session.remove()
-    return judged(raw)
+            if sink is not None:
+                sink(report)
+    return report
 
 
 def _start(settings: dict[str, Any]) -> Any:
@@ -238,17 +249,18 @@ def trace(path: Path, argv: Sequence[str] = ()) -> Report:
     return report
 
 
-EXPECT = re.compile(r"#\s*expect:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
+EXPECT = re.compile(r"#\s*expect(?: (check|trace))?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
 RAISES = re.compile(r"#\s*raises:\s*(\w+)")
 
 
-def expected(path: Path) -> dict[str, set[int]]:
-    """Rule id -> the lines of this script where it is expected."""
+def expected(path: Path, witness: str = "trace") -> dict[str, set[int]]:
+    """Rule id -> the lines of this script where this witness is expected to find it broken."""
     wanted: dict[str, set[int]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         for match in EXPECT.finditer(line):
-            for rule in re.split(r"\s*,\s*", match[1]):
-                wanted.setdefault(rule, set()).add(number)
+            if match[1] in (None, witness):
+                for rule in re.split(r"\s*,\s*", match[2]):
+                    wanted.setdefault(rule, set()).add(number)
     return wanted
 
 

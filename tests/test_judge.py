@@ -262,6 +262,11 @@ def test_worst_comes_first() -> None:
     assert [f.severity.value for f in judge(facts, BOOK, "trace")] == ["error", "warning", "note"]
 
 
+def test_a_number_that_is_not_finite_is_no_evidence() -> None:
+    found = only(judge([state("", evidence={"state_frozen": float("nan"), "updates_lost": 0.5})], BOOK, "trace"))
+    assert found.evidence == {"updates_lost": 0.5}
+
+
 class TestRoleTable:
     def test_a_role_nobody_saw_is_not_observed_and_never_ok(self) -> None:
         rows = role_table([], [], BOOK)
@@ -279,3 +284,18 @@ class TestRoleTable:
         facts = [holds("optimizer_state", "bfloat16", allowed_because="kahan")]
         rows = {row.role: row.verdict for row in role_table(facts, judge(facts, BOOK, "trace"), BOOK)}
         assert rows["optimizer_state"] == "allowed"
+
+    def test_a_violation_whose_finding_was_filtered_away_is_not_called_allowed(self) -> None:
+        rows = {row.role: row.verdict for row in role_table([state("")], [], BOOK)}
+        assert rows["optimizer_state"] == "violation"
+
+    def test_a_violation_that_the_user_suppressed_is_allowed(self) -> None:
+        findings = judge([state("")], BOOK, "trace")
+        findings[0].suppressed = True
+        rows = {row.role: row.verdict for row in role_table([state("")], findings, BOOK)}
+        assert rows["optimizer_state"] == "allowed"
+
+    def test_what_is_only_a_note_is_allowed(self) -> None:
+        facts = [holds("gradient_reduction", "bfloat16", chosen="explicit")]
+        rows = {row.role: row.verdict for row in role_table(facts, judge(facts, BOOK, "trace"), BOOK)}
+        assert rows["gradient_reduction"] == "allowed"

@@ -14,12 +14,14 @@ from precaudit.errors import RuleError
 from precaudit.model.vocabulary import FLOATING, Kind, Role
 from precaudit.model.wire import Rule
 from precaudit.report.evidence import SENTENCES
+from precaudit.report.words import opening_sentences
 from precaudit.rulebook import GROUPS
 
 BOOK = rulebook.load()
 RULES = list(BOOK.rules.values())
 IDS = [rule.id for rule in RULES]
 
+FRAMEWORKS = {"accelerate", "ddp", "deepspeed", "fsdp1", "fsdp2", "lightning", "peft", "trainer"}
 LAST_OF_FAMILY = {0: 2, 1: 5, 2: 12, 3: 5, 4: 12, 5: 5, 6: 3, 7: 11, 8: 12}
 PUBLISHED = {f"PA{family}{n:02}" for family, last in LAST_OF_FAMILY.items() for n in range(1, last + 1)}
 """Ids that suppressions and users rely on; more rules may follow."""
@@ -47,6 +49,12 @@ class TestEveryRule:
         for fix in (rule.fix, *rule.fixes.values()):
             assert fix.strip() == fix != ""
             assert "\n" not in fix
+
+    def test_speaks_only_of_frameworks_that_adapters_name(self, rule: Rule) -> None:
+        assert set(rule.fixes) <= FRAMEWORKS
+
+    def test_says_why_in_one_short_line_too(self, rule: Rule) -> None:
+        assert len(opening_sentences(rule.why)) <= 320
 
     def test_has_a_message_of_one_clause(self, rule: Rule) -> None:
         for message in (rule.message, *(grade.message for grade in rule.grades if grade.message)):

@@ -64,11 +64,11 @@ def _torch() -> Answer:
 
 
 def _inject() -> Answer:
-    from precaudit.launch.bootstrap import Settings, private_folder
+    from precaudit.launch.bootstrap import TraceSettings, private_folder
     from precaudit.launch.command import python_for_training
 
     python = python_for_training(os.environ)
-    with private_folder(Settings(cwd=os.getcwd())) as private:
+    with private_folder(TraceSettings(cwd=os.getcwd())) as private:
         subprocess.run([python, "-c", ""], env=private.environment(os.environ), check=False)
         loaded = private.marks().loaded
     if loaded:

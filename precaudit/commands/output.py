@@ -30,7 +30,8 @@ def print_report(report: Report, output_format: str, file: TextIO, verbosity: in
     from precaudit.report import render
 
     text = render(report, output_format, color=wants_color(file), verbosity=verbosity, width=width_of(file))
-    file.write(text)
+    encoding = getattr(file, "encoding", None) or "utf-8"  # a StringIO has none
+    file.write(text.encode(encoding, "replace").decode(encoding))
     file.flush()
 
 

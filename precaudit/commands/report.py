@@ -11,7 +11,7 @@ import click
 from precaudit.commands.output import check_format, chosen_rules, print_report
 
 
-@click.command()
+@click.command(short_help="Show the latest report again, or merge several.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[REPORT|FOLDER]...")
 @click.option("--output-format", default="text", show_default=True, metavar="FORMAT", help="How to show it.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it here instead of stdout.")

@@ -50,10 +50,12 @@ class ConfiguredCommand(click.Command):
 @click.command(
     cls=ConfiguredCommand,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    options_metavar="[OPTIONS]",
+    short_help="Run a training command and report its precision.",
 )
-@click.option("--skip", type=Count(0), default=1, show_default=True, help="Steps to let pass before tracing.")
-@click.option("--steps", type=Count(1), default=2, show_default=True, help="Steps to trace.")
+@click.option(
+    "--skip", type=Count(0), metavar="N", default=1, show_default=True, help="Steps to let pass before tracing."
+)
+@click.option("--steps", type=Count(1), metavar="N", default=2, show_default=True, help="Steps to trace.")
 @click.option("--keep-going", is_flag=True, help="Let the command run on, untraced, after the traced steps.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON report here.")
 @click.option("--output-format", default="text", metavar="FORMAT", help="Of the report on stderr.  [default: text]")
@@ -73,7 +75,7 @@ class ConfiguredCommand(click.Command):
 @click.option("--no-inject", is_flag=True, help="Leave PYTHONPATH alone: the command itself runs precaudit.run.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the findings.")
 @click.option("-v", "--verbose", count=True, help="Also notes and details.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARGS]...")
 def trace(
     skip: int,
     steps: int,
@@ -91,7 +93,7 @@ def trace(
     verbose: int,
     command: tuple[str, ...],
 ) -> int:
-    """Trace COMMAND, a training script or whatever starts one.
+    """Run COMMAND, a training script or what starts one, and report its precision.
 
     \b
     precaudit trace train.py --lr 1e-4
@@ -99,7 +101,7 @@ def trace(
     precaudit trace torchrun --nproc-per-node 2 train.py
     """
     from precaudit import rulebook
-    from precaudit.launch.bootstrap import Settings
+    from precaudit.launch.bootstrap import TraceSettings
     from precaudit.launch.child import run_command
     from precaudit.launch.command import resolve
     from precaudit.launch.save import check_writable, write_atomically, write_latest
@@ -123,7 +125,7 @@ def trace(
     )
     traced = trace_command(
         resolved,
-        Settings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values),
+        TraceSettings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values),
         choice,
         book,
         os.environ,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ VOCABULARY = Path(precaudit.__file__).parent / "model" / "vocabulary.py"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TraceSettings:
     """What the runtime in the child has to know; read there from `settings.json`."""
 
     cwd: str
@@ -85,8 +86,14 @@ class PrivateFolder:
         )
 
 
+def last_line(traceback: str) -> str:
+    """What a traceback ends with: the error and its message."""
+    lines = traceback.strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
 @contextmanager
-def private_folder(settings: Settings) -> Iterator[PrivateFolder]:
+def private_folder(settings: TraceSettings) -> Iterator[PrivateFolder]:
     """Makes the folder with everything the child needs of us, and removes it at the end."""
     try:
         path = Path(tempfile.mkdtemp(prefix="precaudit-"))
@@ -105,19 +112,22 @@ def private_folder(settings: Settings) -> Iterator[PrivateFolder]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _furnish(path: Path, settings: Settings) -> None:
+def _furnish(path: Path, settings: TraceSettings) -> None:
     inside = path / PACKAGE
-    shutil.copytree(RUNTIME, inside / "runtime", ignore=shutil.ignore_patterns("__pycache__", BOOTSTRAP.name))
+    # With their dates, so that what pip has compiled stays valid.
+    shutil.copytree(RUNTIME, inside / "runtime", ignore=shutil.ignore_patterns(BOOTSTRAP.name))
     (inside / "model").mkdir()
     for package in (inside, inside / "model"):
         (package / "__init__.py").touch()
     shutil.copy(VOCABULARY, inside / "model" / VOCABULARY.name)
     shutil.copy(BOOTSTRAP, path / BOOTSTRAP.name)
+    # Every Python below the command imports it: compiling it each time would cost each of them 4 ms.
+    py_compile.compile(str(path / BOOTSTRAP.name), doraise=False, quiet=2)
     (path / "ranks").mkdir()
     write_settings(path, settings)
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
+def write_settings(folder: Path, settings: TraceSettings) -> None:
     """Writes `settings.json`: a file, because some launchers pass on PYTHONPATH but no variable of ours."""
     raw = asdict(settings)
     raw["ranks_folder"] = settings.ranks_folder or str(folder / "ranks")

@@ -17,7 +17,7 @@ from precaudit.errors import UsageError
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL, when --timeout has passed."""
 
-FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+FORWARDED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from precaudit.errors import UsageError
 
+RUNNERS: Mapping[str, str] = {".sh": "bash", ".bash": "bash", ".zsh": "zsh"}
+"""What runs a file with this ending."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -48,10 +51,15 @@ def resolve(words: Sequence[str], environment: Mapping[str, str]) -> Command:
     if program is not None:
         return Command((program, *rest), " ".join(words))
     if path.is_file():
-        raise UsageError(
-            f"{first}: not a Python script (*.py) and not executable; "
-            f'start it with the program that runs it: "precaudit trace bash {first}"'
+        runner = RUNNERS.get(path.suffix)
+        way_out = (
+            f'start it with {runner}: "precaudit trace {runner} {first}"'
+            if runner
+            else f'name the program that runs it: "precaudit trace PROGRAM {first}"'
         )
+        raise UsageError(f"{first}: not a Python script (*.py) and not executable; {way_out}")
+    if " " in first and shutil.which(first.split()[0], path=environment.get("PATH")):
+        raise UsageError(f'{first}: a command is written without quotes: "precaudit trace {first}"')
     if "/" in first:
         raise UsageError(f"{first}: no such file{_nearly(path)}")
     raise UsageError(f"{first}: no such command on PATH and no such file{_nearly(path)}")

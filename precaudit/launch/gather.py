@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from precaudit import __version__, judge
 from precaudit.errors import ReportError
-from precaudit.launch.bootstrap import PrivateFolder, Settings
+from precaudit.launch.bootstrap import PrivateFolder, TraceSettings
 from precaudit.launch.child import Ended
 from precaudit.launch.collect import rank_files, read_ranks
 from precaudit.launch.command import Command
@@ -30,6 +30,8 @@ def gather(paths: Sequence[Path], choice: Choice, book: Rulebook) -> Report:
     if len(reports) == 1:
         only = reports[0]
         only.findings = keep(only.findings, choice)
+        if only.status == "findings" and not loud(only.findings):
+            only.status = "clean"
         return only
     return _merge(reports, choice, book)
 
@@ -67,11 +69,11 @@ def _read_report(path: Path) -> Report:
 
 def _judge_ranks(folder: Path, choice: Choice, book: Rulebook) -> Report:
     """Judges what `python -m precaudit.run` left below a launcher, where no parent was there to do it."""
-    settings = Settings(cwd=os.getcwd())
+    settings = TraceSettings(cwd=os.getcwd())
     # A folder copied without its settings is read all the same: paths then count from here.
     with contextlib.suppress(OSError, ValueError, TypeError):
         raw = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        settings = Settings(**{name: raw[name] for name in Settings.__slots__ if name in raw})
+        settings = TraceSettings(**{name: raw[name] for name in TraceSettings.__slots__ if name in raw})
     notes: list[str] = []
     merged = Merged()
     for rank in read_ranks(folder, notes):

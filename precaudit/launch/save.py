@@ -17,6 +17,8 @@ def check_writable(path: Path) -> None:
     """Raises OutputError now, before hours of training, where a report could not be written to `path` later."""
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; name the file the report is to have")
+    if _is_device(path):
+        return
     folder = path.parent
     if not folder.exists():
         raise OutputError(f"{path}: there is no folder {folder}; make it first")
@@ -31,15 +33,19 @@ def check_writable(path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Puts `text` at `path`. Raises OutputError, with the old file untouched, where the disk or the folder refuses."""
+    if _is_device(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    target = path.resolve()  # a link stays a link
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{path.name}-", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(text.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -58,6 +64,11 @@ def write_latest(text: str) -> None:
     except OSError as error:
         raise OutputError(f"{LATEST}: cannot be written: {error.strerror}") from None
     write_atomically(LATEST, text)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is /dev/stdout, a pipe or the like: written to, never replaced by a file."""
+    return path.exists() and not path.is_file()
 
 
 def _umask() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from precaudit import __version__, judge
 from precaudit.launch import verdict
-from precaudit.launch.bootstrap import Marks, Settings, private_folder
+from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_folder
 from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_ranks
 from precaudit.launch.command import Command
@@ -44,7 +44,7 @@ class Traced:
 
 def trace_command(
     command: Command,
-    settings: Settings,
+    settings: TraceSettings,
     choice: Choice,
     book: Rulebook,
     environment: Mapping[str, str],
@@ -71,7 +71,7 @@ def trace_command(
 
 def conclude(
     command: Command,
-    settings: Settings,
+    settings: TraceSettings,
     choice: Choice,
     book: Rulebook,
     merged: Merged,
@@ -94,8 +94,9 @@ def conclude(
         findings=findings,
         fail_on=choice.fail_on,
     )
-    outcome = verdict.decide(command.shown, settings.skip + settings.steps, ended, marks, seen)
-    merged.coverage.notes += [p.strip().splitlines()[-1] for p in marks.problems if p.strip()]
+    outcome = verdict.decide(command.shown, settings.skip, settings.steps, ended, marks, seen)
+    if merged.statuses:
+        merged.coverage.notes += [f"the tracer failed in one process: {last_line(text)}" for text in marks.problems]
     if outcome.line:
         merged.coverage.notes.append(outcome.line)
     report = Report(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from precaudit.launch.bootstrap import Marks
+from precaudit.launch.bootstrap import Marks, last_line
 from precaudit.launch.child import Ended
 from precaudit.model.wire import Finding, Severity
 
@@ -14,7 +14,10 @@ Status = Literal["clean", "findings", "inconclusive", "script-failed"]
 
 CLEAN, FINDINGS, INTERNAL, INCONCLUSIVE = 0, 1, 3, 5
 
-RUN_FORM = '"python -m precaudit.run"'
+UNSEEN = (
+    "if it starts Python with -I, -E or -S or sets PYTHONPATH anew, "
+    'write "python -m precaudit.run" for "python" there and add --no-inject'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +37,15 @@ class Observed:
     statuses: Sequence[str]
     """The `status` of each rank file."""
     steps: int
-    """Optimizer steps taken, those before the window included."""
+    """Optimizer steps traced; those before the window do not count."""
     updated: bool
     """A weight was updated, or an attempt at it was made: there was training to see."""
     findings: Sequence[Finding]
     fail_on: str
 
 
-def decide(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> Verdict:
-    """The verdict on a command that was to show `wanted` steps.
+def decide(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> Verdict:
+    """The verdict on a command that was to show `wanted` steps after the first `skip`.
 
     The command's own failure decides only while the window was open: once every process has written that precaudit
     stopped it, whatever a driver script makes of that is ours, and the findings decide.
@@ -56,7 +59,9 @@ def decide(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed
         status = "script-failed"
     else:
         status = "clean" if seen.updated else "inconclusive"
-    return Verdict(status, _exit_code(status, failed, ended, marks, seen), _line(command, wanted, ended, marks, seen))
+    return Verdict(
+        status, _exit_code(status, failed, ended, marks, seen), _line(command, skip, wanted, ended, marks, seen)
+    )
 
 
 def _exit_code(status: Status, failed: bool, ended: Ended, marks: Marks, seen: Observed) -> int:
@@ -80,7 +85,7 @@ def reaches(findings: Sequence[Finding], fail_on: str) -> bool:
     return any(f.severity.rank >= least and not f.suppressed for f in findings)
 
 
-def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> str:
+def _line(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> str:
     if "stopped" in seen.statuses and all(status == "stopped" for status in seen.statuses):
         if ended.code:
             return (
@@ -94,7 +99,7 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
             return line
     if ended.timed_out:
         return (
-            f"{command}: stopped by --timeout after {ended.seconds:.0f} s with {seen.steps} of {wanted} steps seen; "
+            f"{command}: stopped by --timeout after {ended.seconds:.0f} s with {seen.steps} of {wanted} steps traced; "
             "give it more time, or lower --skip and --steps"
         )
     if ended.code and not seen.statuses:
@@ -104,12 +109,15 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
     if ended.code:
         return f"{command}: {ended.how} before the traced steps were over; the report holds what was seen until then"
     if not seen.statuses:
-        return f"{command}: no backward and no optimizer step was taken; trace a command that trains at least one step"
+        return (
+            f"{command}: no backward and no optimizer step was seen; trace a command that trains at least one step "
+            f"({UNSEEN})"
+        )
     if not seen.updated:
-        return f"{command}: ended before an optimizer step was taken; let it train at least {wanted} steps"
+        return f"{command}: ended before an optimizer step was taken; let it train at least {skip + wanted} steps"
     if seen.steps < wanted and "watching" in seen.statuses:
         return (
-            f"{command}: ended after {seen.steps} of the {wanted} steps to see; "
+            f"{command}: ended after {seen.steps} of the {wanted} steps to trace; "
             "lower --skip or --steps, or let it train longer"
         )
     return ""
@@ -118,10 +126,7 @@ def _line(command: str, wanted: int, ended: Ended, marks: Marks, seen: Observed)
 def _never_loaded(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
     if marks.loaded or ended.timed_out:
         return ""
-    return (
-        f"{command}: nothing of it could be seen: it runs Python with -I, -E or -S, sets PYTHONPATH anew, or runs no "
-        f'Python; start the training inside it with {RUN_FORM} in place of "python", and add --no-inject'
-    )
+    return f"{command}: no Python that it runs could be seen; {UNSEEN}"
 
 
 def _no_usable_torch(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
@@ -136,14 +141,13 @@ def _no_usable_torch(command: str, ended: Ended, marks: Marks, seen: Observed) -
         )
     if ended.code or ended.timed_out or seen.statuses:
         return ""
-    return f"{command}: no process of it imported torch; trace the command that trains"
+    return f"{command}: no process of it was seen to import torch; trace the command that trains ({UNSEEN})"
 
 
 def _own_failure(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
     if not marks.problems or seen.statuses:
         return ""
-    lines = marks.problems[0].strip().splitlines()
     return (
-        f"{command}: precaudit's own tracer failed in it: {lines[-1] if lines else 'no reason given'}; "
+        f"{command}: precaudit's own tracer failed in it: {last_line(marks.problems[0])}; "
         "this is a bug of precaudit: please report it"
     )

@@ -40,7 +40,9 @@ SENTENCES: Mapping[str, str] = {
 
 def sentence(name: str, value: float) -> str:
     """One measured number in words; a name without a sentence is shown as itself."""
-    template = SENTENCES.get(name, name.replace("_", " ") + ": {number}")
+    template = SENTENCES.get(name)
+    if template is None:
+        return f"{name.replace('_', ' ')}: {number(value)}"
     return template.format(share=share(value), number=number(value))
 
 

@@ -16,25 +16,30 @@ from precaudit.report.rulepage import why
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
 
+Anchored = tuple[str, Story]
+"""A story, and the name that links to it."""
 CONTEXT = 2
 """Source lines shown before and after the one a finding is about."""
 
 
 def render(report: Report, view: View) -> str:
-    """The whole report, notes included and folded away; every string from outside is escaped."""
+    """The whole report, notes included; every string from outside is escaped."""
     source = Source(view.root)
-    told = stories(words.loud(report, verbosity=1), by_rule=report.command != "check")
-    loud = [story for story in told if story.lead.severity is not Severity.NOTE]
-    quiet = [story for story in told if story.lead.severity is Severity.NOTE]
+    grouped = stories(words.loud(report, verbosity=1), by_rule=report.command != "check")
+    told = [(f"finding-{number}", story) for number, story in enumerate(grouped, start=1)]
+    loud = [(anchor, story) for anchor, story in told if story.lead.severity is not Severity.NOTE]
+    quiet = [(anchor, story) for anchor, story in told if story.lead.severity is Severity.NOTE]
     sections = [
         _roles(rows(report), report, told) if report.command != "check" and report.roles else "",
-        _section("findings", "Findings", [_index(loud), *(_story(s, source, report) for s in loud)]) if loud else "",
-        _section("notes", "Notes", [_story(s, source, report) for s in quiet]) if quiet else "",
+        _section("findings", "Findings", [_index(loud), *(_story(a, s, source, report) for a, s in loud)])
+        if loud
+        else "",
+        _section("notes", "Notes", [_story(a, s, source, report) for a, s in quiet]) if quiet else "",
         _unseen(report),
     ]
-    names = {"roles": "Roles", "findings": "Findings", "notes": "Notes", "not-observed": "Not observed"}
+    names = {"roles": "Roles", "findings": "Findings", "notes": "Notes", "not-observed": "Coverage"}
     links = [f'<a href="#{key}">{name}</a>' for key, name in names.items() if any(f'id="{key}"' in s for s in sections)]
-    worst = loud[0].lead.severity.value if loud else "ok" if report.status == "clean" else "note"
+    worst = loud[0][1].lead.severity.value if loud else "ok" if report.status == "clean" else "note"
     return PAGE.substitute(
         style=STYLE,
         title=_e(f"precaudit: {words.verdict(report)}"),
@@ -65,10 +70,10 @@ def _section(key: str, title: str, parts: list[str]) -> str:
 # ---------------------------------------------------------------------------------------------- roles
 
 
-def _roles(table: list[Row], report: Report, told: list[Story]) -> str:
+def _roles(table: list[Row], report: Report, told: list[Anchored]) -> str:
     dtypes = columns(table)
     anchors = {
-        finding.rule: _anchor(story) for story in reversed(told) for finding in (story.lead, *story.consequences)
+        finding.rule: anchor for anchor, story in reversed(told) for finding in (story.lead, *story.consequences)
     }
     memory = "Memory per rank" if report.coverage.ranks > 1 else "Memory"
     head = "".join(f"<th scope=col>{_e(name)}</th>" for name in ["Role", "Verdict", "Wanted"])
@@ -92,7 +97,7 @@ def _role(row: Row, dtypes: list[str], anchors: dict[str, str]) -> str:
     if row.verdict == "violation":
         level = (row.worst or Severity.ERROR).value
         links = " ".join(f'<a href="#{anchors[r]}">{_e(r)}</a>' if r in anchors else _e(r) for r in row.rules)
-        verdict = f"{_badge(level)} {links}"
+        verdict = f"{_badge(level)} {links or 'not selected'}"
     else:
         verdict = f'<span class="badge {row.verdict}">{row.verdict.replace("-", " ")}</span>'
     wanted = _e(row.wanted)
@@ -105,33 +110,25 @@ def _role(row: Row, dtypes: list[str], anchors: dict[str, str]) -> str:
 # ---------------------------------------------------------------------------------------------- findings
 
 
-def _anchor(story: Story) -> str:
-    """A name for links, made of letters and digits only."""
-    lead = story.lead
-    return "f-" + "".join(
-        char for char in f"{lead.rule}-{lead.fingerprint}-{lead.line or 0}" if char.isalnum() or char == "-"
-    )
-
-
 def _badge(level: str) -> str:
     sign = {"error": "✕", "warning": "!", "note": "i"}.get(level, "")
     return f'<span class="badge {level}"><span aria-hidden=true>{sign}</span> {level}</span>'
 
 
-def _index(told: list[Story]) -> str:
+def _index(told: list[Anchored]) -> str:
     if len(told) < 4:
         return ""
     items = []
-    for story in told:
+    for anchor, story in told:
         more = f" <span class=dim>and {len(story.consequences)} more</span>" if story.consequences else ""
         items.append(
-            f'<li>{_badge(story.lead.severity.value)} <a href="#{_anchor(story)}">{_e(story.lead.rule)} '
+            f'<li>{_badge(story.lead.severity.value)} <a href="#{anchor}">{_e(story.lead.rule)} '
             f"{_e(story.lead.name)}</a> <span class=dim>{_e(words.place(story.lead))}</span>{more}</li>"
         )
     return f"<ol class=index>{''.join(items)}</ol>"
 
 
-def _story(story: Story, source: Source, report: Report) -> str:
+def _story(anchor: str, story: Story, source: Source, report: Report) -> str:
     lead = story.lead
     rule = _known(lead.rule)
     facts = []
@@ -148,7 +145,6 @@ def _story(story: Story, source: Source, report: Report) -> str:
         facts.append(("Cost", _e(price)))
     if lead.ranks and len(lead.ranks) < report.coverage.ranks:
         facts.append(("Ranks", _e(", ".join(map(str, lead.ranks)))))
-    anchor = _anchor(story)
     return "".join(
         [
             f'<article id="{anchor}" class="{lead.severity.value}" aria-labelledby="{anchor}-t">',
@@ -266,7 +262,8 @@ def _unseen(report: Report) -> str:
         more.append("overhead of the trace: " + "; ".join(measured))
     if more:
         parts.append("<ul>" + "".join(f"<li>{_e(line)}</li>" for line in more) + "</ul>")
-    return _section("not-observed", "Not observed, and how it was looked at", parts) if parts else ""
+    title = "Not observed, and how it was looked at" if reasons else "How it was looked at"
+    return _section("not-observed", title, parts) if parts else ""
 
 
 PAGE = Template("""\

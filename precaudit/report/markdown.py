@@ -38,7 +38,11 @@ def _roles(table: list[Row], report: Report) -> str:
     lines.append("|---|---|" + "---:|" * (len(dtypes) + 1) + "---|")
     for row in table:
         held = [f"{row.tensors[d]:,}" if d in row.tensors else "-" for d in dtypes]
-        verdict = " ".join(["**not ok**", *row.rules]) if row.verdict == "violation" else row.verdict.replace("-", " ")
+        verdict = (
+            " ".join(["**not ok**", *(row.rules or ["not selected"])])
+            if row.verdict == "violation"
+            else row.verdict.replace("-", " ")
+        )
         memory = words.size(row.bytes) if row.bytes else "-"
         lines.append("| " + " | ".join([text(row.label), row.wanted, *held, memory, verdict]) + " |")
     return "\n".join(lines)

@@ -10,11 +10,15 @@ SPECIAL = re.compile(r"([\\`*_\[\]#|~<>&$@])")
 LEADING = re.compile(r"^(\s*)([-+]|\d+(?=[.)]))")
 
 
-def text(outside: str) -> str:
+def inline(outside: str) -> str:
     """Words that Markdown and HTML leave alone: no emphasis, link, tag, mention or table cell of their own."""
     escaped = SPECIAL.sub(r"\\\1", visible(outside))
-    escaped = escaped.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
-    return LEADING.sub(r"\1&#8203;\2", escaped)
+    return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+
+
+def text(outside: str) -> str:
+    """`inline` where a line begins: nor do the words start a list."""
+    return LEADING.sub(r"\1&#8203;\2", inline(outside))
 
 
 def code(outside: str) -> str:

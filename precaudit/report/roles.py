@@ -7,6 +7,7 @@ from typing import NamedTuple
 from precaudit import rulebook
 from precaudit.model.vocabulary import Role
 from precaudit.model.wire import Report, Severity
+from precaudit.report.words import visible
 
 ALWAYS = ("float32", "bfloat16", "float16")
 """Dtypes that have a column even where nothing held them."""
@@ -48,7 +49,7 @@ def rows(report: Report) -> list[Row]:
             ]
             mine.sort(key=lambda f: -f.severity.rank)
             row = Row(
-                label=known.label if known else summary.role.replace("_", " "),
+                label=known.label if known else visible(summary.role.replace("_", " ")),
                 wanted=known.wanted[0] if known else "any",
                 tensors={},
                 bytes=0,
@@ -59,7 +60,8 @@ def rows(report: Report) -> list[Row]:
                 seen_with=known.seen_with if known else "",
             )
         if summary.dtype:
-            row.tensors[summary.dtype] = row.tensors.get(summary.dtype, 0) + summary.tensors
+            dtype = visible(summary.dtype)
+            row.tensors[dtype] = row.tensors.get(dtype, 0) + summary.tensors
         worse = min(row.verdict, summary.verdict, key=WORST_FIRST.index)
         grouped[summary.role] = row._replace(bytes=row.bytes + summary.bytes, verdict=worse)
     return list(grouped.values())

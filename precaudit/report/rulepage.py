@@ -39,20 +39,24 @@ def rule_markdown(rule: Rule, level: int = 2) -> str:
     head = "#" * level
     lines = [
         f"{head} {rule.id} {rule.name}",
-        f"{markup.text(rule.title)}. *{', '.join(grades(rule))}; seen by {', '.join(rule.seen_by)}*",
-        f"**Why.** {markup.text(why(rule))}",
+        f"{markup.inline(rule.title)}. *{', '.join(grades(rule))}; seen by {', '.join(rule.seen_by)}*",
+        f"**Why.** {markup.inline(why(rule))}",
         "**Wrong**",
-        markup.block(rule.wrong, "python"),
+        _example(rule.wrong),
         "**Right**",
-        markup.block(rule.right, "python"),
-        f"**Fix.** {markup.text(rule.fix)}",
+        _example(rule.right),
+        f"**Fix.** {markup.inline(rule.fix)}",
     ]
     if rule.fixes:
-        lines.append("\n".join(f"- {name}: {markup.text(fix)}" for name, fix in rule.fixes.items()))
-    lines.append(f"**Ignore it when.** {markup.text(rule.ignore_when)}")
+        lines.append("\n".join(f"- {name}: {markup.inline(fix)}" for name, fix in rule.fixes.items()))
+    lines.append(f"**Ignore it when.** {markup.inline(rule.ignore_when)}")
     if rule.references:
         lines.append("References: " + ", ".join(f"<{url}>" for url in rule.references))
     return "\n\n".join(lines) + "\n"
+
+
+def _example(source: str) -> str:
+    return markup.block(source, "json" if source.lstrip().startswith("{") else "python")
 
 
 def table_markdown(book: Rulebook, page: str | None = None) -> str:
@@ -60,7 +64,7 @@ def table_markdown(book: Rulebook, page: str | None = None) -> str:
     lines = ["| Rule | Name | Severity | Seen by | What |", "|---|---|---|---|---|"]
     for rule in book.rules.values():
         name = rule.name if page is None else f"[{rule.name}]({page}#{rule.id.lower()}-{rule.name})"
-        what = markup.text(rule.title)
+        what = markup.inline(rule.title)
         lines.append(f"| {rule.id} | {name} | {', '.join(grades(rule))} | {', '.join(rule.seen_by)} | {what} |")
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,7 @@ from precaudit import rulebook
 from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Line, Report, Severity
 from precaudit.report import View, words
+from precaudit.report.jsonformats import finite
 from precaudit.report.repository import relative, repository
 from precaudit.report.rulepage import plain_page, rule_markdown
 from precaudit.report.source import Source
@@ -55,7 +56,7 @@ def render(report: Report, view: View) -> str:
         "results": results,
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return words.encodable(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def _rule(name: str) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _result(
         "message": {"text": _message(text)},
         "locations": [location],
         "partialFingerprints": {"primaryLocationLineHash": fingerprint, "precaudit/v1": fingerprint},
-        "properties": {"role": finding.role, "dtype": finding.dtype, "evidence": finding.evidence},
+        "properties": {"role": finding.role, "dtype": finding.dtype, "evidence": finite(finding.evidence)},
     }
     if finding.cause and finding.cause.path:
         related = {"physicalLocation": _place(finding.cause, view, top, source)}
@@ -112,7 +113,7 @@ def _result(
 
 def _place(at: Finding | Line, view: View, top: Path, source: Source) -> dict[str, Any]:
     """A one-line region with both ends, taken from the source where the finding does not give them."""
-    uri = quote(relative(at.path, view.root, top)) if at.path else NOWHERE
+    uri = quote(relative(at.path, view.root, top), errors="surrogateescape") if at.path else NOWHERE
     line = at.line or 1
     text = source.line(at.path, line)
     ends = len(text.rstrip()) + 1 if text is not None else 0

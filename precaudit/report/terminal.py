@@ -37,7 +37,7 @@ def render(report: Report, view: View) -> str:
     shown = words.loud(report, view.verbosity)
     static = report.command == "check"
     if view.verbosity >= 0 and not static:
-        page.flow(words.opening(report), STRONG)
+        page.flow(words.opening(report), STRONG, STRONG)
         page.gap()
         _roles(page, report)
     for story in stories(shown, by_rule=not static):
@@ -101,17 +101,18 @@ class Page:
         for number, piece in enumerate(pieces):
             self.put((begin if number == 0 else Text(" " * indent)) + piece)
 
-    def flow(self, parts: Sequence[str], style: str = "") -> None:
+    def flow(self, parts: Sequence[str], first: str = "", rest: str = "") -> None:
         """Parts set apart by a dot; a line ends between two parts wherever each fits on a line."""
-        line = ""
+        line: list[tuple[str, str]] = []
+        used = 0
         for number, part in enumerate(parts):
             piece = words.visible(part) + (" ·" if number < len(parts) - 1 else "")
-            if line and cell_len(f"{line} {piece}") > self.width:
-                self.fold([line], 0, style)
-                line = piece
-            else:
-                line = f"{line} {piece}".lstrip()
-        self.fold([line], 0, style)
+            if line and used + 1 + cell_len(piece) > self.width:
+                self.fold(line, 0)
+                line, used = [], 0
+            line.append(((" " if line else "") + piece, rest if number else first))
+            used += cell_len(line[-1][0])
+        self.fold(line, 0)
 
     def field(self, name: str, body: Sequence[str | tuple[str, str]], indent: int = 4, column: int = 11) -> None:
         """A named field: `    fix        load in float32 …`, folded under its own column."""
@@ -206,17 +207,19 @@ def _narrow_table(page: Page, table: list[Row]) -> None:
     """One role per line, with the dtypes named: for terminals that cannot hold a column per dtype."""
     label = min(max(cell_len(words.visible(row.label)) for row in table), page.width // 2)
     verdict = max(cell_len(_verdict(row)) for row in table)
+    indent = label + verdict + 6
+    indent = indent if indent <= page.width - 12 else 4
     for row in table:
         held = ", ".join(f"{count:,} {dtype}" for dtype, count in row.tensors.items())
         name = words.visible(row.label)
         head = "  " + name + " " * (label - cell_len(name)) + "  "
-        page.fold([(head, ""), (_verdict(row).ljust(verdict) + "  ", _verdict_style(row)), held], label + verdict + 6)
+        page.fold([(head, ""), (_verdict(row).ljust(verdict) + "  ", _verdict_style(row)), held], indent)
 
 
 def _verdict(row: Row) -> str:
     if row.verdict != "violation":
         return row.verdict.replace("-", " ")
-    return " ".join([words.MARKS[row.worst or Severity.ERROR], *row.rules])
+    return " ".join([words.MARKS[row.worst or Severity.ERROR], *(row.rules or ["not selected"])])
 
 
 def _verdict_style(row: Row) -> str:
@@ -240,6 +243,8 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
         _cause(page, lead, lead.cause, source, "    cause      ")
     if lead.ranks and len(lead.ranks) < report.coverage.ranks:
         page.field("ranks", [", ".join(map(str, lead.ranks))])
+    if report.command == "audit":
+        page.field("seen by", [" and ".join(lead.seen_by)])
     if lead.fix:
         page.field("fix", [lead.fix])
     more = f"more: precaudit rules {lead.rule}"
@@ -302,10 +307,10 @@ def _segments(page: Page, code: str, column: int, length: int, gutter: str, styl
         piece, offset = pieces[number], offsets[number]
         more = "…" if number == end - 1 and end < len(pieces) else ""
         less = "…" if number == begin > 0 else ""
-        page.put(Text(first if number == begin and first else gutter, DIM) + Text(less + piece + more))
+        page.put(Text.assemble((first if number == begin and first else gutter, DIM), less + piece + more))
         left, right = max(column - offset, 0), min(column + length - offset, cell_len(piece))
         if length and right > left:
-            page.put(Text(gutter, DIM) + Text(" " * (left + len(less)) + "^" * (right - left), style))
+            page.put(Text.assemble((gutter, DIM), (" " * (left + len(less)) + "^" * (right - left), style)))
 
 
 def _pieces(code: str, room: int) -> list[str]:
@@ -315,8 +320,12 @@ def _pieces(code: str, room: int) -> list[str]:
         while end < len(code) and used + cell_len(code[end]) <= room:
             used += cell_len(code[end])
             end += 1
-        pieces.append(code[start : max(end, start + 1)])
-        start = max(end, start + 1)
+        end = max(end, start + 1)
+        if end < len(code):
+            soft = max(code.rfind(mark, start + (end - start) * 2 // 3, end) for mark in " ,(=")
+            end = soft + 1 if soft > start else end
+        pieces.append(code[start:end])
+        start = end
     return pieces or [""]
 
 
@@ -401,9 +410,9 @@ def _excerpt_story(page: Page, story: Story, source: Source, report: Report, vie
 def _numbered(page: Page, number: str, code: str, column: int, length: int, style: str) -> None:
     room = page.width - len(number) - 3
     if cell_len(code) <= room:
-        page.put(Text(f"{number} | ", DIM) + Text(code))
+        page.put(Text.assemble((f"{number} | ", DIM), code))
         if length:
-            page.put(Text(" " * len(number) + " | ", DIM) + Text(" " * column + "^" * length, style))
+            page.put(Text.assemble((" " * len(number) + " | ", DIM), (" " * column + "^" * length, style)))
         return
     _segments(page, code, column, length, " " * len(number) + " | ", style, f"{number} | ")
 

@@ -13,6 +13,8 @@ MARKS: Mapping[Severity, str] = {Severity.ERROR: "x", Severity.WARNING: "!", Sev
 """The sign of each severity where colour may be missing."""
 NAMES = re.compile(r"[A-Za-z_]+\d+")
 """Digits that belong to a name, `float16` or `beta2`, are no number."""
+ENOUGH = 90
+"""Letters that a short explanation has at least, where its rule says more."""
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -27,6 +29,11 @@ def visible(text: str) -> str:
         " " if char in "\n\r\t" else char if char.isprintable() or unicodedata.category(char) == "Zs" else _escape(char)
         for char in text
     )
+
+
+def encodable(text: str) -> str:
+    """JSON text in which a lone surrogate, as a file name that is not UTF-8 leaves it, is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _escape(char: str) -> str:
@@ -137,7 +144,9 @@ def verdict(report: Report) -> str:
         return f"inconclusive: nothing was {what}, so this says nothing about the precision"
     if report.status == "script-failed":
         code = "" if report.exit_code is None else f" with exit code {report.exit_code}"
-        return f"the traced command failed{code}; until then: {counts}"
+        observed = found or report.coverage.steps or any(row.verdict != "not-observed" for row in report.roles)
+        until = f"until then: {counts}" if observed else "nothing was observed until then"
+        return f"the traced command failed{code}; {until}"
     return counts if found else "no errors, no warnings"
 
 
@@ -205,11 +214,11 @@ def _measure(name: str, value: float) -> str:
 
 
 def opening_sentences(text: str) -> str:
-    """A rule's why up to the end of the first sentence that gives a number, on one line."""
+    """A rule's why in short: its first sentences up to a number, on one line."""
     flat = " ".join(text.split())
     for end, char in enumerate(flat):
-        ends = char in ".?!" and flat[end + 1 : end + 2] == " " and flat[end + 2 : end + 3].isupper()
-        if ends and any(c.isdigit() for c in NAMES.sub("", flat[:end])):
+        ends = char in ".?!" and flat[end + 1 : end + 2] == " "
+        if ends and end >= ENOUGH and any(c.isdigit() for c in NAMES.sub("", flat[:end])):
             return flat[: end + 1]
     return flat
 

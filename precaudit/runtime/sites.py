@@ -16,6 +16,7 @@ _LIBRARY = tuple(
     folder + os.sep
     for folder in {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")} | {os.path.dirname(os.__file__)}
 )
+_TRANSPARENT = frozenset({"_tensor.py", "_ops.py", "_contextlib.py", "_disable_dynamo.py"})
 _is_user: dict[str, bool] = {}
 
 
@@ -73,3 +74,14 @@ def enclosing_module(module_class: type, depth: int = 1) -> Any:
                 return candidate
         frame = frame.f_back
     return None
+
+
+def in_library(name: str, depth: int = 1) -> bool:
+    """Whether the op was called by a function of this library itself, as F.normalize calls clamp_min."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith(_OURS) and os.path.basename(filename) not in _TRANSPARENT:
+            return f"{os.sep}{name}{os.sep}" in filename and not is_user_file(filename)
+        frame = frame.f_back
+    return False

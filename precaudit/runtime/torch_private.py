@@ -18,12 +18,8 @@ DispatchMode: Any = torch.utils._python_dispatch.TorchDispatchMode
 graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
 """-1 outside of backward."""
 
-_PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer}
-
-
-def is_plain(kind: type) -> bool:
-    """Whether tensors of this class hold their own numbers; wrappers such as DTensor hold other tensors."""
-    return kind in _PLAIN
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer})
+"""Classes whose tensors hold their own numbers; wrappers such as DTensor hold other tensors."""
 
 
 def compile_internals_can_be_ignored() -> bool:
@@ -114,6 +110,13 @@ def take_out(mode: Any) -> bool:
         if other is not mode:
             torch._C._push_on_torch_dispatch_stack(other)
     return True
+
+
+def take_out_all(kinds: tuple[type, ...]) -> None:
+    """Takes every mode of these classes out of this thread's stack."""
+    for mode in _stack():
+        if isinstance(mode, kinds):
+            take_out(mode)
 
 
 def _stack() -> list[Any]:

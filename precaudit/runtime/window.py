@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
 """Between an optimizer step and backward; inside backward; between backward and the step; inside the step."""
+
+PATIENCE = 8
+"""Attempts of others after which an optimizer that has not stepped is no longer waited for."""
 
 
 class Window:
@@ -15,7 +19,7 @@ class Window:
 
     An attempt is one call of an optimizer's step, or of GradScaler's for it; a skipped attempt updated nothing.
     Tracing starts when an optimizer has made `skip` attempts and ends when every optimizer in use has taken
-    `skip + steps` steps, or after `attempts` attempts in all.
+    `steps` more steps, or after `attempts` attempts in all.
     """
 
     def __init__(self, skip: int, steps: int, attempts: int) -> None:
@@ -27,28 +31,33 @@ class Window:
         self.longest_skip_run = 0
         self.micro_batches = 0
         """Root backward calls so far."""
+        self.clock = 0
+        """Calls of the autograd engine, `autograd.grad` among them: what lives through two of them is long-lived."""
         self.round = 0
-        """Rises with every attempt and, where no Optimizer is in use, with every backward: the clock of persistence."""
+        """Steps that have ended: each optimizer made its attempt, or another backward came after at least one."""
+        self._attempted: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers that made an attempt in the step that is going on."""
         self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.backward_since_step = 0
-        self.first_backward_at = 0.0
+        self.micro_batches_before = 0
+        self._before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._marks: list[tuple[float, bool]] = []
 
-    @property
-    def most_taken(self) -> int:
-        """Steps taken by the busiest optimizer, or root backwards after the first where there is none."""
-        return max(self.taken.values(), default=0)
-
     def root_backward(self) -> None:
+        """Books a backward that training goes through."""
+        if self._attempted:
+            self.round += 1
+            self._attempted.clear()
         self.micro_batches += 1
         self.backward_since_step += 1
-        if not self.first_backward_at:
-            self.first_backward_at = time.perf_counter()
 
     def attempt(self, optimizer: Any, skipped: bool, traced: bool) -> None:
         """Books one attempt of an optimizer, after it ended."""
         self.attempts += 1
-        self.round += 1
+        if optimizer in self._attempted:  # gradients that came without a backward of their own: functorch
+            self.round += 1
+            self._attempted.clear()
+        self._attempted.add(optimizer)
         self.backward_since_step = 0
         self._marks.append((time.perf_counter(), traced))
         if skipped:
@@ -60,16 +69,43 @@ class Window:
             self.consecutive_skips = 0
             self.taken[optimizer] = self.taken.get(optimizer, 0) + 1
 
-    def should_open(self) -> bool:
-        return self.attempts >= self.skip or self.micro_batches > max(self.skip, 1)
+    def restart(self) -> None:
+        """Counts from the first step again: an Optimizer came that nobody saw being built."""
+        self.round = 0
+        self._attempted.clear()
 
-    def should_close(self) -> bool:
-        """Whether every optimizer that steps has taken its steps, or patience has run out."""
+    @property
+    def step(self) -> int:
+        """The number of the step that is going on, from 1."""
+        return self.round + 1
+
+    def should_open(self, known: Iterable[Any]) -> bool:
+        """Whether the steps to skip are over; `known` are the optimizers that were built."""
+        return self.round + all(optimizer in self._attempted for optimizer in known) >= self.skip
+
+    def opened(self) -> None:
+        """What happened up to now is not part of the traced steps."""
+        self.micro_batches_before = self.micro_batches
+        self._before = weakref.WeakKeyDictionary(self.taken)
+
+    @property
+    def micro_batches_inside(self) -> int:
+        """Root backward calls of the traced steps; of all steps where tracing has not begun."""
+        return self.micro_batches - self.micro_batches_before
+
+    def should_close(self, waiting: int) -> bool:
+        """Whether every optimizer has taken its steps, or patience has run out.
+
+        `waiting` optimizers were built and have not stepped: a generator is waited for through its critic's steps,
+        one that is never used is not.
+        """
         if self.attempts >= self.limit:
             return True
         if not self.taken:
             return self.micro_batches > (self.skip + self.steps) * 4
-        return min(self.taken.values()) >= self.skip + self.steps
+        if waiting and self.attempts < PATIENCE:
+            return False
+        return min(steps - self._before.get(optimizer, 0) for optimizer, steps in self.taken.items()) >= self.steps
 
     def overhead(self) -> dict[str, float]:
         """Median seconds between attempts, untraced and traced; what was not measured is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -19,6 +20,10 @@ from precaudit.runtime import sitecustomize
 
 CLEAN = "import torch\ntorch.train(5)\n"
 WRONG = "import torch\ntorch.train(5, 'bfloat16')\n"
+UNSEEN = (
+    "if it starts Python with -I, -E or -S or sets PYTHONPATH anew, "
+    'write "python -m precaudit.run" for "python" there and add --no-inject'
+)
 UNFINISHED = "import os, signal, sys, torch\ntorch.step('bfloat16')\n"
 
 
@@ -31,8 +36,11 @@ UNFINISHED = "import os, signal, sys, torch\ntorch.step('bfloat16')\n"
         (["pkg"], 'pkg: is a directory; name the script in it, or trace a package with "precaudit trace -m pkg"'),
         (["broken.py"], "broken.py:2:5: not valid Python: unmatched ')'"),
         (["image.py"], "image.py: not valid Python: source code string cannot contain null bytes"),
-        (["run.sh"], 'run.sh: not a Python script (*.py) and not executable; start it with the program that runs it: '
+        (["run.sh"], 'run.sh: not a Python script (*.py) and not executable; start it with bash: '
                      '"precaudit trace bash run.sh"'),
+        (["notes.txt"], 'notes.txt: not a Python script (*.py) and not executable; name the program that runs it: '
+                        '"precaudit trace PROGRAM notes.txt"'),
+        (["sh run.sh"], 'sh run.sh: a command is written without quotes: "precaudit trace sh run.sh"'),
         (["torchrum", "train.py"], "torchrum: no such command on PATH and no such file"),
         (["./run"], "./run: no such file; did you mean run.sh?"),
         (["-m"], '-m: the module is missing; write "precaudit trace -m package.train"'),
@@ -55,6 +63,7 @@ def test_a_command_that_cannot_start_is_refused_before_anything_runs(desk: Desk,
     desk.write("broken.py", "x = 1\ny = )\n")
     desk.write("image.py", "\0PNG")
     desk.write("run.sh", "python train.py\n")
+    desk.write("notes.txt", "")
     refused = desk.precaudit("trace", *words)
     assert (refused.code, refused.stdout, refused.report) == (2, "", {})
     # Python 3.12 words the null byte differently.
@@ -116,7 +125,7 @@ def test_a_script_that_ends_before_the_window_does_is_judged_by_what_it_did(desk
     traced = desk.trace("import torch\ntorch.step()\n")
     assert (traced.code, traced.report["status"]) == (0, "clean")
     assert traced.ours[-1] == (
-        "precaudit: python train.py: ended after 1 of the 3 steps to see; "
+        "precaudit: python train.py: ended after 0 of the 2 steps to trace; "
         "lower --skip or --steps, or let it train longer"
     )
 
@@ -138,8 +147,8 @@ def test_a_command_that_never_trains_is_inconclusive(desk: Desk) -> None:
     traced = desk.trace("import torch\n")
     assert (traced.code, traced.report["status"]) == (5, "inconclusive")
     assert traced.ours[-1] == (
-        "precaudit: python train.py: no backward and no optimizer step was taken; "
-        "trace a command that trains at least one step"
+        "precaudit: python train.py: no backward and no optimizer step was seen; "
+        f"trace a command that trains at least one step ({UNSEEN})"
     )
 
 
@@ -147,7 +156,18 @@ def test_a_command_without_torch_is_inconclusive(desk: Desk) -> None:
     traced = desk.trace("print('hello')\n")
     assert (traced.code, traced.report["status"]) == (5, "inconclusive")
     assert traced.ours[-1] == (
-        "precaudit: python train.py: no process of it imported torch; trace the command that trains"
+        "precaudit: python train.py: no process of it was seen to import torch; "
+        f"trace the command that trains ({UNSEEN})"
+    )
+
+
+def test_a_command_that_never_steps_is_inconclusive(desk: Desk) -> None:
+    seen = {"format": 1, "status": "watching", "facts": [{"kind": "holds", "role": "loss", "dtype": "float32"}]}
+    write = "import json, os\nf = json.load(open(os.environ['PRECAUDIT_FOLDER'] + '/settings.json'))['ranks_folder']\n"
+    traced = desk.trace(f"import torch\n{write}open(f + '/rank-0-1.json', 'w').write({json.dumps(seen)!r})\n")
+    assert (traced.code, traced.report["status"]) == (5, "inconclusive")
+    assert traced.ours[-1] == (
+        "precaudit: python train.py: ended before an optimizer step was taken; let it train at least 3 steps"
     )
 
 
@@ -156,18 +176,22 @@ def test_a_python_that_ignores_our_folder_is_named_with_the_way_out(desk: Desk, 
     desk.write("train.py", "print('hello')\n")
     traced = desk.precaudit("trace", sys.executable, *command.split())
     assert (traced.code, traced.report["status"]) == (5, "inconclusive")
-    assert traced.ours[-1] == (
-        f"precaudit: {sys.executable} {command}: nothing of it could be seen: it runs Python with -I, -E or -S, sets "
-        "PYTHONPATH anew, or runs no Python; start the training inside it with "
-        '"python -m precaudit.run" in place of "python", and add --no-inject'
-    )
+    assert traced.ours[-1] == (f"precaudit: {sys.executable} {command}: no Python that it runs could be seen; {UNSEEN}")
 
 
 def test_a_script_that_sets_pythonpath_anew_is_named_with_the_way_out(desk: Desk) -> None:
     desk.write("train.py", "print('hello')\n")
     traced = desk.precaudit("trace", "sh", "-c", f"PYTHONPATH=src {sys.executable} train.py")
     assert traced.code == 5
-    assert "sets PYTHONPATH anew" in traced.ours[-1]
+    assert traced.ours[-1].endswith(f": no Python that it runs could be seen; {UNSEEN}")
+
+
+def test_a_driver_that_starts_its_training_out_of_sight_is_told_the_way_out(desk: Desk) -> None:
+    desk.write("train.py", CLEAN)
+    launch = "import subprocess, sys\nsubprocess.run([sys.executable, '-I', '-c', 'print(1)'], check=True)\n"
+    traced = desk.trace(launch)
+    assert traced.code == 5
+    assert traced.ours[-1].endswith(f"({UNSEEN})")
 
 
 def test_a_python_without_torch_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +241,7 @@ def test_timeout_ends_the_command_and_all_it_started(desk: Desk) -> None:
     traced = desk.precaudit("trace", "--timeout", "1", "sh", "-c", f"{sys.executable} train.py; true")
     assert time.monotonic() - began < 10
     assert (traced.code, traced.report["status"]) == (0, "clean")
-    assert "stopped by --timeout after 1 s with 1 of 3 steps seen; give it more time" in traced.ours[-1]
+    assert "stopped by --timeout after 1 s with 0 of 2 steps traced; give it more time" in traced.ours[-1]
     assert not child._alive(int((desk.folder / "pid").read_text()))
 
 
@@ -289,6 +313,23 @@ def test_on_a_full_disk_the_old_report_survives(desk: Desk, monkeypatch: pytest.
         "precaudit: out.json: cannot be written: No space left on device; the older report there is unchanged"
     )
     assert sorted(p.name for p in desk.folder.iterdir()) == [".precaudit", "out.json", "train.py"]
+
+
+def test_a_device_is_written_to_and_never_replaced(desk: Desk) -> None:
+    os.mkfifo(desk.folder / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
+    traced = desk.trace(WRONG, "--output", "pipe")
+    out, _ = reader.communicate(timeout=20)
+    assert json.loads(out) == traced.report
+    assert (desk.folder / "pipe").is_fifo()
+
+
+def test_a_link_to_a_report_stays_a_link(desk: Desk) -> None:
+    target = desk.write("target.json", "old")
+    (desk.folder / "link.json").symlink_to(target)
+    traced = desk.trace(WRONG, "--output", "link.json")
+    assert (desk.folder / "link.json").is_symlink()
+    assert json.loads(target.read_text()) == traced.report
 
 
 def test_a_report_that_grows_past_the_file_size_limit_leaves_the_old_one(tmp_path: Path) -> None:

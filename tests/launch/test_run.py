@@ -23,6 +23,15 @@ if "exit" in sys.argv: sys.exit("a message")
 """
 
 
+def test_a_script_that_does_not_compile_looks_as_under_plain_python(desk: Desk) -> None:
+    desk.write("train.py", "x = )\n")
+    plain = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, check=False)
+    behind = [sys.executable, "-m", "precaudit.run", "train.py"]
+    environment = {**os.environ, "RANK": "1"}
+    traced = subprocess.run(behind, capture_output=True, text=True, check=False, env=environment)
+    assert (traced.returncode, traced.stderr) == (plain.returncode, plain.stderr)
+
+
 @pytest.mark.parametrize("form", [["train.py"], ["-m", "train"]], ids=" ".join)
 @pytest.mark.parametrize("ending", ["end", "fail", "exit"])
 def test_the_script_sees_what_it_sees_under_plain_python(desk: Desk, form: list[str], ending: str) -> None:
@@ -33,7 +42,8 @@ def test_the_script_sees_what_it_sees_under_plain_python(desk: Desk, form: list[
     environment = {**os.environ, "RANK": "1"}
     traced = subprocess.run(behind, capture_output=True, text=True, check=False, env=environment)
     assert traced.stdout == plain.stdout
-    assert traced.stderr == "".join(line for line in plain.stderr.splitlines(True) if "<frozen runpy>" not in line)
+    assert traced.stderr == plain.stderr
+    assert (desk.folder / ".precaudit" / ".gitignore").read_text() == "*\n"
     assert traced.returncode == plain.returncode
 
 
@@ -75,6 +85,22 @@ def test_precaudit_disable_runs_the_script_alone(desk: Desk, monkeypatch: pytest
         [sys.executable, "-m", "precaudit.run", "train.py"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (7, "alone\n", "")
+
+
+def test_where_nothing_can_be_written_the_training_runs_all_the_same(desk: Desk) -> None:
+    desk.write(".precaudit", "a file where the folder should be")
+    desk.write("train.py", "print('trained')\n")
+    environment = {**os.environ, "RANK": "0", "MASTER_PORT": "29500"}
+    done = subprocess.run(
+        [sys.executable, "-m", "precaudit.run", "train.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    assert done.stderr.startswith("precaudit: .precaudit/ranks/run-29500-")
+    assert done.stderr.endswith(": cannot be written: Not a directory; running untraced\n")
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_ranks_are_merged_and_a_rank_that_differs_is_found(desk: Desk) -> None:
     assert (low["ranks"], low["count"]) == ([2], 4)
     difference = next(f for f in traced.report["facts"] if f["kind"] == "ranks_differ")
     assert difference["detail"] == "rank 2 held bfloat16, ranks 0-1, 3 held float32"
+    assert next(f for f in traced.report["findings"] if f["rule"] == "PA505")["ranks"] == [2]
 
 
 def test_a_rank_that_wrote_nothing_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,21 @@ def test_nothing_examined_is_inconclusive_and_never_looks_clean(fmt: str, root: 
     assert "no errors" not in text
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_file_name_that_is_not_utf8_can_be_written_in_every_format(fmt: str, root: Path) -> None:
+    report = samples.check()
+    report.findings = [samples.finding("PA301", path="a\udcff.py", module="b\udcfe", message="c\udcfd")]
+    assert render(report, fmt, root=root, width=80).encode("utf-8")
+
+
+def test_a_command_that_failed_before_anything_was_seen_is_not_called_clean(root: Path) -> None:
+    report = samples.inconclusive()
+    report.status, report.exit_code = "script-failed", 7
+    text = render(report, "text", root=root, width=120)
+    assert "the traced command failed with exit code 7; nothing was observed until then\n" in text
+    assert "0 errors" not in text
+
+
 def test_an_unknown_format_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"^'srif' is not an output format; did you mean 'sarif'\?$"):
         render(samples.clean(), "srif")
@@ -269,6 +284,14 @@ def test_every_link_inside_the_page_has_its_target(root: Path) -> None:
     targets = [value[1:] for key, value in page.attributes if key == "href" and value and value.startswith("#")]
     assert len(targets) > 10
     assert set(targets) <= set(page.ids)
+
+
+def test_the_same_finding_twice_has_two_places_to_link_to(root: Path) -> None:
+    report = samples.check()
+    report.findings *= 2
+    page = Tags()
+    page.feed(render(report, "html", root=root))
+    assert len(page.ids) == len(set(page.ids))
 
 
 def test_html_shows_every_finding_and_what_was_not_observed(root: Path) -> None:

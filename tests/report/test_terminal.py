@@ -65,8 +65,9 @@ def test_markup_in_a_message_is_shown_as_it_is(root: Path) -> None:
     assert "cross_entropy of [torch.bfloat16] logits" in render(samples.trace(), "text", root=root, width=120)
 
 
-def test_control_and_bidirectional_characters_are_shown_and_not_obeyed(root: Path) -> None:
-    text = render(samples.hostile(), "text", root=root, width=120)
+@pytest.mark.parametrize("width", [120, 1000])
+def test_control_and_bidirectional_characters_are_shown_and_not_obeyed(width: int, root: Path) -> None:
+    text = render(samples.hostile(), "text", root=root, width=width)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "\\x1b[31m" in text
@@ -240,7 +241,10 @@ def test_visible_text_keeps_every_letter() -> None:
     assert visible("größe 漢字 é\n[x]") == "größe 漢字 é [x]"
 
 
-def test_the_short_why_ends_with_the_first_sentence_that_gives_a_number() -> None:
-    assert opening_sentences("It is bad.\nIn float16 it stops at 2048. And more.") == (
-        "It is bad. In float16 it stops at 2048."
+def test_the_short_why_goes_up_to_the_first_number_and_is_not_too_short() -> None:
+    first, second = (
+        "A bfloat16 counter is bad in every loop that goes on for longer than a few steps.",
+        "It stops at 256.",
     )
+    assert opening_sentences(f"{first}\n{second} And there is more.") == f"{first} {second}"
+    assert opening_sentences("It stops at 256. And that is all.") == "It stops at 256. And that is all."

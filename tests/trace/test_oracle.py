@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.model.wire import Report
 
@@ -93,6 +96,14 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
     "LBFGS": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=2, history_size=3),
     "hand-written subclass": HandWritten,
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=1e-4),
+    "Adadelta": lambda p: torch.optim.Adadelta(p, eps=1e-3),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-3, eps=1e-4),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=1e-3, eps=1e-4),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=1e-3, eps=1e-4),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-3),
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=1e-3),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
 }
 
 
@@ -429,3 +440,173 @@ def test_updates_lost_equals_the_share_counted_by_hand() -> None:
     assert min(shares[:3]) - 0.01 <= finding.evidence["updates_lost"] <= max(shares[:3]) + 0.01
     assert finding.evidence["updates_lost"] > 0.2
     assert finding.severity.value == "error", "measured damage raises the warning to an error"
+
+
+def between(values: list[float], measured: float, slack: float = 0.02) -> bool:
+    """Whether a number measured over several steps lies within what was counted by hand at each of them."""
+    return min(values) - slack <= measured <= max(values) + slack
+
+
+def test_applied_update_error_equals_a_float64_computation() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    errors = []
+
+    def train() -> None:
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss_of(model, torch.randn(16, 6)).backward()
+            before = [p.detach().double() for p in model.parameters()]
+            optimizer.step()
+            exact = torch.cat([-1e-2 * p.grad.double().flatten() for p in model.parameters()])
+            moved = [(p.detach().double() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]
+            errors.append(float((torch.cat(moved) - exact).norm() / exact.norm()))
+
+    report = traced(train)
+    (finding,) = [f for f in report.findings if f.rule == "PA101"]
+    assert between(errors[:3], finding.evidence["applied_update_error"])
+    assert finding.evidence["applied_update_error"] > 0.05
+
+
+def test_state_frozen_equals_the_share_counted_by_hand() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
+    shares = []
+
+    def squares() -> list[torch.Tensor]:
+        return [optimizer.state[p]["exp_avg_sq"].detach().clone() for p in model.parameters() if optimizer.state[p]]
+
+    def train() -> None:
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss_of(model, torch.randn(16, 6)).backward()
+            before = squares()
+            optimizer.step()
+            stuck = total = 0
+            for old, new, p in zip(before, squares(), model.parameters(), strict=False):
+                exact = 0.999 * old.double() + 0.001 * p.grad.double().square()
+                stuck += int(((new == old) & (exact != old.double())).sum())
+                total += old.numel()
+            if total:
+                shares.append(stuck / total)
+
+    report = traced(train)
+    (finding,) = [f for f in report.findings if f.rule == "PA301"]
+    assert between(shares[:2], finding.evidence["state_frozen"])
+    assert finding.evidence["state_frozen"] > 0.02
+
+
+def test_float32_training_loses_no_update_and_is_not_measured_as_damaged() -> None:
+    model = small()
+    report = traced(lambda: loop(model, torch.optim.AdamW(model.parameters(), lr=1e-3)))
+    assert report.findings == []
+    assert report.status == "clean"
+
+
+def test_values_off_measures_nothing_and_still_reports_dtypes() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    report = traced(lambda: loop(model, optimizer), values="off")
+    assert {"PA101", "PA301"} <= {f.rule for f in report.findings}
+    assert all(not f.evidence for f in report.findings)
+
+
+@pytest.mark.parametrize(("skip", "steps"), [(0, 1), (1, 2), (2, 3)])
+def test_window_is_where_it_was_asked_for(skip: int, steps: int) -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    report = traced(lambda: loop(model, optimizer, steps=8), skip=skip, steps=steps)
+    assert report.coverage.traced_steps == list(range(skip + 1, skip + steps + 1))
+    assert report.coverage.steps == steps
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_activations_are_no_further_micro_batches(reentrant: bool) -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+
+    def train() -> None:
+        for _ in range(5):
+            x = torch.randn(16, 6, requires_grad=True)
+            optimizer.zero_grad()
+            checkpoint(model, x, use_reentrant=reentrant).square().mean().backward()
+            optimizer.step()
+
+    report = traced(train)
+    assert report.coverage.traced_steps == [2, 3]
+    assert reported(report, "gradient_accumulation") == {}
+    assert dtypes(report, "loss") == {"float32"}
+
+
+def test_gradients_from_autograd_grad_train_like_any_others() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+
+    def train() -> None:
+        for _ in range(5):
+            gradients = torch.autograd.grad(loss_of(model, torch.randn(16, 6)), list(model.parameters()))
+            for p, gradient in zip(model.parameters(), gradients, strict=True):
+                p.grad = gradient
+            optimizer.step()
+
+    report = traced(train)
+    assert reported(report, "optimizer_state") == inspected_state(optimizer) == {"bfloat16": 4}
+    assert reported(report, "master_weight") == {"bfloat16": 4}
+    assert dtypes(report, "loss") == {"float32"}
+
+
+def test_training_in_a_thread_of_the_users_own_is_seen() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def train() -> None:
+        thread = threading.Thread(target=loop, args=(model, optimizer))
+        thread.start()
+        thread.join()
+
+    report = traced(train)
+    assert reported(report, "optimizer_state") == inspected_state(optimizer) == {"bfloat16": 8}
+    assert dtypes(report, "matmul_compute") == {"bfloat16"}
+
+
+def test_dispatch_mode_of_the_user_counts_the_same_and_closes_rightly() -> None:
+    counts = []
+
+    def train() -> None:
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with FlopCounterMode(display=False) as outer:
+            for _ in range(5):
+                with FlopCounterMode(display=False) as inner:
+                    loop(model, optimizer, steps=1)
+                counts.append(inner.get_total_flops())
+        counts.append(outer.get_total_flops())
+
+    report = traced(train)
+    under_the_trace, counts = list(counts), []
+    train()
+    assert under_the_trace == counts
+    assert report.coverage.traced_steps == [2, 3]
+
+
+def test_exception_of_the_training_passes_untouched_and_what_was_seen_stays() -> None:
+    model = small(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    problem = ValueError("out of data")
+    reports = []
+
+    def train() -> None:
+        loop(model, optimizer, steps=2)
+        raise problem
+
+    with pytest.raises(ValueError, match="out of data") as caught:
+        traced(train, sink=reports.append)
+    assert caught.value is problem
+    assert reported(reports[0], "optimizer_state") == {"bfloat16": 8}
+
+
+def test_findings_name_the_module_they_come_from() -> None:
+    report = harness.trace(harness.FIXTURES / "PA403" / "bad.py")
+    (finding,) = [f for f in report.findings if f.rule == "PA403"]
+    assert finding.module.endswith("norm")
+    assert finding.count >= 2, "two blocks share the mistake"

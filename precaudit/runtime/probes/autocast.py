@@ -6,14 +6,16 @@ Known limitations: `torch.set_autocast_enabled` called directly is not a region.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ...model.vocabulary import Site
+from ...model.vocabulary import Kind, Role, Site
+from ..flow import DTYPE_NAMES
+from ..ledger import Observation
 from ..sites import user_site
-from .ops import DTYPE_NAMES
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -27,6 +29,7 @@ class Region(NamedTuple):
     enabled: bool
     inside: bool
     """Another region of the same device was enabled around it."""
+    site: Site | None = None
 
 
 class AutocastProbe:
@@ -35,12 +38,16 @@ class AutocastProbe:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._threads = threading.local()
+        self._given: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._bare: dict[tuple[str, Any], Site | None] = {}
+        """Regions entered without a dtype of their own."""
         self.declared: dict[tuple[str, Any], Site | None] = {}
         """(device, dtype) of every enabled region -> the line that entered the first of them."""
 
     def install(self) -> list[Callable[[], None]]:
         autocast = torch.amp.autocast_mode.autocast
         return [
+            self.session.patch(autocast, "__init__", self._around_init),
             self.session.patch(autocast, "__enter__", self._around_enter),
             self.session.patch(autocast, "__exit__", self._around_exit),
         ]
@@ -70,6 +77,39 @@ class AutocastProbe:
         """Every dtype and device that autocast was entered with."""
         return ", ".join(f"{DTYPE_NAMES[dtype]} on {device}" for device, dtype in self.declared)
 
+    def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __init__(region: Any, device_type: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> None:
+            original(region, device_type, dtype, *args, **kwargs)
+            self._given[region] = dtype is not None
+
+        return __init__
+
+    def take_stock(self) -> None:
+        """float16 regions, and regions that fell to another dtype than the run declares elsewhere."""
+        for (device, dtype), site in self.declared.items():
+            if dtype is torch.float16:
+                self.session.ledger.put(
+                    ("region", device, dtype),
+                    Observation(Kind.AUTOCAST, "float16", Role.ACTIVATION, site, count=1, attrs={"prefer": "bfloat16"}),
+                )
+        for (device, dtype), site in self._bare.items():
+            others = [other for on, other in self.declared if on == device and other is not dtype]
+            given = [other for other in others if (device, other) not in self._bare]
+            if given:
+                detail = f"it falls to {DTYPE_NAMES[dtype]}, other regions on {device} are {DTYPE_NAMES[given[0]]}"
+                self.session.ledger.put(
+                    ("bare", device, dtype),
+                    Observation(
+                        Kind.AUTOCAST,
+                        DTYPE_NAMES[dtype],
+                        Role.ACTIVATION,
+                        site,
+                        detail=detail,
+                        count=1,
+                        attrs={"dtype_given": False, "same_dtype": False},
+                    ),
+                )
+
     def _around_enter(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __enter__(region: Any) -> Any:
             out = original(region)
@@ -81,9 +121,13 @@ class AutocastProbe:
     def _entered(self, region: Any) -> None:
         around = any(r.enabled and r.device == region.device for r in self.regions)
         enabled = bool(region._enabled)
-        self.regions.append(Region(region.device, region.fast_dtype, enabled, around))
-        if enabled and (region.device, region.fast_dtype) not in self.declared:
-            self.declared[(region.device, region.fast_dtype)] = user_site()
+        key = (region.device, region.fast_dtype)
+        site = user_site() if (enabled and key not in self.declared) or (around and not enabled) else None
+        self.regions.append(Region(region.device, region.fast_dtype, enabled, around, site))
+        if enabled and key not in self.declared:
+            self.declared[key] = site
+            if not self._given.get(region, True):
+                self._bare[key] = site
 
     def _around_exit(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __exit__(region: Any, *args: Any) -> Any:

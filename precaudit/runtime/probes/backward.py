@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import torch_private as private
+from ..flow import LOW
 from ..window import BACKWARD, GRADIENTS, OPTIMIZER
-from .ops import DTYPE_NAMES, LOW
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -20,7 +20,7 @@ MATMUL_NODES = frozenset(
     "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
     "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0".split()
 )
-SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0"})
+SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0", "LogsumexpBackward0"})
 NORM_NODES = frozenset(
     "NativeLayerNormBackward0 NativeGroupNormBackward0 NativeBatchNormBackward0 "
     "CudnnBatchNormBackward0 FusedRmsNormBackward0".split()
@@ -33,7 +33,9 @@ LEAF = "AccumulateGrad"
 class Walk:
     """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
 
-    __slots__ = ("activations", "casts_of_leaves", "leaves", "matmuls", "norms", "scalars", "softmaxes")
+    __slots__ = (
+        "activations", "casts_of_leaves", "leaves", "low_logsumexp", "matmuls", "norms", "scalars", "softmaxes"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.leaves: dict[int, Tensor] = {}
@@ -41,6 +43,7 @@ class Walk:
         self.matmuls: dict[Any, int] = {}
         self.softmaxes: dict[Any, int] = {}
         self.norms: dict[Any, int] = {}
+        self.low_logsumexp = False
         self.casts_of_leaves: dict[int, Any] = {}
         """Leaf -> the dtype the forward pass read it in."""
         self.scalars: list[tuple[Any, int]] = []
@@ -84,6 +87,7 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             found.matmuls[dtype] = found.matmuls.get(dtype, 0) + 1
         elif name in SOFTMAX_NODES:
             found.softmaxes[dtype] = found.softmaxes.get(dtype, 0) + 1
+            found.low_logsumexp |= name == "LogsumexpBackward0" and dtype in LOW
         elif name in NORM_NODES:
             found.norms[dtype] = found.norms.get(dtype, 0) + 1
         for following, _ in node.next_functions:
@@ -148,13 +152,13 @@ class BackwardProbe:
             accumulates = bool(kwargs.get("accumulate_grad", True))
             session.guard("backward", session.before_backward, t_outputs, args, accumulates)
             window.phase = BACKWARD
+            results = None
             try:
-                return original(t_outputs, *args, **kwargs)
+                results = original(t_outputs, *args, **kwargs)
+                return results
             finally:
                 window.phase = OPTIMIZER if outer == OPTIMIZER else GRADIENTS if accumulates else outer
-                session.guard("after backward", session.after_backward, accumulates)
+                session.guard("after backward", session.after_backward, accumulates, results)
+                session.restore_modes()
 
         return _engine_run_backward
-
-
-__all__ = ["DTYPE_NAMES", "LOW", "BackwardProbe", "Walk", "loss_factor", "walk"]

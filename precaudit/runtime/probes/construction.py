@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as modules
 
-from ...model.vocabulary import Cause, Site
+from ...model.vocabulary import Cause, Kind, Role, Site
+from ..flow import DTYPE_NAMES, LOW
 from ..identity import StorageMap, TensorMap
+from ..ledger import Observation
 from ..sites import is_user_file, site_of, user_frame, user_site
-from .ops import DTYPE_NAMES, LOW
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -38,7 +39,14 @@ class ConstructionProbe:
         self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
         """Optimizer or GradScaler -> the user's line that made it."""
         self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.loaded_at: Site | None = None
+        """Where weights were last read from a state dict."""
         self._depth = 0
+        self._owners: TensorMap[set[int]] = TensorMap()
+        """Parameter -> ids of the modules that hold it: more than one where weights are tied."""
+        self._cast_after: dict[int, Cause] = {}
+        """Parameters cast low while an optimizer held them."""
+        self._default: tuple[Any, Site | None] = (torch.float32, None)
 
     def install(self) -> list[Callable[[], None]]:
         hooks = [
@@ -50,14 +58,41 @@ class ConstructionProbe:
             undo.append(self.session.patch(torch.nn.Module, name, self._around_cast(name)))
         undo.append(self.session.patch(torch.optim.Optimizer, "__init__", self._around_build))
         undo.append(self.session.patch(torch.amp.GradScaler, "__init__", self._around_build))
+        undo.append(self.session.patch(torch, "set_default_dtype", self._around_default))
+        undo.append(self.session.patch(torch.nn.Module, "load_state_dict", self._around_load))
         return undo
 
     def _parameter_registered(self, module: Any, name: str, parameter: Any) -> None:
         if isinstance(parameter, Tensor):
+            self._see_untying(module, name, parameter)
+            owners = self._owners.get(parameter)
+            if owners is None:
+                self._owners.set(parameter, {id(module)})
+            else:
+                owners.add(id(module))
             self.owner.set(parameter, (weakref.ref(module), name))
             if parameter.dtype in LOW and self.born_low.get(parameter) is None:
-                site = user_site(2)
+                site = user_site()
                 self.born_low.set(parameter, Cause(f"parameters were made in {DTYPE_NAMES[parameter.dtype]}", site))
+
+    def _see_untying(self, module: Any, name: str, parameter: Tensor) -> None:
+        """A parameter shared with another module is replaced in this one alone."""
+        old = module._parameters.get(name)
+        if old is None or old is parameter or old.shape != parameter.shape:
+            return
+        if len(self._owners.get(old) or ()) > 1 and parameter.requires_grad:
+            self.session.once(
+                ("untied", id(module), name),
+                Observation(
+                    Kind.CAST,
+                    DTYPE_NAMES.get(parameter.dtype, str(parameter.dtype)),
+                    Role.MASTER_WEIGHT,
+                    user_site(),
+                    module=self.module_name(module),
+                    detail=f"{name} was shared with another module",
+                    attrs={"unties": True},
+                ),
+            )
 
     def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
         if isinstance(submodule, torch.nn.Module):
@@ -90,12 +125,51 @@ class ConstructionProbe:
         if not changed:
             return
         words = ", ".join(sorted(DTYPE_NAMES[dtype] for dtype in low or changed))
-        cause = Cause(f"parameters were cast to {words}", user_site(3))
+        cause = Cause(f"parameters were cast to {words}", user_site())
         for child in module.modules():
             self.cast_at[child] = cause
+        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for parameter in module.parameters():
             if parameter.dtype in LOW:
                 self.cast_of.set(parameter, cause)
+                if id(parameter) in held and before.get(id(parameter), parameter.dtype) is not parameter.dtype:
+                    self._cast_after[id(parameter)] = cause
+
+    def before_step(self, optimizer: Any) -> None:
+        """A step on parameters that were cast after this optimizer was built."""
+        if not self._cast_after:
+            return
+        mine = [p for group in optimizer.param_groups for p in group["params"]]
+        cast = [p for p in mine if id(p) in self._cast_after and p.dtype in LOW]
+        if cast:
+            cause = self._cast_after[id(cast[0])]
+            self.session.ledger.put(
+                ("cast after", id(optimizer)),
+                Observation(
+                    Kind.CAST,
+                    DTYPE_NAMES[cast[0].dtype],
+                    Role.MASTER_WEIGHT,
+                    cause.site,
+                    detail=f"{len(cast)}/{len(mine)} parameters of {type(optimizer).__name__}, then it stepped",
+                    count=len(cast),
+                    attrs={"after_optimizer": True},
+                ),
+            )
+
+    def _around_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def load_state_dict(module: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original(module, *args, **kwargs)
+            self.loaded_at = user_site()
+            return out
+
+        return load_state_dict
+
+    def _around_default(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def set_default_dtype(dtype: Any) -> None:
+            original(dtype)
+            self._default = (dtype, user_site())
+
+        return set_default_dtype
 
     def _around_build(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def build(made: Any, *args: Any, **kwargs: Any) -> None:
@@ -110,6 +184,20 @@ class ConstructionProbe:
             self.built_at[made] = site
         if isinstance(made, torch.optim.Optimizer):
             self.optimizers.add(made)
+            self.session.watch_births()
+            dtype = torch.get_default_dtype()
+            if dtype in LOW:
+                detail = "it was still so when the optimizer was built"
+                self.session.once(
+                    ("default dtype", dtype),
+                    Observation(
+                        Kind.DEFAULT_DTYPE,
+                        DTYPE_NAMES[dtype],
+                        Role.MASTER_WEIGHT,
+                        self._default[1] or site,
+                        detail=detail,
+                    ),
+                )
 
     @staticmethod
     def _outside_of(made: Any) -> Site | None:

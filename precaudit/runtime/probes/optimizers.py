@@ -92,4 +92,4 @@ def group_tensors(optimizer: Any) -> Iterator[tuple[str, Tensor]]:
 def nbytes(tensor: Tensor) -> int:
     """Bytes this rank holds for the tensor."""
     own = private.local(tensor)
-    return own.numel() * own.element_size()
+    return int(own.nbytes)

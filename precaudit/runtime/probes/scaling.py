@@ -5,6 +5,7 @@ Known limitations: a scaler that is not a GradScaler is seen only by what it doe
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +16,18 @@ from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
+from ..flow import DTYPE_NAMES
 from ..identity import TensorMap
 from ..ledger import Observation
 from ..sites import user_site
+from .backward import Walk
 
 if TYPE_CHECKING:
     from ..session import Session
 
 LARGEST_SANE_SCALE = 2.0**24
+LONGEST_SANE_INTERVAL = 1_000_000
+"""Steps between two growths; past this the scale is fixed for all practical purposes. The default is 2,000."""
 
 
 @dataclass
@@ -34,10 +39,13 @@ class ScalerState:
     last_update: Site | None = None
     scaled_nodes: set[int] = field(default_factory=set)
     """Autograd sequence numbers of the losses it scaled."""
-    losses: list[tuple[Any, Site | None]] = field(default_factory=list)
+    losses: list[Any] = field(default_factory=list)
+    """The dtypes of the losses it was given."""
     uses: int = 0
     saw_float16: bool = False
     saw_bfloat16: bool = False
+    unscaled: set[int] = field(default_factory=set)
+    """Parameters whose gradients were unscaled since the last update."""
     largest_skip_scale: float = 0.0
     smallest_skip_scale: float = float("inf")
 
@@ -54,8 +62,9 @@ class ScalingProbe:
         """The script asked for the scale since backward: it may unscale by hand."""
         self.stepping: Any = None
         """The scaler whose step is running."""
-        self.root_scaler: Any = None
         self.last_optimizer_stepped = False
+        self._penalty: Observation | None = None
+        """Gradients of a scaled loss were taken for use in another loss, and the scale was not read since."""
 
     def install(self) -> list[Callable[[], None]]:
         scaler = torch.amp.GradScaler
@@ -90,15 +99,19 @@ class ScalingProbe:
         for before, after in zip(_flat(outputs), _flat(out), strict=False):
             if after.grad_fn is not None:
                 state.scaled_nodes.add(private.sequence_number(after.grad_fn))
-            state.losses.append((before.dtype, user_site(3)))
+            state.losses.append(before.dtype)
 
     def _around_unscale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale_(scaler: Any, optimizer: Any) -> None:
             if scaler.is_enabled():
                 self.session.guard("unscale_", self._before_unscale, scaler, optimizer)
-            original(scaler, optimizer)
+            try:
+                original(scaler, optimizer)
+            except RuntimeError as error:
+                self.session.guard("unscale_", self._misused, scaler, error)
+                raise
             if scaler.is_enabled():
-                self.session.guard("unscale_", self._forget, optimizer)
+                self.session.guard("unscale_", self._unscaled, scaler, optimizer)
 
         return unscale_
 
@@ -113,7 +126,7 @@ class ScalingProbe:
                     "float16",
                     Role.GRADIENT,
                     cause.site if cause and cause.site else self.session.built_at(optimizer),
-                    cause=Cause("the gradients were unscaled here", user_site(4)),
+                    cause=Cause("the gradients were unscaled here", user_site()),
                     module=self.session.construction.name(low[0]),
                     detail=f"{len(low)} trainable parameters are float16",
                     count=len(low),
@@ -121,6 +134,29 @@ class ScalingProbe:
             )
             self.session.write()
         self._check_generation(scaler, optimizer)
+
+    def _unscaled(self, scaler: Any, optimizer: Any) -> None:
+        self.state(scaler).unscaled |= {id(p) for p in _parameters(optimizer)}
+        self._forget(optimizer)
+
+    def _misused(self, scaler: Any, error: BaseException) -> None:
+        """A call out of order that GradScaler itself refuses."""
+        text = str(error)
+        known = {
+            "unscale_() has already been called": "unscale-twice",
+            "unscale_() is being called after step()": "unscale-twice",
+            "No inf checks were recorded prior to update": "update-without-step",
+        }
+        for words, misuse in known.items():
+            if words in text:
+                self._misuse(scaler, misuse, user_site(), text.partition(". ")[0], raises=True)
+                self.session.write()
+
+    def _misuse(self, scaler: Any, misuse: str, site: Site | None, detail: str, raises: bool) -> None:
+        self.session.once(
+            ("scaler", misuse, id(scaler)),
+            Observation(Kind.SCALER_CALL, site=site, detail=detail, attrs={"misuse": misuse, "raises": raises}),
+        )
 
     def _check_generation(self, scaler: Any, optimizer: Any) -> None:
         """Gradients scaled before an update and unscaled after it are off by the change of scale."""
@@ -133,16 +169,8 @@ class ScalingProbe:
                 and entry[1] != state.generation
                 and parameter.grad is not None
             ):
-                self.session.ledger.put(
-                    ("scaler", "update-per-optimizer", id(scaler)),
-                    Observation(
-                        Kind.SCALER_CALL,
-                        site=state.last_update,
-                        detail="the scale was updated between backward and this optimizer's step",
-                        count=1,
-                        attrs={"misuse": "update-per-optimizer", "raises": False},
-                    ),
-                )
+                detail = "the scale was updated between backward and this optimizer's step"
+                self._misuse(scaler, "update-per-optimizer", state.last_update, detail, raises=False)
                 return
 
     def _around_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,7 +203,7 @@ class ScalingProbe:
                 ("scaler", "missing-update", id(scaler)),
                 Observation(
                     Kind.SCALER_STEP,
-                    site=user_site(4),
+                    site=user_site(),
                     detail=str(error),
                     count=1,
                     attrs={"update": "missing", "raises": True},
@@ -203,7 +231,11 @@ class ScalingProbe:
 
     def _around_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def update(scaler: Any, *args: Any, **kwargs: Any) -> None:
-            original(scaler, *args, **kwargs)
+            try:
+                original(scaler, *args, **kwargs)
+            except AssertionError as error:
+                self.session.guard("update", self._misused, scaler, error)
+                raise
             if scaler.is_enabled():
                 self.session.guard("update", self._updated, scaler)
 
@@ -212,12 +244,14 @@ class ScalingProbe:
     def _updated(self, scaler: Any) -> None:
         state = self.state(scaler)
         state.generation += 1
-        state.last_update = user_site(3)
+        state.last_update = user_site()
         state.scaled_nodes.clear()
+        state.unscaled.clear()
 
     def _around_read(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_scale(scaler: Any) -> Any:
             self.scale_read = True
+            self._penalty = None
             return original(scaler)
 
         return get_scale
@@ -231,15 +265,107 @@ class ScalingProbe:
                 return scaler
         return None
 
-    def backward_from(self, scaler: Any, leaves: list[Tensor]) -> None:
+    def backward_from(self, scaler: Any, leaves: list[Tensor], found: Walk, for_penalty: bool) -> None:
         """Backward reached these leaves from a loss that `scaler` scaled; None: from an unscaled one."""
-        self.root_scaler = scaler
+        if self._penalty is not None:
+            self._penalty.confirmed = True
+            self._penalty = None
         self.scale_read = False
-        for leaf in leaves:
-            if scaler is None:
+        if scaler is None:
+            for leaf in leaves:
                 self.scaled.pop(leaf)
-            else:
-                self.scaled.set(leaf, (weakref.ref(scaler), self.state(scaler).generation))
+            return
+        state = self.state(scaler)
+        state.saw_float16 |= torch.float16 in found.activations
+        state.saw_bfloat16 |= torch.bfloat16 in found.activations
+        if for_penalty:
+            self._penalty = self.session.once(
+                ("penalty", id(scaler)),
+                Observation(
+                    Kind.OP,
+                    "float32",
+                    Role.LOSS,
+                    user_site(),
+                    detail="autograd.grad of a scaled loss, and the scale was not read before the next backward",
+                    attrs={"op": "gradient-penalty-scaled"},
+                    confirmed=False,
+                ),
+            )
+        if any(id(leaf) in state.unscaled and leaf.grad is not None for leaf in leaves) and not for_penalty:
+            detail = "scaled gradients were added to gradients that unscale_ had already divided"
+            self._misuse(scaler, "backward-after-unscale", user_site(), detail, raises=False)
+        for leaf in leaves:
+            self.scaled.set(leaf, (weakref.ref(scaler), state.generation))
+
+    def before_step(self, optimizer: Any) -> None:
+        """A step that GradScaler does not take, on gradients that carry its scale."""
+        session = self.session
+        if self.stepping is not None or session.ops.mode is None or self.scale_read or session.gradients.rescaled:
+            return
+        if not self.carries_scale(optimizer):
+            return
+        name = type(optimizer).__name__
+        session.once(
+            ("step", "scaled", id(optimizer)),
+            Observation(
+                Kind.OPTIMIZER_STEP,
+                site=user_site(),
+                detail=f"{name}.step on gradients that still carry the loss scale",
+                attrs={"gradients": "scaled", "optimizer": name},
+            ),
+        )
+
+    def take_stock(self) -> None:
+        """Each scaler's dtype, whether it is needed, and whether it skips more than its search for a scale explains."""
+        for scaler, state in self.scalers.items():
+            site = self.session.built_at(scaler)
+            if not state.uses:
+                continue
+            key = id(scaler)
+            put = functools.partial(self._put, key, site)
+            scale = getattr(scaler, "_scale", None)
+            if isinstance(scale, Tensor):
+                put("scale", Kind.HOLDS, DTYPE_NAMES[scale.dtype], bytes=4)
+            if state.saw_bfloat16 and not state.saw_float16:
+                detail = "no float16 value lies between the loss and the parameters"
+                put("needless", Kind.LOSS_SCALING, "bfloat16", detail=detail, attrs={"needed": False})
+            interval = getattr(scaler, "_growth_interval", 0)
+            start = getattr(scaler, "_init_scale", 1.0)
+            if interval >= LONGEST_SANE_INTERVAL or not 1 <= start <= LARGEST_SANE_SCALE:
+                detail = f"init_scale={start:g}, growth_interval={interval}"
+                attrs = {"extreme": True, "dynamic": interval < LONGEST_SANE_INTERVAL, "scale": float(start)}
+                put("extreme", Kind.LOSS_SCALING, "float32", detail=detail, attrs=attrs)
+            self._take_stock_of_skips(key, state, site)
+
+    def _put(self, key: int, site: Site | None, what: str, kind: Kind, dtype: str, **more: Any) -> None:
+        self.session.ledger.put((what, key), Observation(kind, dtype, Role.LOSS_SCALE, site, count=1, **more))
+
+    def _take_stock_of_skips(self, key: int, state: ScalerState, site: Site | None) -> None:
+        window = self.session.window
+        reason = ""
+        if state.largest_skip_scale > LARGEST_SANE_SCALE:
+            reason = "scale-too-large"
+        elif state.smallest_skip_scale < 1:
+            reason = "scale-below-one"
+        elif window.consecutive_skips >= 8:
+            # A run of skips that ended was the search for the first scale that fits.
+            reason = "consecutive"
+        self.session.ledger.observations.pop(("skipped", key), None)
+        if reason:
+            self.session.ledger.put(
+                ("skipped", key),
+                Observation(
+                    Kind.SKIPPED_STEPS,
+                    site=site,
+                    detail=f"{window.skipped} of {window.attempts} attempts skipped",
+                    count=window.skipped,
+                    attrs={"reason": reason},
+                    evidence={
+                        "skipped_share": window.skipped / max(1, window.attempts),
+                        "loss_scale": state.largest_skip_scale,
+                    },
+                ),
+            )
 
     def carries_scale(self, optimizer: Any) -> bool:
         """Whether a gradient of this optimizer still carries a scale."""

@@ -25,8 +25,8 @@ def start(settings: Mapping[str, Any]) -> None:
             "world_size": world,
             "pid": os.getpid(),
             "status": status,
-            "steps": steps,
-            "coverage": {"steps": steps, "attempts": steps, "setup": {"torch": torch.__version__}},
+            "steps": max(0, steps - settings["skip"]),
+            "coverage": {"attempts": steps, "setup": {"torch": torch.__version__}},
             "facts": [fact.as_json() for fact in seen.values()],
         }
         path = os.path.join(settings["ranks_folder"], f"rank-{rank}-{os.getpid()}.json")

@@ -1,0 +1,236 @@
+"""Follows what values descend from: marks on storages that survive some ops and end at others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..model.vocabulary import FLOATING, Kind, Role, Site
+from . import torch_private as private
+from .identity import StorageMap
+from .ledger import Observation
+from .optable import NORMS, POINTWISE, REDUCING, SHAPING
+from .sites import enclosing_module, user_frame, user_site
+
+if TYPE_CHECKING:
+    from .session import Session
+
+DTYPE_NAMES = {d: str(d).removeprefix("torch.") for d in vars(torch).values() if isinstance(d, torch.dtype)}
+FLOATING_DTYPES = frozenset(dtype for dtype, name in DTYPE_NAMES.items() if name in FLOATING)
+LOW = frozenset(dtype for dtype in FLOATING_DTYPES if FLOATING[DTYPE_NAMES[dtype]].bits < 32)
+
+Marks = dict[str, Any]
+"""What a value descends from; a mark carries the Observation it may confirm, or True."""
+
+SURVIVES: dict[str, frozenset[str]] = {
+    "pointwise": frozenset(
+        "position square_mean softmax grad grad_norm param from eps uniform delta unpromoted".split()
+    ),
+    "shaping": frozenset(
+        "position square square_mean softmax grad grad_norm param from eps uniform delta unpromoted cast_of".split()
+    ),
+    "reducing": frozenset({"softmax", "grad", "grad_norm", "position"}),
+}
+"""Which marks live on through which class of op. A matmul ends all of them."""
+
+
+def kind_of(name: str) -> str | None:
+    """The class of an op by its aten name."""
+    if name in POINTWISE:
+        return "pointwise"
+    if name in SHAPING:
+        return "shaping"
+    if name in REDUCING or name in NORMS:
+        return "reducing"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How often a value was replaced by one computed from it, at the line where that begins."""
+
+    generation: int
+    start: tuple[str, int]
+    clock: int
+    dtype: Any
+    from_parameter: bool = False
+    from_gradient: bool = False
+
+
+class Flow:
+    """The marks of one session, and the observations they may confirm."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.ledger = session.ledger
+        self.window = session.window
+        self.marks: StorageMap[Marks] = StorageMap()
+        self.lineage: StorageMap[Lineage] = StorageMap()
+        self.lineage_sites: dict[tuple[str, int], Site | None] = {}
+        self.scalar_sites: dict[int, Site] = {}
+        """Autograd sequence number -> the line of a low-precision one-element result."""
+        self.ops = 0
+        self.unattributed = 0
+
+    # -- marks
+
+    def of(self, tensor: Any) -> Marks:
+        """The marks of a tensor's storage; empty where it has none."""
+        return (self.marks.get(tensor) or {}) if isinstance(tensor, Tensor) else {}
+
+    def mark(self, out: Any, **marks: Any) -> None:
+        """Adds marks to a tensor, or to each of a list."""
+        for tensor in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(tensor, Tensor):
+                old = self.marks.get(tensor)
+                self.marks.set(tensor, {**old, **marks} if old else marks)
+
+    def inherit(self, kind: str, args: Iterable[Any], out: Any) -> None:
+        """Puts the marks of the inputs that survive this class of op on the output."""
+        if not self.marks:
+            return
+        found: Marks = {}
+        for tensor in tensors_of(args):
+            found.update(self.marks.get(tensor) or {})
+        kept = {mark: value for mark, value in found.items() if mark in SURVIVES[kind]}
+        if kept:
+            self.mark(out, **kept)
+
+    # -- the base reaction of the forward pass
+
+    def counts(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Every op is counted; one without gradient or role is counted as unattributed."""
+        self.ops += 1
+        if not torch.is_grad_enabled():
+            self.unattributed += 1
+
+    def passes(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A low-precision result, or one that is no floating value: marks go through, scalars are located."""
+        kind = kind_of(name)
+        if kind is not None:
+            self.inherit(kind, args, out)
+        if isinstance(out, Tensor) and out.dtype in LOW:
+            if out.numel() == 1 and torch.is_grad_enabled() and differentiable(args):
+                # The node of this op was made just before it ran, so it has the number before the next one.
+                self.scalar_sites[private.next_sequence_number() - 1] = user_site() or Site("", 0)
+            if kind == "pointwise":
+                self._descend(args, out)
+
+    def _descend(self, args: Any, out: Tensor) -> None:
+        """Keeps which long-lived low-precision values a value without gradient was computed from, elementwise."""
+        inputs = [arg for arg in args if isinstance(arg, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+            return
+        is_parameter = self.session.is_parameter
+        if any(t.requires_grad and not is_parameter(t) for t in inputs):
+            return
+        origins: frozenset[int] = self.of(out).get("from", frozenset())
+        here, now, from_parameter, from_gradient = self.line(), self.window.clock, False, False
+        line = Lineage(1, here, now, out.dtype)
+        for tensor in inputs:
+            if is_parameter(tensor):
+                self.mark(out, param=True)
+                from_parameter = True
+                continue
+            marks = self.of(tensor)
+            from_parameter |= "param" in marks
+            from_gradient |= "grad" in marks
+            if tensor.dtype not in LOW or tensor.numel() != out.numel():
+                continue
+            origins |= {private.storage_key(tensor)}
+            older = self.lineage.get(tensor)
+            if older is not None and older.clock == now and older.generation >= line.generation:
+                line = older
+            elif older is not None and older.clock < now and older.start == here:
+                generation = max(line.generation, older.generation + 1)
+                line = replace(older, generation=generation, clock=now, dtype=out.dtype)
+        if origins and len(origins) <= 8:
+            self.mark(out, **{"from": origins})
+            from_parameter |= line.from_parameter
+            from_gradient |= line.from_gradient
+            self.lineage.set(out, replace(line, from_parameter=from_parameter, from_gradient=from_gradient))
+            if line.generation >= 2 and line.start not in self.lineage_sites:
+                self.lineage_sites[line.start] = user_site()
+
+    # -- observations
+
+    @staticmethod
+    def line() -> tuple[str, int]:
+        """The user's file and line, cheaper than a Site."""
+        frame = user_frame()
+        return (frame.f_code.co_filename, frame.f_lineno or 0) if frame else ("", 0)
+
+    def suspect(self, what: str, role: Role, dtype: Any, detail: str = "", **attrs: Any) -> Observation:
+        """The HOLDS observation of this role at this line, counted once more; made unconfirmed if it is new."""
+        return self.suspect_kind(what, Kind.HOLDS, role, dtype, detail, **attrs)
+
+    def suspect_kind(
+        self, what: str, kind: Kind, role: Role | None, dtype: Any, detail: str = "", **attrs: Any
+    ) -> Observation:
+        """The observation of this kind at this line, counted once more; made unconfirmed if it is new."""
+        key = (what, kind, role, dtype, self.line())
+        seen = self.ledger.get(key)
+        if seen is None:
+            module = self.session.module_name(enclosing_module(torch.nn.Module))
+            made = Observation(
+                kind, DTYPE_NAMES[dtype], role, user_site(), module=module, detail=detail, attrs=attrs, confirmed=False
+            )
+            region = self.session.autocast.words()
+            if region:
+                made.attrs["autocast"] = region
+            seen = self.ledger.put(key, made)
+        seen.count += 1
+        return seen
+
+    @staticmethod
+    def confirm(seen: Observation, **attrs: Any) -> None:
+        seen.confirmed = True
+        seen.attrs.update(attrs)
+
+    def confirm_all(self, detail: str, **attrs: Any) -> None:
+        """Confirms every suspicion of this name."""
+        for seen in self.ledger.observations.values():
+            if seen.detail == detail and not seen.confirmed:
+                self.confirm(seen, **attrs)
+
+    def share(self, seen: Observation, name: str) -> Callable[[list[float]], None]:
+        """A reader of (bad, total[, largest]) that keeps the largest share, and the headroom in bits."""
+
+        def use(values: list[float]) -> None:
+            bad, total = values[0], values[1]
+            seen.evidence[name] = max(seen.evidence.get(name, 0.0), bad / total if total else 0.0)
+            if len(values) > 2 and values[2] > 0 and seen.dtype in FLOATING:
+                bits = math.log2(FLOATING[seen.dtype].max / values[2])
+                seen.evidence["headroom"] = min(seen.evidence.get("headroom", bits), bits)
+
+        return use
+
+    def forget_expired(self) -> None:
+        self.marks.drop_expired()
+        self.lineage.drop_expired()
+
+
+def differentiable(args: Iterable[Any]) -> bool:
+    """Whether a gradient could flow into this op through a direct argument."""
+    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
+def trains(args: Iterable[Any]) -> bool:
+    """Whether this op is part of the graph that backward will walk."""
+    return torch.is_grad_enabled() and differentiable(args)
+
+
+def tensors_of(args: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments, those inside lists included."""
+    out: list[Tensor] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            out.append(arg)
+        elif isinstance(arg, (list, tuple)):
+            out += [item for item in arg if isinstance(item, Tensor)]
+    return out

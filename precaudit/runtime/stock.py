@@ -1,0 +1,298 @@
+"""Takes stock at step boundaries: which tensors hold which role, in which dtype, with the damage measured so far."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
+from . import torch_private as private
+from .flow import DTYPE_NAMES, LOW
+from .identity import StorageMap
+from .ledger import Observation
+from .probes.backward import Walk
+from .probes.optimizers import group_tensors, nbytes, parameters, state_tensors
+
+if TYPE_CHECKING:
+    from .session import Session
+
+ADAPTER = re.compile(r"lora|adapter|ia3|prompt|prefix_enc|dora|loha|lokr|vera", re.IGNORECASE)
+HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
+SECOND_MOMENT = re.compile(r"sq|square|second|nu$|^v$|^var")
+
+Numbers = dict[str, float]
+
+
+class Stock:
+    """The role rows of one session. Every call replaces what it said of the same optimizer before."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.ledger = session.ledger
+        self.labels: StorageMap[str] = StorageMap()
+        """Parameters and state by storage: "param", "state:exp_avg"."""
+        self.measured: dict[str, Numbers] = {}
+        """Label -> the replay's numbers, summed over the traced steps."""
+
+    # -- the graph
+
+    def of_graph(self, found: Walk) -> None:
+        """Role rows that one backward shows: activations, matmuls, softmax, norms, forward weights."""
+        for dtype, (count, size) in found.activations.items():
+            self._row(Role.ACTIVATION, dtype, count, size)
+        for role, tally in ((Role.MATMUL_COMPUTE, found.matmuls), (Role.SOFTMAX, found.softmaxes)):
+            for dtype, count in tally.items():
+                self._row(role, dtype, count, 0)
+        for dtype, count in found.norms.items():
+            # A library kernel computes its statistics in float32, whatever goes in.
+            self._row(Role.NORM_COMPUTATION, torch.float32 if dtype in LOW else dtype, count, 0)
+        weights: dict[Any, list[int]] = {}
+        for key, leaf in found.leaves.items():
+            dtype = found.casts_of_leaves.get(key, leaf.dtype)
+            held = weights.setdefault(dtype, [0, 0])
+            held[0] += 1
+            held[1] += leaf.numel() * getattr(dtype, "itemsize", leaf.element_size())
+        for dtype, (count, size) in weights.items():
+            self._row(Role.FORWARD_WEIGHT, dtype, count, size)
+
+    def _row(self, role: Role, dtype: Any, count: int, size: int) -> None:
+        """A role row: the largest seen in one backward."""
+        if dtype not in DTYPE_NAMES:
+            return
+        key = ("row", role, dtype)
+        seen = self.ledger.get(key) or self.ledger.put(key, Observation(Kind.HOLDS, DTYPE_NAMES[dtype], role))
+        seen.count, seen.bytes = max(seen.count, count), max(seen.bytes, size)
+
+    # -- gradients
+
+    def of_gradients(self, optimizer: Any, mine: list[Tensor], micro_batches: Callable[[Tensor], int]) -> None:
+        """The dtypes of `.grad` before a step, and which of them are sums over several micro-batches."""
+        held: dict[Any, list[int]] = {}
+        summed: dict[Any, list[Tensor]] = {}
+        for parameter in mine:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            tally = held.setdefault(gradient.dtype, [0, 0])
+            tally[0] += 1
+            tally[1] += nbytes(gradient)
+            if micro_batches(parameter) >= 2:
+                summed.setdefault(gradient.dtype, []).append(parameter)
+        for dtype, (count, size) in held.items():
+            self.ledger.put(
+                ("gradients", id(optimizer), dtype),
+                Observation(Kind.HOLDS, _name(dtype), Role.GRADIENT, count=count, bytes=size),
+            )
+        for dtype, params in summed.items():
+            self.ledger.put(
+                ("accumulation", id(optimizer), dtype),
+                Observation(
+                    Kind.HOLDS,
+                    _name(dtype),
+                    Role.GRADIENT_ACCUMULATION,
+                    self.session.last_backward,
+                    self.session.construction.why_low(params[0]) if dtype in LOW else None,
+                    detail=f".grad of {len(params)} parameters, several micro-batches per step",
+                    count=len(params),
+                    bytes=sum(nbytes(p.grad) for p in params if p.grad is not None),
+                ),
+            )
+
+    # -- an optimizer
+
+    def label(self, optimizer: Any) -> None:
+        """Names the optimizer's tensors, so that the replay's numbers find their role."""
+        for name, tensor, _ in state_tensors(optimizer):
+            if self.labels.get(tensor) is None:
+                self.labels.set(tensor, f"state:{name}")
+        for parameter in parameters(optimizer):
+            if self.labels.get(parameter) is None:
+                self.labels.set(parameter, "param")
+
+    def add(self, label: str, numbers: Numbers) -> None:
+        """Adds what one replay measured."""
+        total = self.measured.setdefault(label, {})
+        for name, value in numbers.items():
+            total[name] = total.get(name, 0.0) + value
+
+    def of_optimizer(self, optimizer: Any) -> None:
+        """Parameters, masters, state and hyperparameters of one optimizer, as they are now."""
+        for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[:2] == ("stock", id(optimizer))]:
+            del self.ledger.observations[key]
+        name, site = type(optimizer).__name__, self.session.built_at(optimizer)
+        mine = [p for p in parameters(optimizer) if p.requires_grad]
+        self._weights(optimizer, name, site, mine)
+        self._state(optimizer, name, site, mine)
+
+    def _weights(self, optimizer: Any, name: str, site: Site | None, mine: list[Tensor]) -> None:
+        held: dict[tuple[Role, Any], list[Tensor]] = {}
+        for parameter in mine:
+            own = private.local(parameter)
+            role = self._weight_role(optimizer, parameter, own)
+            if role is not None:
+                held.setdefault((role, own.dtype), []).append(parameter)
+        for (role, dtype), params in held.items():
+            seen = Observation(
+                Kind.HOLDS,
+                _name(dtype),
+                role,
+                site,
+                self.session.construction.why_low(params[0]) if dtype in LOW else None,
+                self.session.construction.name(params[0]) if len(params) == 1 else "",
+                f"{len(params)}/{len(mine)} parameters of {name}",
+                len(params),
+                sum(nbytes(p) for p in params),
+                {"optimizer": name},
+            )
+            if dtype in LOW:
+                self.updates(seen)
+                self._compensated(seen, params)
+                if role is Role.ADAPTER_PARAMETER and self.session.unscaled_float16:
+                    seen.attrs["loss_scaling"] = "none"
+            self.ledger.put(("stock", id(optimizer), role, dtype), seen)
+
+    def _compensated(self, seen: Observation, params: Iterable[Tensor]) -> None:
+        writes = self.session.writes.parameter_writes
+        if all("kahan" in writes.get(private.storage_key(private.local(p)), ()) for p in params):
+            seen.attrs["allowed_because"] = "kahan"
+
+    def _weight_role(self, optimizer: Any, parameter: Tensor, own: Tensor) -> Role | None:
+        """master_weight unless it is only ever copied from a float32 master; None where that is not known yet."""
+        if ADAPTER.search(self.session.construction.name(parameter)):
+            return Role.ADAPTER_PARAMETER
+        if own.dtype not in LOW:
+            return Role.MASTER_WEIGHT
+        writes = self.session.writes.parameter_writes.get(private.storage_key(own))
+        if writes:
+            return Role.MASTER_WEIGHT if "update" in writes else None
+        return Role.MASTER_WEIGHT if type(optimizer).__module__.startswith("torch.optim") else None
+
+    def _state(self, optimizer: Any, name: str, site: Site | None, mine: list[Tensor]) -> None:
+        groups: dict[Any, dict[str, Any]] = {}
+        scalars: dict[tuple[str, Any], list[Tensor]] = {}
+        for key, tensor, parameter in state_tensors(optimizer):
+            tensor = private.local(tensor)
+            if not tensor.dtype.is_floating_point:
+                continue
+            if tensor.ndim == 0 or (tensor.numel() == 1 and (parameter is None or parameter.numel() > 1)):
+                scalars.setdefault((key, tensor.dtype), []).append(tensor)
+                continue
+            if self.session.writes.masters.get(tensor) is not None or "master" in key.lower():
+                self._master(optimizer, tensor)
+                continue
+            kahan = self.session.writes.compensations.get(tensor) is not None
+            held = groups.setdefault((tensor.dtype, kahan), {"names": {}, "owners": {}, "tensors": []})
+            held["names"][key] = None
+            held["tensors"].append(tensor)
+            if parameter is not None:
+                held["owners"][id(parameter)] = parameter
+        adapters = bool(mine) and all(ADAPTER.search(self.session.construction.name(p)) for p in mine)
+        for (dtype, kahan), held in groups.items():
+            seen = self._moments(name, site, dtype, held, len(mine))
+            seen.attrs["adapter_only"] = adapters
+            if kahan:
+                seen.attrs["allowed_because"] = "kahan"
+            elif dtype in LOW:
+                self._frozen(seen, held["names"])
+                self._eps(optimizer, seen)
+            self.ledger.put(("stock", id(optimizer), "state", dtype, kahan), seen)
+        for key, tensor in group_tensors(optimizer):
+            scalars.setdefault((key, tensor.dtype), []).append(tensor)
+        for (key, dtype), tensors in scalars.items():
+            if dtype in LOW and HYPERPARAMETER.search(key):
+                self._hyperparameter(optimizer, name, site, key, tensors)
+
+    def _moments(self, name: str, site: Site | None, dtype: Any, held: dict[str, Any], parameters: int) -> Observation:
+        owners = held["owners"]
+        low = [p for p in owners.values() if private.local(p).dtype in LOW] if dtype in LOW else []
+        made = next((s for s in map(self.session.births.site, held["tensors"]) if s is not None), None)
+        of = f" of {len(owners)}/{parameters} parameters" if owners else ""
+        return Observation(
+            Kind.HOLDS,
+            DTYPE_NAMES[dtype],
+            Role.OPTIMIZER_STATE,
+            # Low state beside high parameters was made so by the optimizer itself: that line, not its construction.
+            made if made is not None and dtype in LOW and owners and not low else site,
+            self.session.construction.why_low(low[0]) if low else None,
+            detail=f"{name} {', '.join(sorted(held['names'])) or 'state'}{of}",
+            count=len(held["tensors"]),
+            bytes=sum(nbytes(t) for t in held["tensors"]),
+            attrs={"optimizer": name, "what": "moment"},
+        )
+
+    def _hyperparameter(self, optimizer: Any, name: str, site: Site | None, key: str, tensors: list[Tensor]) -> None:
+        dtype = DTYPE_NAMES[tensors[0].dtype]
+        made = next((s for s in map(self.session.births.site, tensors) if s is not None), None)
+        stops = f"; stops counting at {FLOATING[dtype].max_exact_integer}" if "step" in key else ""
+        self.ledger.put(
+            ("stock", id(optimizer), "hyperparameter", key, dtype),
+            Observation(
+                Kind.HOLDS,
+                dtype,
+                Role.OPTIMIZER_STATE,
+                made or site,
+                detail=f"{name} {key}{stops}",
+                count=len(tensors),
+                attrs={"what": "hyperparameter", "key": key, "optimizer": name},
+            ),
+        )
+
+    def _master(self, optimizer: Any, tensor: Tensor) -> None:
+        key = ("stock", id(optimizer), "masters", tensor.dtype)
+        seen = self.ledger.get(key) or self.ledger.put(
+            key, Observation(Kind.HOLDS, DTYPE_NAMES[tensor.dtype], Role.MASTER_WEIGHT)
+        )
+        seen.count += 1
+        seen.bytes += nbytes(tensor)
+
+    # -- evidence
+
+    def updates(self, seen: Observation) -> None:
+        """How much of the updates the parameters' dtype rounded away."""
+        numbers = self.measured.get("param")
+        if numbers and numbers["should_move"]:
+            seen.evidence["updates_lost"] = numbers["stuck"] / numbers["should_move"]
+            if numbers["step2"] > 0 and math.isfinite(numbers["error2"]):
+                seen.evidence["applied_update_error"] = math.sqrt(numbers["error2"] / numbers["step2"])
+
+    def _frozen(self, seen: Observation, names: Mapping[str, Any]) -> None:
+        """How much of the second moment, or of all state, could not move."""
+        chosen = [name for name in names if SECOND_MOMENT.search(name)] or list(names)
+        should = sum(self.measured.get(f"state:{name}", {}).get("should_move", 0.0) for name in chosen)
+        stuck = sum(self.measured.get(f"state:{name}", {}).get("stuck", 0.0) for name in chosen)
+        if should:
+            seen.evidence["state_frozen"] = stuck / should
+        numbers = self.measured.get("param")
+        if numbers and numbers["should_move"]:
+            seen.evidence["updates_lost"] = numbers["stuck"] / numbers["should_move"]
+
+    def _eps(self, optimizer: Any, state: Observation) -> None:
+        """An eps that is nothing in the dtype it is added in. Fused kernels add it in float32."""
+        for group in optimizer.param_groups:
+            eps = group.get("eps")
+            if not isinstance(eps, float) or not eps or group.get("fused"):
+                continue
+            how = rounds_to(eps, state.dtype)
+            if how in ("zero", "subnormal"):
+                self.ledger.put(
+                    ("stock", id(optimizer), "eps", state.dtype),
+                    Observation(
+                        Kind.EPS,
+                        state.dtype,
+                        Role.OPTIMIZER_STATE,
+                        state.site,
+                        state.cause,
+                        detail=f"eps={eps:g} of {type(optimizer).__name__} is {how} in {state.dtype}",
+                        count=1,
+                        attrs={"rounds_to": how, "value": eps},
+                    ),
+                )
+
+
+def _name(dtype: Any) -> str:
+    return DTYPE_NAMES.get(dtype, str(dtype))

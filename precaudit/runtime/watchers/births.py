@@ -1,0 +1,90 @@
+"""Remembers where low-precision tensors without gradient were made, so that an accumulator's report names that line."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Site
+from .. import torch_private as private
+from ..flow import LOW
+from ..identity import StorageMap
+from ..sites import user_site
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+MAKERS = frozenset(
+    "zeros zeros_like ones ones_like full full_like empty empty_like empty_strided new_zeros new_empty new_full "
+    "scalar_tensor lift_fresh clone _to_copy".split()
+)
+
+
+class Births:
+    """Storage -> the user's line that made it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.sites: StorageMap[Site] = StorageMap()
+
+    def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if isinstance(out, Tensor) and out.dtype in LOW and self.sites.get(out) is None:
+            if name in ("clone", "_to_copy") and torch.is_grad_enabled() and args[0].requires_grad:
+                return
+            site = user_site()
+            if site is not None:
+                self.sites.set(out, site)
+
+    def site(self, tensor: Tensor) -> Site | None:
+        return self.sites.get(tensor)
+
+
+class BirthMode(private.DispatchMode):  # type: ignore[misc]
+    """On from the first optimizer's construction until the window opens, when state, averages and sums are made.
+
+    A forked DataLoader worker would inherit it: it is taken out in the child.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, births: Births) -> None:
+        super().__init__()
+        self.births = births
+        self.makers: dict[Any, str] = {}
+        reference = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _leave(reference))
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for kind in types:
+            if kind not in private.PLAIN:
+                return NotImplemented
+        try:
+            out = func(*args, **kwargs) if kwargs else func(*args)
+        except RuntimeError as error:
+            self.births.session.guard("a refused op", self.births.session.refused, str(func), args, error)
+            raise
+        name = self.makers.get(func)
+        if name is None:
+            schema = getattr(func, "_schema", None)
+            name = self.makers[func] = schema.name.partition("::")[2] if schema is not None else ""
+        if name in MAKERS:
+            self.births.made(name, args, kwargs, out)
+        return out
+
+
+def _leave(reference: Any) -> None:
+    mode = reference()
+    if mode is not None:
+        private.take_out(mode)

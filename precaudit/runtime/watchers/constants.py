@@ -1,0 +1,86 @@
+"""Literals: finite numbers that are inf in the result's dtype, and guards that round to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
+from ..evidence import nonfinite
+from ..flow import DTYPE_NAMES
+from ..ledger import Observation
+from ..optable import POINTWISE
+from ..sites import in_library, user_site
+from . import FORWARD, Registration
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+LARGEST = {dtype: FLOATING[name].max for dtype, name in DTYPE_NAMES.items() if name in FLOATING}
+GUARDS = frozenset({"add", "clamp_min", "clamp", "maximum"})
+INPLACE = frozenset({"add_", "mul_", "masked_fill_", "sub_", "fill_"})
+
+
+class Constants:
+    """PA406 and PA407."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.flow = session.flow
+
+    def reactions(self) -> Iterable[Registration]:
+        yield FORWARD, POINTWISE | INPLACE, self.literal, True
+        yield FORWARD, ("log", "rsqrt", "sqrt", "div", "reciprocal"), self.guarded, True
+
+    def literal(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        dtype = out.dtype
+        for arg in args[1:4]:
+            if type(arg) not in (float, int) or arg == 0:
+                continue
+            size = abs(arg)
+            if size > LARGEST[dtype] and size != float("inf") and not name.startswith(("clamp", "hardtanh")):
+                seen = self.flow.suspect_kind(
+                    f"constant {arg}",
+                    Kind.CONSTANT,
+                    Role.ACTIVATION,
+                    dtype,
+                    f"{arg:g} in {name}",
+                    overflows=True,
+                    value=float(arg),
+                )
+                seen.confirmed = True
+                if seen.count <= 4:
+                    self.session.ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
+            elif (
+                size < 1e-4
+                and name in GUARDS
+                and rounds_to(float(arg), DTYPE_NAMES[dtype]) == "zero"
+                and not in_library("torch")
+            ):
+                self.flow.mark(out, eps=(user_site(), float(arg)))
+
+    def guarded(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """The guarded value reaches the op it was to protect."""
+        value = args[1] if name == "div" and len(args) > 1 else args[0]
+        eps = self.flow.of(value).get("eps")
+        if eps is None or not torch.is_grad_enabled():
+            return
+        site, number = eps
+        self._report(
+            site, number, "rsqrt" if name in ("rsqrt", "sqrt") else "div" if name == "reciprocal" else name, out
+        )
+
+    def _report(self, site: Site | None, number: float, feeds: str, out: Any) -> None:
+        self.session.once(
+            ("eps", site, number, out.dtype),
+            Observation(
+                Kind.CONSTANT,
+                DTYPE_NAMES[out.dtype],
+                Role.ACTIVATION,
+                site,
+                detail=f"{number:g} before {feeds}",
+                attrs={"overflows": False, "rounds_to": "zero", "feeds": feeds, "value": number},
+            ),
+        )

@@ -1,0 +1,131 @@
+"""Gradients between backward and step: their underflow, their norms, clipping, and their reduction over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Role
+from .. import torch_private as private
+from ..evidence import nonfinite, underflow
+from ..flow import FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
+from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
+from . import BACKWARD, FORWARD, GRADIENTS, Registration
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+SAMPLED_PER_STEP = 8
+SCALINGS = frozenset({"mul", "div", "_foreach_mul", "_foreach_div"})
+TO_ONE_NUMBER = frozenset({"sum", "mean", "amax", "max"})
+
+
+class Gradients:
+    """PA202's and PA203's evidence, PA209, PA211 and PA501."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.flow = session.flow
+        self.ledger = session.ledger
+        self.norm_read = False
+        """A gradient norm became a Python number since backward."""
+        self.rescaled = False
+        """Gradients were multiplied by something that is not their own norm since backward."""
+        self.sampled = 0
+        self.zeros = self.subnormals = self.nonzeros = 0.0
+
+    def reactions(self) -> Iterable[Registration]:
+        yield BACKWARD, MATMULS | {"convolution_backward"}, self.sample_float16, False
+        yield BACKWARD, REDUCTION_COLLECTIVES, self.reduced, False
+        yield GRADIENTS, REDUCTION_COLLECTIVES, self.reduced, False
+        for phase in (GRADIENTS, FORWARD):
+            yield phase, NORMS, self.norm, False
+            yield phase, ("_local_scalar_dense",), self.number, False
+        yield GRADIENTS, POINTWISE | SHAPING | (REDUCING - NORMS), self.computed, False
+
+    def sample_float16(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A matmul or convolution of backward: where float16 gradients are first seen to underflow."""
+        for gradient in tensors_of([out] if isinstance(out, Tensor) else out):
+            if gradient.dtype is torch.float16 and self.sampled < SAMPLED_PER_STEP:
+                self.sampled += 1
+                self.ledger.defer(underflow(gradient), self._add)
+
+    def _add(self, values: list[float]) -> None:
+        self.zeros += values[0]
+        self.subnormals += values[1]
+        self.nonzeros += values[2]
+
+    def reduced(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A sum over ranks of gradients; counters, flags and norms are too small or not floating."""
+        nested = [item for arg in args[:2] for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        for tensor in tensors_of([nested])[:1]:
+            if not tensor.dtype.is_floating_point or tensor.numel() <= 1:
+                continue
+            inside = self.session.window.phase == BACKWARD
+            if inside or self.session.is_gradient(tensor) or "grad" in self.flow.of(tensor):
+                self.session.saw_gradient_reduction(tensor, name)
+
+    def computed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Values computed from gradients, and from their norms."""
+        found: Marks = {}
+        for tensor in tensors_of(args):
+            if self.session.is_gradient(tensor):
+                found["grad"] = True
+            found.update(self.flow.of(tensor))
+        kept: Marks = {mark: True for mark in ("grad", "grad_norm") if mark in found}
+        single = isinstance(out, Tensor) and out.numel() == 1
+        if name in TO_ONE_NUMBER and "grad" in found and single:
+            self._norm_is(name, out)
+            kept = {"grad_norm": True}
+        elif name == "_to_copy" and "grad_norm" in found and single:
+            self._norm_is(name, out)
+        if kept:
+            self.flow.mark(out, **kept)
+        if name == "_to_copy" and isinstance(out, Tensor) and (out.dtype in LOW or args[0].dtype in LOW):
+            source = args[0]
+            made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
+            self.flow.mark(out, cast_of=made)
+        if "grad" in found and name in SCALINGS:
+            self.rescaled = True
+        if isinstance(out, Tensor) and out.dtype in LOW and not kept and kind_of(name) == "pointwise":
+            self.flow.passes(name, args, kwargs, out)
+
+    def norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        given = tensors_of(args[:1])
+        if not given:
+            return
+        marks = self.flow.of(given[0])
+        if self.session.is_gradient(given[0]) or "grad" in marks or "grad_norm" in marks:
+            self.flow.mark(out, grad_norm=True)
+            for tensor in tensors_of([out] if isinstance(out, Tensor) else out):
+                self._norm_is(name, tensor)
+
+    def _norm_is(self, name: str, norm: Tensor) -> None:
+        if norm.dtype in FLOATING_DTYPES:
+            seen = self.flow.suspect("gradient_norm", Role.GRADIENT_NORM, norm.dtype, name.strip("_"))
+            seen.confirmed = True
+            if norm.dtype in LOW and seen.count <= 64:
+                self.ledger.defer(nonfinite(norm), self.flow.share(seen, "inf_share"))
+
+    def number(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if "grad_norm" in self.flow.of(args[0]):
+            self.norm_read = True
+
+    def wrote(self, name: str, targets: list[Tensor], args: Any) -> None:
+        """Gradients were changed in place: clipping, unscaling, averaging."""
+        factor = args[1] if len(args) > 1 else None
+        factors = factor if isinstance(factor, (list, tuple)) else [factor]
+        from_norm = any("grad_norm" in self.flow.of(f) for f in factors)
+        by_number = self.norm_read and any(isinstance(f, (int, float)) and 0 <= f <= 1 for f in factors)
+        base = name.removeprefix("_foreach_").rstrip("_")
+        if base.startswith("clamp") or (base in ("mul", "div") and (from_norm or by_number)):
+            self.session.saw_clip(targets)
+        elif base in ("mul", "div", "copy"):
+            self.rescaled = True
+
+    def step_boundary(self) -> None:
+        self.norm_read = self.rescaled = False
+        self.sampled = 0

@@ -1,0 +1,77 @@
+"""float32 masters whose content is bfloat16: the low 16 mantissa bits are all zero, and stay so after updates.
+
+Read at step boundaries rather than per op. Source: the bit layouts of float32 and bfloat16 share their upper half.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Kind, Role, Site
+from .. import torch_private as private
+from ..ledger import Observation
+from ..sites import user_site
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+SAMPLED = 256
+"""Elements of each weight."""
+FEWEST = 64
+"""Fewer distinct values than this prove nothing: ones, zeros, a handful of scales."""
+
+
+class Hollow:
+    """PA105. Looks at the float32 weights each time an optimizer is about to step."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.before: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
+        """Optimizer -> the sample of its weights when it last was about to step."""
+
+    def look(self, optimizer: Any, parameters: Iterable[Tensor], restored: bool) -> None:
+        """Elements that the last step moved and that are bfloat16 values again; at the start, a resumed run's."""
+        own = [private.local(p).detach() for p in parameters]
+        samples = [t.reshape(-1)[:SAMPLED] for t in own if t.dtype is torch.float32 and t.numel() >= FEWEST]
+        if not samples or len({sample.device for sample in samples}) > 1:
+            return
+        now = torch.cat(samples)
+        low_bits = (now.view(torch.int32) & 0xFFFF) != 0
+        before = self.before.get(optimizer)
+        self.before[optimizer] = now
+        tensors = len(samples)
+        if before is None or before.shape != now.shape:
+            if restored and not bool(low_bits.any()) and int(now.unique().numel()) >= FEWEST:
+                attrs = {"restored": True, "after_step": False}
+                site = self.session.construction.loaded_at or self.session.built_at(optimizer)
+                self._report(optimizer, tensors, "at the start of a resumed run", site, attrs)
+            return
+        moved = now != before
+        site = user_site()
+
+        def use(values: list[float]) -> None:
+            if values[0] >= FEWEST and values[1] == values[0]:
+                attrs = {"after_step": True, "restored": False}
+                self._report(optimizer, tensors, "after an applied step", site, attrs)
+
+        self.session.ledger.defer([moved.sum(), (moved & ~low_bits).sum()], use)
+
+    def _report(self, optimizer: Any, count: int, when: str, site: Site | None, attrs: dict[str, Any]) -> None:
+        self.session.ledger.put(
+            ("hollow", id(optimizer)),
+            Observation(
+                Kind.HOLLOW,
+                "float32",
+                Role.MASTER_WEIGHT,
+                site,
+                detail=f"{count} float32 weights hold only bfloat16 values {when}",
+                count=count,
+                attrs=attrs,
+                evidence={"hollow": 1.0},
+            ),
+        )

@@ -1,0 +1,72 @@
+"""Norm statistics: written by hand in low precision, and BatchNorm's running buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...model.vocabulary import Role
+from .. import torch_private as private
+from ..evidence import nonfinite
+from ..flow import trains
+from ..optable import BATCH_NORMS
+from . import FORWARD, Registration
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+class Normalisation:
+    """PA402 and PA403. A square, its mean, and the root of that: three ops that together are a norm."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.flow = session.flow
+
+    def reactions(self) -> Iterable[Registration]:
+        yield FORWARD, ("pow", "square", "mul"), self.square, True
+        yield FORWARD, ("mean", "sum", "var", "std", "linalg_vector_norm"), self.statistic, True
+        yield FORWARD, ("rsqrt", "sqrt", "pow"), self.root, True
+        yield FORWARD, BATCH_NORMS, self.batch_norm, False
+
+    def square(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if name == "pow" and not (len(args) > 1 and args[1] == 2):
+            return
+        if name == "mul" and not (
+            isinstance(args[1], Tensor) and private.storage_key(args[0]) == private.storage_key(args[1])
+        ):
+            return
+        if out.numel() == 1 or not trains(args):
+            return
+        seen = self.flow.suspect("norm", Role.NORM_COMPUTATION, out.dtype, name, hand_written=True)
+        self.flow.mark(out, square=seen)
+        if seen.count <= 4:
+            self.session.ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
+
+    def statistic(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if out.numel() == 1 or not isinstance(args[0], Tensor):
+            return
+        square = self.flow.of(args[0]).get("square")
+        if square is None and name in ("var", "std") and trains(args):
+            square = self.flow.suspect("norm", Role.NORM_COMPUTATION, out.dtype, name, hand_written=True)
+        if square is not None:
+            self.flow.mark(out, square_mean=square)
+            if name == "std":
+                self.flow.confirm(square)
+
+    def root(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if name == "pow" and not (len(args) > 1 and args[1] in (-0.5, 0.5)):
+            return
+        statistic = self.flow.of(args[0]).get("square_mean")
+        if statistic is not None:
+            self.flow.confirm(statistic)
+
+    def batch_norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Running statistics are an argument of the kernel, wherever the call came from."""
+        buffers = [arg for arg in args[3:5] if isinstance(arg, Tensor)]
+        training = name in ("_batch_norm_with_update", "batch_norm_gather_stats") or any(a is True for a in args[3:])
+        if training:
+            for buffer in buffers:
+                self.session.saw_running_statistics(buffer)

@@ -1,0 +1,137 @@
+"""Range and running values: float16 results near 65504, sums that reach it, and recurrences that round at each step.
+
+Known limitations: a recurrence is recognised by its line running many times in one call, not through a scan operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import FLOATING, Kind, Role
+from .. import torch_private as private
+from ..evidence import nonfinite
+from ..flow import tensors_of, trains
+from ..ledger import Observation
+from ..optable import MATMULS, POINTWISE
+from ..sites import user_frame
+from . import FORWARD, Registration
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+TOO_LITTLE_HEADROOM = 2.0
+"""Bits between the largest value seen and 65504."""
+LOOP = 16
+"""Iterations of one line, each rounding what the one before stored."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A line that runs again and again within one call."""
+
+    clock: int
+    executed: int = 0
+    links: int = 0
+    matmuls: int = 0
+    kept: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=4))
+    """Storage keys of its last results, pinned by weak references."""
+
+
+class Ranges:
+    """PA405 and PA411."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.flow = session.flow
+        self.ledger = session.ledger
+        self.matmuls = 0
+        self._runs: dict[tuple[int, int], Run] = {}
+        self._order = 0
+        self._first_overflow: tuple[int, Observation] | None = None
+
+    def reactions(self) -> Iterable[Registration]:
+        yield FORWARD, MATMULS, self.matmul, False
+        yield FORWARD, MATMULS | {"pow", "square", "exp", "sum"}, self.result, True
+        yield FORWARD, POINTWISE, self.recurrence, True
+
+    def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        self.matmuls += 1
+        if isinstance(out, Tensor) and out.dtype is torch.float32 and trains(args):
+            self.session.saw_float32_matmul()
+
+    def result(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A float16 result whose largest values come near the end of the range."""
+        if out.dtype is not torch.float16 or not trains(args) or not out.numel():
+            return
+        summed = name == "sum"
+        self._order += 1
+        order = self._order
+        if summed:
+            seen = self.flow.suspect("sum", Role.REDUCTION, out.dtype, "sum", pattern="near-overflow")
+        else:
+            seen = self.flow.suspect_kind("range", Kind.OVERFLOW, Role.ACTIVATION, out.dtype, name, inf_seen=False)
+        if seen.count > 4:
+            return
+        inputs = [t for t in tensors_of(args) if t.dtype is torch.float16 and t.numel()]
+        clean = torch.stack([torch.isfinite(t).all() for t in inputs]).all() if inputs else torch.isfinite(out).any()
+
+        def use(values: list[float]) -> None:
+            bad, _, largest, finite_inputs = values
+            if not finite_inputs:
+                return  # the overflow happened earlier, and is reported there
+            bits = math.log2(FLOATING["float16"].max / largest) if largest > 0 else 99.0
+            if bad or bits < TOO_LITTLE_HEADROOM:
+                self.share_of(seen, values, bits)
+                if not summed:
+                    seen.attrs["inf_seen"] = bool(bad) or bool(seen.attrs.get("inf_seen"))
+                self._keep_first(seen, order)
+
+        self.ledger.defer([*nonfinite(out), clean], use)
+
+    @staticmethod
+    def share_of(seen: Observation, values: list[float], bits: float) -> None:
+        seen.evidence["inf_share"] = max(seen.evidence.get("inf_share", 0.0), values[0] / values[1])
+        seen.evidence["headroom"] = min(seen.evidence.get("headroom", bits), bits)
+
+    def _keep_first(self, seen: Observation, order: int) -> None:
+        """Only the first op of a chain that leaves the range is confirmed: the others follow from it."""
+        if seen.confirmed:
+            return
+        if self._first_overflow is None or order < self._first_overflow[0]:
+            if self._first_overflow is not None:
+                self._first_overflow[1].confirmed = False
+            self._first_overflow = (order, seen)
+            seen.confirmed = True
+
+    def recurrence(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """`state = keep * state + x[t]`, stored in low precision at every iteration of one loop."""
+        frame = user_frame()
+        if frame is None:
+            return
+        key = (id(frame), frame.f_lineno or 0)
+        now = self.session.window.clock
+        run = self._runs.get(key)
+        if run is None or run.clock != now:
+            if len(self._runs) > 4096:
+                self._runs.clear()
+            run = self._runs[key] = Run(now, matmuls=self.matmuls)
+        run.executed += 1
+        if run.executed < 3:
+            return
+        keys = {private.storage_key(arg) for arg in args if isinstance(arg, Tensor)}
+        linked = any(kept in keys for kept, _ in run.kept)
+        # A matmul between two iterations makes this a residual stream or a recurrent cell: short-lived values.
+        run.links = run.links + 1 if linked and run.matmuls == self.matmuls else 0 if not linked else run.links
+        run.matmuls = self.matmuls
+        run.kept.append((private.storage_key(out), private.weak_storage(out)))
+        if run.links == LOOP and torch.is_grad_enabled():
+            seen = self.flow.suspect("recurrence", Role.REDUCTION, out.dtype, "", pattern="running")
+            seen.detail = f"the line ran {run.executed} times in one call, each time on its own last result"
+            seen.confirmed = True

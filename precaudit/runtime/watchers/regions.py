@@ -1,0 +1,94 @@
+"""Autocast at work: switched off around low values, or serving casts of weights that changed or lost their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Kind, Role
+from .. import torch_private as private
+from ..flow import LOW, trains
+from ..optable import MATMULS, POINTWISE, REDUCING
+from . import FORWARD, OPTIMIZER, Registration
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+class Regions:
+    """PA410, PA703 and PA708; also remembers what each cast was a cast of."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.flow = session.flow
+
+    def reactions(self) -> Iterable[Registration]:
+        yield FORWARD, ("_to_copy",), self.cast, False
+        yield OPTIMIZER, ("_to_copy",), self.cast, False
+        yield FORWARD, POINTWISE | REDUCING, self.switched_off, True
+        yield FORWARD, ("add", "sub", "mul", "div"), self.promotion, True
+        yield FORWARD, ("mean", "sum"), self.into_loss, True
+        yield FORWARD, MATMULS, self.cached_weight, True
+
+    def cast(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        source = args[0]
+        if out.dtype in LOW or source.dtype in LOW:
+            weight = source.requires_grad and self.session.is_parameter(source)
+            version = self.session.parameter_version(source) if weight else 0
+            made = (private.storage_key(source), source.dtype, private.weak_storage(source), version)
+            self.flow.mark(out, cast_of=made)
+            if weight and not torch.is_grad_enabled():
+                self.flow.mark(out, no_grad_cast=True)
+            if not trains(args) and self.session.is_parameter(source):
+                self.flow.mark(out, param=True)
+
+    def switched_off(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A low value is worked on inside autocast(enabled=False): nothing upcast it there."""
+        if not self.session.autocast.disabled_inside() or not trains(args):
+            return
+        if any(isinstance(arg, Tensor) and arg.dtype in LOW for arg in args):
+            site = self.session.autocast.regions[-1].site
+            key = ("switched off", site)
+            if self.session.ledger.get(key) is None:
+                seen = self.flow.suspect_kind("switched off", Kind.AUTOCAST, Role.ACTIVATION, out.dtype, name)
+                seen.attrs.update(enabled=False, upcast=False)
+                seen.confirmed = True
+                self.session.ledger.observations[key] = self.session.ledger.observations.popitem()[1]
+
+    def promotion(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A 0-d float32 tensor with a low tensor: the result stays low."""
+        given = [a for a in args[:2] if isinstance(a, Tensor)]
+        other = [a for a in given if a.ndim == 0 and a.dtype is torch.float32 and not a.requires_grad]
+        low = [a for a in given if a.ndim > 0 and a.dtype in LOW]
+        if other and low and trains(args):
+            detail = f"a 0-d float32 tensor in {name} does not promote the result"
+            seen = self.flow.suspect_kind("promotion", Kind.OP, Role.LOSS, out.dtype, detail, op="no-promotion")
+            self.flow.mark(out, unpromoted=seen)
+
+    def into_loss(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Elsewhere a scale is meant to keep the dtype; in a loss it was meant to raise it."""
+        seen = self.flow.of(args[0]).get("unpromoted")
+        if seen is not None and out.numel() == 1:
+            seen.confirmed = True
+
+    def cached_weight(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A matmul that trains reads a cast of a weight made under no_grad, or before the weight changed."""
+        if not torch.is_grad_enabled() or self.session.autocast.active() is None:
+            return
+        for arg in args:
+            if not isinstance(arg, Tensor) or arg.dtype not in LOW:
+                continue
+            marks = self.flow.of(arg)
+            made = marks.get("cast_of")
+            if made is None or len(made) < 4:
+                continue
+            stale = made[3] and made[3] != self.session.version_of_key(made[0])
+            lost = "no_grad_cast" in marks and not arg.requires_grad
+            if stale or lost:
+                detail = "the weight changed since autocast cached its cast" if stale else "its cast has no gradient"
+                seen = self.flow.suspect_kind("cache", Kind.AUTOCAST, Role.FORWARD_WEIGHT, arg.dtype, detail)
+                seen.confirmed = True
+                seen.attrs["stale_cache"] = True

@@ -1,0 +1,114 @@
+"""Probabilities: softmax and log_softmax in low precision, what they feed, and what is sampled from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...model.vocabulary import Kind, Role
+from ..evidence import sample
+from ..flow import DTYPE_NAMES, LOW, trains
+from . import BACKWARD, FORWARD, Registration
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+ROWS = 65_536
+
+
+class Softmax:
+    """PA404, PA412 and PA705."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.flow = session.flow
+        self.ledger = session.ledger
+
+    def reactions(self) -> Iterable[Registration]:
+        yield FORWARD, ("_log_softmax",), self.log_softmax, True
+        yield BACKWARD, ("_log_softmax_backward_data",), self.log_softmax_backward, True
+        yield FORWARD, ("logsumexp",), self.logsumexp, True
+        yield FORWARD, ("_softmax",), self.softmax, True
+        yield FORWARD, ("topk", "sort", "multinomial", "log"), self.consumed, False
+        yield FORWARD, ("mean", "sum"), self.summed, True
+        yield FORWARD, ("rand", "rand_like", "uniform_", "uniform"), self.drawn, True
+        yield FORWARD, ("binary_cross_entropy",), self.binary_cross_entropy, False
+
+    def log_softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if not trains(args):
+            return
+        seen = self.flow.suspect("log_softmax", Role.SOFTMAX, out.dtype, "log_softmax")
+        scores, dim = args[0].detach(), args[1]
+        if seen.count > 4 or not scores.numel() or dim not in (-1, scores.ndim - 1):
+            return
+        width = scores.shape[-1]
+        rows = scores.reshape(-1, width)[: max(1, ROWS // max(1, width))]
+        kept = out.detach().reshape(-1, width)[: rows.shape[0]].float()
+        error = (kept - torch.log_softmax(rows.float(), -1)).abs().mean()
+        self.ledger.defer([error, torch.ones_like(error)], self.flow.share(seen, "log_prob_error"))
+
+    def logsumexp(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Confirmed by the next backward whose graph it is in."""
+        if trains(args):
+            self.flow.suspect("logsumexp", Role.SOFTMAX, out.dtype, "logsumexp")
+
+    def log_softmax_backward(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A gradient came back through a low log_softmax, so it reached the loss."""
+        self.flow.confirm_all("log_softmax", feeds="loss")
+
+    def softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if trains(args):
+            self.flow.mark(out, softmax=self.flow.suspect("softmax", Role.SOFTMAX, out.dtype, "softmax"))
+
+    def consumed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """topk, sort, multinomial and log make a softmax's rounding matter; a matmul does not."""
+        given = args[0]
+        if given.dtype not in LOW:
+            return
+        marks = self.flow.of(given)
+        if "softmax" in marks:
+            self.flow.confirm(marks["softmax"], feeds="topk" if name == "sort" else name)
+        if "uniform" in marks and name == "log":
+            seen = self.flow.suspect_kind(
+                "sampling", Kind.OP, Role.ACTIVATION, given.dtype, "log of a uniform draw", op="low-precision-sampling"
+            )
+            seen.confirmed = True
+        elif name == "multinomial" and "softmax" not in marks:
+            seen = self.flow.suspect_kind(
+                "sampling", Kind.OP, Role.ACTIVATION, given.dtype, "multinomial", op="low-precision-sampling"
+            )
+            seen.confirmed = torch.is_grad_enabled()
+
+    def summed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        softmax = self.flow.of(args[0]).get("softmax")
+        if softmax is not None and out.numel() == 1 and torch.is_grad_enabled():
+            self.flow.confirm(softmax, feeds="loss")
+
+    def drawn(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        self.flow.mark(out, uniform=True)
+
+    def binary_cross_entropy(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Probabilities rounded before log(p) and log(1 - p): CUDA autocast refuses this, CPU autocast lets it pass."""
+        given = args[0]
+        cast = self.flow.of(given).get("cast_of")
+        low = cast[1] if cast and cast[1] in LOW else given.dtype
+        under_autocast = self.session.autocast.active() is not None
+        if not trains(args) or (low not in LOW and not under_autocast):
+            return
+        seen = self.flow.suspect_kind(
+            "bce",
+            Kind.OP,
+            Role.LOSS,
+            low,
+            f"the probabilities are {DTYPE_NAMES[low]}",
+            op="binary_cross_entropy",
+            under_autocast=under_autocast,
+        )
+        seen.confirmed = True
+        values = sample(given)
+        if values is not None and seen.count <= 4:
+            certain = ((values == 0) | (values == 1)).sum()
+            total = torch.full_like(certain, values.numel())
+            self.ledger.defer([certain, total], self.flow.share(seen, "certain_share"))

@@ -1,0 +1,226 @@
+"""In-place writes: masters and parameters, accumulators of every kind, Kahan compensation, and their float32 replay."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...model.vocabulary import Site
+from .. import torch_private as private
+from ..evidence import REPLAYABLE, Replay
+from ..flow import LOW, tensors_of, trains
+from ..identity import StorageMap
+from ..optable import COPIES, RESETS, SELF_UPDATES
+from ..sites import user_site
+from ..window import BACKWARD, FORWARD, OPTIMIZER
+from . import Registration
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+@dataclass(slots=True)
+class Write:
+    """In-place updates of one place in memory that no gradient flows through."""
+
+    tensor: weakref.ref[Any]
+    storage: Any
+    dtype: Any
+    shape: tuple[int, ...]
+    site: Site | None
+    clock: set[int] = field(default_factory=set)
+    """The micro-batches it was written in: two of them make it long-lived."""
+    sources: set[str] = field(default_factory=set)
+    updates_itself: bool = False
+    decays: bool = False
+    """It is multiplied as well as added to: a moving average or a momentum, not a sum."""
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+class Writes:
+    """What was written in place, by whom, and what float32 would have kept."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.flow = session.flow
+        self.replay = Replay(session.ledger)
+        self.places: dict[tuple[int, int, int], Write] = {}
+        self.parameter_writes: dict[int, set[str]] = {}
+        """Storage of a parameter -> "update", "copy" (from a float32 master) or "kahan"."""
+        self.versions: dict[int, int] = {}
+        self.masters: StorageMap[bool] = StorageMap()
+        """float32 tensors that low-precision parameters are copied from."""
+        self.compensations: StorageMap[bool] = StorageMap()
+        """What Kahan summation carries to the next step."""
+        self.hand_written_at: Site | None = None
+        """Where a loop without an Optimizer updates its parameters."""
+        self._leaves: dict[int, weakref.ref[Any]] = {}
+
+    def reactions(self) -> Iterable[Registration]:
+        yield OPTIMIZER, ("clone", "sub"), self.differs, True
+
+    def differs(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
+        if name == "clone":
+            if self.session.is_parameter(args[0]):
+                self.flow.mark(out, param=True)
+            return
+        kinds = ["param" if self.session.is_parameter(a) else "copy" for a in args[:2] if isinstance(a, Tensor)]
+        copied = any("param" in self.flow.of(a) for a in args[:2])
+        if copied and "param" in kinds:
+            self.flow.mark(out, delta=True)
+
+    # -- before the write
+
+    def before(self, name: str, func: Any, args: Any, kwargs: Any, written: tuple[int, ...]) -> None:
+        """Replays an update of a low-precision tensor in float32 before it happens."""
+        if name not in REPLAYABLE or self.session.settings["values"] == "off":
+            return
+        targets = [t for t in _targets(args, written) if t.dtype in LOW]
+        if not targets:
+            return
+        phase = self.session.window.phase
+        if phase == FORWARD and trains(args):
+            return
+        if phase == BACKWARD and not self.session.is_gradient(targets[0]):
+            return
+        self.replay.follow(func, args, kwargs, targets, "optimizer" if phase == OPTIMIZER else "other")
+
+    # -- after it
+
+    def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
+        phase = self.session.window.phase
+        if phase == BACKWARD:
+            return
+        targets = _targets(args, written)
+        if not targets or not targets[0].dtype.is_floating_point:
+            return
+        if phase == OPTIMIZER:
+            self._in_optimizer(name, targets, args)
+            return
+        if any(self.session.is_gradient(target) for target in targets):
+            self._of_gradients(name, targets, args)
+            return
+        if trains(args):
+            return
+        if name in RESETS:
+            for target in targets:
+                self.replay.forget(target)
+            return
+        if any("grad" in self.flow.of(target) for target in targets) and name in ("mul_", "div_"):
+            self.session.gradients.rescaled = True
+        for target, sources in _paired(targets, args):
+            self._book(name, target, sources)
+
+    def _of_gradients(self, name: str, targets: list[Tensor], args: Any) -> None:
+        if name in RESETS:
+            for target in targets:
+                self.replay.forget(target)
+                self.session.gradient_reset(target)
+        else:
+            self.session.gradients.wrote(name, targets, args)
+
+    def _in_optimizer(self, name: str, targets: list[Tensor], args: Any) -> None:
+        for target, sources in _paired(targets, args):
+            if self.session.is_parameter(target):
+                self._book_parameter(name, target, sources)
+            elif target.dtype in LOW:
+                self._follow_compensation(name, target, sources)
+
+    def _follow_compensation(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
+        """Kahan summation adds to a buffer what the parameter's rounding lost: the parameter before less after."""
+        for source in sources:
+            marks = self.flow.of(source)
+            if name in COPIES and self.session.is_parameter(source):
+                self.flow.mark(target, param=True)
+            elif name == "sub_" and "param" in self.flow.of(target) and self.session.is_parameter(source):
+                self.flow.mark(target, delta=True)
+            elif name in ("add_", "sub_", *COPIES) and "delta" in marks:
+                self.compensations.set(target, True)
+
+    def _book(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
+        if self.session.is_parameter(target):
+            self._book_parameter(name, target, sources)
+            return
+        place = (private.storage_key(target), target.storage_offset(), target.numel())
+        write = self.places.get(place)
+        if write is None or write.storage.expired():
+            write = self.places[place] = Write(
+                weakref.ref(target), private.weak_storage(target), target.dtype, tuple(target.shape), user_site()
+            )
+        write.clock.add(self.session.window.clock)
+        if name in SELF_UPDATES:
+            write.updates_itself = True
+            write.decays |= name.removeprefix("_foreach_") in ("mul_", "lerp_")
+        for source in sources:
+            marks = self.flow.of(source)
+            if name in COPIES and place[0] in marks.get("from", ()):
+                write.updates_itself = True
+            write.sources |= {mark for mark in ("param", "grad") if mark in marks}
+            if self.session.is_parameter(source):
+                write.sources.add("param")
+            if self.session.is_gradient(source):
+                write.sources.add("grad")
+            if self.session.is_loss(source):
+                write.sources.add("loss")
+            if source.ndim == 0 and source.dtype in LOW and name in ("mul_", "lerp_", "add_"):
+                self.session.saw_low_hyperparameter(source)
+
+    def _book_parameter(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
+        """Whether a parameter is updated in place, or only copied from a float32 master."""
+        key = private.storage_key(target)
+        kinds = self.parameter_writes.setdefault(key, set())
+        self.versions[key] = self.versions.get(key, 1) + 1
+        leaf = self.session.parameter_of(target)
+        if leaf is not None:
+            self._leaves[key] = weakref.ref(leaf)
+        if self.session.window.phase != OPTIMIZER:
+            self.session.wrote_parameter()
+            if self.hand_written_at is None:
+                self.hand_written_at = user_site()
+        if target.dtype not in LOW:
+            kinds.add("update")
+            return
+        for source in sources[:1]:
+            cast = self.flow.of(source).get("cast_of")
+            if name in COPIES and source.dtype.is_floating_point and source.dtype not in LOW:
+                self.masters.set(source, True)
+                kinds.add("copy")
+                return
+            if name in COPIES and cast and cast[1] not in LOW and not cast[2].expired():
+                kinds.add("copy")
+                return
+            if self.compensations.get(source) is not None:
+                kinds.add("kahan")
+        if name not in RESETS:
+            kinds.add("update")
+
+    def leaves(self) -> list[Tensor]:
+        """Parameters that were written to and are still there."""
+        return [leaf for leaf in (ref() for ref in self._leaves.values()) if leaf is not None]
+
+    def forget_expired(self) -> None:
+        for key in [key for key, write in self.places.items() if write.storage.expired()]:
+            del self.places[key]
+
+
+def _targets(args: Any, written: tuple[int, ...]) -> list[Tensor]:
+    return tensors_of(args[index] for index in written if index < len(args))
+
+
+def _paired(targets: list[Tensor], args: Any) -> list[tuple[Tensor, list[Tensor]]]:
+    """Each target with its own sources: foreach ops take lists of both."""
+    out = []
+    for index, target in enumerate(targets):
+        sources = []
+        for arg in args[1:]:
+            if isinstance(arg, (list, tuple)):
+                arg = arg[index] if index < len(arg) else None
+            if isinstance(arg, Tensor):
+                sources.append(arg)
+        out.append((target, sources))
+    return out

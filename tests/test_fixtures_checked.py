@@ -1,0 +1,89 @@
+"""The static pass reports on each fixture exactly what its lines expect of the source, and nothing on the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from precaudit import rulebook
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "fixtures"
+RULES = rulebook.load().rules
+EXPECT = re.compile(r"#\s*expect(?: check)?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
+NEAR = 3
+RECORD: Mapping[str, str] = {
+    "PA101/bad_factory_dtype": "points at the factory that takes the dtype, not at the call that gives it",
+    "PA411/bad": "sizes of values are not known from the source",
+    "PA602/bad": "a recursive helper lowers the state",
+    "PA704/bad": "another module's region names a dtype",
+    "PA704/trap_nested_inherits": "a bare region takes the dtype of the region around its call",
+    "PA811/bad": "adapters are not told from other parameters",
+}
+"""Known misses and false alarms. An entry fails as soon as the pass does better, so that it is taken out."""
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def scripts() -> list[object]:
+    found = []
+    for path in sorted(FIXTURES.glob("*/*.py")):
+        why = RECORD.get(name(path))
+        marks = [pytest.mark.xfail(strict=True, reason=why)] if why else []
+        found.append(pytest.param(path, id=name(path), marks=marks))
+    return found
+
+
+@cache
+def report() -> Mapping[str, list[dict[str, object]]]:
+    """The errors and warnings of one `precaudit check fixtures`, by script, and a rule's own notes on its bad ones."""
+    search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "precaudit", "check", "--output-format", "json", "--no-cache", "fixtures"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found: dict[str, list[dict[str, object]]] = {}
+    for finding in json.loads(done.stdout)["findings"]:
+        path = Path(finding["path"])
+        own = finding["rule"] == path.parent.name and path.stem.startswith("bad")
+        if (finding["severity"] != "note" or own) and not finding["suppressed"]:
+            found.setdefault(name(path), []).append(finding)
+    return found
+
+
+def expected(path: Path) -> dict[str, set[int]]:
+    """Rule id -> the lines of this script where the source breaks it."""
+    wanted: dict[str, set[int]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for match in EXPECT.finditer(line):
+            for rule in re.split(r"\s*,\s*", match[1]):
+                if "check" in RULES[rule].seen_by:
+                    wanted.setdefault(rule, set()).add(number)
+    return wanted
+
+
+@pytest.mark.parametrize("path", scripts())
+def test_source_of_a_fixture_reports_exactly_its_rules_near_their_lines(path: Path) -> None:
+    wanted, found = expected(path), report().get(name(path), [])
+    assert {finding["rule"] for finding in found} == set(wanted), [
+        f"{f['rule']} {f['line']} {f['message']}" for f in found
+    ]
+    for finding in found:
+        lines = wanted[str(finding["rule"])]
+        assert any(abs(int(str(finding["line"])) - at) <= NEAR for at in lines), (
+            f"{finding['rule']} at {finding['line']}"
+        )
