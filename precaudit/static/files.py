@@ -50,6 +50,7 @@ class Excluder:
         self.gitignore = gitignore
         self._own = _spec(patterns)
         self._per_folder: dict[Path, Any] = {}
+        self._above: dict[Path, list[tuple[Path, Any]]] = {}
 
     def excludes(self, path: Path, is_folder: bool) -> bool:
         """Whether the settings or any .gitignore above the path exclude it."""
@@ -59,15 +60,22 @@ class Excluder:
             return True
         if not self.gitignore:
             return False
-        for folder in path.parents:
-            spec = self._folder(folder)
-            if spec is not None:
-                inner = _relative(path, folder)
-                if inner is not None and self._matches(spec, inner, suffix):
-                    return True
-            if (folder / ".git").exists():
-                break
+        for folder, spec in self._specs_above(path.parent):
+            inner = _relative(path, folder)
+            if inner is not None and self._matches(spec, inner, suffix):
+                return True
         return False
+
+    def _specs_above(self, folder: Path) -> list[tuple[Path, Any]]:
+        """The .gitignore files that hold for a folder's entries, up to the root of its repository."""
+        known = self._above.get(folder)
+        if known is None:
+            own = self._folder(folder)
+            known = [(folder, own)] if own is not None else []
+            if not (folder / ".git").exists() and folder.parent != folder:
+                known = known + self._specs_above(folder.parent)
+            self._above[folder] = known
+        return known
 
     def _matches(self, spec: Any, relative: str, suffix: str) -> bool:
         parts = relative.split("/")
