@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +32,6 @@ from precaudit.static.values import (
     ModuleRef,
     Number,
     Opaque,
-    Param,
     Paths,
     Ref,
     Seq,
@@ -267,7 +265,6 @@ class Interpreter:
         return self.block(suite.body)
 
     def _expr(self, node: cst.Expr) -> None:
-        self.torch.statement(node)
         self.eval(node.value)
 
     def _assign(self, node: cst.Assign) -> None:
@@ -656,7 +653,7 @@ class Interpreter:
         found = self.find_module(self.scope.source, name, level)
         if found is not None:
             return found
-        return Ref(self.torch.canonical(name)) if not level else unknown()
+        return Ref(name) if not level else unknown()
 
     def _global(self, node: Any) -> None:
         names = self.scope.store.setdefault("\0globals", set())
@@ -706,7 +703,6 @@ class Interpreter:
         if self.torch.is_autograd_function(cls):
             return unknown()
         instance = Instance(cls)
-        self.torch.created(instance, node)
         init = self.find_method(cls, "__init__")
         if init is not None:
             self.call(self.bind(init[0], instance, init[1]), args, kwargs, node)
@@ -1441,8 +1437,6 @@ _CONSTANTS: dict[str, Value] = {
     "Ellipsis": Const(...),
 }
 
-INFINITY = math.inf
-
 STATEMENTS: dict[type, Callable[[Interpreter, Any], Any]] = {
     cst.SimpleStatementLine: Interpreter._simple_line,
     cst.Expr: Interpreter._expr,
@@ -1497,4 +1491,3 @@ EXPRESSIONS: dict[type, Callable[[Interpreter, Any], Value]] = {
     cst.Await: Interpreter._await,
     cst.Yield: Interpreter._yield,
 }
-__all__ = ["DType", "Frame", "Interpreter", "OutOfBudget", "Param", "Scope", "dotted"]

@@ -128,7 +128,6 @@ LOSSES = frozenset(
     gaussian_nll_loss multilabel_soft_margin_loss
     """.split()
 )
-SOFTMAX_LOSSES = frozenset({"cross_entropy"})
 FACTORIES = frozenset(
     """
     zeros ones full empty rand randn tensor as_tensor arange linspace logspace eye scalar_tensor
@@ -211,7 +210,7 @@ def marks_of(values: Iterable[Value]) -> frozenset[str]:
 KEPT = frozenset(
     """
     differentiable gradient weights positions float16 bfloat16 scaled hand_scaled probabilities loss counts
-    computed penalty uniform weights:bfloat16 weights:float16
+    penalty uniform weights:bfloat16 weights:float16
     """.split()
 )
 """Marks that pass from operands to results."""

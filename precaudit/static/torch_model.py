@@ -170,9 +170,6 @@ class Torch:
 
     # ---- names
 
-    def canonical(self, name: str) -> str:
-        return name
-
     def reference(self, name: str, spot: Spot) -> Value:
         """An attribute of an imported module."""
         front, _, last = name.rpartition(".")
@@ -186,9 +183,6 @@ class Torch:
         return Ref(name)
 
     # ---- statements that the interpreter asks about
-
-    def statement(self, node: cst.Expr) -> None:
-        return None
 
     def augmented(self, op: str, target: Value, value: Value, node: Any) -> Value:
         """`target op= value`."""
@@ -258,9 +252,6 @@ class Torch:
         return any(b.endswith("autograd.Function") for b in self.interpreter.library_bases(cls))
 
     # ---- objects of classes under check
-
-    def created(self, instance: Instance, node: Any) -> None:
-        return None
 
     def init_library_base(self, instance: Instance, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
         """What the imported base class's __init__ leaves on the object."""
@@ -356,7 +347,6 @@ class Torch:
         self, name: str, front: str, last: str, args: list[Value], kwargs: dict[str, Value], node: Any
     ) -> Value:
         if last in WRAPPERS and args:
-            self._wrapped(last, args, kwargs, node)
             return args[0]
         if last in WRAPPERS and "module" in kwargs:
             return kwargs["module"]
@@ -387,9 +377,6 @@ class Torch:
         if short in ("add", "sub", "lerp", "addcmul", "addcdiv", "copy"):
             for target in options(self.interpreter.element(args[0])):
                 self.training.accumulate(target, others, node, short, True)
-
-    def _wrapped(self, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
-        return None
 
     def _library_object(self, name: str, last: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
         if last == "Parameter":
@@ -1149,10 +1136,6 @@ def _averaged_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str
             torch.training.average(param.dtype, torch.spot(node), node)
             break
     return copied
-
-
-def _distributed_noop(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    return unknown()
 
 
 def _namespace(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -17,7 +17,6 @@ from precaudit.static.values import (
     Const,
     Dict,
     Dtypes,
-    Function,
     Instance,
     Number,
     Opaque,
@@ -832,6 +831,3 @@ class Training:
 
 def _may_hold_scaler(key: Any) -> bool:
     return not isinstance(key, str) or bool(re.search(r"scal|amp|extra|state|other|misc", key)) or key == ANY
-
-
-__all__ = ["Function", "Training", "parameters"]

@@ -120,7 +120,14 @@ MARKS = {
     "probabilities": "sigmoid or softmax output",
     "loss": "came out of a loss function",
     "created": "storage made by zeros, ones, full, clone, …",
-    "computed": "an autocast-eligible op made it low",
+    "counts": "was an integer",
+    "cumulated": "a running sum",
+    "decayed": "was multiplied in place",
+    "uniform": "low uniform draws",
+    "penalty": "gradients of a scaled value, for a gradient penalty",
+    "small": "integers that every dtype holds",
+    "asked_float32": "made float32 on purpose",
+    "weights:<dtype>": "depends on a trainable parameter of that low dtype",
 }
 
 
