@@ -24,9 +24,6 @@ RECORD: Mapping[str, str] = {
     "PA101/bad_factory_dtype": "points at the factory that takes the dtype, not at the call that gives it",
     "PA411/bad": "sizes of values are not known from the source",
     "PA602/bad": "a recursive helper lowers the state",
-    "PA704/bad": "another module's region names a dtype",
-    "PA704/trap_nested_inherits": "a bare region takes the dtype of the region around its call",
-    "PA811/bad": "adapters are not told from other parameters",
 }
 """Known misses and false alarms. An entry fails as soon as the pass does better, so that it is taken out."""
 

@@ -1,4 +1,4 @@
-"""The right code on a rule's page is right: `precaudit check` finds nothing in any of it."""
+"""The right code on a rule's page is right: `precaudit check` finds no error or warning in any of it."""
 
 from __future__ import annotations
 
@@ -22,5 +22,6 @@ def test_no_right_example_has_a_finding(tmp_path: Path) -> None:
     report = json.loads(subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout)
     assert report["coverage"]["files"] == len(rulebook.load().rules)
     # PA002's page shows an ignore comment on a line that is wrong only where its names are defined.
-    found = [f"{Path(f['path']).name}:{f['line']} {f['rule']}" for f in report["findings"]]
+    loud = [f for f in report["findings"] if f["severity"] != "note"]
+    found = [f"{Path(f['path']).name}:{f['line']} {f['rule']}" for f in loud]
     assert [place for place in found if not place.startswith("PA002.py:")] == []
