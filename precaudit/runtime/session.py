@@ -28,6 +28,7 @@ from .probes.construction import ConstructionProbe
 from .probes.ops import OpMode, OpProbe
 from .probes.optimizers import OptimizerProbe, parameters
 from .probes.scaling import ScalingProbe
+from .probes.tracebacks import TracebackProbe
 from .sites import enclosing_module, user_site
 from .stock import Stock
 from .watchers.births import BirthMode, Births
@@ -109,8 +110,15 @@ class Session:
     def install(self) -> None:
         self._installed = True
         atexit.register(self._at_exit)
-        probes = (self.construction, self.autocast, self.scaling, self.backward, self.optimizers, self.checkpoints)
-        for probe in probes:
+        for probe in (
+            self.construction,
+            self.autocast,
+            self.scaling,
+            self.backward,
+            self.optimizers,
+            self.checkpoints,
+            TracebackProbe(self),
+        ):
             self._undo += probe.install()
         if torch.distributed.is_available():
             ddp = torch.nn.parallel.DistributedDataParallel

@@ -31,9 +31,14 @@ def is_user_file(filename: str) -> bool:
             or f"{os.sep}site-packages{os.sep}" in real
             or f"{os.sep}dist-packages{os.sep}" in real
             or real.startswith(_LIBRARY)
-            or real.startswith(_OURS)
+            or is_ours(real)
         )
     return known
+
+
+def is_ours(filename: str) -> bool:
+    """Whether a file belongs to precaudit's part of the traced process."""
+    return filename.startswith(_OURS)
 
 
 def user_frame(depth: int = 1) -> FrameType | None:
@@ -81,7 +86,7 @@ def in_library(name: str, depth: int = 1) -> bool:
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         filename = frame.f_code.co_filename
-        if not filename.startswith(_OURS) and os.path.basename(filename) not in _TRANSPARENT:
+        if not is_ours(filename) and os.path.basename(filename) not in _TRANSPARENT:
             return f"{os.sep}{name}{os.sep}" in filename and not is_user_file(filename)
         frame = frame.f_back
     return False

@@ -17,7 +17,7 @@ SHARED = ("char_gpt.py", "digits_cnn.py")
 """Modules that the scripts import; no training happens in them."""
 
 
-NEEDS_A_FRAMEWORK = {f"PA{n}" for n in (502, 503, 504, 505, 801, 803, 805, 806, 807, 808, 809)}
+NEEDS_A_FRAMEWORK = {f"PA{n}" for n in (502, 503, 504, 505, 801, 803, 805, 806, 808, 809)}
 """Rules that plain PyTorch in one process cannot break; their scripts are run where the framework is installed."""
 
 

@@ -44,6 +44,7 @@ class ConstructionProbe:
         self._depth = 0
         self._owners: TensorMap[set[int]] = TensorMap()
         """Parameter -> ids of the modules that hold it: more than one where weights are tied."""
+        self._halved_itself: TensorMap[Site] = TensorMap()
         self._cast_after: dict[int, Cause] = {}
         """Parameters cast low while an optimizer held them."""
         self._default: tuple[Any, Site | None] = (torch.float32, None)
@@ -111,6 +112,8 @@ class ConstructionProbe:
                 finally:
                     self._depth -= 1
                 self.session.guard("cast", self._cast_happened, module, before)
+                if name == "half":
+                    self.session.guard("half", self._halved, module)
                 return out
 
             return cast
@@ -135,11 +138,35 @@ class ConstructionProbe:
                 if id(parameter) in held and before.get(id(parameter), parameter.dtype) is not parameter.dtype:
                     self._cast_after[id(parameter)] = cause
 
+    def _halved(self, module: Any) -> None:
+        """`self.half()` inside the module's own methods: the model decides to train in true float16."""
+        frame = user_frame()
+        if frame is None or frame.f_locals.get("self", self) is not module:
+            return
+        for parameter in list(module.parameters()):
+            self._halved_itself.set(parameter, site_of(frame))
+
     def before_step(self, optimizer: Any) -> None:
-        """A step on parameters that were cast after this optimizer was built."""
+        """A step on parameters that were cast after this optimizer was built, or by their own module's `half()`."""
+        mine = [p for group in optimizer.param_groups for p in group["params"] if isinstance(p, Tensor)]
+        for parameter in mine:
+            site = self._halved_itself.get(parameter)
+            if site is not None and parameter.dtype is torch.float16 and parameter.requires_grad:
+                self.session.ledger.put(
+                    ("half", site),
+                    Observation(
+                        Kind.CONFIG,
+                        "float16",
+                        Role.MASTER_WEIGHT,
+                        site,
+                        detail=f"and {type(optimizer).__name__} trains what it halved",
+                        count=1,
+                        attrs={"key": "half", "precision": "half-call"},
+                    ),
+                )
+                break
         if not self._cast_after:
             return
-        mine = [p for group in optimizer.param_groups for p in group["params"]]
         cast = [p for p in mine if id(p) in self._cast_after and p.dtype in LOW]
         if cast:
             cause = self._cast_after[id(cast[0])]
