@@ -502,7 +502,6 @@ class Session:
                 (cause.site if cause else None) or user_site(),
                 cause,
                 self.module_name(module),
-                "running_mean, running_var, updated in training mode",
             ),
         )
         seen.bytes += buffer.nbytes
