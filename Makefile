@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WORKERS ?= 2
 
-.PHONY: help demo test lint bench-trace bench-check clean
+.PHONY: help demo test test-slow lint bench-trace bench-check clean
 
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
 	@echo "make test         set up, then lint, type check and test"
+	@echo "make test-slow    the tests that take minutes"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
 	@echo "make bench-check  CPU seconds of the static pass"
@@ -34,6 +35,9 @@ lint: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
 
 bench-trace: $(INSTALLED)
 	$(BIN)/python benchmarks/trace.py
