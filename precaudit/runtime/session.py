@@ -334,7 +334,14 @@ class Session:
             seen = self.once(("loss", dtype), Observation(Kind.HOLDS, name, Role.LOSS, site, detail=detail))
             if located:
                 seen.site = site
+            seen.attrs["device"] = root.device.type
+            number = located[0][0] if located else low[0][0] if low else None
+            if number in self.flow.cuda_scalars and self.flow.runs_anywhere(seen.site):
+                seen.attrs["only_on_cpu"] = True
+            else:
+                seen.attrs.pop("only_on_cpu", None)
         self.flow.scalar_sites.clear()
+        self.flow.cuda_scalars.clear()
 
     def _see_loss_scaling(self, roots: list[Tensor], found: Walk, scaler: Any, gradient: Any) -> None:
         """float16 gradients need loss scaling; hand-written scaling shows as a factor now and a division later."""

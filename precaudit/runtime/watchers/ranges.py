@@ -76,7 +76,9 @@ class Ranges:
         if summed:
             seen = self.flow.suspect("sum", Role.REDUCTION, out.dtype, "sum", pattern="near-overflow")
         else:
-            seen = self.flow.suspect_kind("range", Kind.OVERFLOW, Role.ACTIVATION, out.dtype, name, inf_seen=False)
+            seen = self.flow.suspect_kind(
+                f"range {name}", Kind.OVERFLOW, Role.ACTIVATION, out.dtype, name, inf_seen=False
+            )
         if seen.count > 4:
             return
         inputs = [t for t in tensors_of(args) if t.dtype is torch.float16 and t.numel()]
