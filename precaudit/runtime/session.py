@@ -18,6 +18,7 @@ from torch import Tensor
 from ..model.vocabulary import Kind, Role, Site
 from . import accumulators
 from . import torch_private as private
+from .evidence import look_at
 from .flow import DTYPE_NAMES, LOW, Flow
 from .identity import StorageMap
 from .ledger import Ledger, Observation
@@ -108,6 +109,8 @@ class Session:
 
     def install(self) -> None:
         self._installed = True
+        look_at(self.settings["values"])
+        self.ledger.measures = self.settings["values"] != "off"
         atexit.register(self._at_exit)
         probes = (self.construction, self.autocast, self.scaling, self.backward, self.optimizers, self.checkpoints)
         for probe in probes:
