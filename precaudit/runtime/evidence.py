@@ -1,10 +1,12 @@
 """Measures the damage: replays a step's in-place updates in float32 on samples and compares what was kept.
 
-Shares are ratios in 0..1 over sampled elements (at most 65,536 per tensor); nothing here draws a random number.
+Shares are ratios in 0..1 over sampled elements (at most 65,536 per tensor, all of them under `--values full`); nothing
+here draws a random number.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,20 @@ from . import torch_private as private
 from .ledger import Ledger
 
 SAMPLE = 65_536
+_limits = {"off": 0, "sample": SAMPLE, "full": sys.maxsize}
+_limit = SAMPLE
+
+
+def look_at(values: str) -> None:
+    """Sets how many elements of a tensor are looked at: "off", "sample" or "full"."""
+    global _limit
+    _limit = _limits[values]
+
+
+def limit() -> int:
+    """How many elements of one tensor may be looked at; 0 where nothing is measured."""
+    return _limit
+
 
 REPLAYABLE = frozenset(
     f"{prefix}{name}"
@@ -25,12 +41,14 @@ REPLAYABLE = frozenset(
 
 
 def sample(tensor: Tensor) -> Tensor | None:
-    """At most SAMPLE elements, evenly strided, flat; None where that would need a copy of the whole tensor."""
-    if tensor.numel() <= SAMPLE:
+    """At most `limit()` elements, evenly strided, flat; None where none are wanted or the whole would be copied."""
+    if not _limit:
+        return None
+    if tensor.numel() <= _limit:
         return tensor.detach().reshape(-1)
     if not tensor.is_contiguous():
         return None
-    stride = -(-tensor.numel() // SAMPLE)
+    stride = -(-tensor.numel() // _limit)
     return tensor.detach().view(-1)[::stride]
 
 
@@ -81,7 +99,7 @@ class Replay:
         """Runs the same in-place op on the shadows of its low-precision targets. Call before the op itself runs."""
         sizes = {tensor.numel() for tensor in _tensors(args, kwargs) if tensor.numel() > 1}
         flat = len(sizes) <= 1 or func._schema.name.startswith("aten::_f")
-        if not flat and max(sizes) > SAMPLE:
+        if not flat and max(sizes) > _limit:
             return
         whole = not flat
         try:
@@ -89,7 +107,7 @@ class Replay:
                 key = _place(target)
                 if key not in self.shadows or self.shadows[key].tensor.shape != target.shape:
                     self.shadows[key] = Shadow(target, group, whole)
-                elif self.shadows[key].whole is not whole and target.numel() > SAMPLE:
+                elif self.shadows[key].whole is not whole and target.numel() > _limit:
                     return
             func(*[self._upcast(a, whole) for a in args], **{k: self._upcast(v, whole) for k, v in kwargs.items()})
         except Exception:
@@ -146,9 +164,11 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def underflow(tensor: Tensor) -> list[Tensor]:
     """Zeros, subnormals, non-zeros and non-finite values among the sampled elements; 0-d tensors, no sync."""
+    if not _limit:
+        return []
     values = sample(tensor)
     if values is None:
-        values = tensor.detach().reshape(-1)[:SAMPLE]
+        values = tensor.detach().reshape(-1)[:_limit]
     size = values.abs()
     nonzero = size > 0
     subnormal = nonzero & (size < torch.finfo(values.dtype).smallest_normal)
@@ -157,9 +177,11 @@ def underflow(tensor: Tensor) -> list[Tensor]:
 
 def nonfinite(tensor: Tensor) -> list[Tensor]:
     """Sampled elements that are inf or nan, sampled elements, and the largest magnitude; 0-d tensors, no sync."""
+    if not _limit:
+        return []
     values = sample(tensor)
     if values is None:
-        values = tensor.detach().reshape(-1)[:SAMPLE]
+        values = tensor.detach().reshape(-1)[:_limit]
     bad = ~torch.isfinite(values)
     largest = torch.where(bad, torch.zeros_like(values), values).abs().amax().float()
     return [bad.sum(), torch.full_like(largest, values.numel()), largest]

@@ -15,7 +15,7 @@ from . import torch_private as private
 from .identity import StorageMap
 from .ledger import Observation
 from .optable import NORMS, POINTWISE, REDUCING, SHAPING
-from .sites import enclosing_module, user_frame, user_site
+from .sites import autocasts_cpu_alone, chooses_device, enclosing_module, user_frame, user_site
 
 if TYPE_CHECKING:
     from .session import Session
@@ -29,12 +29,13 @@ Marks = dict[str, Any]
 
 SURVIVES: dict[str, frozenset[str]] = {
     "pointwise": frozenset(
-        "position square_mean softmax grad grad_norm param from eps uniform delta unpromoted".split()
+        "position square_mean softmax grad grad_norm param from eps uniform delta unpromoted cuda_float32".split()
     ),
     "shaping": frozenset(
-        "position square square_mean softmax grad grad_norm param from eps uniform delta unpromoted cast_of".split()
+        "position square square_mean softmax grad grad_norm param from eps uniform delta unpromoted cast_of "
+        "cuda_float32".split()
     ),
-    "reducing": frozenset({"softmax", "grad", "grad_norm", "position"}),
+    "reducing": frozenset({"softmax", "grad", "grad_norm", "position", "cuda_float32"}),
 }
 """Which marks live on through which class of op. A matmul ends all of them."""
 
@@ -74,8 +75,14 @@ class Flow:
         self.lineage_sites: dict[tuple[str, int], Site | None] = {}
         self.scalar_sites: dict[int, Site] = {}
         """Autograd sequence number -> the line of a low-precision one-element result."""
+        self.cuda_scalars: set[int] = set()
+        """Those of them that CUDA's autocast would have made in float32."""
         self.ops = 0
         self.unattributed = 0
+        self.device = ""
+        """Where the last low-precision result lies."""
+        self.cuda_float32 = False
+        """The op in progress would have a float32 result under CUDA's autocast."""
 
     # -- marks
 
@@ -106,6 +113,7 @@ class Flow:
     def counts(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Every op is counted; one without gradient or role is counted as unattributed."""
         self.ops += 1
+        self.cuda_float32 = False
         if not torch.is_grad_enabled():
             self.unattributed += 1
 
@@ -115,11 +123,49 @@ class Flow:
         if kind is not None:
             self.inherit(kind, args, out)
         if isinstance(out, Tensor) and out.dtype in LOW:
+            self.device = out.device.type
+            if self.marks:
+                self._follow_cuda(name, out)
             if out.numel() == 1 and torch.is_grad_enabled() and differentiable(args):
                 # The node of this op was made just before it ran, so it has the number before the next one.
-                self.scalar_sites[private.next_sequence_number() - 1] = user_site() or Site("", 0)
+                number = private.next_sequence_number() - 1
+                self.scalar_sites[number] = user_site() or Site("", 0)
+                if self.cuda_float32:
+                    self.cuda_scalars.add(number)
             if kind == "pointwise":
                 self._descend(args, out)
+
+    def on_cuda_float32(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """An op that CPU autocast leaves low and CUDA's does not: the result, and what promotes with it, is marked."""
+        region = self.session.autocast.active()
+        if region is None or region.device != "cpu":
+            return
+        results = out if isinstance(out, (list, tuple)) else (out,)
+        low = [result for result in results if isinstance(result, Tensor) and result.dtype in LOW]
+        if low:
+            self.mark(low, cuda_float32=True)
+            self.cuda_float32 = True
+
+    def _follow_cuda(self, name: str, out: Tensor) -> None:
+        """Anything elementwise on a float32 value is float32; only the script's own cast lowers it again."""
+        marks = self.marks.get(out)
+        if not marks or "cuda_float32" not in marks:
+            return
+        if name == "_to_copy":
+            self.marks.set(out, {mark: value for mark, value in marks.items() if mark != "cuda_float32"})
+        else:
+            self.cuda_float32 = True
+
+    def only_on_cpu(self, site: Site | None) -> bool:
+        """Whether the op in progress is low only because this run of a script for any device is on the CPU."""
+        return self.cuda_float32 and self.runs_anywhere(site)
+
+    def runs_anywhere(self, site: Site | None) -> bool:
+        """Whether the script picks its device at run time, at this site or where it entered autocast."""
+        entered = [region for (device, _), region in self.session.autocast.declared.items() if device == "cpu"]
+        if any(autocasts_cpu_alone(at) for at in entered):
+            return False
+        return any(chooses_device(at) for at in (site, *entered))
 
     def _descend(self, args: Any, out: Tensor) -> None:
         """Keeps which long-lived low-precision values a value without gradient was computed from, elementwise."""
@@ -175,6 +221,8 @@ class Flow:
         """The observation of this kind at this line, counted once more; made unconfirmed if it is new."""
         key = (what, kind, role, dtype, self.line())
         seen = self.ledger.get(key)
+        if seen is not None and not self.cuda_float32:
+            seen.attrs.pop("only_on_cpu", None)
         if seen is None:
             module = self.session.module_name(enclosing_module(torch.nn.Module))
             made = Observation(
@@ -183,6 +231,10 @@ class Flow:
             region = self.session.autocast.words()
             if region:
                 made.attrs["autocast"] = region
+            if self.device:
+                made.attrs["device"] = self.device
+            if self.only_on_cpu(made.site):
+                made.attrs["only_on_cpu"] = True
             seen = self.ledger.put(key, made)
         seen.count += 1
         return seen

@@ -50,6 +50,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.observations: dict[Hashable, Observation] = {}
+        self.measures = True
+        """False where nothing beyond dtypes is to be measured."""
         self._deferred: list[tuple[list[Tensor], Callable[[list[float]], None]]] = []
 
     def get(self, key: Hashable) -> Observation | None:
@@ -62,7 +64,8 @@ class Ledger:
 
     def defer(self, numbers: list[Tensor], use: Callable[[list[float]], None]) -> None:
         """Has `use` called with the values of these 0-d tensors at the next `settle`; no device sync until then."""
-        self._deferred.append((numbers, use))
+        if self.measures:
+            self._deferred.append((numbers, use))
 
     def settle(self) -> None:
         """Reads every deferred number: one transfer per device."""

@@ -33,6 +33,27 @@ SELF_UPDATES = frozenset(
 )
 RESETS = frozenset({"zero_", "fill_", "_foreach_zero_", "normal_", "uniform_", "set_", "resize_"})
 COPIES = frozenset({"copy_", "_foreach_copy_"})
+CUDA_FLOAT32 = {
+    name: name
+    for name in (
+        "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus dist renorm "
+        "logsumexp norm prod cumprod cumsum sum".split()
+    )
+} | {
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "_fused_rms_norm": "rms_norm",
+    "linalg_vector_norm": "vector_norm",
+    "_pdist_forward": "pdist",
+    "_cdist_forward": "cdist",
+    "upsample_nearest1d": "interpolate",
+    "upsample_nearest2d": "interpolate",
+    "upsample_bilinear2d": "interpolate",
+    "upsample_bicubic2d": "interpolate",
+}
+"""Aten op -> its name on CUDA autocast's float32 list; CPU autocast leaves these low, losses excepted."""
 REDUCTION_COLLECTIVES = frozenset(
     "allreduce_ allreduce_coalesced_ reduce_ reduce_scatter_ _reduce_scatter_base_ "
     "reduce_scatter_tensor_coalesced_ all_reduce all_reduce_ all_reduce_coalesced "

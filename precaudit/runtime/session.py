@@ -18,6 +18,7 @@ from torch import Tensor
 from ..model.vocabulary import Kind, Role, Site
 from . import accumulators
 from . import torch_private as private
+from .evidence import look_at
 from .flow import DTYPE_NAMES, LOW, Flow
 from .identity import StorageMap
 from .ledger import Ledger, Observation
@@ -109,6 +110,8 @@ class Session:
 
     def install(self) -> None:
         self._installed = True
+        look_at(self.settings["values"])
+        self.ledger.measures = self.settings["values"] != "off"
         atexit.register(self._at_exit)
         for probe in (
             self.construction,
@@ -342,7 +345,14 @@ class Session:
             seen = self.once(("loss", dtype), Observation(Kind.HOLDS, name, Role.LOSS, site, detail=detail))
             if located:
                 seen.site = site
+            seen.attrs["device"] = root.device.type
+            number = located[0][0] if located else low[0][0] if low else None
+            if number in self.flow.cuda_scalars and self.flow.runs_anywhere(seen.site):
+                seen.attrs["only_on_cpu"] = True
+            else:
+                seen.attrs.pop("only_on_cpu", None)
         self.flow.scalar_sites.clear()
+        self.flow.cuda_scalars.clear()
 
     def _see_loss_scaling(self, roots: list[Tensor], found: Walk, scaler: Any, gradient: Any) -> None:
         """float16 gradients need loss scaling; hand-written scaling shows as a factor now and a division later."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import linecache
 import os
 import sys
 import sysconfig
@@ -90,3 +93,49 @@ def in_library(name: str, depth: int = 1) -> bool:
             return f"{os.sep}{name}{os.sep}" in filename and not is_user_file(filename)
         frame = frame.f_back
     return False
+
+
+def chooses_device(site: Site | None) -> bool:
+    """Whether the source file at this site names an accelerator."""
+    return site is not None and bool(site.path) and _devices_of(site.path)[0]
+
+
+def autocasts_cpu_alone(site: Site | None) -> bool:
+    """Whether this line is an autocast for the literal "cpu"."""
+    return site is not None and bool(site.path) and site.line in _devices_of(site.path)[1]
+
+
+@functools.cache
+def _devices_of(path: str) -> tuple[bool, frozenset[int]]:
+    """Whether a file's code names an accelerator, and the lines of its autocast("cpu") calls."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(path)))
+    except (SyntaxError, ValueError, RecursionError):
+        return False, frozenset()
+    anywhere, literal = False, set[int]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            # autocast("cpu") beside torch.cuda.manual_seed is no choice of device; asking what there is, is one.
+            anywhere |= node.attr in _CHOICES or (
+                node.attr == "is_available" and _names(node.value) & _ACCELERATORS != set()
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            anywhere |= node.value.partition(":")[0] in _ACCELERATORS
+        elif isinstance(node, ast.Call) and "autocast" in _names(node.func):
+            given = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "device_type")]
+            if any(isinstance(one, ast.Constant) and one.value == "cpu" for one in given):
+                literal |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return anywhere, frozenset(literal)
+
+
+_ACCELERATORS = frozenset({"cuda", "mps", "xpu", "hpu", "npu"})
+_CHOICES = frozenset({"accelerator", "get_default_device", "current_accelerator"})
+
+
+def _names(node: ast.AST) -> set[str]:
+    """The names of a dotted expression: torch.cuda gives both."""
+    return {
+        part.attr if isinstance(part, ast.Attribute) else part.id
+        for part in ast.walk(node)
+        if isinstance(part, (ast.Attribute, ast.Name))
+    }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..flow import LOW, kind_of
+from ..optable import CUDA_FLOAT32
 from ..watchers import FORWARD, GRADIENTS, OPTIMIZER, Reaction, Watcher, load
 from ..watchers.births import MAKERS
 from ..window import BACKWARD
@@ -128,6 +129,8 @@ class OpProbe:
         flow = self.session.flow
         if schema is not None and schema.name.startswith("aten::"):
             asked[FORWARD].append((flow.counts, False))
+            if name in CUDA_FLOAT32:
+                asked[FORWARD].append((flow.on_cuda_float32, False))
             if kind_of(name) is not None or not written:
                 asked[FORWARD].append((flow.passes, True))
         for phase, names, reaction, low_only in self._registered:

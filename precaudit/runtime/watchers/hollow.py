@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
+from ..evidence import SAMPLE, limit
 from ..ledger import Observation
 from ..sites import user_site
 
@@ -36,8 +37,11 @@ class Hollow:
 
     def look(self, optimizer: Any, parameters: Iterable[Tensor], restored: bool) -> None:
         """Elements that the last step moved and that are bfloat16 values again; at the start, a resumed run's."""
+        if not limit():
+            return
+        most = limit() if limit() > SAMPLE else SAMPLED
         own = [private.local(p).detach() for p in parameters]
-        samples = [t.reshape(-1)[:SAMPLED] for t in own if t.dtype is torch.float32 and t.numel() >= FEWEST]
+        samples = [t.reshape(-1)[:most] for t in own if t.dtype is torch.float32 and t.numel() >= FEWEST]
         if not samples or len({sample.device for sample in samples}) > 1:
             return
         now = torch.cat(samples)

@@ -45,7 +45,7 @@ class Positions:
                 self.flow.mark(out, position=True)
             return
         values = args[0]
-        if not out.numel():
+        if not out.numel() or not self.ledger.measures:
             return
         limit = FLOATING[DTYPE_NAMES[out.dtype]].max_exact_integer
         seen = self.flow.suspect("counts", Role.POSITIONS, out.dtype, "cumsum", representable=True)
@@ -70,7 +70,7 @@ class Positions:
 
     def _measure(self, exact: Tensor, low: Tensor, last: int | None) -> None:
         """Positions were put into a low dtype; whether they fit is measured."""
-        if low.numel() < 3:
+        if low.numel() < 3 or not self.ledger.measures:
             return
         seen = self.flow.suspect("positions", Role.POSITIONS, low.dtype, "positions", representable=True)
         limit = FLOATING[DTYPE_NAMES[low.dtype]].max_exact_integer
@@ -92,7 +92,7 @@ class Positions:
     def angle(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """sin and cos of low-precision positions × frequencies: the angle itself is rounded."""
         angle = args[0]
-        if "position" not in self.flow.of(angle) or not angle.numel():
+        if "position" not in self.flow.of(angle) or not angle.numel() or not self.ledger.measures:
             return
         detail = f"{name} of positions times frequencies"
         seen = self.flow.suspect("angle", Role.POSITIONS, out.dtype, detail, representable=True)

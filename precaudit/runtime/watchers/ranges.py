@@ -68,7 +68,7 @@ class Ranges:
 
     def result(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A float16 result whose largest values come near the end of the range."""
-        if out.dtype is not torch.float16 or not trains(args) or not out.numel():
+        if out.dtype is not torch.float16 or not trains(args) or not out.numel() or not self.ledger.measures:
             return
         summed = name == "sum"
         self._order += 1
@@ -76,7 +76,9 @@ class Ranges:
         if summed:
             seen = self.flow.suspect("sum", Role.REDUCTION, out.dtype, "sum", pattern="near-overflow")
         else:
-            seen = self.flow.suspect_kind("range", Kind.OVERFLOW, Role.ACTIVATION, out.dtype, name, inf_seen=False)
+            seen = self.flow.suspect_kind(
+                f"range {name}", Kind.OVERFLOW, Role.ACTIVATION, out.dtype, name, inf_seen=False
+            )
         if seen.count > 4:
             return
         inputs = [t for t in tensors_of(args) if t.dtype is torch.float16 and t.numel()]

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...model.vocabulary import Kind, Role
-from ..evidence import sample
+from ..evidence import limit, sample
 from ..flow import DTYPE_NAMES, LOW, trains
 from . import BACKWARD, FORWARD, Registration
 
 if TYPE_CHECKING:
     from ..session import Session
-
-ROWS = 65_536
 
 
 class Softmax:
@@ -41,10 +39,10 @@ class Softmax:
             return
         seen = self.flow.suspect("log_softmax", Role.SOFTMAX, out.dtype, "log_softmax")
         scores, dim = args[0].detach(), args[1]
-        if seen.count > 4 or not scores.numel() or dim not in (-1, scores.ndim - 1):
+        if seen.count > 4 or not limit() or not scores.numel() or dim not in (-1, scores.ndim - 1):
             return
         width = scores.shape[-1]
-        rows = scores.reshape(-1, width)[: max(1, ROWS // max(1, width))]
+        rows = scores.reshape(-1, width)[: max(1, limit() // max(1, width))]
         kept = out.detach().reshape(-1, width)[: rows.shape[0]].float()
         error = (kept - torch.log_softmax(rows.float(), -1)).abs().mean()
         self.ledger.defer([error, torch.ones_like(error)], self.flow.share(seen, "log_prob_error"))

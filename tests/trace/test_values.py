@@ -1,0 +1,66 @@
+"""`--values off`, `sample` and `full`: how many elements of a tensor the trace looks at."""
+
+from __future__ import annotations
+
+import harness
+import pytest
+import torch
+
+from precaudit.model.wire import Report
+from precaudit.runtime import evidence
+
+WIDTH = 300
+"""300 x 300 is more than one sample."""
+
+
+def pure_bfloat16() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.LogSoftmax(-1)).bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for _ in range(4):
+        loss = model(torch.randn(8, WIDTH).bfloat16())[:, 0].float().mean().neg()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what was compared with its float32 replay."""
+    sizes: list[int] = []
+    measure = evidence.Shadow.measure
+
+    def counting(shadow: evidence.Shadow) -> list[torch.Tensor]:
+        sizes.append(shadow.before.numel())
+        return measure(shadow)
+
+    monkeypatch.setattr(evidence.Shadow, "measure", counting)
+    return sizes
+
+
+def trace(values: str) -> Report:
+    torch.manual_seed(0)
+    return harness.trace_call(pure_bfloat16, values=values)
+
+
+def test_off_judges_dtypes_and_measures_nothing(looked_at: list[int]) -> None:
+    report = trace("off")
+    assert {"PA101", "PA301"} <= {finding.rule for finding in report.findings}
+    assert not looked_at
+    assert not any(fact.get("evidence") for fact in report.facts)
+
+
+def test_sample_looks_at_no_more_than_65536_elements(looked_at: list[int]) -> None:
+    report = trace("sample")
+    assert WIDTH < max(looked_at) <= 65_536
+    assert any("updates_lost" in finding.evidence for finding in report.findings)
+
+
+def test_full_looks_at_every_element(looked_at: list[int]) -> None:
+    report = trace("full")
+    assert max(looked_at) == WIDTH * WIDTH
+    assert any("updates_lost" in finding.evidence for finding in report.findings)
+
+
+def test_the_next_session_samples_again() -> None:
+    trace("off")
+    assert trace("sample").findings[0].evidence
