@@ -22,11 +22,13 @@ EXPECT = re.compile(r"#\s*expect(?: check)?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
 NEAR = 3
 RECORD: Mapping[str, str] = {
     "PA101/bad_factory_dtype": "points at the factory that takes the dtype, not at the call that gives it",
+    "PA101/bad_functional": "a list of weights updated in place reads as own gradient buffers",
     "PA411/bad": "sizes of values are not known from the source",
     "PA602/bad": "a recursive helper lowers the state",
     "PA704/bad": "another module's region names a dtype",
     "PA704/trap_nested_inherits": "a bare region takes the dtype of the region around its call",
     "PA811/bad": "adapters are not told from other parameters",
+    "clean/adversarial_perturbation": "an input updated in place from its gradient reads as a gradient buffer",
 }
 """Known misses and false alarms. An entry fails as soon as the pass does better, so that it is taken out."""
 

@@ -72,6 +72,8 @@ class Flow:
         self.marks: StorageMap[Marks] = StorageMap()
         self.lineage: StorageMap[Lineage] = StorageMap()
         self.lineage_sites: dict[tuple[str, int], Site | None] = {}
+        self.sums: dict[tuple[str, int], Lineage] = {}
+        """Low-precision sums of gradients over several backward passes, by the line that replaces them."""
         self.scalar_sites: dict[int, Site] = {}
         """Autograd sequence number -> the line of a low-precision one-element result."""
         self.ops = 0
@@ -156,6 +158,8 @@ class Flow:
             self.lineage.set(out, replace(line, from_parameter=from_parameter, from_gradient=from_gradient))
             if line.generation >= 2 and line.start not in self.lineage_sites:
                 self.lineage_sites[line.start] = user_site()
+            if line.generation >= 2 and from_gradient:
+                self.sums[line.start] = replace(line, from_gradient=True)
 
     # -- observations
 

@@ -90,6 +90,8 @@ def group_tensors(optimizer: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Bytes this rank holds for the tensor."""
+    """Bytes this rank holds for the tensor; of a sparse one, its values."""
     own = private.local(tensor)
+    if own.layout is not torch.strided:
+        own = own._values() if own.layout is torch.sparse_coo else own.values()
     return int(own.nbytes)

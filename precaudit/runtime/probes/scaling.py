@@ -221,6 +221,8 @@ class ScalingProbe:
             state, scale = self.state(scaler), self._scale(scaler)
             state.largest_skip_scale = max(state.largest_skip_scale, scale)
             state.smallest_skip_scale = min(state.smallest_skip_scale, scale)
+        # What was stepped is spent: the next backward may leave gradients in it that are zeroed before its next step.
+        self.state(scaler).unscaled -= {id(p) for p in _parameters(optimizer)}
         self._forget(optimizer)
         self.session.attempted(optimizer, skipped)
 

@@ -90,7 +90,7 @@ class Gradients:
             self.flow.mark(out, cast_of=made)
         if "grad" in found and name in SCALINGS:
             self.rescaled = True
-        if isinstance(out, Tensor) and out.dtype in LOW and not kept and kind_of(name) == "pointwise":
+        if isinstance(out, Tensor) and out.dtype in LOW and kind_of(name) == "pointwise":
             self.flow.passes(name, args, kwargs, out)
 
     def norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
