@@ -52,7 +52,9 @@ def parameters(optimizer: Any) -> list[Tensor]:
 
 def state_tensors(optimizer: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """(key path without numbers, tensor, the parameter it belongs to) for every tensor inside optimizer.state."""
-    for owner, held in list(optimizer.state.items()):
+    inner = getattr(optimizer, "optim", None)  # ZeroRedundancyOptimizer keeps none itself
+    state = optimizer.state or getattr(inner, "state", {})
+    for owner, held in list(state.items()):
         parameter = owner if isinstance(owner, Tensor) else None
         if isinstance(owner, str):
             yield from _nested(owner, held, parameter, 0)
