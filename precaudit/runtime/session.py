@@ -235,6 +235,10 @@ class Session:
     def is_gradient(self, tensor: Tensor) -> bool:
         return self._gradients.get(tensor) is not None
 
+    def gradient_owner(self, gradient: Tensor) -> weakref.ref[Any] | None:
+        """The leaf whose gradient this is."""
+        return self._gradients.get(gradient)
+
     def is_input(self, tensor: Tensor) -> bool:
         return self._inputs.get(tensor) is not None
 
@@ -534,13 +538,17 @@ class Session:
         alive = [owner for owner in owners if owner is not None]
         if not self.scaling.any_scaled(alive) or self.scaling.scale_read or self.gradients.rescaled:
             return
+        self.clip_is_scaled(gradients[0], user_site())
+
+    def clip_is_scaled(self, gradient: Tensor, site: Site | None) -> None:
+        """A clip at this line met gradients that carry the loss scale."""
         self.once(
             ("clip", "scaled"),
             Observation(
                 Kind.CLIP,
-                DTYPE_NAMES.get(gradients[0].dtype, ""),
+                DTYPE_NAMES.get(gradient.dtype, ""),
                 Role.GRADIENT,
-                user_site(),
+                site,
                 detail="the gradients still carried the loss scale",
                 attrs={"scaled": True},
             ),

@@ -195,7 +195,17 @@ class ScalingProbe:
     def _before_step(self, scaler: Any, optimizer: Any) -> None:
         stage = scaler._per_optimizer_states[id(optimizer)]["stage"].name
         if stage == "READY":
+            self._before_clipped_step(optimizer)
             self._before_unscale(scaler, optimizer)
+
+    def _before_clipped_step(self, optimizer: Any) -> None:
+        """A gradient was replaced by its clamped values while it still carried the scale."""
+        if self.scale_read or self.session.gradients.rescaled:
+            return
+        for p in _parameters(optimizer):
+            clipped = self.session.flow.of(p.grad).get("clipped")
+            if clipped is not None and clipped[1] is not None and clipped[1]() is p and self.scaled.get(p) is not None:
+                self.session.clip_is_scaled(p, clipped[0])
 
     def _step_failed(self, scaler: Any, optimizer: Any, error: BaseException) -> None:
         if "has already been called since the last update" in str(error):
