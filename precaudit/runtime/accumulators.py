@@ -28,23 +28,26 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     for write in session.writes.places.values():
         if _is_accumulator(session, write):
             _add(session, groups, numbers, write, shapes)
-    for line in session.flow.lineage.living():
-        if line.generation >= 2:
-            site = session.flow.lineage_sites.get(line.start)
-            what = "buffer" if line.from_gradient else "ema" if line.from_parameter else "value"
-            role = Role.GRADIENT_ACCUMULATION if line.from_gradient else Role.ACCUMULATOR
-            seen = groups.setdefault(
-                (role, what, line.dtype, line.start),
-                Observation(
-                    Kind.HOLDS,
-                    DTYPE_NAMES[line.dtype],
-                    role,
-                    site,
-                    detail="replaced at each step by a value computed from itself",
-                    attrs={"what": what},
-                ),
-            )
-            seen.count += 1
+    living = [line for line in session.flow.lineage.living() if line.generation >= 2]
+    # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
+    alive = {line.start for line in living}
+    spent = [line for start, line in session.flow.sums.items() if start not in alive]
+    for line in (*living, *spent):
+        site = session.flow.lineage_sites.get(line.start)
+        what = "buffer" if line.from_gradient else "ema" if line.from_parameter else "value"
+        role = Role.GRADIENT_ACCUMULATION if line.from_gradient else Role.ACCUMULATOR
+        seen = groups.setdefault(
+            (role, what, line.dtype, line.start),
+            Observation(
+                Kind.HOLDS,
+                DTYPE_NAMES[line.dtype],
+                role,
+                site,
+                detail="replaced at each step by a value computed from itself",
+                attrs={"what": what},
+            ),
+        )
+        seen.count += 1
     for key, total in numbers.items():
         _evidence(groups[key], total)
     return list(groups.values())

@@ -73,6 +73,8 @@ class Flow:
         self.marks: StorageMap[Marks] = StorageMap()
         self.lineage: StorageMap[Lineage] = StorageMap()
         self.lineage_sites: dict[tuple[str, int], Site | None] = {}
+        self.sums: dict[tuple[str, int], Lineage] = {}
+        """Low-precision sums of gradients over several backward passes, by the line that replaces them."""
         self.scalar_sites: dict[int, Site] = {}
         """Autograd sequence number -> the line of a low-precision one-element result."""
         self.cuda_scalars: set[int] = set()
@@ -202,6 +204,29 @@ class Flow:
             self.lineage.set(out, replace(line, from_parameter=from_parameter, from_gradient=from_gradient))
             if line.generation >= 2 and line.start not in self.lineage_sites:
                 self.lineage_sites[line.start] = user_site()
+            if line.generation >= 2 and from_gradient:
+                self.sums[line.start] = replace(line, from_gradient=True)
+
+    def raised(self, args: Any, out: Tensor) -> None:
+        """A float32 value without gradient: which low-precision ones it was computed from, elementwise.
+
+        An average that is upcast, moved and rounded back at each step accumulates in the lower dtype all the same.
+        """
+        inputs = tensors_of(args)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+            return
+        origins: frozenset[int] = frozenset()
+        from_parameter = False
+        for tensor in inputs:
+            marks = self.of(tensor)
+            from_parameter |= "param" in marks or self.session.is_parameter(tensor)
+            origins |= marks.get("from", frozenset())
+            if tensor.dtype in LOW and tensor.numel() == out.numel():
+                origins |= {private.storage_key(tensor)}
+        if origins and len(origins) <= 8:
+            self.mark(out, **{"from": origins})
+        if from_parameter:
+            self.mark(out, param=True)
 
     # -- observations
 

@@ -92,6 +92,8 @@ class Session:
         self._parameters: StorageMap[weakref.ref[Any]] = StorageMap()
         self._gradients: StorageMap[weakref.ref[Any]] = StorageMap()
         self._losses: StorageMap[bool] = StorageMap()
+        self._inputs: StorageMap[bool] = StorageMap()
+        """Leaves that autograd.grad differentiated beside a loop that trains by .backward()."""
         self._running: StorageMap[bool] = StorageMap()
         self._shapes: set[tuple[int, ...]] = set()
         self._leaf_batches: dict[int, int] = {}
@@ -197,21 +199,27 @@ class Session:
         if not self._installed:
             return
         try:
-            with torch.no_grad(), self._unseen():
+            with self._unseen(), torch.no_grad():
                 act(*args)
         except Exception as error:
             self.note_fault(what, error)
 
     @contextlib.contextmanager
     def _unseen(self) -> Iterator[None]:
-        """Keeps our own tensor arithmetic from our modes."""
-        modes = [mode for mode in (self.ops.mode, self._birth_mode) if mode is not None and private.take_out(mode)]
+        """Keeps our own tensor arithmetic from our modes, and from the user's, who may count what they see."""
+        outer = private.pop_all()
         try:
-            yield
+            with private.no_function_modes():
+                yield
         finally:
             # The act itself may have closed the window, or opened it.
-            for mode in modes:
-                if mode is self.ops.mode or mode is self._birth_mode:
+            ours = (self.ops.mode, self._birth_mode)
+            inner = private.pop_all()
+            private.push_all(inner)
+            for mode in outer:
+                if not isinstance(mode, (OpMode, BirthMode)):
+                    private.push_all([mode])
+                elif any(mode is own for own in ours) and not any(mode is own for own in inner):
                     private.insert_at_bottom(mode)
 
     def note_fault(self, what: str, error: BaseException) -> None:
@@ -237,6 +245,13 @@ class Session:
 
     def is_gradient(self, tensor: Tensor) -> bool:
         return self._gradients.get(tensor) is not None
+
+    def gradient_owner(self, gradient: Tensor) -> weakref.ref[Any] | None:
+        """The leaf whose gradient this is."""
+        return self._gradients.get(gradient)
+
+    def is_input(self, tensor: Tensor) -> bool:
+        return self._inputs.get(tensor) is not None
 
     def is_loss(self, tensor: Tensor) -> bool:
         return self._losses.get(tensor) is not None
@@ -314,10 +329,13 @@ class Session:
         for gradient in results if not accumulates and isinstance(results, tuple) else ():
             if isinstance(gradient, Tensor):
                 self.flow.mark(gradient, grad=True)
-        if not accumulates:
+        if not accumulates and self._accumulates:
+            for leaf in self._last_leaves:
+                if not self.is_parameter(leaf):
+                    self._inputs.set(leaf, True)
             return
         for leaf in self._last_leaves:
-            if leaf.grad is not None:
+            if leaf.grad is not None and accumulates:
                 self._leaf_batches[id(leaf)] = self._leaf_batches.get(id(leaf), 0) + 1
                 if self._gradients.get(leaf.grad) is None:
                     self._gradients.set(leaf.grad, weakref.ref(leaf))
@@ -460,6 +478,7 @@ class Session:
         self.gradients.step_boundary()
         self._gradients.drop_expired()
         self._losses.drop_expired()
+        self._inputs.drop_expired()
         waiting = sum(other not in self._stepped for other in self.construction.optimizers)
         if traced and self.window.should_close(waiting):
             self._close()
@@ -536,13 +555,17 @@ class Session:
         alive = [owner for owner in owners if owner is not None]
         if not self.scaling.any_scaled(alive) or self.scaling.scale_read or self.gradients.rescaled:
             return
+        self.clip_is_scaled(gradients[0], user_site())
+
+    def clip_is_scaled(self, gradient: Tensor, site: Site | None) -> None:
+        """A clip at this line met gradients that carry the loss scale."""
         self.once(
             ("clip", "scaled"),
             Observation(
                 Kind.CLIP,
-                DTYPE_NAMES.get(gradients[0].dtype, ""),
+                DTYPE_NAMES.get(gradient.dtype, ""),
                 Role.GRADIENT,
-                user_site(),
+                site,
                 detail="the gradients still carried the loss scale",
                 attrs={"scaled": True},
             ),

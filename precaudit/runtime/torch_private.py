@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -96,7 +96,7 @@ def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Ca
 
 def insert_at_bottom(mode: Any) -> None:
     """Puts a dispatch mode under all others, so that the user's own `with SomeMode():` blocks still close rightly."""
-    stack = _pop_all()
+    stack = pop_all()
     torch._C._push_on_torch_dispatch_stack(mode)
     for other in stack:
         torch._C._push_on_torch_dispatch_stack(other)
@@ -106,7 +106,7 @@ def take_out(mode: Any) -> bool:
     """Takes the mode out wherever it is in this thread's stack; False where it is not there."""
     if not any(other is mode for other in _stack()):
         return False
-    for other in _pop_all():
+    for other in pop_all():
         if other is not mode:
             torch._C._push_on_torch_dispatch_stack(other)
     return True
@@ -123,7 +123,7 @@ def _stack() -> list[Any]:
     return [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())]
 
 
-def _pop_all() -> list[Any]:
+def pop_all() -> list[Any]:
     """This thread's modes, bottom first, taken off the stack; infra modes (fake, functional) stay where they are."""
     modes = []
     for _ in range(torch._C._len_torch_dispatch_stack()):
@@ -132,6 +132,17 @@ def _pop_all() -> list[Any]:
             break
         modes.append(torch._C._pop_torch_dispatch_stack(None))
     return modes[::-1]
+
+
+def push_all(modes: Iterable[Any]) -> None:
+    """Puts modes on top of this thread's stack, bottom first."""
+    for mode in modes:
+        torch._C._push_on_torch_dispatch_stack(mode)
+
+
+def no_function_modes() -> Any:
+    """A context in which no TorchFunctionMode and no tensor subclass of the user sees a call."""
+    return torch._C.DisableTorchFunction()
 
 
 def hide_from_dynamo(modules: Iterator[ModuleType]) -> None:

@@ -155,6 +155,14 @@ class OpProbe:
                 kind = kind_of(plan.name)
                 if kind is not None:
                     self.session.flow.inherit(kind, args, out)  # positions are integers first
+            elif (
+                not low
+                and asked
+                and isinstance(out, Tensor)
+                and self.session.window.phase in (FORWARD, GRADIENTS)
+                and kind_of(plan.name) in ("pointwise", "shaping")
+            ):
+                self.session.flow.raised(args, out)
             for reaction, low_only in asked:
                 if low or not low_only:
                     reaction(plan.name, args, kwargs, out)

@@ -52,7 +52,9 @@ def parameters(optimizer: Any) -> list[Tensor]:
 
 def state_tensors(optimizer: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """(key path without numbers, tensor, the parameter it belongs to) for every tensor inside optimizer.state."""
-    for owner, held in list(optimizer.state.items()):
+    inner = getattr(optimizer, "optim", None)  # ZeroRedundancyOptimizer keeps none itself
+    state = optimizer.state or getattr(inner, "state", {})
+    for owner, held in list(state.items()):
         parameter = owner if isinstance(owner, Tensor) else None
         if isinstance(owner, str):
             yield from _nested(owner, held, parameter, 0)
@@ -90,6 +92,8 @@ def group_tensors(optimizer: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Bytes this rank holds for the tensor."""
+    """Bytes this rank holds for the tensor; of a sparse one, its values."""
     own = private.local(tensor)
+    if own.layout is not torch.strided:
+        own = own._values() if own.layout is torch.sparse_coo else own.values()
     return int(own.nbytes)

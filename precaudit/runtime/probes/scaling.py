@@ -195,7 +195,17 @@ class ScalingProbe:
     def _before_step(self, scaler: Any, optimizer: Any) -> None:
         stage = scaler._per_optimizer_states[id(optimizer)]["stage"].name
         if stage == "READY":
+            self._before_clipped_step(optimizer)
             self._before_unscale(scaler, optimizer)
+
+    def _before_clipped_step(self, optimizer: Any) -> None:
+        """A gradient was replaced by its clamped values while it still carried the scale."""
+        if self.scale_read or self.session.gradients.rescaled:
+            return
+        for p in _parameters(optimizer):
+            clipped = self.session.flow.of(p.grad).get("clipped")
+            if clipped is not None and clipped[1] is not None and clipped[1]() is p and self.scaled.get(p) is not None:
+                self.session.clip_is_scaled(p, clipped[0])
 
     def _step_failed(self, scaler: Any, optimizer: Any, error: BaseException) -> None:
         if "has already been called since the last update" in str(error):
@@ -221,6 +231,8 @@ class ScalingProbe:
             state, scale = self.state(scaler), self._scale(scaler)
             state.largest_skip_scale = max(state.largest_skip_scale, scale)
             state.smallest_skip_scale = min(state.smallest_skip_scale, scale)
+        # What was stepped is spent: the next backward may leave gradients in it that are zeroed before its next step.
+        self.state(scaler).unscaled -= {id(p) for p in _parameters(optimizer)}
         self._forget(optimizer)
         self.session.attempted(optimizer, skipped)
 

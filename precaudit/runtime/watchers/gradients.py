@@ -13,6 +13,7 @@ from .. import torch_private as private
 from ..evidence import nonfinite, underflow
 from ..flow import FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
+from ..sites import user_site
 from . import BACKWARD, FORWARD, GRADIENTS, Registration
 
 if TYPE_CHECKING:
@@ -88,9 +89,13 @@ class Gradients:
             source = args[0]
             made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
             self.flow.mark(out, cast_of=made)
+        if "grad" in found and name.startswith("clamp") and isinstance(out, Tensor) and out.numel() > 1:
+            owner = next((a for a in args[:1] if isinstance(a, Tensor) and self.session.is_gradient(a)), None)
+            if owner is not None and not self.rescaled:
+                self.flow.mark(out, clipped=(user_site(), self.session.gradient_owner(owner)))
         if "grad" in found and name in SCALINGS:
             self.rescaled = True
-        if isinstance(out, Tensor) and out.dtype in LOW and not kept and kind_of(name) == "pointwise":
+        if isinstance(out, Tensor) and out.dtype in LOW and kind_of(name) == "pointwise":
             self.flow.passes(name, args, kwargs, out)
 
     def norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:

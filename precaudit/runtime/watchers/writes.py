@@ -114,6 +114,8 @@ class Writes:
         if any("grad" in self.flow.of(target) for target in targets) and name in ("mul_", "div_"):
             self.session.gradients.rescaled = True
         for target, sources in _paired(targets, args):
+            if name in COPIES and any(self.session.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
+                self.flow.mark(target, grad=True)
             self._book(name, target, sources)
 
     def _of_gradients(self, name: str, targets: list[Tensor], args: Any) -> None:
@@ -146,6 +148,8 @@ class Writes:
         if self.session.is_parameter(target):
             self._book_parameter(name, target, sources)
             return
+        if self.session.is_input(target):  # an input moved along its gradient, for as long as its batch lasts
+            return
         place = (private.storage_key(target), target.storage_offset(), target.numel())
         write = self.places.get(place)
         if write is None or write.storage.expired():
@@ -167,8 +171,8 @@ class Writes:
                 write.sources.add("grad")
             if self.session.is_loss(source):
                 write.sources.add("loss")
-            if source.ndim == 0 and source.dtype in LOW and name in ("mul_", "lerp_", "add_"):
-                self.session.saw_low_hyperparameter(source)
+        if name in ("mul_", "lerp_") and sources and sources[-1].ndim == 0 and sources[-1].dtype in LOW:
+            self.session.saw_low_hyperparameter(sources[-1])
 
     def _book_parameter(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Whether a parameter is updated in place, or only copied from a float32 master."""
