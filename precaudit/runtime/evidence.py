@@ -139,6 +139,9 @@ class Replay:
         done = [key for key, shadow in self.shadows.items() if group is None or shadow.group == group]
         for key in done:
             shadow = self.shadows.pop(key)
+            # FSDP2 frees what it gathered by shrinking its storage to nothing: reading that would end the process.
+            if not shadow.tensor.untyped_storage().nbytes():
+                continue
             self.ledger.defer(shadow.measure(), _reader(shadow, use))
 
 

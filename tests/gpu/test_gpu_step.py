@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,11 @@ def sharded(model: nn.Module) -> Any:
     """FSDP2 on one GPU: float32 shards, bfloat16 compute, float32 reduction."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in model.blocks:
         fully_shard(block, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    # Only the last output: a block's float32 output would meet the next layer's bfloat16 weights.
+    fully_shard(model, mp_policy=replace(policy, output_dtype=torch.float32))
     return model
 
 

@@ -64,3 +64,20 @@ def test_full_looks_at_every_element(looked_at: list[int]) -> None:
 def test_the_next_session_samples_again() -> None:
     trace("off")
     assert trace("sample").findings[0].evidence
+
+
+def test_storage_that_was_freed_since_is_not_read(looked_at: list[int]) -> None:
+    """FSDP2 shrinks the storage of a gathered weight to nothing while views of it live on."""
+
+    def frees() -> None:
+        weight = torch.nn.Parameter(torch.ones(4))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        for _ in range(4):
+            gathered = torch.zeros(1000, dtype=torch.bfloat16)
+            gathered.copy_(torch.ones(1000))
+            weight.sum().backward()
+            gathered.untyped_storage().resize_(0)
+            optimizer.step()
+
+    assert harness.trace_call(frees).coverage.steps
+    assert 1000 not in looked_at
