@@ -23,10 +23,8 @@ NEAR = 3
 RECORD: Mapping[str, str] = {
     "PA807/bad": "a class that halves itself is left to PA101 and PA301 here, and to the trace",
     "PA101/bad_factory_dtype": "points at the factory that takes the dtype, not at the call that gives it",
-    "PA101/bad_functional": "a list of weights updated in place reads as own gradient buffers",
     "PA411/bad": "sizes of values are not known from the source",
     "PA602/bad": "a recursive helper lowers the state",
-    "clean/adversarial_perturbation": "an input updated in place from its gradient reads as a gradient buffer",
 }
 """Known misses and false alarms. An entry fails as soon as the pass does better, so that it is taken out."""
 

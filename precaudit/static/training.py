@@ -369,6 +369,8 @@ class Training:
             return
         if self.current_optimizer() is not None:
             return
+        if "gradient" in marks and "differentiable" in target.marks:
+            return  # a leaf that the loop itself trains or perturbs, not a buffer for its gradients
         if "gradient" in marks:
             decays = "decayed" in target.marks or name in ("lerp", "addcmul")
             role = Role.OPTIMIZER_STATE if decays else Role.GRADIENT_ACCUMULATION
