@@ -62,8 +62,6 @@ def start(settings: Mapping[str, Any]) -> Session:
 class Session:
     """What one process's trace consists of. `remove` leaves torch as it was found."""
 
-    gradients: Gradients
-
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings: dict[str, Any] = {**DEFAULTS, **settings}
         self.window = Window(self.settings["skip"], self.settings["steps"], self.settings["attempts"])
@@ -170,11 +168,6 @@ class Session:
         for mode in (self.ops.mode, self._birth_mode):
             if mode is not None:
                 private.insert_at_bottom(mode)
-
-    def introduce(self, watcher: Any) -> None:
-        """Lets the session know a watcher that others ask."""
-        if isinstance(watcher, Gradients):
-            self.gradients = watcher
 
     def patch(
         self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]

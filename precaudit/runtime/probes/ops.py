@@ -18,9 +18,8 @@ from torch import Tensor
 from .. import torch_private as private
 from ..flow import LOW, kind_of
 from ..optable import CUDA_FLOAT32
-from ..watchers import FORWARD, GRADIENTS, OPTIMIZER, Reaction, Watcher, load
+from ..watchers import FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
 from ..watchers.births import MAKERS
-from ..window import BACKWARD
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -98,19 +97,16 @@ class OpProbe:
         self.session = session
         self.plans: dict[Any, Plan] = {}
         self.mode: OpMode | None = None
-        self.watchers: list[Watcher] = []
         self._registered: list[tuple[int, frozenset[str], Reaction, bool]] = []
 
     def install(self) -> None:
-        flow = self.session.flow
-        if not self.watchers:
-            self.watchers = [session_watcher(self.session, kind) for kind in load()]
+        if not self._registered:
             for phase in (FORWARD, GRADIENTS, OPTIMIZER):
                 self._registered.append((phase, MAKERS, self.session.births.made, True))
-            for watcher in (self.session.writes, *self.watchers):
+            asked = [self.session.writes, *(kind(self.session) for kind in load()), self.session.gradients]
+            for watcher in asked:
                 for phase, names, reaction, low_only in watcher.reactions():
                     self._registered.append((phase, frozenset(names), reaction, low_only))
-            self._base = ((flow.counts, False),)
         self.mode = OpMode(self)
         private.insert_at_bottom(self.mode)
 
@@ -170,13 +166,3 @@ class OpProbe:
                 self.session.writes.after(plan.name, args, plan.written)
         except Exception as error:
             self.session.note_fault(f"reaction to {func}", error)
-
-
-def session_watcher(session: Session, kind: type[Watcher]) -> Watcher:
-    """Makes a watcher, and lets the session know those that others ask."""
-    watcher = kind(session)
-    session.introduce(watcher)
-    return watcher
-
-
-__all__ = ["BACKWARD", "OpMode", "OpProbe", "Plan"]

@@ -26,16 +26,15 @@ class Watcher(Protocol):
 
 
 def load() -> tuple[type[Watcher], ...]:
-    """The watchers, in the order they are asked."""
+    """The watchers that nobody else needs to know, in the order they are asked."""
     from .constants import Constants
-    from .gradients import Gradients
     from .normalisation import Normalisation
     from .positions import Positions
     from .ranges import Ranges
     from .regions import Regions
     from .softmax import Softmax
 
-    return (Constants, Normalisation, Softmax, Positions, Ranges, Regions, Gradients)
+    return (Constants, Normalisation, Softmax, Positions, Ranges, Regions)
 
 
 __all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "OPTIMIZER", "Reaction", "Registration", "Watcher", "load"]

@@ -1,0 +1,114 @@
+"""Numbers a report measures, each against the same number computed in float64 beside the run."""
+
+from __future__ import annotations
+
+import math
+
+import harness
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from precaudit.model.wire import Finding, Report
+
+
+def only(report: Report, rule: str) -> Finding:
+    (finding,) = [f for f in report.findings if f.rule == rule]
+    return finding
+
+
+def test_accumulation_loss_is_the_relative_error_of_the_sum_of_micro_batches() -> None:
+    errors, sizes = [], []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(24, 8).bfloat16()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            exact = [torch.zeros_like(p, dtype=torch.float64) for p in model.parameters()]
+            for _ in range(6):
+                loss = model(torch.randn(16, 24).bfloat16()).float().square().mean()
+                for total, g in zip(
+                    exact, torch.autograd.grad(loss, list(model.parameters()), retain_graph=True), strict=True
+                ):
+                    total += g.double()
+                loss.backward()
+            kept = [p.grad.double() for p in model.parameters() if p.grad is not None]
+            errors.append(sum(float((k - e).square().sum()) for k, e in zip(kept, exact, strict=True)))
+            sizes.append(sum(float(e.square().sum()) for e in exact))
+            optimizer.step()
+
+    measured = only(harness.trace_call(train), "PA208").evidence["accumulation_loss"]
+    assert measured == pytest.approx(math.sqrt(sum(errors[1:]) / sum(sizes[1:])), rel=1e-3)
+    assert measured > 1e-4
+
+
+def test_gradient_underflow_is_the_share_of_subnormals_among_float16_gradients() -> None:
+    subnormal, nonzero = [], []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(32, 16, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        for _ in range(3):
+            with torch.autocast("cpu", dtype=torch.float16):
+                out = model(torch.randn(8, 32))
+            loss = 3e-2 * out.float().square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            # The weight's gradient is computed in float16 and widened without loss.
+            gradient = model.weight.grad.double().abs()
+            subnormal.append(int(((gradient > 0) & (gradient < 2.0**-14)).sum()))
+            nonzero.append(int((gradient > 0).sum()))
+            optimizer.step()
+
+    measured = only(harness.trace_call(train), "PA201").evidence["gradient_underflow"]
+    assert measured == pytest.approx(sum(subnormal[1:]) / sum(nonzero[1:]))
+    assert 0.05 < measured < 1
+
+
+def test_headroom_is_the_bits_between_the_largest_value_and_65504() -> None:
+    largest = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(16, 8, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+        for _ in range(3):
+            with torch.autocast("cpu", dtype=torch.float16):
+                out = model(2e4 * torch.randn(8, 16).clamp(-1, 1))
+            largest.append(float(out.detach().double().abs().max()))
+            loss = (out.float() / 2e4).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    measured = only(harness.trace_call(train), "PA411").evidence["headroom"]
+    assert measured == pytest.approx(min(math.log2(65504 / size) for size in largest[1:]))
+    assert 0 < measured < 2
+
+
+def test_hollow_masters_hold_bfloat16_values_to_the_last_bit() -> None:
+    hollow = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(32, 16)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(4):
+            loss = F.mse_loss(model(torch.randn(8, 32)), torch.zeros(8, 16))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.copy_(p.bfloat16())
+            hollow.append(all(bool((p.double() == p.bfloat16().double()).all()) for p in model.parameters()))
+
+    finding = only(harness.trace_call(train), "PA105")
+    assert finding.evidence["hollow"] == 1.0
+    assert all(hollow)
