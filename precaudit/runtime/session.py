@@ -503,7 +503,10 @@ class Session:
                 continue
             seen.evidence["gradient_underflow"] = share
             seen.evidence["gradient_zeros"] = self.gradients.zeros / (self.gradients.zeros + self.gradients.nonzeros)
-            if share >= UNDERFLOW and how == "scaled":  # without any scaling PA201 says it, with the same number
+            falling = self.window.consecutive_skips >= 8  # skipped steps brought the scale down: PA210 says why
+            if (
+                share >= UNDERFLOW and how == "scaled" and not falling
+            ):  # without any scaling PA201 says it, with the same number
                 seen.attrs["underflow"] = seen.confirmed = True
             seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 

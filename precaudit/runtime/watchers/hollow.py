@@ -55,7 +55,7 @@ class Hollow:
                 site = self.session.construction.loaded_at or self.session.built_at(optimizer)
                 self._report(optimizer, tensors, "at the start of a resumed run", site, attrs)
             return
-        moved = now != before
+        moved = (now != before) & torch.isfinite(now)  # nan and inf have no low bits either
         site = user_site()
 
         def use(values: list[float]) -> None:
@@ -73,7 +73,7 @@ class Hollow:
                 "float32",
                 Role.MASTER_WEIGHT,
                 site,
-                detail=f"{count} float32 weights hold only bfloat16 values {when}",
+                detail=f"{count} weights {when}",
                 count=count,
                 attrs=attrs,
                 evidence={"hollow": 1.0},
