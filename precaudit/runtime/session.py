@@ -36,7 +36,7 @@ from .watchers.births import BirthMode, Births
 from .watchers.gradients import Gradients
 from .watchers.hollow import Hollow
 from .watchers.writes import Writes
-from .window import FORWARD, GRADIENTS, Window
+from .window import BACKWARD, FORWARD, GRADIENTS, Window
 
 FORMAT = 1
 DEFAULTS: Mapping[str, Any] = {
@@ -101,6 +101,8 @@ class Session:
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._attempting: list[Any] = []
+        """Optimizers whose attempts of this step are not yet taken stock of."""
         self._traced: dict[int, bool] = {}
         """Traced step -> whether an update was taken in it."""
         self._comm_hook: Site | None = None
@@ -304,11 +306,15 @@ class Session:
             self.attempted(self, False)
             if not self._installed:
                 return
+        if self._attempting:  # not every optimizer had a gradient in that backward
+            self._step_over(self.ops.mode is not None)
+            if not self._installed:
+                return
         self.window.root_backward()
         if self.ops.mode:
             return
         if self.window.attempts:
-            if self.window.should_open([self]):
+            if self.window.round >= self.settings["skip"]:
                 self._open()
         elif not self.construction.optimizers and self.window.micro_batches > self.settings["skip"]:
             # No Optimizer: the first step went by before anybody could know that it was one.
@@ -460,9 +466,17 @@ class Session:
             self._traced[self.window.step] = self._traced.get(self.window.step, False) or not skipped
         if optimizer is self:
             self.writes.replay.finish(self._measured_other, "other")
+        else:
+            self._attempting.append(optimizer)
+        # Optimizers that step inside one backward are read and written once, after the last of them.
+        if self.window.phase != BACKWARD or self.window.everybody_attempted(self.construction.optimizers):
+            self._step_over(traced)
+
+    def _step_over(self, traced: bool) -> None:
         self.ledger.settle()
-        if optimizer is not self:
+        for optimizer in self._attempting:
             self.stock.of_optimizer(optimizer)
+        self._attempting.clear()
         self.scaling.take_stock()
         self.autocast.take_stock()
         self._underflow()
@@ -504,9 +518,8 @@ class Session:
             seen.evidence["gradient_underflow"] = share
             seen.evidence["gradient_zeros"] = self.gradients.zeros / (self.gradients.zeros + self.gradients.nonzeros)
             falling = self.window.consecutive_skips >= 8  # skipped steps brought the scale down: PA210 says why
-            if (
-                share >= UNDERFLOW and how == "scaled" and not falling
-            ):  # without any scaling PA201 says it, with the same number
+            # Without any scaling PA201 says it, with the same number.
+            if share >= UNDERFLOW and how == "scaled" and not falling:
                 seen.attrs["underflow"] = seen.confirmed = True
             seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 

@@ -11,7 +11,7 @@ FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
 """Between an optimizer step and backward; inside backward; between backward and the step; inside the step."""
 
 PATIENCE = 8
-"""Attempts of others after which an optimizer that has not stepped is no longer waited for."""
+"""Steps of others after which an optimizer that has not stepped is no longer waited for."""
 
 
 class Window:
@@ -19,7 +19,7 @@ class Window:
 
     An attempt is one call of an optimizer's step, or of GradScaler's for it; a skipped attempt updated nothing.
     Tracing starts when an optimizer has made `skip` attempts and ends when every optimizer in use has taken
-    `steps` more steps, or after `attempts` attempts in all.
+    `steps` more steps, or after `attempts` attempts of one optimizer: many that step inside one backward are one step.
     """
 
     def __init__(self, skip: int, steps: int, attempts: int) -> None:
@@ -28,7 +28,6 @@ class Window:
         self.attempts = 0
         self.skipped = 0
         self.consecutive_skips = 0
-        self.longest_skip_run = 0
         self.micro_batches = 0
         """Root backward calls so far."""
         self.clock = 0
@@ -57,13 +56,13 @@ class Window:
         if optimizer in self._attempted:  # gradients that came without a backward of their own: functorch
             self.round += 1
             self._attempted.clear()
+        if not self._attempted:
+            self._marks.append((time.perf_counter(), traced))
         self._attempted.add(optimizer)
         self.backward_since_step = 0
-        self._marks.append((time.perf_counter(), traced))
         if skipped:
             self.skipped += 1
             self.consecutive_skips += 1
-            self.longest_skip_run = max(self.longest_skip_run, self.consecutive_skips)
             self.taken.setdefault(optimizer, 0)
         else:
             self.consecutive_skips = 0
@@ -78,6 +77,10 @@ class Window:
     def step(self) -> int:
         """The number of the step that is going on, from 1."""
         return self.round + 1
+
+    def everybody_attempted(self, known: Iterable[Any]) -> bool:
+        """Whether each optimizer made its attempt in this step: in the first those that were built, then who steps."""
+        return all(optimizer in self._attempted for optimizer in (self.taken if self.round else known))
 
     def should_open(self, known: Iterable[Any]) -> bool:
         """Whether the steps to skip are over; `known` are the optimizers that were built."""
@@ -99,16 +102,16 @@ class Window:
         `waiting` optimizers were built and have not stepped: a generator is waited for through its critic's steps,
         one that is never used is not.
         """
-        if self.attempts >= self.limit:
+        if self.step >= self.limit:
             return True
         if not self.taken:
             return self.micro_batches > (self.skip + self.steps) * 4
-        if waiting and self.attempts < PATIENCE:
+        if waiting and self.step < PATIENCE:
             return False
         return min(steps - self._before.get(optimizer, 0) for optimizer, steps in self.taken.items()) >= self.steps
 
     def overhead(self) -> dict[str, float]:
-        """Median seconds between attempts, untraced and traced; what was not measured is left out."""
+        """Median seconds between steps, untraced and traced; what was not measured is left out."""
         out = {}
         for name, wanted in (("step_s_untraced", False), ("step_s_traced", True)):
             pairs = zip(self._marks, self._marks[1:], strict=False)

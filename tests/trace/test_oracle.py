@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -394,6 +396,31 @@ def test_optimizers_that_step_inside_backward() -> None:
     assert reported(report, "optimizer_state") == inspected_state(*optimizers.values()) == {"float32": 8}
     assert reported(report, "master_weight") == {"float32": 4}
     assert report.coverage.micro_batches == report.coverage.steps
+
+
+def test_many_optimizers_inside_one_backward_are_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than the window has attempts: what counts is steps, and each is read and written once."""
+    written = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *args: (written.append(args), replace(*args)))
+
+    def train() -> None:
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))
+        optimizers = {p: torch.optim.SGD([p], lr=1e-3, momentum=0.9) for p in model.parameters()}
+
+        def step_now(p: torch.Tensor) -> None:
+            optimizers[p].step()
+            optimizers[p].zero_grad()
+
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(step_now)
+        for _ in range(5):
+            model(torch.randn(3, 4)).square().mean().backward()
+
+    report = traced(train, ranks_folder=str(tmp_path))
+    assert report.coverage.traced_steps == [2, 3]
+    assert reported(report, "optimizer_state") == {"float32": 40}
+    assert len(written) <= 5
 
 
 def test_two_losses_in_one_step_are_two_micro_batches_of_one_step() -> None:
