@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, ModuleType
 from typing import Any
@@ -20,11 +23,6 @@ graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
 
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer})
 """Classes whose tensors hold their own numbers; wrappers such as DTensor hold other tensors."""
-
-
-def compile_internals_can_be_ignored() -> bool:
-    """Whether a dispatch mode can stay on around compiled code; without it compiled code would silently run eagerly."""
-    return hasattr(DispatchMode, "ignore_compile_internals")
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -92,6 +90,25 @@ def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Ca
                 holder._engine_run_backward = original
 
     return undo
+
+
+_modes: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def stays_out_of_forks(mode: Any) -> None:
+    """A forked DataLoader worker inherits the modes of the thread that forked it; this one is taken out there."""
+    _watch_forks()
+    _modes.add(mode)
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_take_out_in_child)
+
+
+def _take_out_in_child() -> None:
+    for mode in list(_modes):
+        take_out(mode)
 
 
 def insert_at_bottom(mode: Any) -> None:

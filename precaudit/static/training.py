@@ -65,7 +65,6 @@ class Training:
         self.losses: dict[int, set[str]] = {}
         self.saves: list[tuple[Spot, bool]] = []
         self.scaler_saved = False
-        self.optimizer_saved = False
         self.updates: set[int] = set()
         self.never_updated: list[tuple[int, Spot]] = []
         self.stepped_scalers: set[int] = set()

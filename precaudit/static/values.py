@@ -12,7 +12,6 @@ from precaudit.static.heap import MISSING, Store
 Dtypes = frozenset[str]
 """The dtypes a tensor may have, all of them known; None stands for "cannot know"."""
 
-INTEGERS = frozenset({"int64", "int32", "int16", "int8", "uint8", "bool"})
 NO_MARKS: frozenset[str] = frozenset()
 
 

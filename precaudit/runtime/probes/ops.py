@@ -8,8 +8,6 @@ values through Python numbers, except a gradient norm read with `.item()`.
 
 from __future__ import annotations
 
-import os
-import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,6 +29,7 @@ class Plan(NamedTuple):
     """How to react to one op."""
 
     name: str
+    kind: str | None
     written: tuple[int, ...]
     """Positions of the arguments it writes to."""
     asked: tuple[Asked, Asked, Asked, Asked]
@@ -47,8 +46,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         self.probe = probe
         self.plans = probe.plans
         self.window = probe.session.window
-        reference = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _leave(reference))
+        private.stays_out_of_forks(self)
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -81,13 +79,6 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         if asked or plan.written:
             self.probe.react(plan, asked, func, args, kwargs, out)
         return out
-
-
-def _leave(reference: Any) -> None:
-    """A forked DataLoader worker inherits the mode of the thread that forked it; nothing there is to be seen."""
-    mode = reference()
-    if mode is not None:
-        private.take_out(mode)
 
 
 class OpProbe:
@@ -134,7 +125,7 @@ class OpProbe:
                 asked[phase].append((reaction, low_only))
         in_place = written if name.endswith("_") else ()
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
-        self.plans[func] = plan = Plan(name, in_place, by_phase)
+        self.plans[func] = plan = Plan(name, kind_of(name), in_place, by_phase)
         return plan
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:
@@ -146,19 +137,11 @@ class OpProbe:
     def react(self, plan: Plan, asked: Asked, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Asks the watchers; a fault of ours becomes a note and never reaches the user's program."""
         try:
-            low = isinstance(out, Tensor) and out.dtype in LOW
-            if not low and self.session.flow.marks and isinstance(out, Tensor) and not out.dtype.is_floating_point:
-                kind = kind_of(plan.name)
-                if kind is not None:
-                    self.session.flow.inherit(kind, args, out)  # positions are integers first
-            elif (
-                not low
-                and asked
-                and isinstance(out, Tensor)
-                and self.session.window.phase in (FORWARD, GRADIENTS)
-                and kind_of(plan.name) in ("pointwise", "shaping")
-            ):
-                self.session.flow.raised(args, out)
+            low = False
+            if isinstance(out, Tensor):
+                low = out.dtype in LOW
+                if not low and plan.kind is not None:
+                    self._high(plan.kind, args, out)
             for reaction, low_only in asked:
                 if low or not low_only:
                     reaction(plan.name, args, kwargs, out)
@@ -166,3 +149,11 @@ class OpProbe:
                 self.session.writes.after(plan.name, args, plan.written)
         except Exception as error:
             self.session.note_fault(f"reaction to {func}", error)
+
+    def _high(self, kind: str, args: Any, out: Tensor) -> None:
+        """Marks go through integers, which positions are first, and through float32 values without gradient."""
+        flow = self.session.flow
+        if not out.dtype.is_floating_point:
+            flow.inherit(kind, args, out)
+        elif kind != "reducing" and self.session.window.phase in (FORWARD, GRADIENTS):
+            flow.raised(args, out)

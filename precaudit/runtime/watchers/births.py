@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,8 +53,7 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
         super().__init__()
         self.births = births
         self.makers: dict[Any, str] = {}
-        reference = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _leave(reference))
+        private.stays_out_of_forks(self)
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -82,9 +79,3 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
         if name in MAKERS:
             self.births.made(name, args, kwargs, out)
         return out
-
-
-def _leave(reference: Any) -> None:
-    mode = reference()
-    if mode is not None:
-        private.take_out(mode)
