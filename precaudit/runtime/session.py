@@ -666,7 +666,7 @@ class Session:
                 and seen.dtype != "float32"
             ):
                 accumulators.summed(seen, self.stock.measured.get("accumulation"))
-        return out + self.adapters.dishonoured(out)
+        return out + self.adapters.observations() + self.adapters.dishonoured(out)
 
     def rank_file(self) -> dict[str, Any]:
         """What this process saw, as the plain values of a RankFile."""

@@ -71,19 +71,19 @@ class Stock:
 
     # -- what a framework keeps beside the optimizer
 
-    def of_claims(self, held: Mapping[tuple[str, Role, Any], list[Claim]]) -> None:
+    def of_claims(self, held: Mapping[tuple[str, Role, str], list[Claim]]) -> None:
         """Role rows by a framework's own account; what the optimizer itself holds is counted with the optimizer."""
         for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[0] == "claimed"]:
             del self.ledger.observations[key]
         for (framework, role, dtype), claims in held.items():
             rest = [claim for claim in claims if self.labels.get(private.local(claim.tensor)) is None]
-            if rest and dtype in DTYPE_NAMES:
+            if rest:
                 names = dict.fromkeys(claim.detail for claim in rest if claim.detail)
                 self.ledger.put(
                     ("claimed", framework, role, dtype),
                     Observation(
                         Kind.HOLDS,
-                        DTYPE_NAMES[dtype],
+                        dtype,
                         role,
                         detail=f"{framework} {', '.join(names)}".strip(),
                         count=len(rest),
@@ -177,6 +177,7 @@ class Stock:
                 self._compensated(seen, params)
                 if role is Role.ADAPTER_PARAMETER and self.session.unscaled_float16:
                     seen.attrs["loss_scaling"] = "none"
+            self.session.adapters.describe(seen, params)
             self.ledger.put(("stock", id(optimizer), role, dtype), seen)
 
     def _compensated(self, seen: Observation, params: Iterable[Tensor]) -> None:

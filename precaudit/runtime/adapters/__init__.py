@@ -7,16 +7,18 @@ an optimizer step. No adapter imports its framework. What one of them raises bec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Kind, Role, Site
+from ..flow import DTYPE_NAMES
 from ..identity import StorageMap
 from ..ledger import Observation
 from ..sites import selves_on_stack
+from ..watchers import Registration
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 ADAPTERS: Mapping[str, str] = {
     "torch.nn.parallel.distributed": "ddp",
 }
-"""The module a class comes from, or a package above it -> the module of this folder that knows the framework."""
+"""The module a class comes from, or a package above it -> the module of this folder that knows the framework.
+
+The order is that in which fixes are worded: what the user writes settings in comes before what it is built on.
+"""
 
 
 class Claim(NamedTuple):
@@ -34,6 +39,8 @@ class Claim(NamedTuple):
     role: Role
     detail: str = ""
     """What the framework calls it: "single_partition_of_fp32_groups"."""
+    dtype: str = ""
+    """Where the tensor's own dtype does not say what it holds: "nf4"."""
 
 
 class Declaration(NamedTuple):
@@ -78,6 +85,17 @@ class Adapter:
         """The dtypes that its settings ask for."""
         return ()
 
+    def reactions(self) -> Iterable[Registration]:
+        """What to do when the framework's own ops run in the traced steps; asked once, when tracing begins."""
+        return ()
+
+    def describe(self, seen: Observation, tensors: Sequence[Tensor]) -> None:
+        """Adds what only the framework knows to the Observation of an optimizer's weights."""
+
+    def observes(self) -> Iterable[Observation]:
+        """Whatever else it saw that a rule speaks about."""
+        return ()
+
 
 class Adapters:
     """The adapters of one session, loaded as their frameworks are met."""
@@ -116,10 +134,11 @@ class Adapters:
         for caller in selves_on_stack():
             self.meet(caller)
         self.claimed.clear()
-        held: dict[tuple[str, Role, Any], list[Claim]] = {}
+        held: dict[tuple[str, Role, str], list[Claim]] = {}
         for adapter, claim in self._answers("claims"):
             self.claimed.set(claim.tensor, claim.role)
-            held.setdefault((adapter.title, claim.role, claim.tensor.dtype), []).append(claim)
+            dtype = claim.dtype or DTYPE_NAMES[claim.tensor.dtype]
+            held.setdefault((adapter.title, claim.role, dtype), []).append(claim)
         self.session.stock.of_claims(held)
 
     def _find(self, kind: type) -> Iterator[Adapter]:
@@ -160,8 +179,9 @@ class Adapters:
     # -- what they say
 
     def met(self) -> list[Adapter]:
-        """The adapters of all frameworks seen so far, outermost import first."""
-        return [adapter for adapter in self._loaded.values() if adapter is not None]
+        """The adapters of all frameworks seen so far, in the order of ADAPTERS."""
+        found = (self._loaded.get(name) for name in dict.fromkeys(ADAPTERS.values()))
+        return [adapter for adapter in found if adapter is not None]
 
     def parameter_name(self, parameter: Tensor) -> str:
         """A parameter's name by the first adapter that knows it; "" where none does."""
@@ -177,6 +197,18 @@ class Adapters:
     def declared(self, role: Role) -> Declaration | None:
         """The first declaration for this role."""
         return next((declaration for _, declaration in self.declarations() if declaration.role is role), None)
+
+    def reactions(self) -> Iterator[Registration]:
+        for _, registration in self._answers("reactions"):
+            yield registration
+
+    def describe(self, seen: Observation, tensors: Sequence[Tensor]) -> None:
+        """Has every adapter add what it knows of these weights."""
+        for adapter in self.met():
+            self._ask(adapter, "describe", seen, tensors)
+
+    def observations(self) -> list[Observation]:
+        return [seen for _, seen in self._answers("observes")]
 
     def dishonoured(self, seen: Iterable[Observation]) -> list[Observation]:
         """PA504's Facts: a declared dtype beside the dtypes that the role was seen to hold."""

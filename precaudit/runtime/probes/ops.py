@@ -98,6 +98,8 @@ class OpProbe:
             for watcher in asked:
                 for phase, names, reaction, low_only in watcher.reactions():
                     self._registered.append((phase, frozenset(names), reaction, low_only))
+            for phase, names, reaction, low_only in self.session.adapters.reactions():
+                self._registered.append((phase, frozenset(names), reaction, low_only))
         self.mode = OpMode(self)
         private.insert_at_bottom(self.mode)
 
