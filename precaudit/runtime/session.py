@@ -117,6 +117,7 @@ class Session:
         self.ledger.measures = self.settings["values"] != "off"
         atexit.register(self._at_exit)
         for probe in (
+            self.adapters,
             self.construction,
             self.autocast,
             self.scaling,
@@ -676,7 +677,7 @@ class Session:
         world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
         optimizers = [optimizer for optimizer in self._stepped if optimizer is not self]
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
-        devices = sorted({p.device.type for optimizer in optimizers for p in parameters(optimizer)})
+        devices = self._devices()
         seen_ops = self.flow.ops
         met = [adapter.title for adapter in self.adapters.met()]
         return {
@@ -707,6 +708,13 @@ class Session:
             },
             "facts": [seen.fact().as_json() for seen in self.facts()],
         }
+
+    def _devices(self) -> list[str]:
+        return sorted({p.device.type for o in self._stepped if o is not self for p in parameters(o)})
+
+    def on_accelerator(self) -> bool:
+        """Whether anything that is trained lies elsewhere than on the CPU."""
+        return self._devices() not in ([], ["cpu"])
 
     def _traced_steps(self) -> int:
         """Steps taken while every op was seen."""

@@ -28,7 +28,10 @@ _is_user: dict[str, bool] = {}
 
 
 def is_user_file(filename: str) -> bool:
-    """Whether a file is the user's own code. A notebook cell is; `<string>` and frozen modules are not."""
+    """Whether a file is the user's own code. A notebook cell is, and the script that is run, even one out of a wheel;
+
+    `<string>` and frozen modules are not.
+    """
     known = _is_user.get(filename)
     if known is None:
         real = os.path.abspath(filename) if not filename.startswith("<") else filename
@@ -39,8 +42,13 @@ def is_user_file(filename: str) -> bool:
             or f"{os.sep}dist-packages{os.sep}" in real
             or real.startswith(_LIBRARY)
             or is_ours(real)
-        )
+        ) or _is_main(filename)
     return known
+
+
+def _is_main(filename: str) -> bool:
+    """Whether this is the script that Python was told to run: `python -m trl.scripts.sft` runs one out of a wheel."""
+    return filename == getattr(sys.modules.get("__main__"), "__file__", None) and not is_ours(filename)
 
 
 def is_ours(filename: str) -> bool:

@@ -69,6 +69,13 @@ class Stock:
         seen = self.ledger.get(key) or self.ledger.put(key, Observation(Kind.HOLDS, DTYPE_NAMES[dtype], role))
         seen.count, seen.bytes = max(seen.count, count), max(seen.bytes, size)
 
+    def holds(self, role: Role, dtype: str) -> bool:
+        """Whether something was seen to hold this role in this dtype."""
+        return any(
+            seen.kind is Kind.HOLDS and seen.role is role and seen.dtype == dtype and seen.confirmed
+            for seen in self.ledger.observations.values()
+        )
+
     # -- what a framework keeps beside the optimizer
 
     def of_claims(self, held: Mapping[tuple[str, Role, str], list[Claim]]) -> None:

@@ -7,7 +7,9 @@ an optimizer step. No adapter imports its framework. What one of them raises bec
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from ...model.vocabulary import FLOATING, Cause, Kind, Role, Site
 from ..flow import DTYPE_NAMES
 from ..identity import StorageMap
+from ..imports import ImportWatcher
 from ..ledger import Observation
 from ..sites import selves_on_stack
 from ..watchers import Registration
@@ -24,12 +27,29 @@ if TYPE_CHECKING:
     from ..session import Session
 
 ADAPTERS: Mapping[str, str] = {
+    "peft": "peft",
+    "trl": "trl",
+    "transformers.trainer": "trainer",
+    "lightning.pytorch": "lightning",
+    "lightning.fabric.wrappers": "fabric",
+    "accelerate": "accelerate",
+    "transformers": "transformers",
+    "bitsandbytes": "bitsandbytes",
     "torch.nn.parallel.distributed": "ddp",
 }
 """The module a class comes from, or a package above it -> the module of this folder that knows the framework.
 
 The order is that in which fixes are worded: what the user writes settings in comes before what it is built on.
 """
+
+SETTINGS: Mapping[str, str] = {
+    "transformers.training_args": "trainer",
+    "transformers.utils.quantization_config": "bitsandbytes",
+    "lightning.pytorch.trainer.trainer": "lightning",
+    "lightning.fabric.fabric": "fabric",
+    "accelerate.accelerator": "accelerate",
+}
+"""Modules whose objects are made before any model: the adapter is loaded as soon as such a module is imported."""
 
 
 class Claim(NamedTuple):
@@ -106,7 +126,14 @@ class Adapters:
         """Storage -> role, by the newest account of any adapter."""
         self._of_class: dict[type, tuple[Adapter, ...]] = {}
         self._loaded: dict[str, Adapter | None] = {}
+        self._seen: set[str] = set()
+        """Adapters that were shown an object: a framework that is only imported trains nothing."""
         self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> list[Callable[[], None]]:
+        """Watches for the modules of SETTINGS; nothing is imported for it."""
+        loads = {module: partial(self._loading, name) for module, name in SETTINGS.items()}
+        return [ImportWatcher(loads).install()]
 
     def remove(self) -> None:
         for undo in reversed(self._undo):
@@ -144,11 +171,15 @@ class Adapters:
     def _find(self, kind: type) -> Iterator[Adapter]:
         names = dict.fromkeys(ADAPTERS[p] for base in kind.__mro__ for p in _packages(base.__module__) if p in ADAPTERS)
         for name in names:
-            if name not in self._loaded:
-                self._loaded[name] = self._load(name)
-            adapter = self._loaded[name]
+            self._seen.add(name)
+            adapter = self._loading(name)
             if adapter is not None:
                 yield adapter
+
+    def _loading(self, name: str) -> Adapter | None:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
 
     def _load(self, name: str) -> Adapter | None:
         try:
@@ -180,7 +211,7 @@ class Adapters:
 
     def met(self) -> list[Adapter]:
         """The adapters of all frameworks seen so far, in the order of ADAPTERS."""
-        found = (self._loaded.get(name) for name in dict.fromkeys(ADAPTERS.values()))
+        found = (self._loaded.get(name) for name in dict.fromkeys(ADAPTERS.values()) if name in self._seen)
         return [adapter for adapter in found if adapter is not None]
 
     def parameter_name(self, parameter: Tensor) -> str:
@@ -210,10 +241,10 @@ class Adapters:
     def observations(self) -> list[Observation]:
         return [seen for _, seen in self._answers("observes")]
 
-    def dishonoured(self, seen: Iterable[Observation]) -> list[Observation]:
+    def dishonoured(self, observed: Iterable[Observation]) -> list[Observation]:
         """PA504's Facts: a declared dtype beside the dtypes that the role was seen to hold."""
         held: dict[Role, dict[str, Observation]] = {}
-        for one in seen:
+        for one in observed:
             if one.kind is Kind.HOLDS and one.role is not None and one.dtype in FLOATING:
                 held.setdefault(one.role, {}).setdefault(one.dtype, one)
         out: dict[Any, Observation] = {}
@@ -222,18 +253,26 @@ class Adapters:
             differs = relation(declaration.dtype, actual)
             if differs is not None:
                 how, dtype = differs
-                out[declaration.role, declaration.dtype, dtype] = Observation(
+                device = "" if how == "lower" or self.session.on_accelerator() else "; this run was on the CPU"
+                seen = Observation(
                     Kind.DECLARED,
                     declaration.dtype,
                     declaration.role,
                     actual[dtype].site or declaration.site,
                     Cause(f"{declaration.dtype} was declared by {declaration.by}", declaration.site),
                     actual[dtype].module,
-                    declaration.by,
+                    f"{declaration.by}{device}",
                     count=1,
                     attrs={"actual": dtype, "relation": how},
                 )
+                out.setdefault((declaration.role, declaration.dtype, dtype), seen)
         return list(out.values())
+
+
+def imported(module: str, name: str) -> list[Any]:
+    """What an imported module holds under this name, alone in a list; an empty one where it is not (yet) imported."""
+    found = getattr(sys.modules.get(module), name, None)
+    return [] if found is None else [found]
 
 
 def relation(declared: str, actual: Iterable[str]) -> tuple[str, str] | None:

@@ -22,7 +22,15 @@ from ..sites import is_user_file, site_of, user_frame, user_site
 if TYPE_CHECKING:
     from ..session import Session
 
+Places = list[tuple[weakref.ref[Any], str]]
+"""Modules and the names under which they hold something."""
+DEEPEST = 64
+"""Levels of modules within modules that a name is followed through."""
 CASTS = ("to", "half", "bfloat16", "float", "double", "type")
+WRAPPERS = frozenset(
+    "_forward_module _original_module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module".split()
+)
+"""Names under which wrappers of Fabric, torch.compile, FSDP1 and checkpointing hold the user's own module."""
 
 
 class ConstructionProbe:
@@ -30,8 +38,9 @@ class ConstructionProbe:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.owner: TensorMap[tuple[weakref.ref[Any], str]] = TensorMap()
-        self.parent: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], str]] = weakref.WeakKeyDictionary()
+        self._holders: TensorMap[Places] = TensorMap()
+        """Parameter -> the modules it was registered in, oldest first."""
+        self._parents: weakref.WeakKeyDictionary[Any, Places] = weakref.WeakKeyDictionary()
         self.born_low: StorageMap[Cause] = StorageMap()
         self.cast_at: weakref.WeakKeyDictionary[Any, Cause] = weakref.WeakKeyDictionary()
         """Module -> the last cast of its tensors."""
@@ -71,7 +80,10 @@ class ConstructionProbe:
                 self._owners.set(parameter, {id(module)})
             else:
                 owners.add(id(module))
-            self.owner.set(parameter, (weakref.ref(module), name))
+            places = self._holders.get(parameter)
+            if places is None:
+                self._holders.set(parameter, places := [])
+            _register(places, module, name)
             self.session.adapters.meet(parameter, user_site)
             self.session.adapters.meet(module, user_site)
             if parameter.dtype in LOW and self.born_low.get(parameter) is None:
@@ -99,7 +111,7 @@ class ConstructionProbe:
 
     def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
         if isinstance(submodule, torch.nn.Module):
-            self.parent[submodule] = (weakref.ref(module), name)
+            _register(self._parents.setdefault(submodule, []), module, name)
             self.session.adapters.meet(module, user_site)
 
     def _around_cast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -245,8 +257,7 @@ class ConstructionProbe:
         """The cast or the construction that put this parameter into low precision."""
         cause = self.cast_of.get(parameter)
         if cause is None:
-            owner = self.owner.get(parameter)
-            module = owner[0]() if owner else None
+            module = self.holder(parameter)
             cause = self.cast_at.get(module) if module is not None else None
         return cause or self.born_low.get(parameter)
 
@@ -255,20 +266,48 @@ class ConstructionProbe:
         known = self.session.adapters.parameter_name(parameter)
         if known:
             return known
-        owner = self.owner.get(parameter)
-        if owner is None:
+        place = _place(self._holders.get(parameter), parameter)
+        if place is None:
             return ""
-        module = owner[0]()
-        front = self.module_name(module) if module is not None else ""
-        return f"{front}.{owner[1]}" if front else owner[1]
+        front = self.module_name(place[0])
+        return f"{front}.{place[1]}" if front else place[1]
 
     def module_name(self, module: Any) -> str:
         """The module's fully qualified name below its root; the root itself is ""."""
         parts: list[str] = []
-        while module is not None and len(parts) < 64:
-            entry = self.parent.get(module)
-            if entry is None:
+        for _ in range(DEEPEST):
+            place = _place(self._parents.get(module), module)
+            if place is None:
                 break
-            parts.append(entry[1])
-            module = entry[0]()
+            module, name = place
+            if name not in WRAPPERS:
+                parts.append(name)
         return ".".join(reversed(parts))
+
+    def root(self, module: Any) -> Any:
+        """The outermost module that holds this one."""
+        for _ in range(DEEPEST):
+            place = _place(self._parents.get(module), module)
+            if place is None:
+                break
+            module = place[0]
+        return module
+
+    def holder(self, parameter: Tensor) -> Any:
+        """The module that holds this parameter."""
+        place = _place(self._holders.get(parameter), parameter)
+        return place[0] if place is not None else None
+
+
+def _register(places: Places, module: Any, name: str) -> None:
+    places[:] = [place for place in places if place[0]() is not None]
+    places.append((weakref.ref(module), name))
+
+
+def _place(places: Places | None, held: Any) -> tuple[Any, str] | None:
+    """The first module that still holds this one: not one it was taken out of, nor a slice of the list it is in."""
+    for ref, name in places or ():
+        module = ref()
+        if module is not None and getattr(module, name, None) is held:
+            return module, name
+    return None

@@ -1,0 +1,53 @@
+"""Accelerate: the `mixed_precision` that every prepared optimizer trains under, and where it was asked for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...model.vocabulary import Role, Site
+from ..sites import user_site
+from . import Adapter, Declaration, imported
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+PRECISIONS: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16"}
+"""Accelerate's words; "no" and "fp8" ask for nothing that a matmul's dtype could show."""
+
+
+class Accelerate(Adapter):
+    """The setting is shared by all Accelerators of a process; an AcceleratedOptimizer leads to it."""
+
+    title = "Accelerate"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._written: Site | None = None
+        """Where the last Accelerator was made."""
+
+    def install(self) -> list[Callable[[], None]]:
+        accelerators = imported("accelerate.accelerator", "Accelerator")
+        return [self.session.patch(kind, "__init__", self._around_init) for kind in accelerators]
+
+    def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __init__(accelerator: Any, *args: Any, **kwargs: Any) -> None:
+            self._written = user_site()
+            original(accelerator, *args, **kwargs)
+
+        return __init__
+
+    def meet(self, made: Any, site: Site | None) -> None:
+        if hasattr(made, "accelerator_state"):
+            self._optimizers.add(made)
+
+    def declares(self) -> Iterable[Declaration]:
+        for word in dict.fromkeys(str(one.accelerator_state.mixed_precision) for one in self._optimizers):
+            if word in PRECISIONS:
+                by = f"Accelerator(mixed_precision='{word}')"
+                yield Declaration(Role.MATMUL_COMPUTE, PRECISIONS[word], by, self._written)
+
+
+ADAPTER = Accelerate

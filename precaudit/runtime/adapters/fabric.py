@@ -1,0 +1,15 @@
+"""Lightning Fabric: the precision it was given, as with Lightning's Trainer."""
+
+from __future__ import annotations
+
+from .lightning import Lightning
+
+
+class Fabric(Lightning):
+    """Fabric wraps the user's own loop; its module wrapper adds nothing to the names that the user knows."""
+
+    title = "Fabric"
+    maker = ("lightning.fabric.fabric", "Fabric")
+
+
+ADAPTER = Fabric
