@@ -25,6 +25,14 @@ PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer})
 """Classes whose tensors hold their own numbers; wrappers such as DTensor hold other tensors."""
 
 
+def simulates(kind: type) -> bool:
+    """Whether tensors of this class stand for others without numbers: FakeTensor, as DTensor uses to learn a shape.
+
+    Such a class leaves the op to the mode it belongs to, which is asked only if no mode before it gives up.
+    """
+    return kind.__module__.startswith("torch._subclasses.")
+
+
 def storage_key(tensor: Tensor) -> int:
     """What views of one allocation share; 0 for tensors without storage (sparse, fake, nested)."""
     try:

@@ -61,7 +61,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
             if kind not in private.PLAIN:
-                return NotImplemented
+                return func(*args, **(kwargs or {})) if private.simulates(kind) else NotImplemented
         plan = self.plans.get(func)
         if plan is None:
             plan = self.probe.plan(func)
