@@ -61,6 +61,7 @@ class Graded(NamedTuple):
 
     severity: Severity
     message: str
+    fix: str = ""
 
 
 def grade(rule: Rule, fact: Fact) -> Graded | None:
@@ -69,7 +70,7 @@ def grade(rule: Rule, fact: Fact) -> Graded | None:
         if _grade_fits(candidate, fact):
             if candidate.severity == "silent":
                 return None
-            return Graded(Severity(candidate.severity), candidate.message or rule.message)
+            return Graded(Severity(candidate.severity), candidate.message or rule.message, candidate.fix)
     return Graded(rule.severity, rule.message)
 
 
@@ -106,7 +107,7 @@ def _finding(
     words = {"dtype": fact.dtype, "role": fact.role.value.replace("_", " ") if fact.role else "", "count": fact.count}
     message = graded.message.format_map(_Words({**fact.attrs, **words}))
     site = fact.site
-    fix = next((rule.fixes[name] for name in frameworks if name in rule.fixes), rule.fix)
+    fix = graded.fix or next((rule.fixes[name] for name in frameworks if name in rule.fixes), rule.fix)
     cause = None
     if fact.cause:
         at = fact.cause.site
@@ -122,6 +123,7 @@ def _finding(
         column=(site.column or None) if site else None,
         end_line=(site.end_line or None) if site else None,
         end_column=(site.end_column or None) if site else None,
+        library=site.library if site else "",
         module=fact.module,
         dtype=fact.dtype,
         allowed=allowed,

@@ -132,6 +132,8 @@ class Site(NamedTuple):
     end_line: int = 0
     end_column: int = 0
     function: str = ""
+    library: str = ""
+    """The library's own line below the user's, where the thing happened there: "transformers/trainer.py:1271"."""
 
 
 class Cause(NamedTuple):

@@ -46,6 +46,8 @@ class Grade(Strict):
     below: dict[str, float] = {}
     message: str = ""
     """Stands in for the rule's own message where this grade fits."""
+    fix: str = ""
+    """Stands in for every fix of the rule where this grade fits."""
 
 
 class Rule(Strict):
@@ -113,6 +115,8 @@ class Finding(BaseModel):
     column: int | None
     end_line: int | None = None
     end_column: int | None = None
+    library: str = ""
+    """The library's own line below the user's, where it happened there."""
     module: str = ""
     dtype: str = ""
     allowed: list[str] = []

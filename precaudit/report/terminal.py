@@ -235,6 +235,8 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
     lead = story.lead
     _headline(page, lead)
     _where(page, lead, source)
+    if lead.library:
+        page.field("inside", [lead.library])
     if lead.module:
         page.field("module", [lead.module])
     if measured := words.evidence(lead):

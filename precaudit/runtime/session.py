@@ -18,6 +18,7 @@ from torch import Tensor
 from ..model.vocabulary import Kind, Role, Site
 from . import accumulators
 from . import torch_private as private
+from .adapted import Adapted
 from .adapters import Adapters
 from .evidence import look_at
 from .flow import DTYPE_NAMES, LOW, Flow
@@ -70,6 +71,7 @@ class Session:
         self.births = Births(self)
         self.flow = Flow(self)
         self.adapters = Adapters(self)
+        self.adapted = Adapted(self)
         self.construction = ConstructionProbe(self)
         self.autocast = AutocastProbe(self)
         self.backward = BackwardProbe(self)
@@ -697,6 +699,7 @@ class Session:
                 "unattributed_ops": round(self.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
                 "notes": list(self.notes),
+                "not_observed": self._why_not(),
                 "overhead": self.window.overhead(),
                 "setup": {
                     "torch": torch.__version__,
@@ -708,6 +711,13 @@ class Session:
             },
             "facts": [seen.fact().as_json() for seen in self.facts()],
         }
+
+    def _why_not(self) -> dict[str, str]:
+        """Roles that were not observed for a reason better than that nothing of the kind ran."""
+        rows = {seen.role for seen in self.ledger.observations.values() if seen.kind is Kind.HOLDS and seen.confirmed}
+        if Role.MASTER_WEIGHT not in rows and Role.ADAPTER_PARAMETER in rows:
+            return {Role.MASTER_WEIGHT.value: "only adapters are trained"}
+        return {}
 
     def _devices(self) -> list[str]:
         return sorted({p.device.type for o in self._stepped if o is not self for p in parameters(o)})

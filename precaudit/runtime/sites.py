@@ -65,9 +65,22 @@ def user_frame(depth: int = 1) -> FrameType | None:
 
 
 def user_site(depth: int = 1) -> Site | None:
-    """The Site of `user_frame`; columns where Python keeps them (3.11 and later)."""
-    frame = user_frame(depth + 1)
-    return site_of(frame) if frame is not None else None
+    """The Site of `user_frame`, with the library's innermost line below it; columns from Python 3.11 on."""
+    frame: FrameType | None = sys._getframe(depth)
+    library = ""
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        library = library or _library_line(frame)
+        frame = frame.f_back
+    return site_of(frame)._replace(library=library) if frame is not None else None
+
+
+def _library_line(frame: FrameType) -> str:
+    """ "transformers/trainer.py:1271" for a frame of an installed package; "" for torch's own and any other."""
+    filename = frame.f_code.co_filename
+    package = filename.rpartition("-packages" + os.sep)[2]
+    if package == filename or filename.startswith((_OURS, _TORCH)):
+        return ""
+    return f"{package.replace(os.sep, '/')}:{frame.f_lineno}"
 
 
 def site_of(frame: FrameType) -> Site:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .adapters import Claim
     from .session import Session
 
-ADAPTER = re.compile(r"lora|adapter|ia3|prompt|prefix_enc|dora|loha|lokr|vera", re.IGNORECASE)
 HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
 SECOND_MOMENT = re.compile(r"sq|square|second|nu$|^v$|^var")
 
@@ -184,6 +183,8 @@ class Stock:
                 self._compensated(seen, params)
                 if role is Role.ADAPTER_PARAMETER and self.session.unscaled_float16:
                     seen.attrs["loss_scaling"] = "none"
+            if role is Role.MASTER_WEIGHT and self.session.adapted.swapped(params):
+                seen.attrs["swapped"] = True
             self.session.adapters.describe(seen, params)
             self.ledger.put(("stock", id(optimizer), role, dtype), seen)
 
@@ -197,7 +198,7 @@ class Stock:
         claimed = self.session.adapters.claimed.get(own)
         if claimed is not None:
             return claimed
-        if ADAPTER.search(self.session.construction.name(parameter)):
+        if self.session.adapted.is_adapter(parameter):
             return Role.ADAPTER_PARAMETER
         if own.dtype not in LOW:
             return Role.MASTER_WEIGHT
@@ -225,7 +226,7 @@ class Stock:
             held["tensors"].append(tensor)
             if parameter is not None:
                 held["owners"][id(parameter)] = parameter
-        adapters = bool(mine) and all(ADAPTER.search(self.session.construction.name(p)) for p in mine)
+        adapters = bool(mine) and all(self.session.adapted.is_adapter(p) for p in mine)
         for (dtype, kahan), held in groups.items():
             seen = self._moments(name, site, dtype, held, len(mine))
             seen.attrs["adapter_only"] = adapters

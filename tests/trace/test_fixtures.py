@@ -21,10 +21,6 @@ NEEDS_A_FRAMEWORK = {f"PA{n}" for n in (502, 503, 504, 505, 801, 803, 805, 806, 
 """Rules that plain PyTorch in one process cannot break; their scripts are run where the framework is installed."""
 
 
-UNSEEN = {"PA810"}
-"""Rules that say `trace` and that no probe sees yet: known misses, on record until they are seen."""
-
-
 def scripts() -> list[Path]:
     """Every script whose rule exists; those in `scripts/` and `clean/` belong to no single rule."""
     found = []
@@ -43,13 +39,13 @@ def argv(path: Path) -> tuple[str, ...]:
     return SHORT if path.parent.name == "scripts" else ()
 
 
-WRONG = [path for path in scripts() if harness.expected(path) and path.parent.name not in UNSEEN]
+WRONG = [path for path in scripts() if harness.expected(path)]
 CLEAN = [path for path in scripts() if not harness.expected(path)]
 
 
 def wanted(path: Path) -> dict[str, set[int]]:
-    """The expectations of a script that a trace can fulfil today."""
-    seen = {r for r, rule in RULES.items() if "trace" in rule.seen_by} - UNSEEN
+    """The expectations of a script that a trace can fulfil."""
+    seen = {r for r, rule in RULES.items() if "trace" in rule.seen_by}
     return {r: lines for r, lines in harness.expected(path).items() if r in seen}
 
 
@@ -95,12 +91,6 @@ def test_every_rule_of_the_trace_has_a_wrong_and_a_mended_script() -> None:
         and not (harness.FIXTURES / rule.id / f"{stem}.py").is_file()
     }
     assert not lacking
-
-
-@pytest.mark.parametrize("rule", sorted(UNSEEN))
-def test_rule_on_record_as_unseen_is_still_unseen(rule: str) -> None:
-    report = harness.traced(harness.FIXTURES / rule / "bad.py").report
-    assert rule not in {f.rule for f in report.findings}, f"{rule} is seen now: take it out of UNSEEN"
 
 
 def test_every_bad_script_names_its_own_rule_on_a_line() -> None:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ..session import Session
 
 ADAPTERS: Mapping[str, str] = {
-    "peft": "peft",
     "trl": "trl",
+    "peft": "peft",
     "transformers.trainer": "trainer",
     "lightning.pytorch": "lightning",
     "lightning.fabric.wrappers": "fabric",
@@ -43,6 +43,7 @@ The order is that in which fixes are worded: what the user writes settings in co
 """
 
 SETTINGS: Mapping[str, str] = {
+    "transformers.modeling_utils": "transformers",
     "transformers.training_args": "trainer",
     "transformers.utils.quantization_config": "bitsandbytes",
     "lightning.pytorch.trainer.trainer": "lightning",
@@ -96,6 +97,10 @@ class Adapter:
     def parameter_name(self, parameter: Tensor) -> str:
         """The user's own fqn of a parameter whose place in the module tree does not tell it."""
         return ""
+
+    def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
+        """A better account than `found` of why a parameter is low: the setting rather than the cast it led to."""
+        return None
 
     def claims(self) -> Iterable[Claim]:
         """The roles of the framework's own tensors, as they are at a step boundary."""
@@ -222,6 +227,11 @@ class Adapters:
                 return str(name)
         return ""
 
+    def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
+        """Why a parameter is low, by the first adapter that knows better; else what was found."""
+        answers = (self._ask(adapter, "cause", parameter, found) for adapter in self.met())
+        return next((answer for answer in answers if answer is not None), found)
+
     def declarations(self) -> Iterator[tuple[Adapter, Declaration]]:
         yield from self._answers("declares")
 
@@ -259,7 +269,9 @@ class Adapters:
                     declaration.dtype,
                     declaration.role,
                     actual[dtype].site or declaration.site,
-                    Cause(f"{declaration.dtype} was declared by {declaration.by}", declaration.site),
+                    Cause(f"{declaration.dtype} was declared by {declaration.by}", declaration.site)
+                    if actual[dtype].site
+                    else None,
                     actual[dtype].module,
                     f"{declaration.by}{device}",
                     count=1,

@@ -137,7 +137,7 @@ class Bitsandbytes(Adapter):
     def _unprepared(self, layers: list[Any]) -> Iterator[Observation]:
         """Beside a quantised base that is trained on: frozen weights that prepare_model_for_kbit_training upcasts."""
         construction = self.session.construction
-        for root in {construction.root(layer) for layer in layers}:
+        for root in {construction.around(layer)[-1] for layer in layers}:
             named = dict(root.named_parameters())
             if not any(p.requires_grad for p in named.values()):
                 continue

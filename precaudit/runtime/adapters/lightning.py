@@ -6,7 +6,10 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...model.vocabulary import Kind, Role, Site
+from torch import Tensor
+
+from ...model.vocabulary import Cause, Kind, Role, Site
+from ..flow import DTYPE_NAMES
 from ..ledger import Observation
 from ..sites import user_site
 from . import Adapter, Declaration, imported
@@ -46,6 +49,12 @@ class Lightning(Adapter):
             original(trainer, *args, **kwargs)
 
         return __init__
+
+    def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
+        for precision, site in dict.fromkeys(self._written.values()):
+            if found is not None and TRUE.get(precision) == DTYPE_NAMES.get(parameter.dtype):
+                return Cause(f'{self.maker[1]}(precision="{precision}") casts the parameters', site)
+        return None
 
     def declares(self) -> Iterable[Declaration]:
         for precision, site in dict.fromkeys(self._written.values()):

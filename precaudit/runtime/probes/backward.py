@@ -27,6 +27,7 @@ NORM_NODES = frozenset(
     "CudnnBatchNormBackward0 FusedRmsNormBackward0".split()
 )
 """Library kernels: whatever goes in, they compute their statistics in float32 (float64 for float64)."""
+ROOTS = frozenset({"RsqrtBackward0", "SqrtBackward0"})
 CASTS = "ToCopyBackward0"
 LEAF = "AccumulateGrad"
 
@@ -89,7 +90,7 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
         elif name in SOFTMAX_NODES:
             found.softmaxes[dtype] = found.softmaxes.get(dtype, 0) + 1
             found.low_logsumexp |= name == "LogsumexpBackward0" and dtype in LOW
-        elif name in NORM_NODES:
+        elif name in NORM_NODES or (name in ROOTS and dtype not in LOW and _of_squares(node)):
             found.norms[dtype] = found.norms.get(dtype, 0) + 1
         for following, _ in node.next_functions:
             if following is None:
@@ -99,6 +100,21 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             if following not in seen:
                 stack.append((following, scalar_path))
     return found
+
+
+def _of_squares(node: Any) -> bool:
+    """Whether this root is that of a mean of squares or a variance, plus an eps: a normalisation written out by hand."""
+    for _ in range(3):
+        node = node.next_functions[0][0] if node.next_functions else None
+        name = type(node).__name__
+        if name.startswith("Var"):
+            return True
+        if name.startswith("Mean"):
+            square = type(node.next_functions[0][0]).__name__
+            return square.startswith(("Pow", "Mul", "Square"))
+        if not name.startswith(("Add", "Clamp")):
+            return False
+    return False
 
 
 def loss_factor(root: Tensor, gradient: Any) -> float | None:

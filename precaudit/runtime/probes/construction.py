@@ -249,7 +249,11 @@ class ConstructionProbe:
             frame = frame.f_back
         while frame is not None and not is_user_file(frame.f_code.co_filename):
             frame = frame.f_back
-        return site_of(frame) if frame is not None else user_site()
+        found = user_site()
+        if frame is None or found is None:
+            return found
+        site = site_of(frame)
+        return site._replace(library=found.library if found.line == site.line else "")
 
     # -- questions
 
@@ -259,7 +263,7 @@ class ConstructionProbe:
         if cause is None:
             module = self.holder(parameter)
             cause = self.cast_at.get(module) if module is not None else None
-        return cause or self.born_low.get(parameter)
+        return self.session.adapters.cause(parameter, cause or self.born_low.get(parameter))
 
     def name(self, parameter: Tensor) -> str:
         """The parameter's fully qualified name, by the framework that moved it or else by its modules."""
@@ -284,14 +288,15 @@ class ConstructionProbe:
                 parts.append(name)
         return ".".join(reversed(parts))
 
-    def root(self, module: Any) -> Any:
-        """The outermost module that holds this one."""
-        for _ in range(DEEPEST):
-            place = _place(self._parents.get(module), module)
+    def around(self, module: Any) -> list[Any]:
+        """The module and those that hold it, innermost first."""
+        found = [module]
+        for _ in range(DEEPEST if module is not None else 0):
+            place = _place(self._parents.get(found[-1]), found[-1])
             if place is None:
                 break
-            module = place[0]
-        return module
+            found.append(place[0])
+        return found
 
     def holder(self, parameter: Tensor) -> Any:
         """The module that holds this parameter."""
