@@ -21,8 +21,19 @@ DispatchMode: Any = torch.utils._python_dispatch.TorchDispatchMode
 graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
 """-1 outside of backward."""
 
-PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer})
+PLAIN: set[type] = {torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer}
 """Classes whose tensors hold their own numbers; wrappers such as DTensor hold other tensors."""
+
+
+def is_plain(kind: type) -> bool:
+    """Whether a class not yet in PLAIN belongs there: one with attributes of its own but no dispatch, as Params4bit.
+
+    Such a class takes no op itself: a mode that left it one would have torch refuse the op.
+    """
+    if getattr(kind, "__torch_dispatch__", None) is not torch._C._disabled_torch_dispatch_impl:
+        return False
+    PLAIN.add(kind)
+    return True
 
 
 def simulates(kind: type) -> bool:

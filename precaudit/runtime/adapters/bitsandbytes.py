@@ -42,7 +42,7 @@ class Bitsandbytes(Adapter):
         self._configured: Site | None = None
         """Where BitsAndBytesConfig was written."""
         self._computed: dict[Any, int] = {}
-        """Dtype -> quantised matmuls of the traced forward passes."""
+        """Dtype -> quantised matmuls of the traced forward passes that a gradient goes through."""
 
     def install(self) -> list[Callable[[], None]]:
         settings = imported("transformers.utils.quantization_config", "BitsAndBytesConfig")
@@ -70,8 +70,8 @@ class Bitsandbytes(Adapter):
     # -- compute
 
     def reactions(self) -> Iterable[Registration]:
-        yield FORWARD, FUSED, self._multiplied, False
-        for phase in (FORWARD, BACKWARD):
+        for phase in (FORWARD, BACKWARD):  # a checkpointed forward pass runs, with gradients, inside backward
+            yield phase, FUSED, self._multiplied, False
             yield phase, ("dequantize_4bit", "dequantize_blockwise"), self._dequantised, False
             yield phase, ("_to_copy",), self._copied, False
         yield FORWARD, MATMULS, self._consumed, False

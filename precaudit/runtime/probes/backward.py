@@ -103,7 +103,7 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
 
 
 def _of_squares(node: Any) -> bool:
-    """Whether this root is that of a mean of squares or a variance, plus an eps: a normalisation written out by hand."""
+    """Whether this is the root of a mean of squares or of a variance: a normalisation written out by hand."""
     for _ in range(3):
         node = node.next_functions[0][0] if node.next_functions else None
         name = type(node).__name__

@@ -60,7 +60,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
-            if kind not in private.PLAIN:
+            if kind not in private.PLAIN and not private.is_plain(kind):
                 return func(*args, **(kwargs or {})) if private.simulates(kind) else NotImplemented
         plan = self.plans.get(func)
         if plan is None:
