@@ -10,7 +10,11 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-CORPUS = ["the quick brown fox jumps over the lazy dog", "hello world this is a tiny corpus", "user: hi assistant: hello"]
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog",
+    "hello world this is a tiny corpus",
+    "user: hi assistant: hello",
+]
 
 
 @pytest.fixture(scope="session")

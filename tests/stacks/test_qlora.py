@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 
 pytestmark = pytest.mark.slow
 
+
 class Variant(NamedTuple):
     """How it is built, and what a report has to say of it: rule -> what stands on the line it points to."""
 
@@ -148,7 +149,7 @@ def test_compute_dtype_comes_from_the_op_and_not_from_the_layer(llama: Path) -> 
 
 
 def test_a_repacked_weight_is_still_the_same_storage(llama: Path) -> None:
-    """What Linear4bit does in eval mode on CPUs with AVX512_BF16: codes reshaped, absmax and quant_state.dtype bfloat16.
+    """As Linear4bit does in eval mode on CPUs with AVX512_BF16: codes reshaped, absmax and quant_state.dtype bfloat16.
 
     The kernel for the repacked layout needs such a CPU, so the weights are repacked and put back between two steps.
     """

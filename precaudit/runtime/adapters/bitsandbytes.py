@@ -42,7 +42,7 @@ class Bitsandbytes(Adapter):
         self._configured: Site | None = None
         """Where BitsAndBytesConfig was written."""
         self._computed: dict[Any, int] = {}
-        """Dtype -> quantised matmuls of the traced forward passes that a gradient goes through."""
+        """Dtype -> quantised matmuls of the traced forward passes."""
 
     def install(self) -> list[Callable[[], None]]:
         settings = imported("transformers.utils.quantization_config", "BitsAndBytesConfig")
@@ -77,7 +77,7 @@ class Bitsandbytes(Adapter):
         yield FORWARD, MATMULS, self._consumed, False
 
     def _multiplied(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if args[0].is_floating_point() and torch.is_grad_enabled():
+        if args[0].is_floating_point():
             self._computed[args[0].dtype] = self._computed.get(args[0].dtype, 0) + 1
 
     def _dequantised(self, name: str, args: Any, kwargs: Any, out: Any) -> None:

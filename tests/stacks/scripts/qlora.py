@@ -5,7 +5,9 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 
-def build(path, *, compute=torch.bfloat16, double=True, prepare=True, checkpointing=False, adapters=True, dtype=None, **more):
+def build(
+    path, *, compute=torch.bfloat16, double=True, prepare=True, checkpointing=False, adapters=True, dtype=None, **more
+):
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -14,7 +16,9 @@ def build(path, *, compute=torch.bfloat16, double=True, prepare=True, checkpoint
         **more,
     )
     asked = {"dtype": dtype} if dtype else {}
-    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantization, device_map={"": "cpu"}, **asked)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, quantization_config=quantization, device_map={"": "cpu"}, **asked
+    )
     if prepare:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
