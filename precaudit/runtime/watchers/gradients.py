@@ -60,12 +60,15 @@ class Gradients:
         self.nonzeros += values[2]
 
     def reduced(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        """A sum over ranks of gradients; counters, flags and norms are too small or not floating."""
+        """A sum over ranks of parameters' gradients; counters, flags and norms are too small or not floating.
+
+        What a forward op's own backward sums is an activation's gradient: tensor parallel layers, SyncBatchNorm.
+        """
         nested = [item for arg in args[:2] for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
         for tensor in tensors_of([nested])[:1]:
             if not tensor.dtype.is_floating_point or tensor.numel() <= 1:
                 continue
-            inside = self.session.window.phase == BACKWARD
+            inside = self.session.window.phase == BACKWARD and not private.differentiates_forward()
             if inside or self.session.is_gradient(tensor) or "grad" in self.flow.of(tensor):
                 self.session.saw_gradient_reduction(tensor, name)
 
