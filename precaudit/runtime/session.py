@@ -379,7 +379,7 @@ class Session:
         tally = found.activations.get(torch.float16)
         if tally is None or not roots:
             return
-        if scaler is not None:
+        if scaler is not None or self.adapters.scales_loss():
             self.once(
                 ("gradient", "float16", "scaled"),
                 Observation(

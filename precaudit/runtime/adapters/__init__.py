@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Kind, Role, Site
+from .. import torch_private as private
 from ..identity import StorageMap
 from ..imports import when_imported
 from ..ledger import Observation
@@ -34,7 +35,7 @@ ADAPTERS: Mapping[str, str] = {
 AWAITED: Mapping[str, str] = {
     "torch.distributed.fsdp._fully_shard._fsdp_state": "fsdp2",
 }
-"""A module that is patched as soon as it is imported -> the adapter that patches it: no object of it is seen in time."""
+"""A module to patch as soon as it is imported -> the adapter that does it: its objects would be met too late."""
 
 
 class Claim(NamedTuple):
@@ -109,6 +110,10 @@ class Adapter:
         """
         return ()
 
+    def scales_loss(self) -> bool:
+        """Whether the framework itself multiplies the loss, and unscales the gradients before the update."""
+        return False
+
     def declares(self) -> Iterable[Declaration]:
         """The dtypes that its settings ask for."""
         return ()
@@ -125,6 +130,8 @@ class Adapters:
         self.session = session
         self.claimed: StorageMap[Role] = StorageMap()
         """Storage -> role, by the newest account of any adapter."""
+        self.sums: StorageMap[bool] = StorageMap()
+        """Storages in which a framework sums gradients."""
         self._of_class: dict[type, tuple[Adapter, ...]] = {}
         self._loaded: dict[str, Adapter | None] = {}
         self._met: dict[Adapter, None] = {}
@@ -177,6 +184,7 @@ class Adapters:
         held: dict[tuple[str, Any], list[Claim]] = {}
         for adapter, claim in self._answers("accumulates"):
             held.setdefault((adapter.title, claim.tensor.dtype), []).append(claim)
+            self.sums.set(private.local(claim.tensor), True)
             if claim.leaf is not None:
                 self.session.gradient_reset_of(claim.leaf)
         self.session.stock.of_accumulation(held)
@@ -241,6 +249,9 @@ class Adapters:
         """Whether a framework gave this child of a module its name."""
         return any(name in adapter.inserts for adapter in self._of_class.get(type(module), ()))
 
+    def scales_loss(self) -> bool:
+        return any(self._ask(adapter, "scales_loss") for adapter in self.met())
+
     def tries_out(self, optimizer: Any) -> bool:
         return any(self._ask(adapter, "tries_out", optimizer) for adapter in self.met())
 
@@ -287,7 +298,7 @@ class Adapters:
                     actual[dtype].module,
                     actual[dtype].detail,
                     count=1,
-                    attrs={"actual": dtype, "relation": how},
+                    attrs={"actual": dtype, "relation": how, "chosen": declaration.chosen},
                 )
                 out.setdefault((declaration.role, declaration.dtype, dtype), fact)
         return list(out.values())

@@ -99,7 +99,12 @@ class Writes:
 
     def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
         phase = self.session.window.phase
-        if phase == BACKWARD or name in REDUCTION_COLLECTIVES:
+        if phase == BACKWARD:
+            if name in RESETS:  # the framework has added this micro-batch to a sum of its own
+                for target in _targets(args, written):
+                    self.session.gradient_reset(target)
+            return
+        if name in REDUCTION_COLLECTIVES:
             return
         targets = _targets(args, written)
         if not targets or not targets[0].dtype.is_floating_point:
