@@ -113,9 +113,9 @@ class Merged:
                 mine[key] = _sum(mine[key], raw) if key in mine else raw
             except (KeyError, ValueError, TypeError, AttributeError):
                 unreadable += 1
-        for key, raw in mine.items():
+        for key, fact in mine.items():
             try:
-                self._add_fact(key, raw, one.rank)
+                self._add_fact(key, fact, one.rank)
             except (KeyError, ValueError, TypeError, AttributeError):
                 unreadable += 1
         if unreadable:

@@ -7,7 +7,7 @@ here draws a random number.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -134,9 +134,21 @@ class Replay:
     def forget(self, tensor: Tensor) -> None:
         self.shadows.pop(_place(tensor), None)
 
-    def finish(self, use: Callable[[str, Tensor, dict[str, float]], None], group: str | None = None) -> None:
-        """Measures the shadows (of one group) and drops them; `use` gets each tensor's numbers at the next settle."""
-        done = [key for key, shadow in self.shadows.items() if group is None or shadow.group == group]
+    def finish(
+        self,
+        use: Callable[[str, Tensor, dict[str, float]], None],
+        group: str | None = None,
+        storages: Collection[int] | None = None,
+    ) -> None:
+        """Measures the shadows (of one group, in these storages) and drops them.
+
+        `use` gets each tensor's numbers at the next settle.
+        """
+        done = [
+            key
+            for key, shadow in self.shadows.items()
+            if (group is None or shadow.group == group) and (storages is None or key[0] in storages)
+        ]
         for key in done:
             shadow = self.shadows.pop(key)
             # FSDP2 frees what it gathered by shrinking its storage to nothing: reading that would end the process.

@@ -95,6 +95,24 @@ def saved_factor(node: Any) -> float | None:
     return float(other) if isinstance(other, (int, float)) else None
 
 
+_AFTER_PARAMETERS = ("AccumulateGrad", "RegisterPostBackwardFunctionBackward")
+"""Nodes in whose hooks DDP, FSDP1 and DeepSpeed, and in whose backward FSDP2 reduces the gradients of parameters."""
+
+
+def differentiates_forward() -> bool:
+    """Whether the autograd node that runs now belongs to an op of the forward pass; False where torch does not tell."""
+    ask = getattr(torch._C, "_current_autograd_node", None)
+    node = ask() if ask is not None else None
+    return node is not None and type(node).__name__ not in _AFTER_PARAMETERS
+
+
+def fsdp2_begins() -> tuple[type, str]:
+    """The method that every `fully_shard` call goes through with its new state, once that module was imported."""
+    from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+
+    return FSDPState, "init"
+
+
 def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
     """Wraps the one function all backward calls go through, however they were imported. Returns the undo."""
     original = torch.autograd.graph._engine_run_backward

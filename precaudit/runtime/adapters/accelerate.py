@@ -47,7 +47,7 @@ class Accelerate(Adapter):
         for word in dict.fromkeys(str(one.accelerator_state.mixed_precision) for one in self._optimizers):
             if word in PRECISIONS:
                 by = f"Accelerator(mixed_precision='{word}')"
-                yield Declaration(Role.MATMUL_COMPUTE, PRECISIONS[word], by, self._written)
+                yield Declaration(Role.MATMUL_COMPUTE, PRECISIONS[word], by, self._written, autocast=True)
 
 
 ADAPTER = Accelerate

@@ -9,6 +9,7 @@ class Fabric(Lightning):
     """Fabric wraps the user's own loop; its module wrapper adds nothing to the names that the user knows."""
 
     title = "Fabric"
+    inserts = frozenset({"_forward_module", "_original_module"})
     maker = ("lightning.fabric.fabric", "Fabric")
 
 

@@ -60,7 +60,7 @@ class Lightning(Adapter):
         for precision, site in dict.fromkeys(self._written.values()):
             if precision in MIXED:
                 by = f'{self.maker[1]}(precision="{precision}")'
-                yield Declaration(Role.MATMUL_COMPUTE, MIXED[precision], by, site)
+                yield Declaration(Role.MATMUL_COMPUTE, MIXED[precision], by, site, autocast=True)
 
     def observes(self) -> Iterable[Observation]:
         for precision, site in dict.fromkeys(self._written.values()):

@@ -69,6 +69,10 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
         if name == LEAF:
             leaf = node.variable
             found.leaves[id(leaf)] = leaf
+            for meta in private.output_metadata(node):
+                # FSDP1 has put the float32 shard back by now; the node still knows what the forward pass read.
+                if meta.dtype is not leaf.dtype:
+                    found.casts_of_leaves.setdefault(id(leaf), meta.dtype)
             continue
         dtype = None
         for meta in private.output_metadata(node):

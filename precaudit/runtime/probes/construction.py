@@ -27,10 +27,8 @@ Places = list[tuple[weakref.ref[Any], str]]
 DEEPEST = 64
 """Levels of modules within modules that a name is followed through."""
 CASTS = ("to", "half", "bfloat16", "float", "double", "type")
-WRAPPERS = frozenset(
-    "_forward_module _original_module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module".split()
-)
-"""Names under which wrappers of Fabric, torch.compile, FSDP1 and checkpointing hold the user's own module."""
+WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+"""Names under which torch.compile and torch's checkpoint wrapper hold the user's own module."""
 
 
 class ConstructionProbe:
@@ -224,6 +222,8 @@ class ConstructionProbe:
         site = self._outside_of(made)
         if site is not None and made not in self.built_at:
             self.built_at[made] = site
+        if isinstance(made, torch.amp.GradScaler):
+            self.session.scaling.built(made)
         if isinstance(made, torch.optim.Optimizer):
             self.optimizers.add(made)
             self.session.watch_births()
@@ -265,16 +265,20 @@ class ConstructionProbe:
             cause = self.cast_at.get(module) if module is not None else None
         return self.session.adapters.cause(parameter, cause or self.born_low.get(parameter))
 
+    def _owner_of(self, parameter: Tensor) -> tuple[Any, str] | None:
+        """The module that holds a parameter, and its name there."""
+        return _place(self._holders.get(parameter), parameter) or self.session.adapters.owner(parameter)
+
     def name(self, parameter: Tensor) -> str:
         """The parameter's fully qualified name, by the framework that moved it or else by its modules."""
         known = self.session.adapters.parameter_name(parameter)
         if known:
             return known
-        place = _place(self._holders.get(parameter), parameter)
-        if place is None:
+        owner = self._owner_of(parameter)
+        if owner is None:
             return ""
-        front = self.module_name(place[0])
-        return f"{front}.{place[1]}" if front else place[1]
+        front = self.module_name(owner[0])
+        return f"{front}.{owner[1]}" if front else owner[1]
 
     def module_name(self, module: Any) -> str:
         """The module's fully qualified name below its root; the root itself is ""."""
@@ -284,7 +288,7 @@ class ConstructionProbe:
             if place is None:
                 break
             module, name = place
-            if name not in WRAPPERS:
+            if name not in WRAPPERS and not self.session.adapters.inserted(module, name):
                 parts.append(name)
         return ".".join(reversed(parts))
 
@@ -300,8 +304,8 @@ class ConstructionProbe:
 
     def holder(self, parameter: Tensor) -> Any:
         """The module that holds this parameter."""
-        place = _place(self._holders.get(parameter), parameter)
-        return place[0] if place is not None else None
+        owner = self._owner_of(parameter)
+        return owner[0] if owner is not None else None
 
 
 def _register(places: Places, module: Any, name: str) -> None:
