@@ -96,6 +96,13 @@ def test_right_variants_are_silent_and_wrong_ones_named_at_their_line(name: str,
         assert text in line, f"{rule} points to: {line}"
 
 
+def test_adapters_recast_behind_the_back_of_peft_are_said_to_be(traced: Any) -> None:
+    _, report, _, _ = traced("recast adapters")
+    (finding,) = [f for f in report.findings if f.rule == "PA301"]
+    assert finding.cause.text == "PEFT made the adapters float32 here; their .data was recast to bfloat16 later"
+    assert "get_peft_model(" in Path(finding.cause.path).read_text().splitlines()[finding.cause.line - 1]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_losses_and_weights_are_bit_identical(name: str, traced: Any) -> None:
     _, _, (model, _, losses), (model_traced, _, losses_traced) = traced(name)

@@ -144,9 +144,8 @@ def test_trainer_fp16_on_a_cpu_is_said_once_to_be_float32(both: Any, llama: Path
     assert run.loud == set()
     (finding,) = run.said("PA504")
     assert finding.severity is Severity.NOTE
-    assert finding.message == (
-        "matmul compute was declared float16 and ran in float32: TrainingArguments(fp16=True); this run was on the CPU"
-    )
+    assert finding.message == "matmul compute was declared float16 and ran in float32: this run was on the CPU"
+    assert finding.cause.text == "float16 was declared by TrainingArguments(fp16=True)"
     assert "TrainingArguments(" in Path(finding.path).read_text().splitlines()[finding.line - 1]
 
 
@@ -184,10 +183,8 @@ def test_16_mixed_on_a_cpu_is_said_once_to_be_bfloat16(both: Any, tmp_path: Path
     assert run.loud == set()
     (finding,) = run.said("PA504")
     assert finding.severity is Severity.NOTE
-    assert finding.message == (
-        f'matmul compute was declared float16 and ran in bfloat16: {word}(precision="16-mixed"); '
-        "this run was on the CPU"
-    )
+    assert finding.message == "matmul compute was declared float16 and ran in bfloat16: this run was on the CPU"
+    assert finding.cause.text == f'float16 was declared by {word}(precision="16-mixed")'
     assert f"L.{word}(" in Path(finding.path).read_text().splitlines()[finding.line - 1]
 
 
@@ -225,10 +222,8 @@ def test_accelerate_fp16_on_a_cpu_is_said_once_to_be_float32(both: Any, tmp_path
     run = both(lambda: loops.accelerate("fp16", tmp_path))
     assert run.loud == set()
     (finding,) = run.said("PA504")
-    assert finding.message == (
-        "matmul compute was declared float16 and ran in float32: Accelerator(mixed_precision='fp16'); "
-        "this run was on the CPU"
-    )
+    assert finding.message == "matmul compute was declared float16 and ran in float32: this run was on the CPU"
+    assert finding.cause.text == "float16 was declared by Accelerator(mixed_precision='fp16')"
     assert "Accelerator(" in Path(finding.path).read_text().splitlines()[finding.line - 1]
 
 

@@ -65,7 +65,7 @@ class Bitsandbytes(Adapter):
         for layer in self._layers:
             codes = storage(layer.weight)
             if codes:
-                yield Claim(layer.weight, Role.QUANTIZED_STORAGE, type(layer.weight).__name__, codes)
+                yield Claim(layer.weight, Role.QUANTIZED_STORAGE, type(layer.weight).__name__, dtype=codes)
 
     # -- compute
 

@@ -51,9 +51,8 @@ class HuggingFaceTrainer(Adapter):
             for word, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
                 if getattr(arguments, word, False):
                     by = f"{type(arguments).__name__}({word}=True)"
-                    yield Declaration(
-                        Role.MATMUL_COMPUTE, dtype, by, site if ref and ref() is arguments else None, autocast=True
-                    )
+                    written = site if ref and ref() is arguments else None
+                    yield Declaration(Role.MATMUL_COMPUTE, dtype, by, written, autocast=True)
 
     def describe(self, seen: Observation, tensors: Sequence[Tensor]) -> None:
         if seen.dtype == "float16" and any(getattr(trainer.args, "fp16", False) for trainer in self._trainers):
