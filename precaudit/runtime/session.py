@@ -103,6 +103,8 @@ class Session:
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self.silent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        """Optimizers that update their parameters without `step`: LOMO in backward's hooks."""
         self._attempting: list[Any] = []
         """Optimizers whose attempts of this step are not yet taken stock of."""
         self._traced: dict[int, bool] = {}
@@ -466,6 +468,10 @@ class Session:
             self._traced[self.window.step] = self._traced.get(self.window.step, False) or not skipped
         if optimizer is self:
             self.writes.replay.finish(self._measured_other, "other")
+            for silent in self.construction.optimizers:
+                if silent not in self._stepped and self.writes.wrote_to(parameters(silent)):
+                    self.silent[silent] = True
+                    self._attempting.append(silent)
         else:
             self._attempting.append(optimizer)
         # Optimizers that step inside one backward are read and written once, after the last of them.
@@ -674,7 +680,7 @@ class Session:
             return self._final
         rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
         world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
-        optimizers = [optimizer for optimizer in self._stepped if optimizer is not self]
+        optimizers = [optimizer for optimizer in (*self._stepped, *self.silent) if optimizer is not self]
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
         devices = sorted({p.device.type for optimizer in optimizers for p in parameters(optimizer)})
         seen_ops = self.flow.ops

@@ -43,6 +43,23 @@ def local(tensor: Tensor) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
+def parts(tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """(attribute path, tensor) of what really holds this tensor's numbers: a wrapper's own `.dtype` is only its looks.
+
+    A plain tensor is its own one part, under "". Of a DTensor, the rank's own tensor.
+    """
+    own = local(tensor)
+    flatten = None if type(own) in PLAIN else getattr(own, "__tensor_flatten__", None)
+    if flatten is None:
+        return [("", own)]
+    out = []
+    for name in flatten()[0]:
+        inner = getattr(own, name)
+        if isinstance(inner, Tensor):
+            out += [(f"{name}.{below}".strip("."), part) for below, part in parts(inner)]
+    return out
+
+
 def next_sequence_number() -> int:
     """The number the next autograd node of this thread will get, -1 where torch does not tell."""
     ask = getattr(torch._C._autograd, "_get_sequence_nr", None)
