@@ -11,7 +11,7 @@ from ..model.vocabulary import Kind, Role
 from . import torch_private as private
 from .flow import DTYPE_NAMES, LOW
 from .ledger import Observation
-from .probes.optimizers import nbytes, parameters
+from .probes.optimizers import nbytes
 from .watchers.writes import Write
 
 if TYPE_CHECKING:
@@ -106,9 +106,8 @@ def summed(seen: Observation, total: dict[str, float] | None) -> None:
 def hand_updated(session: Session) -> list[Observation]:
     """Parameters that a loop without an Optimizer updates itself."""
     held: dict[Any, list[Tensor]] = {}
-    owned = {id(p) for optimizer in session.silent for p in parameters(optimizer)}
     for leaf in session.writes.leaves():
-        if id(leaf) not in owned and "update" in session.writes.parameter_writes.get(private.storage_key(leaf), ()):
+        if "update" in session.writes.parameter_writes.get(private.storage_key(leaf), ()):
             held.setdefault(leaf.dtype, []).append(leaf)
     out = []
     for dtype, leaves in held.items():

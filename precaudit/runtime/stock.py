@@ -350,17 +350,16 @@ class Stock:
 
     def _masters(self, optimizer: Any, name: str, site: Site | None, dtype: Any, tensors: list[Tensor]) -> None:
         """Weights that the optimizer keeps beside the parameters: float32 masters, averages it steps on."""
-        seen = Observation(
-            Kind.HOLDS,
-            DTYPE_NAMES[dtype],
-            Role.MASTER_WEIGHT,
-            site,
-            detail=f"weights that {name} keeps in its state",
-            count=len(tensors),
-            bytes=sum(nbytes(tensor) for tensor in tensors),
-            attrs={"optimizer": name},
-        )
-        self.ledger.put(("stock", id(optimizer), "masters", dtype), seen)
+        kept = f"{len(tensors)} weights that {name} keeps in its state"
+        key = ("stock", id(optimizer), Role.MASTER_WEIGHT, dtype)
+        seen = self.ledger.get(key)
+        if seen is None:
+            seen = self.ledger.put(
+                key, Observation(Kind.HOLDS, DTYPE_NAMES[dtype], Role.MASTER_WEIGHT, site, attrs={"optimizer": name})
+            )
+        seen.detail = f"{seen.detail}, and {kept}" if seen.detail else kept
+        seen.count += len(tensors)
+        seen.bytes += sum(nbytes(tensor) for tensor in tensors)
 
     # -- evidence
 

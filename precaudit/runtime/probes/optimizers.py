@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,10 @@ class OptimizerProbe:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.depth = 0
+        self.stepping: Any = None
+        """The outermost optimizer that is inside its step."""
         self._outer_phase = 0
+        self._prints: weakref.WeakKeyDictionary[Any, list[float]] = weakref.WeakKeyDictionary()
 
     def install(self) -> list[Callable[[], None]]:
         return [
@@ -37,6 +41,7 @@ class OptimizerProbe:
         if self.depth > 1:
             self.session.construction.optimizers.discard(optimizer)  # the outer one steps for both
         else:
+            self.stepping = optimizer
             self.session.guard("before step", self.session.before_step, optimizer)
             self._outer_phase = self.session.window.phase
             self.session.window.phase = OPTIMIZER
@@ -47,8 +52,43 @@ class OptimizerProbe:
         # A step that raises never gets here: its pre-hook's depth is given back by the next outermost backward.
         self.depth = max(0, self.depth - 1)
         if self.depth == 0:
+            self.stepping = None
             self.session.window.phase = BACKWARD if self._outer_phase == BACKWARD else FORWARD
             self.session.guard("after step", self.session.after_step, optimizer)
+
+
+    def steps_unseen(self) -> list[Any]:
+        """Optimizers whose parameters changed since the last call although no step of theirs was seen.
+
+        Compiled steps call no hook, and some optimizers (LOMO) have no step. Asked at each backward until a step has
+        been seen; where one may be compiled, or was taken so before, later too. Reads a few elements.
+        """
+        session = self.session
+        found = []
+        for optimizer in list(session.construction.optimizers):
+            if optimizer in session.seen_stepping or (session.window.attempts and not self._may_go_unseen(optimizer)):
+                continue
+            now = _print(optimizer)
+            before = self._prints.get(optimizer)
+            self._prints[optimizer] = now
+            if before is not None and before != now:
+                found.append(optimizer)
+        return found
+
+    def _may_go_unseen(self, optimizer: Any) -> bool:
+        return self.session.compiled.watching or optimizer in self.session.silent
+
+
+FEW = 4
+
+
+def _print(optimizer: Any) -> list[float]:
+    """A few elements of a few parameters: enough to tell whether a step was taken."""
+    trained = [private.local(p) for p in parameters(optimizer) if p.requires_grad]
+    plain = [p for p in trained if type(p) in private.PLAIN and p.numel() and p.device.type != "meta"]
+    chosen = [p for p in plain[:: max(1, len(plain) // FEW)][:FEW] if p.untyped_storage().nbytes()]
+    parts = [p.detach().reshape(-1)[:FEW].double() for p in chosen if not p.is_complex()]
+    return torch.cat(parts).tolist() if parts and len({part.device for part in parts}) == 1 else []
 
 
 def parameters(optimizer: Any) -> list[Tensor]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 DRAWS = frozenset({"randint", "randint_like", "random_", "random"})
+BACKWARD_UPDATES = SELF_UPDATES | COPIES
 ADDITIONS = frozenset({"add_", "sub_", "_foreach_add_", "_foreach_sub_"})
 BITWISE = frozenset("add sub bitwise_and bitwise_or __and__ __or__ where lt gt le ge".split())
 BITS = (torch.int32, torch.int64, torch.int16)
@@ -85,7 +86,8 @@ class Writes:
             if out.dtype in LOW and args[0].dtype not in LOW:
                 source = args[0]
                 made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
-                self.flow.mark(out, cast_of=made)
+                drawn = {"random": True} if "random" in self.flow.of(source) else {}
+                self.flow.mark(out, cast_of=made, **drawn)
             return
         for result, sources in _paired(out if isinstance(out, (list, tuple)) else [out], (None, *args)):
             if result.dtype not in LOW:
@@ -131,8 +133,9 @@ class Writes:
         targets = _targets(args, written)
         if phase == BACKWARD:
             # Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks.
-            for target, sources in _paired(targets, args) if name in SELF_UPDATES else ():
-                if self.session.is_parameter(target):
+            for target, sources in _paired(targets, args) if name in BACKWARD_UPDATES else ():
+                rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
+                if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
                     self._book_parameter(name, target, sources)
             return
         if not targets or not targets[0].dtype.is_floating_point:
@@ -266,9 +269,11 @@ class Writes:
         origin = self._copied_from.get(private.storage_key(parameter))
         return origin is not None and bool(origin[1].expired())
 
-    def wrote_to(self, parameters: Iterable[Tensor]) -> bool:
-        """Whether one of these parameters was written to."""
-        return any(private.storage_key(private.local(p)) in self.parameter_writes for p in parameters)
+    def changed_unseen(self, parameter: Tensor, how: str) -> None:
+        """A low-precision parameter has another version than before the step: compiled code wrote to it."""
+        kinds = self.parameter_writes.setdefault(private.storage_key(private.local(parameter)), set())
+        if not kinds:
+            kinds.add(how)
 
     def leaves(self) -> list[Tensor]:
         """Parameters that were written to and are still there."""
