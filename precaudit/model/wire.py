@@ -136,6 +136,8 @@ class RoleSummary(Strict):
     tensors: int
     bytes: int
     verdict: Literal["violation", "allowed", "ok", "not-observed"]
+    because: list[str] = []
+    """Why less than the table wants is allowed here: "kahan", "stochastic-rounding", "block-wise", …"""
 
 
 class Coverage(BaseModel):

@@ -121,9 +121,6 @@ class Session:
     def install(self) -> None:
         self._installed = True
         look_at(self.settings["values"])
-        if self.settings["eager"]:
-            self.on_remove(private.compile_nothing())
-            self.notes["torch.compile was off: everything ran eagerly (--eager)"] = None
         self.ledger.measures = self.settings["values"] != "off"
         atexit.register(self._at_exit)
         for probe in (

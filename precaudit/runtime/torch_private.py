@@ -296,25 +296,6 @@ def _printed_ops(text: str) -> GraphOps:
     return out
 
 
-def compile_nothing() -> Callable[[], None]:
-    """Makes torch.compile run everything eagerly from now on, as TORCH_COMPILE_DISABLE=1 does; returns the undo."""
-    before = os.environ.get("TORCH_COMPILE_DISABLE")
-    os.environ["TORCH_COMPILE_DISABLE"] = "1"
-    config = sys.modules.get("torch._dynamo.config")
-    was = getattr(config, "disable", False)
-    if config is not None:
-        config.disable = True  # type: ignore[attr-defined]
-
-    def undo() -> None:
-        os.environ.pop("TORCH_COMPILE_DISABLE", None)
-        if before is not None:
-            os.environ["TORCH_COMPILE_DISABLE"] = before
-        if config is not None:
-            config.disable = was  # type: ignore[attr-defined]
-
-    return undo
-
-
 def hide_from_dynamo(modules: Iterator[ModuleType]) -> None:
     """Keeps torch.compile from compiling our own functions when user code calls ops after a graph break."""
     frames = sys.modules.get("torch._C._dynamo.eval_frame")

@@ -57,6 +57,9 @@ class CompileProbe:
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def compile(*args: Any, **kwargs: Any) -> Any:
+            if self.session.settings["eager"]:
+                self.session.notes["torch.compile was off: what it was given ran eagerly (--eager)"] = None
+                return original(*args, **{**kwargs, "disable": True})
             made = original(*args, **kwargs)
             self._fuses |= not str(kwargs.get("backend", "inductor")).startswith(("eager", "aot_eager"))
             if not self.watching:
