@@ -217,8 +217,10 @@ def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Ruleboo
             elif row.wanted == ["any"] or dtype in dtypes(row.wanted):
                 verdict = "ok"
             because = sorted(excuses.get((role, dtype), ())) if verdict == "allowed" else []
-            summary = {"role": role.value, "dtype": dtype, "tensors": tensors, "bytes": size}
-            rows.append(RoleSummary(**summary, verdict=verdict, because=because))
+            row_of = RoleSummary(
+                role=role.value, dtype=dtype, tensors=tensors, bytes=size, verdict=verdict, because=because
+            )
+            rows.append(row_of)
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -276,8 +276,8 @@ class Stock:
                     masters.setdefault(tensor.dtype, []).append(tensor)
                     continue
             kahan = block is None and writes.compensations.get(tensor) is not None
-            key = ("block-wise" if block else "kahan" if kahan else "", tensor.dtype)
-            group = moments.setdefault(key, Moments({}, {}, [], []))
+            because = "kahan" if kahan else "" if block is None else "block-wise"
+            group = moments.setdefault((because, tensor.dtype), Moments({}, {}, [], []))
             group.names[held.name] = None
             group.tensors.append(tensor)
             group.scales.extend(block or ())

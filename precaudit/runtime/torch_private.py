@@ -213,7 +213,11 @@ def watch_graphs(seen: Callable[[int, str, GraphOps], None]) -> Callable[[], Non
     except ImportError:
         return None
     result = getattr(aot_autograd_result, "GenericAOTAutogradResult", None)
-    wanted = [(graph_compile, "_log_fw_bw_graphs"), (graph_compile, "_log_inference_graph"), (result, "wrap_post_compile")]
+    wanted = [
+        (graph_compile, "_log_fw_bw_graphs"),
+        (graph_compile, "_log_inference_graph"),
+        (result, "wrap_post_compile"),
+    ]
     if any(not hasattr(owner, name) for owner, name in wanted):
         return None
 
@@ -239,7 +243,12 @@ def watch_graphs(seen: Callable[[int, str, GraphOps], None]) -> Callable[[], Non
         _wrap(owner, name, wrap)
         for (owner, name), wrap in zip(wanted, (of_autograd, of_inference, of_cache), strict=True)
     ]
-    return lambda: [one() for one in undo] and None
+
+    def undo_all() -> None:
+        for one in undo:
+            one()
+
+    return undo_all
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:

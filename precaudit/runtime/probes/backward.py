@@ -34,7 +34,8 @@ class Walk:
     """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
 
     __slots__ = (
-        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms", "scalars", "softmaxes"
+        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms", "scalars",
+        "softmaxes",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -56,7 +56,6 @@ class OptimizerProbe:
             self.session.window.phase = BACKWARD if self._outer_phase == BACKWARD else FORWARD
             self.session.guard("after step", self.session.after_step, optimizer)
 
-
     def steps_unseen(self) -> list[Any]:
         """Optimizers whose parameters changed since the last call although no step of theirs was seen.
 
@@ -160,8 +159,9 @@ def _in_attributes(optimizer: Any, shapes: set[tuple[int, ...]]) -> Iterator[Hel
             continue
         if not isinstance(value, (Tensor, dict, list, tuple)):
             continue
-        named = isinstance(value, dict) and bool(value) and all(isinstance(k, (str, Tensor)) for k in value)
-        for name, item in list(value.items()) if named else [(None, value)]:
+        filed = list(value.items()) if isinstance(value, dict) else []
+        named = bool(filed) and all(isinstance(name, (str, Tensor)) for name, _ in filed)
+        for name, item in filed if named else [(None, value)]:
             parameter = name if isinstance(name, Tensor) else None
             for held in _nested(key, item, parameter, 1, id(value)):
                 if named or tuple(held.tensor.shape) in shapes:

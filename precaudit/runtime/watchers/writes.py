@@ -89,7 +89,7 @@ class Writes:
                 drawn = {"random": True} if "random" in self.flow.of(source) else {}
                 self.flow.mark(out, cast_of=made, **drawn)
             return
-        for result, sources in _paired(out if isinstance(out, (list, tuple)) else [out], (None, *args)):
+        for result, sources in _paired(tensors_of([out]), (None, *args)):
             if result.dtype not in LOW:
                 continue
             if name.endswith("clone"):
