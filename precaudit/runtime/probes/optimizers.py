@@ -63,7 +63,9 @@ class OptimizerProbe:
         been seen; where one may be compiled, or was taken so before, later too. Reads a few elements.
         """
         session = self.session
-        found = []
+        found: list[Any] = []
+        if self.depth:  # a closure's backward, inside a step that was seen
+            return found
         for optimizer in list(session.construction.optimizers):
             if optimizer in session.seen_stepping or (session.window.attempts and not self._may_go_unseen(optimizer)):
                 continue
