@@ -50,7 +50,7 @@ def _call_after(spec: Any, act: Callable[[], None]) -> None:
         return
 
     def exec_module(module: Any) -> None:
-        del loader.exec_module
+        vars(loader).pop("exec_module", None)  # gone already where another watcher follows the same loader
         execute(module)
         act()
 

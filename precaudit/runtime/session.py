@@ -126,7 +126,6 @@ class Session:
         self.ledger.measures = self.settings["values"] != "off"
         atexit.register(self._at_exit)
         for probe in (
-            self.adapters,
             self.construction,
             self.autocast,
             self.scaling,
@@ -325,7 +324,7 @@ class Session:
             self.window.steps_unseen = True
             for parameter in parameters(optimizer):
                 self._leaf_batches[id(parameter)] = 0
-            self.writes.replay.finish(self._measured_other, "other")
+            self.writes.replay.finish(self.measured_other, "other")
             self.stock.label(optimizer)
             self.attempted(optimizer, False)
             if not self._installed:

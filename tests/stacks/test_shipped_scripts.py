@@ -1,0 +1,148 @@
+"""Scripts that come inside wheels, unmodified and started as their users start them; verdicts beside inspection."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from precaudit.model.wire import Report, Severity
+
+pytestmark = pytest.mark.slow
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+class Traced(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+    report: Report
+
+    @property
+    def loud(self) -> set[str]:
+        return {f.rule for f in self.report.findings if f.severity is not Severity.NOTE}
+
+    def held(self, role: str) -> dict[str, int]:
+        return {row.dtype: row.tensors for row in self.report.roles if row.role == role and row.dtype}
+
+
+def environment(folder: Path) -> dict[str, str]:
+    scripts = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "HOME": str(folder),
+        "HF_HOME": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": scripts + os.pathsep + os.environ["PATH"],
+    }
+
+
+def trace(folder: Path, *command: str, options: tuple[str, ...] = ()) -> Traced:
+    output = folder / "report.json"
+    words = [sys.executable, "-m", "precaudit", "trace", "-v", "--output", str(output), *options, *command]
+    done = subprocess.run(
+        words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert output.exists(), done.stderr[-3000:]
+    return Traced(done.returncode, done.stdout, done.stderr, Report.model_validate_json(output.read_text()))
+
+
+def inspect(folder: Path, *command: str) -> tuple[dict[str, Any], str]:
+    words = [sys.executable, str(SCRIPTS / "inspect_run.py"), *command]
+    done = subprocess.run(
+        words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def shipped(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return spec.origin
+
+
+# -- Accelerate's own tests of itself
+
+
+@pytest.mark.parametrize("name", ["test_script", "test_sync"])
+def test_accelerates_own_scripts_run_to_their_end(name: str, tmp_path: Path) -> None:
+    """They check their own results; under --keep-going they pass, and what trained was float32 throughout."""
+    path = shipped(f"accelerate.test_utils.scripts.{name}")
+    run = trace(tmp_path, "python", path, options=("--keep-going",))
+    assert run.code == 0, run.stderr[-2000:]
+    assert run.report.status == "clean"
+    assert run.loud == set()
+    assert run.held("master_weight").keys() == {"float32"}
+    assert run.held("loss").keys() == {"float32"}
+    assert run.report.coverage.steps >= 2
+    assert not [note for note in run.report.coverage.notes if "could not follow" in note]
+
+
+# -- TRL from the command line
+
+SETTINGS = "--max_steps 4 --logging_steps 1 --per_device_train_batch_size 2 --max_length 32 --report_to none --use_cpu"
+LORA = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj")
+
+
+def sft(llama: Path, corpus: Path, *more: str) -> list[str]:
+    model = ["--model_name_or_path", str(llama.with_name("bfloat16")), "--dataset_name", str(corpus)]
+    return [*model, *SETTINGS.split(), "--save_strategy", "no", "--output_dir", "out", *more]
+
+
+def losses(text: str) -> list[str]:
+    return re.findall(r"'loss': '?([\d.e+-]+)", text)
+
+
+@pytest.mark.parametrize(
+    ("more", "rules"),
+    [((), set()), (LORA, set()), ((*LORA, "--load_in_4bit"), {"PA301"})],
+    ids=["full", "LoRA", "4-bit"],
+)
+def test_trl_sft(more: tuple[str, ...], rules: set[str], llama: Path, corpus: Path, tmp_path: Path) -> None:
+    words = sft(llama, corpus, *more)
+    seen, stdout = inspect(tmp_path, "-m", "trl.scripts.sft", *words)
+    run = trace(tmp_path, "trl", "sft", *words, options=("--keep-going",))
+    assert run.loud == rules, [f.message for f in run.report.findings]
+    role = "adapter_parameter" if more else "master_weight"
+    assert run.held(role) == seen["trained"]
+    assert run.held("optimizer_state") == seen["state"]
+    assert run.held("quantized_storage") == ({"nf4": seen["quantised"]} if seen["quantised"] else {})
+    assert len(losses(stdout)) == 4
+    assert losses(run.stdout) == losses(stdout)
+    for finding in run.report.findings:
+        assert finding.path is None or finding.path.endswith("trl/scripts/sft.py")
+        assert finding.library.startswith(("transformers/", "accelerate/", "trl/"))
+    if rules:
+        (finding,) = [f for f in run.report.findings if f.rule == "PA301"]
+        assert finding.cause is not None
+        assert finding.cause.text.endswith("their .data was recast to bfloat16 later")
+        assert "TRL casts the adapters of a quantised base" in finding.fix
+
+
+def test_the_report_of_a_trainer_tells_a_new_user_what_to_write(llama: Path, tmp_path: Path) -> None:
+    """The terminal's text: the user's own lines, the library's line below, the fix in Trainer's words."""
+    script = tmp_path / "finetune.py"
+    source = (SCRIPTS / "trainer.py").read_text()
+    script.write_text(f"{source}\n\nrun({str(llama.with_name('bfloat16'))!r}, 'out', bf16=True)\n")
+    run = trace(tmp_path, "python", "finetune.py")
+    text = " ".join(run.stderr.split())
+    assert run.code == 1
+    assert "Trainer, Accelerate, Transformers" in text
+    assert "inside transformers/trainer.py:" in text
+    assert "cause from_pretrained kept the checkpoint's own dtype, bfloat16: finetune.py:" in text
+    assert (
+        "fix load in float32, from_pretrained(..., dtype=torch.float32), and let Trainer cast: "
+        "TrainingArguments(bf16=True)"
+    ) in text
