@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ from precaudit.model.vocabulary import LOW, Fact, Kind, Role, Scalar, Site
 
 MOSTLY = 0.9
 """Share of tensors, and of elements, from which a checkpoint counts as hollow: a release keeps a few in float32."""
+NAMED = re.compile(r"(?:^|\.)state\.(.+)$")
+"""Optimizer state that is kept under its parameter's name, `optim.state.layers.0.weight`, or number."""
+LIKE_PARAMETER = frozenset("exp_avg exp_avg_sq max_exp_avg_sq momentum_buffer square_avg grad_avg exp_inf".split())
+"""State that torch.optim makes with zeros_like(parameter). Source: torch/optim/adam.py, sgd.py, rmsprop.py."""
 ROLES = {
     Part.ADAPTER: Role.ADAPTER_PARAMETER,
     Part.QUANTIZED: Role.QUANTIZED_STORAGE,
@@ -39,9 +44,19 @@ class Held(NamedTuple):
     part: Part
 
     @property
-    def parameter(self) -> Keys:
-        """What it belongs to, where it is optimizer state: `(…, "state", "0")` of `(…, "state", "0", "exp_avg")`."""
-        return self.keys[:-2] if self.keys[-1] == "codes" else self.keys[:-1]
+    def name(self) -> str:
+        """Its last name: `exp_avg`, `weight`."""
+        return self.dotted.rpartition(".")[2]
+
+    @property
+    def dotted(self) -> str:
+        full = ".".join(self.keys)
+        return full.removesuffix(".codes") if self.part is Part.MOMENT else full
+
+    @property
+    def parameter(self) -> str:
+        """What it belongs to, where it is optimizer state: `optimizer.state.0` of `optimizer.state.0.exp_avg`."""
+        return self.dotted.rpartition(".")[0]
 
 
 @dataclass(slots=True)
@@ -165,19 +180,22 @@ class _Maker:
             return
         state = [held for held in self.moments if held.tensor.dtype in LOW and not self.is_blockwise(held)]
         for dtype, members in _by_dtype(state):
-            names = sorted({name for held in members if not (name := held.keys[-1]).isdigit()})
+            names = sorted({held.name for held in members if not held.name.isdigit()})
             count = len({held.parameter for held in members})
             detail = f"{', '.join(names[:4])} of {count:,} parameter{'s' * (count != 1)}".removeprefix(" of ")
             yield self.lowered(dtype, members, Role.OPTIMIZER_STATE, detail)
         for dtype, members in _by_dtype(held for held in self.masters if held.tensor.dtype in LOW):
             yield self.lowered(dtype, members, Role.MASTER_WEIGHT, f"{len(members):,} master weights")
         weights = [h for h in self.holdings.of(Part.WEIGHT) if self.role(h) is Role.MASTER_WEIGHT]
-        full = [held for held in self.moments if held.tensor.dtype not in LOW and not self.is_blockwise(held)]
+        # torch's optimizers make state in the dtype of the parameter; those of bitsandbytes (state1) and others do not.
+        float32_parameters = not state and all(held.name in LIKE_PARAMETER for held in self.moments)
         for dtype, members in _by_dtype(held for held in weights if held.tensor.dtype in LOW):
-            what = f"{len(members):,} of {len(weights):,} weights that its optimizer trains"
-            beside = "beside float32 optimizer state" if full else "and no float32 master"
-            kept: dict[str, Scalar] = {} if full and not state else {"trained_low": True}
-            yield self.lowered(dtype, members, Role.MASTER_WEIGHT, f"{what}, {beside}", kept)
+            share = f"{len(members):,} of {len(weights):,}"
+            if float32_parameters and self.moments:
+                what = f"{share} weights that its optimizer trains, and by its state they were float32 in training"
+                yield self.lowered(dtype, members, Role.MASTER_WEIGHT, what)
+            else:
+                yield self.lowered(dtype, members, Role.MASTER_WEIGHT, share, {"trained_low": True})
 
     def lowered(
         self, dtype: str, members: Sequence[Held], role: Role, detail: str, more: dict[str, Scalar] | None = None
@@ -275,10 +293,10 @@ def trained(holdings: Holdings) -> set[int]:
     weights of one shape the adapters are taken first, then those in float32: the reading that speaks for the user.
     """
     weights = holdings.of(Part.ADAPTER, Part.WEIGHT)
-    shapes: dict[Keys, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for held in holdings.of(Part.MOMENT):
         shapes[held.parameter] = max(shapes.get(held.parameter, ()), held.tensor.shape, key=_numel)
-    names = {key[-1] for key in shapes if key and not key[-1].isdigit()}
+    names = {match[1] for parameter in shapes if (match := NAMED.search(parameter)) and not match[1].isdigit()}
     named = {id(held) for held in weights if _named(held.keys, names)}
     if named:
         return named

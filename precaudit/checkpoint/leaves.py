@@ -1,4 +1,4 @@
-"""What a file holds, as its reader hands it over: tensors with their place on disk and plain values, under their keys."""
+"""What a reader makes of a file: tensors with their place on disk, and plain values, each under its keys."""
 
 from __future__ import annotations
 

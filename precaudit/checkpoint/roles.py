@@ -24,6 +24,8 @@ class Part(str, Enum):
     COMPENSATION = "compensation of rounding"
     STEP = "step counter"
     SCALER = "loss scale"
+    BESIDE = "beside a quantised tensor"
+    """Scales, code books and zero points."""
     OTHER = "other"
 
 
@@ -34,9 +36,7 @@ MOMENTS = frozenset(
 """Names that optimizers alone use. Source: torch/optim, bitsandbytes, transformers.Adafactor."""
 BLOCKWISE = frozenset("absmax1 absmax2 qmap1 qmap2 new_max1 new_max2 max1 max2 unorm_vec scale qmap".split())
 """What stands beside block-wise quantised optimizer state. Source: bitsandbytes/optim, torchao/optim."""
-QUANTIZED_BESIDE = frozenset(
-    "absmax quant_map nested_absmax nested_quant_map SCB CB weight_format qzeros g_idx".split()
-)
+QUANTIZED_BESIDE = frozenset("absmax quant_map nested_absmax nested_quant_map SCB weight_format qzeros g_idx".split())
 """What stands beside a quantised weight. Source: bitsandbytes.functional.QuantState.as_dict, GPTQ."""
 OPTIMIZERS = re.compile(
     r"^(optim|optims|opt|optimizers?|optimizer_states?|optimizer_state_dicts?|base_optimizer_state)$"
@@ -80,7 +80,12 @@ class Names:
         for keys, _ in leaves:
             for depth, key in enumerate(keys):
                 self.children.setdefault(keys[:depth], set()).add(key)
-        self.optimizers = {at for at, names in self.children.items() if {"state", "param_groups"} <= names}
+        # `state.0.weight.exp_avg` is how torch.distributed.checkpoint flattens an optimizer's state_dict.
+        self.optimizers = {
+            at
+            for at, names in self.children.items()
+            if {"state", "param_groups"} <= {name.partition(".")[0] for name in names}
+        }
         self.states = {
             at for at, names in self.children.items() if any(name.rpartition(".")[2] in PARAMETERS for name in names)
         }
@@ -181,13 +186,17 @@ def _is_average(leaf: Leaf, names: Names) -> bool:
     return _large(leaf) and _floating(leaf) and any(AVERAGES.match(token) for token in _tokens(leaf.keys)[:-1])
 
 
+def _is_beside(leaf: Leaf, names: Names) -> bool:
+    in_optimizer = names.in_optimizer(leaf.keys) and _last(leaf.keys) in BLOCKWISE
+    return in_optimizer or _last(leaf.keys) in QUANTIZED_BESIDE or ".quant_state." in ".".join(leaf.keys)
+
+
 def _is_quantized(leaf: Leaf, names: Names) -> bool:
     return isinstance(leaf.value, Tensor) and bool(leaf.keys) and names.is_quantized(leaf.keys, leaf.value.dtype)
 
 
 def _is_weight(leaf: Leaf, names: Names) -> bool:
-    beside = _last(leaf.keys) in QUANTIZED_BESIDE or ".quant_state." in ".".join(leaf.keys)
-    return _floating(leaf) and not beside and not names.in_optimizer(leaf.keys) and names.in_state_dict(leaf.keys)
+    return _floating(leaf) and not names.in_optimizer(leaf.keys) and names.in_state_dict(leaf.keys)
 
 
 TABLE: tuple[tuple[Part, Callable[[Leaf, Names], bool]], ...] = (
@@ -199,6 +208,7 @@ TABLE: tuple[tuple[Part, Callable[[Leaf, Names], bool]], ...] = (
     (Part.AVERAGE, _is_average),
     (Part.STATISTICS, lambda leaf, _: _last(leaf.keys) in ("running_mean", "running_var") and _floating(leaf)),
     (Part.POSITIONS, lambda leaf, _: _floating(leaf) and bool(POSITIONS.search(".".join(leaf.keys)))),
+    (Part.BESIDE, _is_beside),
     (Part.QUANTIZED, _is_quantized),
     (Part.ADAPTER, lambda leaf, names: _is_weight(leaf, names) and bool(ADAPTERS.search(".".join(leaf.keys)))),
     (Part.WEIGHT, _is_weight),

@@ -27,13 +27,19 @@ INERT = frozenset(
     "numpy._core.multiarray._reconstruct numpy.core.multiarray.scalar numpy._core.multiarray.scalar _codecs.encode "
     "builtins.set builtins.frozenset builtins.dict builtins.list builtins.bytearray builtins.slice builtins.complex "
     "builtins.range argparse.Namespace __builtin__.set __builtin__.dict copyreg._reconstructor "
-    "torch.distributed.checkpoint.filesystem._StorageInfo".split()
+    "torch.distributed.checkpoint.filesystem._StorageInfo "
+    "deepspeed.utils.tensor_fragment.fragment_address".split()
 )
 INERT_MODULES = (
     "torch._utils", "torch._tensor", "torch.nn.parameter", "torch.nn.modules", "torch.optim.lr_scheduler",
     "torch.distributed.checkpoint.metadata", "torch.distributed.tensor", "torch.ao.nn", "pathlib", "datetime", "enum",
 )  # fmt: skip
-"""What puts a checkpoint together again and does no more; all else that a file calls is code of its own.
+"""What puts a checkpoint together again and does no more; all else that a file calls is code of its own."""
+FRAMEWORKS = frozenset(
+    "torch transformers accelerate peft trl deepspeed lightning pytorch_lightning lightning_fabric torchao "
+    "bitsandbytes torchmetrics".split()
+)
+"""Packages whose classes (`TrainingArguments`, `ZeroStageEnum`) stand in the checkpoints that they write.
 
 Source: the globals that torch.load(weights_only=True) allows, https://docs.pytorch.org/docs/stable/notes/serialization.html"""
 
@@ -44,7 +50,8 @@ def inert(name: Global) -> bool:
         return True
     # `pathlib` + `os.system` is a dotted name that leads out of the module.
     inside = any(name.module == module or name.module.startswith(f"{module}.") for module in INERT_MODULES)
-    return inside and "." not in name.name
+    a_class = name.name.lstrip("_")[:1].isupper() and name.module.partition(".")[0] in FRAMEWORKS
+    return (inside or a_class) and "." not in name.name
 
 
 class Contents:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_CLEAN, EXIT_FINDINGS, EXIT_INCONCLUSIVE = 0, 1, 5
 ALWAYS = {
-    "master_weight": "no weights that an optimizer saved with them trains",
+    "master_weight": "no weights, beside adapters, that an optimizer in it trains",
     "optimizer_state": "no optimizer state was saved",
     "loss_scale": "no loss scale other than 1 was saved",
 }
