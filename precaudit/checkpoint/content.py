@@ -19,6 +19,9 @@ PLACES = 64
 ENOUGH_VALUES = 64
 """Distinct values below which a tensor tells nothing: ones and zeros are bfloat16 values in any dtype."""
 
+LOOKED_UP = 256
+"""Elements of one run whose values are told apart: that costs 0.2 µs each, and 64 different ones are enough."""
+
 
 class Look(NamedTuple):
     """What a sample of one float32 tensor says."""
@@ -44,7 +47,8 @@ def look(tensor: Tensor) -> Look | None:
             if run[0::4].strip(b"\0") or run[1::4].strip(b"\0"):
                 return Look(False, True, seen)
             if len(values) < ENOUGH_VALUES:
-                values.update(memoryview(run).cast("I"))
+                numbers = memoryview(run).cast("I")
+                values.update(numbers[:: max(1, len(numbers) // LOOKED_UP)])
     enough = len(values) >= ENOUGH_VALUES
     return Look(enough, enough, seen)
 

@@ -130,6 +130,7 @@ class _Maker:
         self.masters = holdings.of(Part.MASTER)
         self.moments = holdings.of(Part.MOMENT)
         self.trained = trained(holdings)
+        self.compensated = bool(holdings.of(Part.COMPENSATION))
 
     def role(self, held: Held) -> Role | None:
         if held.part is not Part.WEIGHT:
@@ -165,10 +166,6 @@ class _Maker:
             files = [file for file, scale in self.holdings.scales if scale == dtype]
             yield Fact(Kind.HOLDS, dtype, Role.LOSS_SCALE, self.site_of(files), count=len(files))
 
-    @property
-    def compensated(self) -> bool:
-        return bool(self.holdings.of(Part.COMPENSATION))
-
     def is_blockwise(self, held: Held) -> bool:
         return not held.tensor.dtype.startswith(("float16", "float32", "float64", "bfloat16")) and (
             held.keys[-1] == "codes" or not held.tensor.dtype.startswith("float")
@@ -192,7 +189,7 @@ class _Maker:
         for dtype, members in _by_dtype(held for held in weights if held.tensor.dtype in LOW):
             share = f"{len(members):,} of {len(weights):,}"
             if float32_parameters and self.moments:
-                what = f"{share} weights that its optimizer trains, and by its state they were float32 in training"
+                what = f"{share} weights that its optimizer trains, beside float32 optimizer state"
                 yield self.lowered(dtype, members, Role.MASTER_WEIGHT, what)
             else:
                 yield self.lowered(dtype, members, Role.MASTER_WEIGHT, share, {"trained_low": True})
