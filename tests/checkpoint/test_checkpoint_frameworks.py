@@ -1,4 +1,4 @@
-"""What HF Trainer, PEFT, bitsandbytes, accelerate, Lightning, DeepSpeed and FSDP really write is read and judged rightly.
+"""What HF Trainer, PEFT, bitsandbytes, accelerate, Lightning, DeepSpeed and FSDP write is read and judged rightly.
 
 Each framework trains in a process of its own and saves; what the report says is held against what its loader finds.
 """
@@ -97,9 +97,11 @@ for precision in ("32-true", "bf16-true"):
 DEEPSPEED = """
 import os, sys
 stage = int(sys.argv[1])
-os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", DS_ACCELERATOR="cpu")
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+os.environ["DS_ACCELERATOR"] = "cpu"
 import torch
-torch.distributed.init_process_group("gloo", init_method="file://" + os.path.abspath(f"rendezvous{stage}"), rank=0, world_size=1)
+meeting = "file://" + os.path.abspath(f"rendezvous{stage}")
+torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
 import deepspeed, deepspeed.ops
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 from torch import nn
@@ -239,7 +241,7 @@ def test_deepspeed_folders_keep_float32_masters_beside_bfloat16_weights(
 
 
 def test_sharded_fsdp_checkpoints(tmp_path: Path, checkpoint: Look) -> None:
-    write(tmp_path, FSDP, launcher=("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"))
+    write(tmp_path, FSDP, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
     assert len(list((tmp_path / "float32").glob("*.distcp"))) == 2
     good, low = checkpoint(tmp_path / "float32"), checkpoint(tmp_path / "bfloat16")
     assert good.rules == []
