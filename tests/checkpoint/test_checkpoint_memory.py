@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +74,6 @@ def test_ten_gigabytes_are_examined_in_half_a_gigabyte(
     stat = (tmp_path / name).stat()
     assert stat.st_size > SIZE
     assert stat.st_blocks * 512 < SIZE // 100, "the file system keeps no holes"
-    start = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, "-m", "precaudit", "checkpoint", "--output-format", "json", name],
         cwd=tmp_path,
@@ -92,4 +90,3 @@ def test_ten_gigabytes_are_examined_in_half_a_gigabyte(
     assert [finding["rule"] for finding in report["findings"]] == ["PA603"]
     peak = usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1)
     assert peak < LIMIT_KB, f"{peak:,} kB"
-    assert time.monotonic() - start < 60
