@@ -12,7 +12,7 @@ Keys = tuple[str, ...]
 """The keys that lead to a value from the top of its file: `("optimizer", "state", "0", "exp_avg")`."""
 DEEPEST = 100
 """Levels of containers that are followed; torch's own checkpoints have about ten."""
-MOST_VALUES = 5_000_000
+MOST_VALUES = 2_000_000
 """Values that are followed in one file; a list that contains itself would go on for ever."""
 
 
