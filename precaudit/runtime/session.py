@@ -162,6 +162,10 @@ class Session:
     def _open(self) -> None:
         self._stop_births()
         self.window.opened()
+        # Until now a reset that no hook tells of, `_foreach_zero_` inside a backward, was not seen.
+        for key in [key for key in self.ledger.observations if isinstance(key, tuple) and key[0] == "accumulation"]:
+            del self.ledger.observations[key]
+        self._leaf_batches.clear()
         self.ops.install()
 
     def restore_modes(self) -> None:
@@ -239,7 +243,7 @@ class Session:
         return found() if found is not None else None
 
     def is_gradient(self, tensor: Tensor) -> bool:
-        return self._gradients.get(tensor) is not None
+        return self._gradients.get(tensor) is not None or self.adapters.sums.get(tensor) is not None
 
     def gradient_owner(self, gradient: Tensor) -> weakref.ref[Any] | None:
         """The leaf whose gradient this is."""

@@ -34,6 +34,7 @@ ADAPTERS: Mapping[str, str] = {
 
 AWAITED: Mapping[str, str] = {
     "torch.distributed.fsdp._fully_shard._fsdp_state": "fsdp2",
+    "deepspeed.runtime.engine": "deepspeed",
 }
 """A module to patch as soon as it is imported -> the adapter that does it: its objects would be met too late."""
 

@@ -18,7 +18,8 @@ MATMUL_NODES = frozenset(
     "MmBackward0 AddmmBackward0 BmmBackward0 BaddbmmBackward0 MvBackward0 DotBackward0 "
     "ConvolutionBackward0 MkldnnConvolutionBackward0 LinearBackward0 "
     "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
-    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0".split()
+    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0 "
+    "LinearFunctionForZeroStage3Backward".split()
 )
 SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0", "LogsumexpBackward0"})
 NORM_NODES = frozenset(
