@@ -189,12 +189,13 @@ def fsdp1(
     dtype: str = "float32",
     batch_norm: bool = False,
     optimizer: str = "AdamW",
+    wrap_blocks: bool = True,
 ) -> Trained:
     given = {"param_dtype": param, "reduce_dtype": reduce, "buffer_dtype": buffer}
     chosen = {key: DTYPES[value] for key, value in given.items() if value}
     model = FullyShardedDataParallel(
         Net(batch_norm).to(DTYPES[dtype]),
-        auto_wrap_policy=ModuleWrapPolicy({Block}),
+        auto_wrap_policy=ModuleWrapPolicy({Block}) if wrap_blocks else None,
         mixed_precision=MixedPrecision(**chosen) if chosen else None,
         use_orig_params=use_orig_params,
         sharding_strategy=ShardingStrategy[strategy],
