@@ -1,0 +1,49 @@
+"""What the code under check did with its optimizers and scalers, kept until the whole file has been run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from precaudit.static.language.values import (
+    Autocast,
+    Dtypes,
+    Instance,
+    Optimizer,
+    Scaler,
+    Spot,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+State = frozenset[Any]
+
+
+class Training:
+    """What the code under check did with its optimizers and scalers."""
+
+    def __init__(self) -> None:
+        self.optimizers: list[Optimizer] = []
+        self.custom: list[Instance] = []
+        self.saw_scaler = False
+        self.unscaled_backward: list[tuple[Spot, Spot | None]] = []
+        self.scalers: list[Scaler] = []
+        self.losses: dict[int, set[str]] = {}
+        self.saves: list[tuple[Spot, bool]] = []
+        self.scaler_saved = False
+        self.updates: set[int] = set()
+        self.never_updated: list[tuple[int, Spot]] = []
+        self.stepped_scalers: set[int] = set()
+        self.cleared = False
+        self.regions: list[Autocast] = []
+        self.low_adapters: list[tuple[Spot, Spot | None]] = []
+        self.regions_used: dict[int, Autocast] = {}
+        self.summed: list[tuple[Spot, Dtypes]] = []
+
+
+def has(state: State, kind: str) -> bool:
+    return any(event[0] == kind for event in state)
+
+
+def update(torch: Torch, change: Any) -> None:
+    torch.interpreter.set_paths(change(state) for state in torch.interpreter.paths)
