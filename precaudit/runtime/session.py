@@ -700,6 +700,7 @@ class Session:
         """What this process saw, as the plain values of a RankFile."""
         if self._final is not None:
             return self._final
+        facts = [seen.fact().as_json() for seen in self.facts()]  # first: what fails meanwhile is among the notes
         rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
         world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
         optimizers = [optimizer for optimizer in self._stepped if optimizer is not self]
@@ -733,7 +734,7 @@ class Session:
                     **({"frameworks": ", ".join(met)} if met else {}),
                 },
             },
-            "facts": [seen.fact().as_json() for seen in self.facts()],
+            "facts": facts,
         }
 
     def _traced_steps(self) -> int:

@@ -46,9 +46,7 @@ FAST: dict[str, dict[str, Case]] = {
     "FSDP1": {
         "fsdp1 bfloat16, reduced in float32": case(param="bfloat16", reduce="float32", micro_batches=2),
         "fsdp1 reduce_dtype inherited": case(WRAPPED, "PA501", param="bfloat16", use_orig_params=False),
-        "fsdp1 float16 with a plain scaler": case(
-            WRAPPED, "PA502", param="float16", reduce="float32", scaler="plain"
-        ),
+        "fsdp1 float16 with a plain scaler": case(WRAPPED, "PA502", param="float16", reduce="float32", scaler="plain"),
     },
     "FSDP2": {
         "fsdp2 bfloat16, reduced in float32": case(param="bfloat16", reduce="float32", micro_batches=2),
