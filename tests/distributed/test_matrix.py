@@ -23,7 +23,7 @@ class Case(NamedTuple):
     loud: frozenset[str] = frozenset()
     """Errors and warnings, all of them."""
     at: str = ""
-    """A piece of the source line that the first of them points at."""
+    """A piece of the source line that at least one of them points at."""
     differs: Mapping[str, set[str]] = {}
     """Roles where the framework's own attributes do not tell what ran, and what ran."""
 
@@ -52,6 +52,7 @@ FAST: dict[str, dict[str, Case]] = {
         "fsdp2 bfloat16, reduced in float32": case(param="bfloat16", reduce="float32", micro_batches=2),
         "fsdp2 reduce_dtype inherited": case(SHARDED, "PA501", param="bfloat16"),
         "fsdp2 float16 with a plain scaler": case(param="float16", reduce="float32", scaler=True),
+        "fsdp2 a weight written while it is gathered": case(param="bfloat16", reduce="float32", write_inside=True),
         "tensor_parallel sequence": case(
             SHARDED,
             "PA504",
@@ -94,8 +95,7 @@ SLOW: dict[str, dict[str, Case]] = {
         "fsdp1 low buffers": case(
             WRAPPED,
             "PA503",
-            "PA402",
-            param="float32",
+            param="bfloat16",
             reduce="float32",
             buffer="bfloat16",
             batch_norm=True,
@@ -109,7 +109,14 @@ SLOW: dict[str, dict[str, Case]] = {
         "fsdp2 bfloat16 on purpose": case(param="bfloat16", reduce="bfloat16", reshard=False, optimizer="SGD"),
         "fsdp2 no sync sums in float32": case(param="bfloat16", reduce="float32", micro_batches=3, no_sync=True),
         "fsdp2 reduced in float16": case(SHARDED, "PA501", param="float16", reduce="float16", scaler=True),
-        "fsdp2 float16, no scaler": case(SHARDED, "PA502", "PA201", param="float16", reduce="float32"),
+        "fsdp2 float16, no scaler": case(
+            SHARDED,
+            "PA502",
+            "PA201",
+            param="float16",
+            reduce="float32",
+            differs={"gradient": {"float16", "float32"}},  # the activations' too, which need the scale
+        ),
         "fsdp2 bfloat16 parameters": case(SHARDED, "PA208", "PA501", *PURE, dtype="bfloat16", micro_batches=2),
         "tensor_parallel activations alone": case(
             param="bfloat16", reduce="float32", sequence=False, differs={"gradient_reduction": set()}
@@ -206,9 +213,9 @@ def _differences(module: str, wanted: Case, ran: pair.Ran) -> list[str]:
     if ran.rules() != wanted.loud:
         out.append(f"wanted {sorted(wanted.loud)}, found {sorted(ran.rules())}")
     lines = (HERE / f"{module}.py").read_text().splitlines()
-    first = wanted.at and next(f for f in ran.report.findings if f.rule in wanted.loud - PURE)
-    if first and wanted.at not in lines[(first.line or 1) - 1]:
-        out.append(f"{first.rule} points at {first.path}:{first.line}, not at {wanted.at!r}")
+    located = {f.rule: lines[(f.line or 1) - 1].strip() for f in ran.report.findings if f.rule in wanted.loud - PURE}
+    if wanted.at and not any(wanted.at in line for line in located.values()):
+        out.append(f"nothing points at {wanted.at!r}: {located}")
     return out
 
 
