@@ -124,7 +124,7 @@ def gradients(made: Any) -> list[Any]:
         return [*wrapper.fp32_groups_gradients_flat]
     kept = [t for group in (getattr(wrapper, "all_grad_tensors", None) or {}).values() for t in group or ()]
     kept = kept or [t for group in (getattr(wrapper, "averaged_gradients", None) or {}).values() for t in group or ()]
-    kept += [t for t in (getattr(wrapper, "accumulated_grads_in_cpu", None) or {}).values()]
+    kept += list((getattr(wrapper, "accumulated_grads_in_cpu", None) or {}).values())
     return kept or [getattr(p, "grad_accum", None) if p.grad is None else p.grad for p in made.module.parameters()]
 
 

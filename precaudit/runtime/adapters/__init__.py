@@ -48,6 +48,7 @@ The order is that in which fixes are worded: what the user writes settings in co
 
 AWAITED: Mapping[str, str] = {
     "torch.distributed.fsdp._fully_shard._fsdp_state": "fsdp2",
+    "deepspeed.runtime.engine": "deepspeed",
     "transformers.modeling_utils": "transformers",
     "transformers.training_args": "trainer",
     "transformers.utils.quantization_config": "bitsandbytes",

@@ -6,16 +6,18 @@ optimizer state are seen at its step. Attribute names are those of DeepSpeed 0.1
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from ..flow import DTYPE_NAMES, LOW
 from ..ledger import Observation
+from ..sites import user_site
 from . import Adapter, Claim, Declaration
 from .sharding import pattern
 
@@ -49,19 +51,31 @@ class DeepSpeed(Adapter):
         super().__init__(session)
         self._engines: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
 
+    def install(self) -> list[Callable[[], None]]:
+        engine = getattr(sys.modules.get("deepspeed.runtime.engine"), "DeepSpeedEngine", None)
+        return [self.session.patch(engine, "__init__", self._around_init)] if engine is not None else []
+
+    def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:
+            self.session.adapters.meet(engine, user_site)
+            original(engine, *args, **kwargs)
+
+        return __init__
+
     def meet(self, made: Any, site: Site | None) -> None:
-        if isinstance(made, nn.Module) and hasattr(made, "basic_optimizer"):
+        if any(kind.__name__ == "DeepSpeedEngine" for kind in type(made).__mro__):
             self._engines.setdefault(made, site)
 
     def _running(self) -> Iterator[tuple[Any, Any, Site | None]]:
         """(engine, the wrapper around its optimizer or that optimizer itself, the user's line)"""
         for engine, site in list(self._engines.items()):
-            if getattr(engine, "optimizer", None) is not None:
+            if vars(engine).get("optimizer") is not None:  # an engine that is being built cannot be asked
                 yield engine, engine.optimizer, site
 
     def tries_out(self, optimizer: Any) -> bool:
         # A wrapper lets the optimizer step once to make its state, and becomes engine.optimizer only afterwards.
-        return any(e.optimizer is None and e.basic_optimizer is optimizer for e in self._engines)
+        held = [vars(engine) for engine in self._engines]
+        return any(one.get("optimizer") is None and one.get("basic_optimizer") is optimizer for one in held)
 
     def parameter_name(self, parameter: Tensor) -> str:
         for _, wrapper, _ in self._running():

@@ -71,8 +71,7 @@ class Gradients:
             if not tensor.dtype.is_floating_point or tensor.numel() <= 1:
                 continue
             inside = self.session.window.phase == BACKWARD and not private.differentiates_forward()
-            known = self.session.is_gradient(tensor) or private.storage_key(tensor) in self.session.adapters.sums
-            if inside or known or "grad" in self.flow.of(tensor):
+            if inside or self.session.is_gradient(tensor) or "grad" in self.flow.of(tensor):
                 self.session.saw_gradient_reduction(tensor, name)
 
     def computed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:

@@ -121,13 +121,17 @@ class Writes:
         if not targets:
             return
         phase = self.session.window.phase
-        if ends or (phase == BACKWARD and name in COPIES):
+        brought = name in COPIES and phase != OPTIMIZER and self.session.is_gradient(targets[0])
+        if ends or brought or (phase == BACKWARD and name in COPIES):
             # What other ranks add, or what a bucket brings back, is no part of this rank's sum: that ends here.
             self.replay.finish(self.session.measured_other, "other", {private.storage_key(t) for t in targets})
             return
-        if phase == FORWARD and trains(args):
-            return
-        if phase == BACKWARD and not (self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0])):
+        unfollowed = phase == FORWARD and trains(args)
+        if phase == BACKWARD:
+            unfollowed = not (self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0]))
+        if unfollowed:
+            for target in targets:
+                self.replay.forget(target)
             return
         self.replay.follow(func, args, kwargs, targets, "optimizer" if phase == OPTIMIZER else "other")
 
