@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import precaudit
 from precaudit import rulebook
 from precaudit.errors import RuleError
 from precaudit.model.vocabulary import FLOATING, Kind, Role
@@ -21,7 +22,13 @@ BOOK = rulebook.load()
 RULES = list(BOOK.rules.values())
 IDS = [rule.id for rule in RULES]
 
-FRAMEWORKS = {"accelerate", "ddp", "deepspeed", "fsdp1", "fsdp2", "lightning", "peft", "trainer"}
+ADAPTERS = Path(precaudit.__file__).parent / "runtime" / "adapters"
+FRAMEWORKS = {
+    title.lower()
+    for path in ADAPTERS.glob("*.py")
+    for title in re.findall(r'^    title = "(\w+)"', path.read_text(), re.M)
+}
+"""What adapters call themselves, read without torch."""
 LAST_OF_FAMILY = {0: 2, 1: 5, 2: 12, 3: 5, 4: 12, 5: 5, 6: 3, 7: 11, 8: 12}
 PUBLISHED = {f"PA{family}{n:02}" for family, last in LAST_OF_FAMILY.items() for n in range(1, last + 1)}
 """Ids that suppressions and users rely on; more rules may follow."""

@@ -51,19 +51,10 @@ def trace(folder: Path, *command: str, options: tuple[str, ...] = ()) -> Traced:
     output = folder / "report.json"
     words = [sys.executable, "-m", "precaudit", "trace", "-v", "--output", str(output), *options, *command]
     done = subprocess.run(
-        words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300, check=False
+        words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600, check=False
     )
     assert output.exists(), done.stderr[-3000:]
     return Traced(done.returncode, done.stdout, done.stderr, Report.model_validate_json(output.read_text()))
-
-
-def inspect(folder: Path, *command: str) -> tuple[dict[str, Any], str]:
-    words = [sys.executable, str(SCRIPTS / "inspect_run.py"), *command]
-    done = subprocess.run(
-        words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout
 
 
 def shipped(module: str) -> str:
@@ -105,22 +96,35 @@ def losses(text: str) -> list[str]:
     return re.findall(r"'loss': '?([\d.e+-]+)", text)
 
 
-@pytest.mark.parametrize(
-    ("more", "rules"),
-    [((), set()), (LORA, set()), ((*LORA, "--load_in_4bit"), {"PA301"})],
-    ids=["full", "LoRA", "4-bit"],
-)
-def test_trl_sft(more: tuple[str, ...], rules: set[str], llama: Path, corpus: Path, tmp_path: Path) -> None:
-    words = sft(llama, corpus, *more)
-    seen, stdout = inspect(tmp_path, "-m", "trl.scripts.sft", *words)
-    run = trace(tmp_path, "trl", "sft", *words, options=("--keep-going",))
+WAYS: dict[str, tuple[str, ...]] = {"full": (), "LoRA": LORA, "4-bit": (*LORA, "--load_in_4bit")}
+
+
+@pytest.fixture(scope="module")
+def inspected(llama: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the same three trainings hold without precaudit, looked at when they have ended."""
+    folder = tmp_path_factory.mktemp("inspected")
+    commands = [word for more in WAYS.values() for word in (*sft(llama, corpus, *more), "--")][:-1]
+    words = [sys.executable, str(SCRIPTS / "inspect_run.py"), "trl.scripts.sft", *commands]
+    done = subprocess.run(
+        words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(WAYS, map(json.loads, done.stdout.splitlines()[-len(WAYS) :]), strict=True))
+
+
+@pytest.mark.parametrize(("way", "rules"), [("full", set()), ("LoRA", set()), ("4-bit", {"PA301"})])
+def test_trl_sft(
+    way: str, rules: set[str], inspected: dict[str, Any], llama: Path, corpus: Path, tmp_path: Path
+) -> None:
+    seen, more = inspected[way], WAYS[way]
+    run = trace(tmp_path, "trl", "sft", *sft(llama, corpus, *more), options=("--keep-going",))
     assert run.loud == rules, [f.message for f in run.report.findings]
     role = "adapter_parameter" if more else "master_weight"
     assert run.held(role) == seen["trained"]
     assert run.held("optimizer_state") == seen["state"]
     assert run.held("quantized_storage") == ({"nf4": seen["quantised"]} if seen["quantised"] else {})
-    assert len(losses(stdout)) == 4
-    assert losses(run.stdout) == losses(stdout)
+    assert len(losses(seen["stdout"])) == 4
+    assert losses(run.stdout) == losses(seen["stdout"])
     for finding in run.report.findings:
         assert finding.path is None or finding.path.endswith("trl/scripts/sft.py")
         assert finding.library.startswith(("transformers/", "accelerate/", "trl/"))

@@ -1,20 +1,18 @@
-"""Runs a script or module to its end, without precaudit, and prints what its AdamW held, as one line of JSON.
+"""Runs a module to its end, several times, without precaudit; prints what its optimizer held, a line of JSON each.
 
-python inspect_run.py SCRIPT|-m MODULE [ARGS]...
+python inspect_run.py MODULE [ARGS]... -- [ARGS]...
 """
 
 import collections
+import contextlib
 import gc
+import io
 import json
 import runpy
 import sys
 
 import torch
-
-
-def counted(tensors):
-    return dict(collections.Counter(str(t.dtype)[6:] for t in tensors))
-
+from accelerate.state import AcceleratorState, GradientState
 
 kept = []
 build = torch.optim.Optimizer.__init__
@@ -25,16 +23,33 @@ def remember(optimizer, *args, **kwargs):
     kept.append(optimizer)
 
 
-torch.optim.Optimizer.__init__ = remember
-sys.argv = sys.argv[1:]
-if sys.argv[0] == "-m":
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-else:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+def counted(tensors):
+    return dict(collections.Counter(str(t.dtype)[6:] for t in tensors))
 
-optimizer = kept[-1]
-params = [p for group in optimizer.param_groups for p in group["params"]]
-moments = [t for state in optimizer.state.values() for key, t in state.items() if key.startswith("exp_avg")]
-quantised = [o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter) and getattr(o, "quant_state", None)]
-print(json.dumps({"trained": counted(params), "state": counted(moments), "quantised": len(quantised)}))
+
+def run(module, arguments):
+    kept.clear()
+    gc.collect()
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    sys.argv = [module, *arguments]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        left = runpy.run_module(module, run_name="__main__", alter_sys=True)
+    optimizer = kept[-1]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = [t for state in optimizer.state.values() for key, t in state.items() if key.startswith("exp_avg")]
+    quantised = [o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter) and getattr(o, "quant_state", None)]
+    found = {"trained": counted(params), "state": counted(moments), "quantised": len(quantised)}
+    left.clear()
+    return found | {"stdout": said.getvalue()}
+
+
+torch.optim.Optimizer.__init__ = remember
+module, *rest = sys.argv[1:]
+runs = [[]]
+for word in rest:
+    runs.append([]) if word == "--" else runs[-1].append(word)
+results = [run(module, arguments) for arguments in runs]
+for result in results:
+    print(json.dumps(result))
