@@ -36,44 +36,47 @@ CONFIGS = (".json", ".yaml", ".yml")
 
 
 class Found(NamedTuple):
-    """A file to check: where it is, and the path as the user would write it."""
+    """A file to check: its absolute path, and the path as the user would write it."""
 
-    path: Path
+    file: str
     shown: str
+
+    @property
+    def path(self) -> Path:
+        """The absolute path; made when asked for, which for most files is never."""
+        return Path(self.file)
 
 
 class Excluder:
-    """Answers whether a path is excluded, reading each .gitignore once."""
+    """Answers whether an absolute path is excluded, reading each .gitignore once."""
 
     def __init__(self, root: Path, patterns: Sequence[str], gitignore: bool) -> None:
-        self.root = root
-        self.gitignore = gitignore
-        self._own = _spec(patterns)
-        self._per_folder: dict[Path, Any] = {}
-        self._above: dict[Path, list[tuple[Path, Any]]] = {}
+        own = _spec(patterns)
+        self._own = [(os.path.join(root, ""), own)] if own is not None else []
+        self._gitignore = gitignore
+        self._above: dict[str, list[tuple[str, Any]]] = {}
 
-    def excludes(self, path: Path, is_folder: bool) -> bool:
+    def excludes(self, path: str, is_folder: bool) -> bool:
         """Whether the settings or any .gitignore above the path exclude it."""
         suffix = "/" if is_folder else ""
-        relative = _relative(path, self.root)
-        if self._own is not None and relative is not None and self._matches(self._own, relative, suffix):
-            return True
-        if not self.gitignore:
-            return False
-        for folder, spec in self._specs_above(path.parent):
-            inner = _relative(path, folder)
-            if inner is not None and self._matches(spec, inner, suffix):
+        for folder, spec in self.specs(os.path.dirname(path)):
+            if path.startswith(folder) and self._matches(spec, path[len(folder) :].replace(os.sep, "/"), suffix):
                 return True
         return False
 
-    def _specs_above(self, folder: Path) -> list[tuple[Path, Any]]:
-        """The .gitignore files that hold for a folder's entries, up to the root of its repository."""
+    def specs(self, folder: str) -> list[tuple[str, Any]]:
+        """(folder with a separator at its end, patterns) of all that hold for a folder's entries."""
+        return self._own + self._gitignores(folder) if self._gitignore else self._own
+
+    def _gitignores(self, folder: str) -> list[tuple[str, Any]]:
+        """The .gitignore files from a folder up to the root of its repository."""
         known = self._above.get(folder)
         if known is None:
-            own = self._folder(folder)
-            known = [(folder, own)] if own is not None else []
-            if not (folder / ".git").exists() and folder.parent != folder:
-                known = known + self._specs_above(folder.parent)
+            spec = self._read(folder)
+            known = [(os.path.join(folder, ""), spec)] if spec is not None else []
+            parent = os.path.dirname(folder)
+            if parent != folder and not os.path.exists(os.path.join(folder, ".git")):
+                known = known + self._gitignores(parent)
             self._above[folder] = known
         return known
 
@@ -82,14 +85,12 @@ class Excluder:
         fronts = ["/".join(parts[:n]) + "/" for n in range(1, len(parts))]
         return any(spec.match_file(front) for front in fronts) or bool(spec.match_file(relative + suffix))
 
-    def _folder(self, folder: Path) -> Any:
-        if folder not in self._per_folder:
-            try:
-                lines = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace").splitlines()
-            except OSError:
-                lines = []
-            self._per_folder[folder] = _spec(lines)
-        return self._per_folder[folder]
+    def _read(self, folder: str) -> Any:
+        try:
+            with open(os.path.join(folder, ".gitignore"), encoding="utf-8", errors="replace") as file:
+                return _spec(file.read().splitlines())
+        except OSError:
+            return None
 
 
 def _spec(patterns: Sequence[str]) -> Any:
@@ -98,14 +99,7 @@ def _spec(patterns: Sequence[str]) -> Any:
         return None
     import pathspec
 
-    return pathspec.PathSpec.from_lines("gitwildmatch", wanted)
-
-
-def _relative(path: Path, root: Path) -> str | None:
-    try:
-        return path.relative_to(root).as_posix()
-    except ValueError:
-        return None
+    return pathspec.GitIgnoreSpec.from_lines(wanted)
 
 
 def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], list[str]]:
@@ -113,7 +107,7 @@ def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], lis
 
     Raises UsageError for a path that does not exist.
     """
-    found: dict[Path, Found] = {}
+    found: dict[str, Found] = {}
     skipped: list[str] = []
     for name in paths:
         path = Path(name)
@@ -124,16 +118,13 @@ def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], lis
             raise UsageError(f"{name}: no such file or folder")
         if path.is_dir():
             for item in _walk(path, excluder):
-                found.setdefault(item.path, item)
-        elif excluder.excludes(_absolute(path), False):
+                found.setdefault(item.file, item)
+        elif excluder.excludes(os.path.abspath(path), False):
             skipped.append(f"{name}: excluded by .gitignore or the settings")
         else:
-            found.setdefault(_absolute(path), Found(_absolute(path), _shown(name)))
+            file = os.path.abspath(path)
+            found.setdefault(file, Found(file, _shown(name)))
     return list(found.values()), skipped
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))
 
 
 def _shown(name: str) -> str:
@@ -150,11 +141,15 @@ def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
         except OSError:
             continue
         folders = []
+        base = os.path.join(os.path.abspath(here), "")
+        shown = _shown(os.path.normpath(here))
+        front = "" if shown == "." else shown.rstrip("/") + "/"
+        filtered = bool(excluder.specs(os.path.abspath(here)))
         for entry in entries:
-            path = Path(os.path.abspath(entry.path))
+            path = base + entry.name
             if entry.is_dir(follow_symlinks=False):
-                if entry.name not in ALWAYS_EXCLUDED and not excluder.excludes(path, True):
+                if entry.name not in ALWAYS_EXCLUDED and not (filtered and excluder.excludes(path, True)):
                     folders.append(entry.path)
-            elif entry.name.endswith(SOURCES + CONFIGS) and not excluder.excludes(path, False):
-                yield Found(path, _shown(os.path.normpath(entry.path)))
+            elif entry.name.endswith(SOURCES + CONFIGS) and not (filtered and excluder.excludes(path, False)):
+                yield Found(path, front + entry.name)
         stack.extend(reversed(folders))
