@@ -53,18 +53,28 @@ class Excluder:
         self._above: dict[Path, list[tuple[Path, Any]]] = {}
 
     def excludes(self, path: Path, is_folder: bool) -> bool:
-        """Whether the settings or any .gitignore above the path exclude it."""
+        """Whether the settings or a .gitignore exclude a path whose folder is not excluded itself.
+
+        As for git, the nearest .gitignore that says anything of the path decides.
+        """
         suffix = "/" if is_folder else ""
         relative = _relative(path, self.root)
-        if self._own is not None and relative is not None and self._matches(self._own, relative, suffix):
+        if self._own is not None and relative is not None and self._own.match_file(relative + suffix):
             return True
         if not self.gitignore:
             return False
         for folder, spec in self._specs_above(path.parent):
             inner = _relative(path, folder)
-            if inner is not None and self._matches(spec, inner, suffix):
-                return True
+            verdict = spec.check_file(inner + suffix).include if inner is not None else None
+            if verdict is not None:
+                return bool(verdict)
         return False
+
+    def excludes_named(self, path: Path) -> bool:
+        """Whether a file named on the command line is excluded, or a folder that holds it."""
+        tops = [folder for folder in path.parents if (folder / ".git").exists() or folder == self.root]
+        above = [folder for folder in path.parents if tops and folder != tops[-1] and tops[-1] in folder.parents]
+        return any(self.excludes(folder, True) for folder in reversed(above)) or self.excludes(path, False)
 
     def _specs_above(self, folder: Path) -> list[tuple[Path, Any]]:
         """The .gitignore files that hold for a folder's entries, up to the root of its repository."""
@@ -76,11 +86,6 @@ class Excluder:
                 known = known + self._specs_above(folder.parent)
             self._above[folder] = known
         return known
-
-    def _matches(self, spec: Any, relative: str, suffix: str) -> bool:
-        parts = relative.split("/")
-        fronts = ["/".join(parts[:n]) + "/" for n in range(1, len(parts))]
-        return any(spec.match_file(front) for front in fronts) or bool(spec.match_file(relative + suffix))
 
     def _folder(self, folder: Path) -> Any:
         if folder not in self._per_folder:
@@ -98,7 +103,7 @@ def _spec(patterns: Sequence[str]) -> Any:
         return None
     import pathspec
 
-    return pathspec.PathSpec.from_lines("gitwildmatch", wanted)
+    return pathspec.GitIgnoreSpec.from_lines(wanted)
 
 
 def _relative(path: Path, root: Path) -> str | None:
@@ -108,13 +113,24 @@ def _relative(path: Path, root: Path) -> str | None:
         return None
 
 
-def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], list[str]]:
-    """The files under these paths, and one line for each that was passed over and should not be silently.
+class Discovery(NamedTuple):
+    """What stands under the paths that a user typed."""
 
-    Raises UsageError for a path that does not exist.
-    """
+    found: list[Found]
+    skipped: list[str]
+    """One line for each file that was passed over and should not be silently."""
+    barren: list[str]
+    """The paths that hold no Python file and no config at all."""
+    excluded: int
+    """Files and folders that the settings or a .gitignore leave out; they count as examined."""
+
+
+def discover(paths: Sequence[str], excluder: Excluder) -> Discovery:
+    """The files under these paths. Raises UsageError for a path that does not exist."""
     found: dict[Path, Found] = {}
     skipped: list[str] = []
+    barren: list[str] = []
+    excluded = 0
     for name in paths:
         path = Path(name)
         if not path.exists():
@@ -123,13 +139,17 @@ def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], lis
                 continue
             raise UsageError(f"{name}: no such file or folder")
         if path.is_dir():
-            for item in _walk(path, excluder):
-                found.setdefault(item.path, item)
-        elif excluder.excludes(_absolute(path), False):
+            entries = list(_walk(path, excluder))
+            found.update((item.path, item) for item in entries if item is not None and item.path not in found)
+            excluded += entries.count(None)
+            if not entries:
+                barren.append(name)
+        elif excluder.excludes_named(_absolute(path)):
+            excluded += 1
             skipped.append(f"{name}: excluded by .gitignore or the settings")
         else:
             found.setdefault(_absolute(path), Found(_absolute(path), _shown(name)))
-    return list(found.values()), skipped
+    return Discovery(list(found.values()), skipped, barren, excluded)
 
 
 def _absolute(path: Path) -> Path:
@@ -140,8 +160,11 @@ def _shown(name: str) -> str:
     return name.removeprefix("./").replace(os.sep, "/")
 
 
-def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
-    """Files under a folder in a stable order; links to folders are not followed, so that no loop can arise."""
+def _walk(folder: Path, excluder: Excluder) -> Iterator[Found | None]:
+    """Files under a folder in a stable order, None for what is excluded.
+
+    Links to folders are not followed, so that no loop can arise.
+    """
     stack = [str(folder)]
     while stack:
         here = stack.pop()
@@ -153,8 +176,12 @@ def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
         for entry in entries:
             path = Path(os.path.abspath(entry.path))
             if entry.is_dir(follow_symlinks=False):
-                if entry.name not in ALWAYS_EXCLUDED and not excluder.excludes(path, True):
+                if entry.name in ALWAYS_EXCLUDED:
+                    continue
+                if excluder.excludes(path, True):
+                    yield None
+                else:
                     folders.append(entry.path)
-            elif entry.name.endswith(SOURCES + CONFIGS) and not excluder.excludes(path, False):
-                yield Found(path, _shown(os.path.normpath(entry.path)))
+            elif entry.name.endswith(SOURCES + CONFIGS):
+                yield None if excluder.excludes(path, False) else Found(path, _shown(os.path.normpath(entry.path)))
         stack.extend(reversed(folders))

@@ -75,7 +75,7 @@ def _silent_here(path: str, book: Rulebook, settings: Settings) -> set[str]:
     if not settings.per_file_ignores:
         return quiet
     for pattern, names in settings.per_file_ignores.items():
-        if pathspec.PathSpec.from_lines("gitwildmatch", [pattern]).match_file(_relative(path, settings.root)):
+        if pathspec.GitIgnoreSpec.from_lines([pattern]).match_file(_relative(path, settings.root)):
             quiet |= book.select(names)
     return quiet
 

@@ -55,11 +55,31 @@ def test_warnings_fail_only_when_asked_to(project: Path) -> None:
     assert run("bad.py", "--select", "PA101", "--fail-on", "warning").exit_code == 1
 
 
-def test_nothing_examined_is_exit_5(project: Path) -> None:
+def test_nothing_examined_is_exit_5(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "notes.txt").write_text("half")
     result = run(".")
     assert result.exit_code == 5
-    assert "nothing was examined" in result.stderr
+    assert result.stderr == "precaudit: .: nothing was examined: no Python file or training config here\n"
+    assert json.loads(run(".", "--output-format", "json").stdout)["status"] == "inconclusive"
+    (project / "broken.py").write_text("float16 = (")
+    assert run("broken.py").exit_code == 5
+    assert run().exit_code == 5
+
+
+def test_one_folder_that_holds_nothing_makes_a_clean_run_inconclusive(project: Path) -> None:
+    for folder in ("src", "scripts"):
+        (project / folder).mkdir()
+    (project / "src" / "good.py").write_text(GOOD)
+    result = run("src", "scripts")
+    assert result.exit_code == 5
+    assert result.stderr.startswith("precaudit: scripts: nothing was examined")
+    (project / "src" / "bad.py").write_text(BAD)
+    assert run("src", "scripts").exit_code == 1
+
+
+def test_no_file_from_pre_commit_is_exit_0(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRE_COMMIT", "1")
+    assert run().exit_code == 0
 
 
 def test_a_missing_path_is_one_line(project: Path) -> None:
@@ -122,7 +142,24 @@ def test_gitignore_holds_also_for_files_that_are_named(project: Path) -> None:
     (project / "made" / "bad.py").write_text(BAD)
     (project / "good.py").write_text(GOOD)
     assert rules(".") == []
-    assert run("made/bad.py").exit_code == 5
+    result = run("made/bad.py")
+    assert result.exit_code == 0
+    assert "made/bad.py: excluded by .gitignore or the settings" in result.stdout
+    assert run("made").exit_code == 0
+
+
+def test_the_nearest_gitignore_decides_and_exclude_adds_to_it(project: Path) -> None:
+    (project / ".git").mkdir()
+    (project / ".gitignore").write_text("*_gen.py\n")
+    for folder in ("a", "b"):
+        (project / folder).mkdir()
+        (project / folder / "x_gen.py").write_text(BAD)
+    (project / "b" / ".gitignore").write_text("!x_gen.py\n")
+    assert {line for _, line in rules(".")} == {3, 4}
+    assert run("a/x_gen.py").exit_code == 0
+    assert run("b/x_gen.py").exit_code == 1
+    assert rules(".", "--exclude", "b/") == []
+    assert rules("b/x_gen.py", "--exclude", "b/") == []
 
 
 def test_show_files_lists_what_would_be_checked(project: Path) -> None:
