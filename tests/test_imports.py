@@ -23,8 +23,9 @@ MAY_USE: dict[str, set[str]] = {
     "settings": {"errors", "model", "rulebook"},
     "baseline": {"errors", "model", "rulebook", "settings"},
     "suppressions": {"errors", "model", "rulebook", "settings"},
-    "static": {"errors", "judge", "model", "rulebook", "settings", "suppressions"},
-    "launch": {"errors", "judge", "model", "rulebook", "settings", "suppressions"},
+    "silence": {"model", "rulebook", "suppressions"},
+    "static": {"errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
+    "launch": {"errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
     "report": {"errors", "judge", "model", "rulebook", "settings"},
     "runtime": {"model"},
 }

@@ -14,10 +14,10 @@ from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_ranks
 from precaudit.launch.command import Command
 from precaudit.launch.merge import Merged
-from precaudit.launch.silence import outside, silence
 from precaudit.model.vocabulary import Fact, Role, Site
 from precaudit.model.wire import Finding, Report, Tool
 from precaudit.rulebook import Rulebook
+from precaudit.silence import CommentsBelow, PerFileIgnores, silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def conclude(
     if len(merged.ranks) > 1:
         _name_ranks(found, merged, settings.cwd, book, frameworks)
     cwd = Path(settings.cwd)
-    findings = outside(keep(found, choice), choice.per_file_ignores, choice.root, cwd, book)
-    silence(findings, cwd)
+    findings = PerFileIgnores(choice.per_file_ignores, choice.root, cwd, book).leave(keep(found, choice))
+    silence(findings, CommentsBelow(cwd))
     seen = verdict.Observed(
         statuses=merged.statuses,
         steps=merged.coverage.steps,

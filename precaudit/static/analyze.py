@@ -8,12 +8,12 @@ from pathlib import Path
 
 from precaudit.model.vocabulary import Fact
 from precaudit.static.cache import digest
-from precaudit.static.heap import Store
-from precaudit.static.interpreter import OutOfBudget
+from precaudit.static.language.heap import Store
+from precaudit.static.language.scopes import OutOfBudget
+from precaudit.static.language.values import ModuleRef
+from precaudit.static.library.torch_model import Torch
 from precaudit.static.prefilter import may_hold_a_finding
 from precaudit.static.source import Source, SourceError, decode
-from precaudit.static.torch_model import Torch
-from precaudit.static.values import ModuleRef
 
 RECURSION_LIMIT = 4000
 """A call that is followed takes about a dozen frames of ours."""

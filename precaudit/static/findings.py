@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pathspec
 
 from precaudit.judge import judge
 from precaudit.model.vocabulary import Fact, Kind, Site, fact_from_json
 from precaudit.model.wire import Finding
 from precaudit.rulebook import Rulebook, load
 from precaudit.settings import Settings
+from precaudit.silence import PerFileIgnores, silence
 from precaudit.static.files import Found
-from precaudit.suppressions import Suppression, silenced
+from precaudit.suppressions import Suppression
 
 Results = Sequence[tuple[Found, dict[str, Any]]]
 
@@ -24,7 +23,8 @@ def findings_of(results: Results, settings: Settings) -> list[Finding]:
     """All findings of these results under these settings, in the order of the source."""
     book = load()
     selected = select(book, settings)
-    found = [f for item, result in results for f in judged(item, result, book, selected, settings)]
+    ignores = PerFileIgnores(settings.per_file_ignores, settings.root, Path.cwd(), book)
+    found = [f for item, result in results for f in judged(item, result, book, selected, ignores)]
     return sorted(_without_repeats(found), key=lambda f: (f.path or "", f.line or 0, f.column or 0, f.rule))
 
 
@@ -36,29 +36,22 @@ def select(book: Rulebook, settings: Settings) -> set[str]:
 
 
 def judged(
-    item: Found, result: dict[str, Any], book: Rulebook, selected: set[str], settings: Settings
-) -> Iterable[Finding]:
+    item: Found, result: dict[str, Any], book: Rulebook, selected: set[str], ignores: PerFileIgnores
+) -> list[Finding]:
     """The findings of one file, those that its ignore comments silence marked so, and what to say of the comments."""
     rows = result.get("suppressions", [])
-    ignores = [Suppression(r[0], r[1], r[2], r[3], tuple(r[4]), r[5], foreign=r[6]) for r in rows]
+    comments = [Suppression(r[0], r[1], r[2], r[3], tuple(r[4]), r[5], foreign=r[6]) for r in rows]
     facts = [fact_from_json(raw) for raw in result.get("facts", [])]
-    kept = []
-    for finding in judge(facts, book, "check"):
-        if finding.rule not in selected or finding.rule in _silent_here(finding.path or item.shown, book, settings):
-            continue
-        if finding.path == item.shown and silenced(ignores, finding.rule, finding.name, finding.line or 0):
-            finding.suppressed = True
-        kept.append(finding)
+    kept = ignores.leave(f for f in judge(facts, book, "check") if f.rule in selected)
+    silence(kept, lambda path: comments if path == item.shown else ())
     remarks = []
-    for ignore in ignores:
-        site = Site(item.shown, ignore.line, ignore.column)
-        if not ignore.rules:
+    for comment in comments:
+        site = Site(item.shown, comment.line, comment.column)
+        if not comment.rules:
             remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"names_rule": False}))
-        elif not ignore.foreign and not ignore.used and _could_be_used(ignore.rules, book, selected):
+        elif not comment.foreign and not comment.used and _could_be_used(comment.rules, book, selected):
             remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"used": False}))
-    quiet = _silent_here(item.shown, book, settings)
-    kept += [f for f in judge(remarks, book, "check") if f.rule in selected and f.rule not in quiet]
-    return kept
+    return kept + ignores.leave(f for f in judge(remarks, book, "check") if f.rule in selected)
 
 
 def _could_be_used(names: Sequence[str], book: Rulebook, selected: set[str]) -> bool:
@@ -70,16 +63,6 @@ def _could_be_used(names: Sequence[str], book: Rulebook, selected: set[str]) -> 
     return True
 
 
-def _silent_here(path: str, book: Rulebook, settings: Settings) -> set[str]:
-    quiet: set[str] = set()
-    if not settings.per_file_ignores:
-        return quiet
-    for pattern, names in settings.per_file_ignores.items():
-        if pathspec.GitIgnoreSpec.from_lines([pattern]).match_file(_relative(path, settings.root)):
-            quiet |= book.select(names)
-    return quiet
-
-
 def _without_repeats(findings: list[Finding]) -> list[Finding]:
     """A finding in a module that several files import is one finding."""
     kept: dict[tuple[Any, ...], Finding] = {}
@@ -89,10 +72,3 @@ def _without_repeats(findings: list[Finding]) -> list[Finding]:
         if key not in kept or (finding.suppressed and not kept[key].suppressed):
             kept[key] = finding
     return list(kept.values())
-
-
-def _relative(path: str, root: Path) -> str:
-    try:
-        return Path(path).resolve().relative_to(root.resolve()).as_posix()
-    except (ValueError, OSError):
-        return Path(path).as_posix()

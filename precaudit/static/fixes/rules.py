@@ -9,7 +9,7 @@ import libcst as cst
 
 from precaudit.model.wire import Finding
 from precaudit.static.fixes.edits import Edit, Tree
-from precaudit.static.interpreter import dotted
+from precaudit.static.language.statements import dotted
 
 
 class Fix(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from precaudit.model.vocabulary import Cause, Fact, Kind, Role, Scalar, Site
-from precaudit.static.values import Dtypes, Spot
+from precaudit.static.language.values import Dtypes, Spot
 
 
 class Facts:

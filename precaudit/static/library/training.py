@@ -6,10 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role, rounds_to
-from precaudit.static import ops
-from precaudit.static.heap import Store
-from precaudit.static.modules import is_module, parameters
-from precaudit.static.values import (
+from precaudit.static.language import classes
+from precaudit.static.language.heap import Store
+from precaudit.static.language.values import (
     ANY,
     Autocast,
     Choice,
@@ -37,9 +36,11 @@ from precaudit.static.values import (
     truth,
     unknown,
 )
+from precaudit.static.library import ops
+from precaudit.static.library.modules import is_module, parameters
 
 if TYPE_CHECKING:
-    from precaudit.static.torch_model import Torch
+    from precaudit.static.library.torch_model import Torch
 
 State = frozenset[Any]
 ADAPTIVE = frozenset(
@@ -233,7 +234,7 @@ class Training:
     # ---- optimizers written in the code under check
 
     def is_optimizer_class(self, cls: Value) -> bool:
-        bases = self.torch.interpreter.library_bases(cls)
+        bases = classes.library_bases(cls)
         return any(b.startswith("torch.optim") and b.rsplit(".", 1)[-1][:1].isupper() for b in bases)
 
     def init_optimizer(self, instance: Instance, args: list[Value], kwargs: dict[str, Value]) -> None:
@@ -664,7 +665,7 @@ class Training:
         if keys:
             self.scaled_backward([int(key) for key in keys], node)
         elif "float16" in marks and not marks & {"hand_scaled", "scaled"}:
-            self.unscaled_backward.append((torch.spot(node), torch.float16_region()))
+            self.unscaled_backward.append((torch.spot(node), torch.float16_region))
 
     def _sum_gradients(self, marks: frozenset[str], node: Any) -> None:
         """A second backward before the gradients of low parameters are cleared adds to them in their dtype."""

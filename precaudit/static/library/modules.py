@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static import ops
-from precaudit.static.heap import Store
-from precaudit.static.values import (
+from precaudit.static.language import calls, classes
+from precaudit.static.language.heap import Store
+from precaudit.static.language.values import (
     ANY,
     Choice,
     Const,
@@ -32,9 +32,10 @@ from precaudit.static.values import (
     truth,
     unknown,
 )
+from precaudit.static.library import ops
 
 if TYPE_CHECKING:
-    from precaudit.static.torch_model import Torch
+    from precaudit.static.library.torch_model import Torch
 
 NN = "torch.nn."
 WEIGHTED = {
@@ -116,7 +117,7 @@ def library_kind(torch: Torch, value: Instance) -> str:
     """The torch.nn class this object is or derives from."""
     if isinstance(value.cls, Ref):
         return short(value.cls)
-    for base in torch.interpreter.library_bases(value.cls):
+    for base in classes.library_bases(value.cls):
         if base.startswith(NN):
             return base.rsplit(".", 1)[1]
     return ""
@@ -127,7 +128,7 @@ def is_module(torch: Torch, value: Value) -> bool:
         return False
     if isinstance(value.cls, Ref):
         return bool(short(value.cls))
-    bases = torch.interpreter.library_bases(value.cls)
+    bases = classes.library_bases(value.cls)
     return any(
         b.startswith(NN) or b.rsplit(".", 1)[-1] in ("LightningModule", "PreTrainedModel", "ModelMixin", "Module")
         for b in bases
@@ -353,7 +354,7 @@ def running_statistics(torch: Torch, value: Instance, node: Any) -> None:
 def _call_sequential(torch: Torch, value: Instance, args: list[Value], node: Any) -> Value:
     result = args[0] if args else unknown()
     for child in members(value):
-        result = torch.interpreter.call(child, [result], {}, node)
+        result = calls.call(torch.interpreter, child, [result], {}, node)
     return result
 
 
@@ -416,7 +417,7 @@ def method(
     if name in ("apply", "_apply"):
         for _, item in list(walk(torch, value)):
             if isinstance(item, (Instance, Opaque)) and args and isinstance(args[0], Function):
-                torch.interpreter.call(args[0], [item], {}, node)
+                calls.call(torch.interpreter, args[0], [item], {}, node)
         return value
     if name == "register_buffer" and isinstance(value, Instance):
         _register(torch, value, args, kwargs)
@@ -492,7 +493,7 @@ def _state_dict(torch: Torch, value: Value) -> Value:
     tensors = [replace(t, marks=frozenset({"weights"})) for t in tensors if isinstance(t, Tensor)]
     if tensors and isinstance(value, Instance):
         joined = tensors[0]
-        from precaudit.static.values import join
+        from precaudit.static.language.values import join
 
         for other in tensors[1:]:
             joined = join(joined, other)

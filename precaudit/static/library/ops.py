@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import FLOATING, LOW, Kind, Role, rounds_to
-from precaudit.static.autocast import table_for
-from precaudit.static.values import (
+from precaudit.static.language.values import (
     NONE,
     Choice,
     Const,
@@ -31,9 +30,10 @@ from precaudit.static.values import (
     seq,
     unknown,
 )
+from precaudit.static.library.autocast import table_for
 
 if TYPE_CHECKING:
-    from precaudit.static.torch_model import Torch
+    from precaudit.static.library.torch_model import Torch
 
 DTYPE_NAMES = {
     **{name: name for name in FLOATING},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from precaudit.model.vocabulary import FLOATING, LOW
-from precaudit.static.heap import MISSING, Store
+from precaudit.static.language.heap import MISSING, Store
 
 Dtypes = frozenset[str]
 """The dtypes a tensor may have, all of them known; None stands for "cannot know"."""
@@ -381,6 +381,14 @@ def join(one: Any, other: Any) -> Any:
         items = [join(a, b) for a, b in zip(one.items, other.items, strict=True)]
         return seq(items, one.kind, one.open or other.open)
     return choice([one, other])
+
+
+def join_all(values: Iterable[Value]) -> Value:
+    """What is known of a value that may be any of these."""
+    result: Any = MISSING
+    for value in values:
+        result = join(result, value)
+    return unknown() if result is MISSING else result
 
 
 def _numeric(value: Value) -> bool:

@@ -1,0 +1,1 @@
+"""What Python code does to abstract values."""

@@ -1,0 +1,360 @@
+"""The abstract value of each kind of expression."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+
+from precaudit.static.language import calls, folding, objects
+from precaudit.static.language.folding import fold
+from precaudit.static.language.heap import MISSING, Store
+from precaudit.static.language.scopes import OutOfBudget, Scope
+from precaudit.static.language.values import (
+    ANY,
+    FALSE,
+    NONE,
+    TRUE,
+    Const,
+    Dict,
+    Function,
+    Number,
+    Opaque,
+    Ref,
+    Seq,
+    Super,
+    Tensor,
+    Value,
+    choice,
+    constant,
+    join,
+    options,
+    seq,
+    truth,
+    unknown,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.language.interpreter import Interpreter
+
+_CONSTANTS: dict[str, Value] = {
+    "True": TRUE,
+    "False": FALSE,
+    "None": NONE,
+    "__name__": Const("__main__"),
+    "__file__": unknown(),
+    "Ellipsis": Const(...),
+}
+
+
+def _name(run: Interpreter, node: cst.Name) -> Value:
+    name = node.value
+    scope: Scope | None = run.scope
+    while scope is not None:
+        found = scope.store.get(name)
+        if found is not None:
+            value: Value = found
+            return value
+        scope = scope.parent
+    if name in _CONSTANTS:
+        return _CONSTANTS[name]
+    if hasattr(builtins, name):
+        return Ref(f"builtins.{name}")
+    return unknown()
+
+
+def _attribute(run: Interpreter, node: cst.Attribute) -> Value:
+    return objects.get_attribute(run, run.eval(node.value), node.attr.value, node)
+
+
+def _subscript(run: Interpreter, node: cst.Subscript) -> Value:
+    value = run.eval(node.value)
+    return objects.get_item(run, value, objects.index_of(run, node), node)
+
+
+def _call(run: Interpreter, node: cst.Call) -> Value:
+    function = run.eval(node.func)
+    args: list[Value] = []
+    kwargs: dict[str, Value] = {}
+    for arg in node.args:
+        value = run.eval(arg.value)
+        if arg.star == "*":
+            items = objects.concrete(run, value)
+            if items is not None:
+                args.extend(items)
+            else:
+                args.append(Seq({"items": (objects.element(run, value),), "open": True}, "star"))
+        elif arg.star == "**":
+            if isinstance(value, Dict):
+                kwargs.update({k: v for k, v in value.store.items() if isinstance(k, str) and k != ANY})
+                if ANY in value.store:
+                    kwargs["\0rest"] = unknown()
+            else:
+                kwargs["\0rest"] = value
+        elif arg.keyword is not None:
+            kwargs[arg.keyword.value] = value
+        else:
+            args.append(value)
+    if isinstance(function, Ref) and function.name == "builtins.super":
+        return _super(run, args)
+    return calls.call(run, function, args, kwargs, node)
+
+
+def _super(run: Interpreter, args: list[Value]) -> Value:
+    for frame in reversed(run.frames):
+        if frame.receiver is not None:
+            owner = args[0] if args else frame.owner
+            return Super(owner, frame.receiver)
+    return unknown()
+
+
+def _marks(value: Value) -> frozenset[str]:
+    return value.marks if isinstance(value, (Tensor, Opaque)) else frozenset()
+
+
+def _binary(run: Interpreter, node: cst.BinaryOperation) -> Value:
+    left, right = run.eval(node.left), run.eval(node.right)
+    op = type(node.operator).__name__
+    return binary(run, op, left, right, node)
+
+
+def binary(run: Interpreter, op: str, left: Value, right: Value, node: Any) -> Value:
+    if isinstance(left, Const) and isinstance(right, Const):
+        return fold(op, left.value, right.value)
+    if isinstance(left, Seq) and isinstance(right, Seq) and op == "Add":
+        return seq((*left.items, *right.items), left.kind, left.open or right.open)
+    if isinstance(left, Seq) and left.kind in ("list", "tuple") and op == "Multiply":
+        return seq(left.items, left.kind, open=True)
+    return run.library.binary(op, left, right, node)
+
+
+def _unary(run: Interpreter, node: cst.UnaryOperation) -> Value:
+    value = run.eval(node.expression)
+    if isinstance(node.operator, cst.Not):
+        known = truth(value)
+        return unknown() if known is None else Const(not known)
+    if isinstance(value, Const) and isinstance(value.value, (int, float)):
+        if isinstance(node.operator, cst.Minus):
+            return Const(-value.value)
+        if isinstance(node.operator, cst.Plus):
+            return Const(+value.value)
+        return Number()
+    return value
+
+
+def _boolean(run: Interpreter, node: cst.BooleanOperation) -> Value:
+    left = run.eval(node.left)
+    known = truth(left)
+    conjunction = isinstance(node.operator, cst.And)
+    if known is not None:
+        return run.eval(node.right) if known == conjunction else left
+    right = run.eval(node.right)
+    if truth(right) is (not conjunction):
+        return Const(not conjunction) if isinstance(right, Const) and isinstance(right.value, bool) else unknown()
+    if conjunction:
+        return unknown(*_marks(right))
+    kept = [option for option in options(left) if truth(option) is not False]
+    return choice([*kept, right])
+
+
+def _comparison(run: Interpreter, node: cst.Comparison) -> Value:
+    left = run.eval(node.left)
+    if len(node.comparisons) != 1:
+        for part in node.comparisons:
+            run.eval(part.comparator)
+        return unknown()
+    part = node.comparisons[0]
+    right = run.eval(part.comparator)
+    return folding.compare(type(part.operator).__name__, left, right)
+
+
+def _if_exp(run: Interpreter, node: cst.IfExp) -> Value:
+    known = truth(run.eval(node.test))
+    if known is not None:
+        return run.eval(node.body if known else node.orelse)
+    run.guards.append(run.text(node.test))
+    try:
+        return join(run.eval(node.body), run.eval(node.orelse))  # type: ignore[no-any-return]
+    finally:
+        run.guards.pop()
+
+
+def _sequence(run: Interpreter, node: Any) -> Value:
+    items: list[Value] = []
+    open_ = False
+    for element in node.elements:
+        value = run.eval(element.value)
+        if isinstance(element, cst.StarredElement):
+            known = objects.concrete(run, value)
+            items.extend(known if known is not None else [objects.element(run, value)])
+            open_ = open_ or known is None
+        else:
+            items.append(value)
+    return seq(items, type(node).__name__.lower(), open_)
+
+
+def _dict(run: Interpreter, node: cst.Dict) -> Value:
+    store: Store = {}
+    for element in node.elements:
+        if not isinstance(element, cst.DictElement):
+            value = run.eval(element.value)
+            store.update(value.store if isinstance(value, Dict) else {ANY: unknown()})
+            continue
+        key = objects.key_of(run.eval(element.key))
+        value = run.eval(element.value)
+        if key is MISSING:
+            store[ANY] = join(store.get(ANY, MISSING), value)
+        else:
+            store[key] = value
+    return Dict(store)
+
+
+def _comprehension(run: Interpreter, node: Any) -> Value:
+    items, open_ = _generate(run, node.for_in, lambda: _element(run, node.elt))
+    return seq(items, "list" if isinstance(node, cst.ListComp) else "iterator", open_)
+
+
+def _element(run: Interpreter, node: Any) -> Value:
+    """One item of a comprehension, which may replace an older one."""
+    rebuilt, run.rebuilt = run.rebuilt, frozenset()
+    value = run.eval(node)
+    run.rebuilt = rebuilt
+    return run.library.rebuilding(node, rebuilt, value) if rebuilt else value
+
+
+def _dict_comp(run: Interpreter, node: cst.DictComp) -> Value:
+    pairs, open_ = _generate(run, node.for_in, lambda: seq([run.eval(node.key), _element(run, node.value)]))
+    store: Store = {}
+    for pair in pairs:
+        assert isinstance(pair, Seq)
+        key = objects.key_of(pair.items[0])
+        if key is MISSING or open_:
+            store[ANY] = join(store.get(ANY, MISSING), pair.items[1])
+        else:
+            store[key] = pair.items[1]
+    return Dict(store)
+
+
+def _generate(run: Interpreter, for_in: Any, produce: Callable[[], Value]) -> tuple[list[Value], bool]:
+    outer = run.scope
+    run.scope = Scope({}, outer, outer.source, outer.function)
+    results: list[Value] = []
+    try:
+        open_ = _generate_into(run, for_in, produce, results)
+    finally:
+        run.scope = outer
+    return results, open_
+
+
+def _generate_into(run: Interpreter, for_in: Any, produce: Callable[[], Value], results: list[Value]) -> bool:
+    iterable = run.eval(for_in.iter)
+    items = objects.concrete(run, iterable)
+    open_ = items is None
+    for item in items if items is not None else [objects.element(run, iterable)]:
+        run.budget -= 1
+        if run.budget < 0:
+            raise OutOfBudget
+        objects.assign(run, for_in.target, item)
+        verdicts = [truth(run.eval(condition.test)) for condition in for_in.ifs]
+        if False in verdicts:
+            continue
+        open_ = open_ or None in verdicts
+        if for_in.inner_for_in is not None:
+            open_ = _generate_into(run, for_in.inner_for_in, produce, results) or open_
+        else:
+            results.append(produce())
+    return open_
+
+
+def _lambda(run: Interpreter, node: cst.Lambda) -> Value:
+    return Function(node, run.scope, calls.defaults(run, node.params))
+
+
+def _string(run: Interpreter, node: Any) -> Value:
+    known = run._constants.get(node)
+    if known is None:
+        found = node.evaluated_value
+        known = run._constants[node] = Const(found if isinstance(found, (str, bytes)) else "")
+    return known
+
+
+def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
+    pieces: list[str] = []
+    known = True
+    for part in node.parts:
+        if isinstance(part, cst.FormattedStringText):
+            pieces.append(part.value)
+        elif isinstance(part, cst.FormattedStringExpression):
+            value = run.eval(part.expression)
+            known = known and isinstance(value, Const)
+            pieces.append(str(constant(value)))
+    return Const("".join(pieces)) if known else unknown("string")
+
+
+def _integer(run: Interpreter, node: Any) -> Value:
+    try:
+        known = run._constants.get(node) or Const(node.evaluated_value)
+    except ValueError:
+        return Number()
+    run._constants[node] = known
+    return known
+
+
+def _float(run: Interpreter, node: cst.Float) -> Value:
+    return _integer(run, node)
+
+
+def _named(run: Interpreter, node: cst.NamedExpr) -> Value:
+    value = run.eval(node.value)
+    objects.assign(run, node.target, value)
+    return value
+
+
+def _await(run: Interpreter, node: cst.Await) -> Value:
+    return run.eval(node.expression)
+
+
+def _yield(run: Interpreter, node: cst.Yield) -> Value:
+    frame = run.frames[-1]
+    value: Value = NONE
+    if isinstance(node.value, cst.From):
+        value = objects.element(run, run.eval(node.value.item))
+    elif node.value is not None:
+        value = run.eval(node.value)
+    frame.yields.append(value)
+    if frame.on_yield is not None:
+        resume, frame.on_yield = frame.on_yield, None
+        resume()
+    return unknown()
+
+
+EXPRESSIONS: dict[type, Callable[[Interpreter, Any], Value]] = {
+    cst.Name: _name,
+    cst.Attribute: _attribute,
+    cst.Subscript: _subscript,
+    cst.Call: _call,
+    cst.BinaryOperation: _binary,
+    cst.UnaryOperation: _unary,
+    cst.BooleanOperation: _boolean,
+    cst.Comparison: _comparison,
+    cst.IfExp: _if_exp,
+    cst.Tuple: _sequence,
+    cst.List: _sequence,
+    cst.Set: _sequence,
+    cst.Dict: _dict,
+    cst.ListComp: _comprehension,
+    cst.GeneratorExp: _comprehension,
+    cst.SetComp: _comprehension,
+    cst.DictComp: _dict_comp,
+    cst.Lambda: _lambda,
+    cst.SimpleString: _string,
+    cst.ConcatenatedString: _string,
+    cst.FormattedString: _formatted,
+    cst.Integer: _integer,
+    cst.Float: _float,
+    cst.NamedExpr: _named,
+    cst.Await: _await,
+    cst.Yield: _yield,
+}

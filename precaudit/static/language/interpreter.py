@@ -1,0 +1,189 @@
+"""Runs code on abstract values: an explicit walk over LibCST statements that keeps branches apart and joins them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import libcst as cst
+
+from precaudit.static.language import branches, calls, classes, expressions, statements
+from precaudit.static.language.heap import Heap, Store
+from precaudit.static.language.questions import Library
+from precaudit.static.language.scopes import Frame, OutOfBudget, Scope
+from precaudit.static.language.values import (
+    Autocast,
+    Class,
+    Const,
+    Context,
+    Function,
+    ModuleRef,
+    Paths,
+    Spot,
+    Value,
+    join,
+    unknown,
+)
+from precaudit.static.relevance import COMMON, relevant_names
+from precaudit.static.source import Source
+
+REST_BUDGET = 40_000
+"""Statements that all such functions of one file may take together."""
+ISOLATED_BUDGET = 6_000
+"""Statements that a function nobody calls may take."""
+
+GUARD = re.compile(r"version|hasattr|\btry\b|is_available|TORCH_|_GE_|_LT_|\bgte?_|getattr")
+"""What the condition of a guard around an old or new API looks like."""
+
+STATEMENTS = {**statements.STATEMENTS, **branches.STATEMENTS}
+
+
+class Interpreter:
+    """Executes a module, then every function that nothing called. `library` gives everything else its meaning."""
+
+    def __init__(self, library: Library, budget: int = 60_000) -> None:
+        self.heap: Heap[Any] = Heap(join)
+        self.world: Store = {"paths": Paths(frozenset({frozenset()}))}
+        self.library = library
+        self.frames: list[Frame] = []
+        self.scope: Scope = None  # type: ignore[assignment]
+        self.loops: tuple[int, ...] = ()
+        self.contexts: list[Value] = []
+        self.budget = budget
+        self.rest_budget = REST_BUDGET
+        self.called: set[Any] = set()
+        self.guards: list[str] = []
+        self.rebuilt: frozenset[str] = frozenset()
+        """Loop variables of a comprehension that replaces the list it iterates over."""
+        self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
+        self._texts: dict[Any, str] = {}
+        self._constants: dict[Any, Const] = {}
+        self._loop_ids = 0
+
+    def run_module(self, source: Source, store: Store) -> None:
+        """Executes a file's top level."""
+        outer, self.scope = self.scope, Scope(store, None, source)
+        frame = Frame(None, self.heap.mark())
+        self.frames.append(frame)
+        try:
+            self.block(source.tree.body)
+        finally:
+            self.frames.pop()
+            self.scope = outer
+
+    def run_rest(self, source: Source, store: Store) -> None:
+        """Calls each function and method that nothing called, with arguments about which nothing is known."""
+        outer, self.scope = self.scope, Scope(store, None, source)
+        relevant = relevant_names(source.text)
+        try:
+            for value in list(store.values()):
+                self._run_uncalled(value, source, relevant)
+        finally:
+            self.scope = outer
+
+    def _run_uncalled(self, value: Any, source: Source, relevant: set[str]) -> None:
+        if isinstance(value, Function) and value.scope.source is source and value.node not in self.called:
+            if not isinstance(value.node, cst.Lambda) and value.node.name.value in relevant:
+                self._isolated(lambda: calls.call_function(self, value, [], {}, value.node))
+        elif isinstance(value, Class) and value.scope.source is source and value.name in relevant:
+            members = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
+            methods = [m for m in members if m.node.name.value in relevant or m.node.name.value in COMMON]
+            if methods:
+                self._isolated(lambda: self._run_methods(value, methods))
+
+    def _run_methods(self, cls: Class, methods: list[Function]) -> None:
+        receiver = calls.call_class(self, cls, [], {}, cls.node)
+        for method in methods:
+            if method.node not in self.called:
+                bound = classes.bind(method, receiver, cls)
+                self._isolated(partial(calls.call, self, bound, [], {}, method.node))
+
+    def _isolated(self, run: Callable[[], Any]) -> None:
+        paths, contexts, loops = self.world["paths"], self.contexts, self.loops
+        self.world["paths"] = Paths(frozenset({frozenset()}))
+        self.contexts, self.loops = [], ()
+        budget, self.budget = self.budget, min(ISOLATED_BUDGET, self.rest_budget)
+        given = self.budget
+        depth, scope = len(self.frames), self.scope
+        try:
+            run()
+        except (OutOfBudget, RecursionError):
+            del self.frames[depth:]
+            self.scope = scope
+        finally:
+            self.rest_budget -= given - max(self.budget, 0)
+            self.budget = budget
+            self.world["paths"] = paths
+            self.contexts, self.loops = contexts, loops
+
+    def reset(self) -> None:
+        """Leaves every call and region that an interruption left open."""
+        self.frames, self.contexts, self.loops, self.guards = [], [], (), []
+
+    def spot(self, node: Any) -> Spot:
+        return Spot(self.scope.source, node, self.scope.function)
+
+    def text(self, node: Any) -> str:
+        found = self._texts.get(node)
+        if found is None:
+            found = self._texts[node] = self.scope.source.tree.code_for_node(node).strip()
+        return found
+
+    def autocast(self) -> Autocast | None:
+        """The innermost autocast region."""
+        for context in reversed(self.contexts):
+            if isinstance(context, Autocast):
+                return context
+        return None
+
+    def grad_enabled(self) -> bool:
+        for context in reversed(self.contexts):
+            if isinstance(context, Context):
+                if context.kind == "no_grad":
+                    return False
+                if context.kind == "enable_grad":
+                    return True
+        return True
+
+    def guarded(self) -> bool:
+        """Whether a version check, a feature test or an exception handler stands around this place."""
+        return any(GUARD.search(text) for text in self.guards)
+
+    def inside(self, name: str) -> bool:
+        """Whether a method of this name is being run."""
+        return any(f.function is not None and f.function.name.value == name for f in self.frames if f.function)
+
+    @property
+    def paths(self) -> frozenset[frozenset[Any]]:
+        found: Paths = self.world["paths"]
+        return found.states
+
+    def set_paths(self, states: Iterable[frozenset[Any]]) -> None:
+        self.heap.put(self.world, "paths", Paths(frozenset(states)))
+
+    def block(self, statements: Sequence[Any]) -> bool:
+        """Runs statements in order; False when the path ends inside (return, raise, break, continue)."""
+        return all(self.statement(statement) for statement in statements)
+
+    def statement(self, node: Any) -> bool:
+        self.budget -= 1
+        if self.budget < 0:
+            raise OutOfBudget
+        handler = STATEMENTS.get(type(node))
+        if handler is None:
+            return True
+        result = handler(self, node)
+        return result is not False
+
+    def body(self, suite: Any) -> bool:
+        return self.block(suite.body)
+
+    def eval(self, node: Any) -> Value:
+        """The abstract value of an expression, with its effects."""
+        handler = expressions.EXPRESSIONS.get(type(node))
+        if handler is None:
+            return unknown()
+        found: Value = handler(self, node)
+        return found

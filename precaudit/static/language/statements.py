@@ -1,0 +1,213 @@
+"""Statements that run in order: assignments, with, definitions, imports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+
+from precaudit.static.language import calls, objects
+from precaudit.static.language.heap import Store
+from precaudit.static.language.scopes import Scope
+from precaudit.static.language.values import (
+    Class,
+    Dict,
+    Function,
+    ModuleRef,
+    Opaque,
+    Ref,
+    Seq,
+    Value,
+    unknown,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.language.interpreter import Interpreter
+
+
+def dotted(node: Any) -> str:
+    """`a.b.c` of nested attributes; empty when it is anything else."""
+    if isinstance(node, cst.Name):
+        return node.value
+    if isinstance(node, cst.Attribute):
+        front = dotted(node.value)
+        return f"{front}.{node.attr.value}" if front else ""
+    return ""
+
+
+def _simple_line(run: Interpreter, node: Any) -> bool:
+    return all(run.statement(small) for small in node.body)
+
+
+def _expr(run: Interpreter, node: cst.Expr) -> None:
+    run.eval(node.value)
+
+
+def _assign(run: Interpreter, node: cst.Assign) -> None:
+    _rebuilding(run, node)
+    value = run.eval(node.value)
+    run.rebuilt = frozenset()
+    if len(node.targets) == 1:
+        value = run.library.rebinding(node.targets[0].target, node.value, value)
+    for target in node.targets:
+        objects.assign(run, target.target, value)
+
+
+def _rebuilding(run: Interpreter, node: cst.Assign) -> None:
+    """`xs = [f(x) for x in xs]`: its loop variables stand for what the new list replaces."""
+    made = node.value
+    target = node.targets[0].target
+    if not isinstance(made, (cst.ListComp, cst.DictComp)) or not isinstance(target, (cst.Name, cst.Attribute)):
+        return
+    if run.text(target) in run.text(made.for_in.iter):
+        run.rebuilt = frozenset(re.findall(r"\w+", run.text(made.for_in.target)))
+
+
+def _ann_assign(run: Interpreter, node: cst.AnnAssign) -> None:
+    if node.value is not None:
+        objects.assign(run, node.target, run.eval(node.value))
+    elif isinstance(node.target, cst.Name):
+        run.scope.store.setdefault("\0annotations", {})[node.target.value] = node.annotation.annotation
+
+
+def _aug_assign(run: Interpreter, node: cst.AugAssign) -> None:
+    target = run.eval(node.target)
+    value = run.eval(node.value)
+    op = type(node.operator).__name__.removesuffix("Assign")
+    result = run.library.augmented(op, target, value, node)
+    objects.assign(run, node.target, result)
+
+
+def _with(run: Interpreter, node: cst.With) -> bool:
+    depth = len(run.contexts)
+    bodies: list[Value] = []
+    for item in node.items:
+        value = run.eval(item.item)
+        context, bound = run.library.enter(value, item.item)
+        if isinstance(context, Function):
+            bodies.append(context)
+        elif context is not None:
+            run.contexts.append(context)
+        if item.asname is not None:
+            objects.assign(run, item.asname.name, bound)
+    try:
+        if bodies:
+            return _with_generator(run, bodies, node)
+        return run.body(node.body)
+    finally:
+        del run.contexts[depth:]
+
+
+def _with_generator(run: Interpreter, bodies: list[Value], node: cst.With) -> bool:
+    """Runs the body at the `yield` of a function decorated with contextmanager."""
+    alive = [True]
+    scope, frames = run.scope, run.frames
+    rest = bodies[1:]
+
+    def body() -> None:
+        inner_scope, inner_frames = run.scope, run.frames
+        run.scope, run.frames = scope, frames
+        try:
+            alive[0] = _with_generator(run, rest, node) if rest else run.body(node.body)
+        finally:
+            run.scope, run.frames = inner_scope, inner_frames
+
+    first = bodies[0]
+    assert isinstance(first, Function)
+    arguments, keywords = first.defaults.get("\0args"), first.defaults.get("\0kwargs")
+    args = list(arguments.items) if isinstance(arguments, Seq) else []
+    kwargs = dict(keywords.store) if isinstance(keywords, Dict) else {}
+    run.frames = list(frames)
+    try:
+        calls.call_function(run, first, args, kwargs, node, on_yield=body)
+    finally:
+        run.frames = frames
+    return alive[0]
+
+
+def _function_def(run: Interpreter, node: cst.FunctionDef) -> None:
+    decorators = tuple(run.eval(d.decorator) for d in node.decorators)
+    value: Value = Function(node, run.scope, calls.defaults(run, node.params), None, None, decorators)
+    run.heap.put(run.scope.store, node.name.value, value)
+
+
+def _class_def(run: Interpreter, node: cst.ClassDef) -> None:
+    bases = tuple(run.eval(arg.value) for arg in node.bases)
+    decorators = tuple(run.eval(d.decorator) for d in node.decorators)
+    store: Store = {}
+    outer = run.scope
+    name = node.name.value
+    qualified = f"{outer.function}.{name}" if outer.function else name
+    run.scope = Scope(store, outer, outer.source, qualified)
+    try:
+        run.block(node.body.body)
+    finally:
+        run.scope = outer
+    run.heap.put(outer.store, name, Class(node, outer, bases, store, name, decorators))
+
+
+def _import(run: Interpreter, node: cst.Import) -> None:
+    for alias in node.names:
+        name = dotted(alias.name)
+        if alias.asname is not None:
+            objects.assign(run, alias.asname.name, _module(run, name, 0))
+        else:
+            first = name.split(".")[0]
+            if not isinstance(run.scope.store.get(first), ModuleRef):
+                run.heap.put(run.scope.store, first, _module(run, first, 0))
+
+
+def _import_from(run: Interpreter, node: cst.ImportFrom) -> None:
+    name = dotted(node.module) if node.module is not None else ""
+    level = len(node.relative)
+    if isinstance(node.names, cst.ImportStar):
+        found = run.find_module(run.scope.source, name, level)
+        if found is not None:
+            for key, value in found.store.items():
+                if not key.startswith("_"):
+                    run.heap.put(run.scope.store, key, value)
+        return
+    module = _module(run, name, level)
+    for alias in node.names:
+        imported = dotted(alias.name)
+        value = objects.get_attribute(run, module, imported, alias)
+        if isinstance(value, Opaque) and level:
+            value = _module(run, f"{name}.{imported}" if name else imported, level)
+        bound = alias.asname.name if alias.asname is not None else alias.name
+        if isinstance(bound, cst.Name):
+            run.heap.put(run.scope.store, bound.value, value)
+
+
+def _module(run: Interpreter, name: str, level: int) -> Value:
+    found = run.find_module(run.scope.source, name, level)
+    if found is not None:
+        return found
+    return Ref(name) if not level else unknown()
+
+
+def _global(run: Interpreter, node: Any) -> None:
+    names = run.scope.store.setdefault("\0globals", set())
+    names.update(item.name.value for item in node.names)
+
+
+def _assert(run: Interpreter, node: cst.Assert) -> None:
+    run.eval(node.test)
+
+
+STATEMENTS: dict[type, Callable[[Interpreter, Any], Any]] = {
+    cst.SimpleStatementLine: _simple_line,
+    cst.Expr: _expr,
+    cst.Assign: _assign,
+    cst.AnnAssign: _ann_assign,
+    cst.AugAssign: _aug_assign,
+    cst.With: _with,
+    cst.FunctionDef: _function_def,
+    cst.ClassDef: _class_def,
+    cst.Import: _import,
+    cst.ImportFrom: _import_from,
+    cst.Global: _global,
+    cst.Nonlocal: _global,
+    cst.Assert: _assert,
+}

@@ -1,0 +1,1 @@
+"""What torch, the frameworks and the standard library do to abstract values."""

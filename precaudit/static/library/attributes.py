@@ -1,0 +1,254 @@
+"""Attributes, items and iteration of what the code under check did not define."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import FLOATING, Kind
+from precaudit.static.language import calls, classes
+from precaudit.static.language.values import (
+    ANY,
+    Bound,
+    Class,
+    Const,
+    Device,
+    Dict,
+    DType,
+    Function,
+    Instance,
+    Number,
+    Opaque,
+    Optimizer,
+    Param,
+    Ref,
+    Spot,
+    StateDict,
+    Tensor,
+    Value,
+    choice,
+    constant,
+    join,
+    seq,
+    truth,
+    unknown,
+)
+from precaudit.static.library import (
+    modules,
+    ops,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def reference(name: str, spot: Spot) -> Value:
+    """An attribute of an imported module."""
+    front, _, last = name.rpartition(".")
+    if front == "torch":
+        if last in ops.DTYPE_NAMES:
+            return DType(frozenset({ops.DTYPE_NAMES[last]}), spot)
+        if last in ("inf", "nan", "pi", "e"):
+            return Const(getattr(math, last))
+    if front in ("math", "numpy") and last in ("inf", "nan", "pi", "e"):
+        return Const(getattr(math, last))
+    return Ref(name)
+
+
+def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
+    """An attribute that the object's own store does not have."""
+    if isinstance(value, Param):
+        return _param_attribute(torch, value, name, node)
+    if isinstance(value, Tensor):
+        return _tensor_attribute(torch, value, name, node)
+    if isinstance(value, Opaque):
+        return _opaque_attribute(torch, value, name)
+    if isinstance(value, Instance):
+        if modules.is_module(torch, value) and name in ("module", "_orig_mod", "base_model"):
+            return value
+        if name == "training":
+            on = value.store.get("\0training", True)
+            return Const(on) if isinstance(on, bool) and "\0training" in value.store else unknown()
+        return Bound(value, name)
+    if isinstance(value, Optimizer):
+        if name == "param_groups":
+            params = seq(value.store["params"], open=True)
+            return seq([Dict({"params": params, ANY: Number()})], open=True)
+        if name == "state":
+            return Dict({ANY: unknown()})
+        return Bound(value, name)
+    if isinstance(value, Device):
+        return choice(Const(t) for t in sorted(value.types)) if name == "type" and "?" not in value.types else unknown()
+    if isinstance(value, DType):
+        if name == "is_floating_point":
+            return Const(all(n in FLOATING for n in value.names)) if value.names else unknown()
+        return Number() if name == "itemsize" else unknown()
+    if isinstance(value, StateDict):
+        return Bound(value, name)
+    if isinstance(value, Function):
+        return unknown()
+    return Bound(value, name)
+
+
+def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
+    if name == "data":
+        return value
+    if name == "requires_grad":
+        if "requires_grad" not in value.store:
+            return unknown()
+        return Const(value.trainable) if value.trainable is not None else unknown()
+    if name == "grad":
+        dtype = value.dtype
+        return Tensor(dtype, value.store.get("spot"), "grad", frozenset({"gradient"}))
+    tensor = ops.as_tensor(torch, value)
+    if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
+        return _tensor_attribute(torch, tensor, name, node) if isinstance(tensor, Tensor) else unknown()
+    if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created"):
+        stored: Value = value.store[name]
+        return stored
+    return Bound(value, name)
+
+
+def _tensor_attribute(torch: Torch, value: Tensor, name: str, node: Any) -> Value:
+    if name == "dtype":
+        return DType(value.dtype, value.origin) if value.dtype else unknown("dtype")
+    if name == "shape":
+        return seq([Number()], "shape", open=True)
+    if name in ("ndim", "itemsize", "nbytes"):
+        return Number()
+    if name == "device":
+        return unknown("device")
+    if name in ("T", "mT", "H", "data", "real"):
+        return value
+    if name == "grad":
+        return Tensor(value.dtype, value.spot, "grad", frozenset({"gradient"}))
+    if name in ("is_cuda", "requires_grad", "is_leaf", "grad_fn", "is_sparse", "layout", "is_contiguous"):
+        return unknown()
+    return Bound(value, name)
+
+
+def _opaque_attribute(torch: Torch, value: Opaque, name: str) -> Value:
+    if name in ("shape",):
+        return seq([Number()], "shape", open=True)
+    if name == "dtype" and value.dtype is not None:
+        return DType(value.dtype)
+    if name == "dtype":
+        return unknown("dtype")
+    if name == "device":
+        return unknown("device")
+    if name == "module":
+        return value
+    if name in ("grad",):
+        return unknown("gradient")
+    key = "attr:" + name
+    if key in value.store:
+        stored: Value = value.store[key]
+        return stored
+    return Bound(value, name)
+
+
+def attribute_set(torch: Torch, target: Value, name: str, value: Value, node: Any) -> None:
+    put = torch.interpreter.heap.put
+    if isinstance(target, Param):
+        if name == "requires_grad":
+            put(target.store, "requires_grad", truth(value))
+        elif name == "data":
+            tensor = ops.as_tensor(torch, value)
+            put(target.store, "dtype", tensor.dtype if isinstance(tensor, Tensor) else None)
+            put(target.store, "spot", torch.spot(node))
+        elif name == "grad":
+            torch.training.gradient_written(node)
+            torch.training.gradients_cleared()
+        return
+    if isinstance(target, Instance):
+        _replaced_parameter(torch, target, name, value, node)
+    if isinstance(target, Opaque):
+        if name == "requires_grad":
+            put(target.store, "requires_grad", truth(value))
+        else:
+            put(target.store, "attr:" + name, value)
+    if isinstance(target, Tensor) and name == "grad":
+        torch.training.gradient_written(node)
+
+
+def _replaced_parameter(torch: Torch, target: Instance, name: str, value: Value, node: Any) -> None:
+    """A parameter of one module given to another is tied; a fresh one in its place breaks the tie."""
+    before = target.store.get(name)
+    if not isinstance(value, Param) or not isinstance(before, Param):
+        return
+    if before.store.get("tied") and value.store.get("fresh"):
+        torch.facts.add(Kind.CAST, torch.spot(node), value.dtype or "", unties=True)
+    elif not value.store.get("fresh"):
+        torch.interpreter.heap.put(value.store, "tied", True)
+
+
+def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
+    if isinstance(value, Param):
+        value = ops.as_tensor(torch, value)
+    if isinstance(value, Tensor):
+        return replace(value, zero_dim=False)
+    if isinstance(value, Instance):
+        kind = modules.short(value.cls)
+        key = constant(index)
+        if kind in modules.CONTAINERS:
+            children = modules.members(value)
+            if isinstance(key, int) and "\0open" not in value.store and -len(children) <= key < len(children):
+                return children[key]
+            if isinstance(key, str) and key in value.store:
+                found: Value = value.store[key]
+                return found
+            return choice(children) if children else unknown()
+        if isinstance(value.cls, Class):
+            method = classes.find_method(value.cls, "__getitem__")
+            if method is not None:
+                return calls.call(torch.interpreter, classes.bind(method[0], value, method[1]), [index], {}, node)
+    if isinstance(value, Opaque):
+        key = constant(index)
+        if isinstance(key, (str, int)) and ("item", key) in value.store:
+            stored: Value = value.store[("item", key)]
+            return stored
+        return Opaque(marks=value.marks)
+    return unknown()
+
+
+def item_set(torch: Torch, target: Value, index: Value, value: Value, node: Any) -> None:
+    if isinstance(target, Instance) and modules.short(target.cls) in modules.CONTAINERS:
+        key = constant(index)
+        names = [k for k in target.store if isinstance(k, str) and not k.startswith("\0")]
+        put = torch.interpreter.heap.put
+        if isinstance(key, int) and "\0open" not in target.store and -len(names) <= key < len(names):
+            put(target.store, names[key], value)
+        else:
+            for name in names:
+                put(target.store, name, join(target.store[name], value))
+    elif isinstance(target, Opaque):
+        key = constant(index)
+        if isinstance(key, (str, int)):
+            torch.interpreter.heap.put(target.store, ("item", key), value)
+    elif isinstance(target, Tensor):
+        ops._constant(torch, target.dtype, value, node, "Add")
+
+
+def children(torch: Torch, value: Instance) -> list[Value] | None:
+    """The items of a module container that are all known."""
+    kind = modules.short(value.cls) or (modules.library_kind(torch, value) if isinstance(value.cls, Class) else "")
+    if kind in ("Sequential", "ModuleList", "ParameterList") and "\0open" not in value.store:
+        found = modules.members(value)
+        return found if len(found) <= 32 else None
+    return None
+
+
+def element(torch: Torch, value: Value) -> Value:
+    if isinstance(value, (Tensor, Param)):
+        tensor = ops.as_tensor(torch, value)
+        return replace(tensor, zero_dim=False) if isinstance(tensor, Tensor) else unknown()
+    if isinstance(value, Instance):
+        children = modules.members(value) if modules.short(value.cls) in modules.CONTAINERS else []
+        return choice(children) if children else unknown()
+    if isinstance(value, Dict):
+        keys = [k for k in value.store if k != ANY]
+        return choice(Const(k) for k in keys) if keys and ANY not in value.store else unknown("string")
+    if isinstance(value, Opaque):
+        return Opaque(marks=value.marks)
+    return unknown()

@@ -1,0 +1,330 @@
+"""What a method call does, by the kind of object it is called on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+
+from precaudit.model.vocabulary import Kind
+from precaudit.static.language import calls, objects
+from precaudit.static.language.values import (
+    ANY,
+    NONE,
+    Choice,
+    Const,
+    Context,
+    Dict,
+    Function,
+    Instance,
+    Number,
+    Opaque,
+    Optimizer,
+    Param,
+    Ref,
+    Scaler,
+    Seq,
+    StateDict,
+    Tensor,
+    Value,
+    choice,
+    constant,
+    options,
+    seq,
+    truth,
+    unknown,
+)
+from precaudit.static.library import (
+    meanings,
+    modules,
+    ops,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+PLAIN_CONTEXTS = {"no_sync", "profile", "record_function", "open", "tqdm", "timeit", "torch_distributed_zero_first"}
+
+
+def call_method(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """A library method on a value."""
+    if isinstance(receiver, Choice):
+        return choice(call_method(torch, option, name, args, kwargs, node) for option in receiver.options)
+    if isinstance(receiver, Scaler):
+        return torch.training.scaler_method(receiver, name, args, node)
+    if isinstance(receiver, Optimizer):
+        return _optimizer_method(torch, receiver, name, args, kwargs, node)
+    if name.startswith("super."):
+        return _super_method(torch, receiver, name[6:], args, kwargs, node)
+    if isinstance(receiver, Param):
+        return _param_method(torch, receiver, name, args, kwargs, node)
+    if isinstance(receiver, Tensor):
+        return _tensor_method(torch, receiver, name, args, kwargs, node)
+    if isinstance(receiver, Instance):
+        if modules.is_module(torch, receiver) or name in ("half", "bfloat16"):
+            found = modules.method(torch, receiver, name, args, kwargs, node)
+            if found is not None:
+                return found
+        elif "param_groups" in receiver.store:
+            return _optimizer_method(torch, receiver, name, args, kwargs, node)
+        return torch.opaque_result([*args, *kwargs.values()], node)
+    if isinstance(receiver, Opaque):
+        return _opaque_method(torch, receiver, name, args, kwargs, node)
+    if isinstance(receiver, (Seq, Dict)):
+        return _container_method(torch, receiver, name, args, kwargs, node)
+    if isinstance(receiver, Const):
+        return _constant_method(torch, receiver, name, args)
+    if isinstance(receiver, StateDict):
+        return unknown()
+    if isinstance(receiver, Ref):
+        return meanings.call_reference(torch, f"{receiver.name}.{name}", args, kwargs, node)
+    return torch.opaque_result([*args, *kwargs.values()], node)
+
+
+def _optimizer_method(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    if name == "step":
+        if args and isinstance(args[0], Function):
+            calls.call(torch.interpreter, args[0], [], {}, node)
+        torch.training.step(receiver, node)
+        return unknown()
+    if name == "state_dict":
+        return StateDict("optimizer")
+    if name == "add_param_group" and isinstance(receiver, Optimizer) and args:
+        added = tuple(torch.training.collect(args[0]))
+        torch.interpreter.heap.put(receiver.store, "params", receiver.store["params"] + added)
+        return NONE
+    if name == "zero_grad":
+        torch.training.gradients_cleared()
+    return unknown()
+
+
+def _super_method(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    if name == "__init__" and isinstance(receiver, Instance):
+        torch.init_library_base(receiver, args, kwargs, node)
+        return NONE
+    if name == "forward" and isinstance(receiver, Instance):
+        return torch.call_unknown_module(receiver, args, kwargs, node)
+    if name in ("__setattr__",) and isinstance(receiver, Instance) and len(args) == 2:
+        key = constant(args[0])
+        if isinstance(key, str):
+            torch.interpreter.heap.put(receiver.store, key, args[1])
+        return NONE
+    return call_method(torch, receiver, name, args, kwargs, node)
+
+
+def _param_method(
+    torch: Torch, receiver: Param, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    if name == "requires_grad_":
+        modules.set_trainable(torch, receiver, truth(args[0]) if args else True)
+        return receiver
+    if name == "copy_":
+        torch.training.accumulate(receiver, args, node, "copy", True)
+        return receiver
+    if name.endswith("_") and not name.startswith("_"):
+        torch.training.accumulate(receiver, [*args, *kwargs.values()], node, name.rstrip("_"), True)
+        return receiver
+    if name in ("register_hook", "register_post_accumulate_grad_hook"):
+        return unknown()
+    return _tensor_method(torch, ops.as_tensor(torch, receiver), name, args, kwargs, node)
+
+
+def _tensor_method(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    if not isinstance(receiver, Tensor):
+        return unknown()
+    if name == "backward":
+        torch.training.backward(receiver, node)
+        return NONE
+    if name == "item":
+        return Number()
+    if name == "requires_grad_":
+        on = truth(args[0]) if args else True
+        return replace(
+            receiver, marks=receiver.marks | {"differentiable"} if on else receiver.marks - {"differentiable"}
+        )
+    if name == "copy_":
+        source = ops.as_tensor(torch, args[0]) if args else unknown()
+        return replace(receiver, marks=receiver.marks | (ops.marks_of([source]) & ops.KEPT))
+    if name.endswith("_") and not name.startswith("_") and name not in ops.VIEWS:
+        return _in_place(torch, receiver, name.rstrip("_"), args, kwargs, node)
+    return ops.apply(torch, name, [receiver, *args], kwargs, node, receiver)
+
+
+def _in_place(
+    torch: Torch, receiver: Tensor, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    if "gradient" in receiver.marks and name in ("mul", "div", "clamp", "copy"):
+        _gradient_changed(torch, name, args, node)
+    attribute = (
+        not isinstance(node.func.value, cst.Name)
+        if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
+        else False
+    )
+    if name in ("add", "sub", "lerp", "addcmul", "addcdiv"):
+        torch.training.accumulate(receiver, args, node, name, attribute)
+    values = [ops.as_tensor(torch, a) for a in args]
+    if name in ("fill",) and args:
+        ops._constant(torch, receiver.dtype, args[0], node, "Add")
+    if name in ("masked_fill",):
+        ops._masked_fill(torch, [receiver, *args], kwargs, node)
+    marks = receiver.marks | (ops.marks_of(values) & ops.KEPT)
+    if name == "mul":
+        marks |= {"decayed"}
+    return replace(receiver, marks=marks)
+
+
+def _gradient_changed(torch: Torch, name: str, args: list[Value], node: Any) -> None:
+    """Gradients are clamped or multiplied by something of their own size: clipped; by anything else: unscaled."""
+    factor = ops.marks_of([ops.as_tensor(torch, a) for a in args])
+    if name == "clamp" or (name == "mul" and "gradient" in factor):
+        torch.training.clip([unknown(), *args], {}, node)
+    else:
+        torch.training.gradient_written(node)
+
+
+def _opaque_method(
+    torch: Torch, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    if name == "backward":
+        if not args:
+            torch.training.backward(receiver, node)
+        else:
+            torch.outside_scaling = True
+        return unknown()
+    if name == "scale" and len(args) == 1:
+        torch.training.saw_scaler = True
+        marks = ops.marks_of([ops.as_tensor(torch, args[0])])
+        return Opaque(marks=marks | {"scaled", f"scaler:{id(receiver.store)}"})
+    if name in ("unscale_", "update") and torch.training.saw_scaler:
+        if name == "unscale_":
+            torch.interpreter.set_paths(s | {("unscaled", id(receiver.store), 0)} for s in torch.interpreter.paths)
+        return unknown()
+    if name == "step" and args and not isinstance(args[0], Function):
+        return _opaque_scaler_step(torch, receiver, args, node)
+    if name in ("clip_grad_norm_", "clip_grad_value_"):
+        return unknown()
+    if name == "autocast":
+        return unknown("context")
+    if name in PLAIN_CONTEXTS:
+        return Context("null")
+    found = modules.method(torch, receiver, name, args, kwargs, node)
+    if found is not None:
+        return found
+    if name in ops.NUMBERS:
+        return Number()
+    if name in ops.CASTS:
+        return Tensor(frozenset({ops.CASTS[name]}), torch.spot(node), "cast", receiver.marks)
+    if receiver.dtype is not None:
+        tensor = ops.as_tensor(torch, receiver)
+        if isinstance(tensor, Tensor):
+            return _tensor_method(torch, tensor, name, args, kwargs, node)
+    if name in ops.VIEWS | ops.SAME | ops.MATMULS | set(ops.POINTWISE) | ops.PREDICATES | ops.INTEGER_RESULTS:
+        return ops.apply(torch, name, [receiver, *args], kwargs, node, receiver)
+    for value in (*args, *kwargs.values()):
+        modules.escape(torch, value)
+    return torch.opaque_result([receiver, *args, *kwargs.values()], node)
+
+
+def _opaque_scaler_step(torch: Torch, receiver: Opaque, args: list[Value], node: Any) -> Value:
+    key = id(receiver.store)
+    states = torch.interpreter.paths
+    for event in [e for s in states for e in s if e[0] == "clipped" and e[1] == key]:
+        torch.facts.add(Kind.CLIP, torch.known_spot(event[2]), scaled=True)
+    if any(e[0] == "pending" and e[1] == key for s in states for e in s):
+        torch.interpreter.set_paths(
+            frozenset(e for e in s if not (e[0] in ("pending", "clipped", "unscaled") and e[1] == key)) for s in states
+        )
+    for option in options(args[0]):
+        if isinstance(option, Optimizer):
+            torch.training.stepped(option, node)
+    return unknown()
+
+
+def _container_method(
+    torch: Torch, receiver: Seq | Dict, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    put = torch.interpreter.heap.put
+    if isinstance(receiver, Seq):
+        if name in ("append", "add") and args:
+            put(receiver.store, "items", (*receiver.items[:64], args[0]))
+            if torch.interpreter.loops:
+                put(receiver.store, "open", True)
+            return NONE
+        if name == "extend" and args:
+            items = objects.concrete(torch.interpreter, args[0])
+            put(
+                receiver.store,
+                "items",
+                (*receiver.items[:64], *(items or [objects.element(torch.interpreter, args[0])])),
+            )
+            if items is None:
+                put(receiver.store, "open", True)
+            return NONE
+        if name == "copy":
+            return seq(receiver.items, receiver.kind, receiver.open)
+        if name == "pop":
+            return objects.element(torch.interpreter, receiver)
+        return unknown()
+    return _dict_method(torch, receiver, name, args, kwargs, node)
+
+
+def _dict_method(
+    torch: Torch, receiver: Dict, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    store = receiver.store
+    known = {k: v for k, v in store.items() if not (isinstance(k, str) and k.startswith("\0m"))}
+    if name == "items":
+        pairs = [seq([unknown("string") if k == ANY else Const(k), v], "tuple") for k, v in known.items()]
+        return seq(pairs, "iterator", open=ANY in store)
+    if name == "values":
+        return seq(known.values(), "iterator", open=ANY in store)
+    if name == "keys":
+        return seq([unknown() if k == ANY else Const(k) for k in known], "iterator", open=ANY in store)
+    if name in ("get", "setdefault", "pop") and args:
+        key = constant(args[0])
+        if isinstance(args[0], Const) and key in store:
+            found: Value = store[key]
+            return found
+        default = args[1] if len(args) > 1 else NONE
+        if name == "setdefault" and isinstance(args[0], Const):
+            objects.set_item(torch.interpreter, receiver, args[0], default, node)
+            return default
+        if isinstance(args[0], Choice):
+            return choice(_dict_method(torch, receiver, name, [o, *args[1:]], {}, node) for o in args[0].options)
+        if isinstance(args[0], Const) and ANY not in store:
+            return default
+        return choice([*store.values(), default]) if store and not isinstance(args[0], Const) else unknown()
+    if name == "update":
+        for value in args:
+            if isinstance(value, Dict):
+                for key, item in value.store.items():
+                    objects.set_item(torch.interpreter, receiver, unknown() if key == ANY else Const(key), item, node)
+            else:
+                objects.set_item(torch.interpreter, receiver, unknown(), unknown(), node)
+        for key, item in kwargs.items():
+            objects.set_item(torch.interpreter, receiver, Const(key), item, node)
+        return NONE
+    if name == "copy":
+        return Dict(dict(store), receiver.kind)
+    return unknown()
+
+
+def _constant_method(torch: Torch, receiver: Const, name: str, args: list[Value]) -> Value:
+    value = receiver.value
+    simple = ("lower", "upper", "strip", "startswith", "endswith", "replace", "removeprefix", "split", "title")
+    if isinstance(value, str) and name in simple and all(isinstance(a, Const) for a in args):
+        try:
+            result = getattr(value, name)(*(constant(a) for a in args))
+        except (TypeError, ValueError):
+            return unknown("string")
+        return seq([Const(r) for r in result]) if isinstance(result, list) else Const(result)
+    return unknown("string") if isinstance(value, str) else unknown()

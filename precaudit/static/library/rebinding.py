@@ -1,0 +1,104 @@
+"""Values that are updated from themselves: `x += y`, `x = x + y`, lists rebuilt from their older items."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+
+from precaudit.static.language import expressions
+from precaudit.static.language.values import (
+    Param,
+    Tensor,
+    Value,
+)
+from precaudit.static.library import (
+    ops,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> Value:
+    """`target op= value`."""
+    attribute = isinstance(node.target, (cst.Attribute, cst.Subscript))
+    short = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div"}.get(op, op)
+    tensor = ops.as_tensor(torch, target)
+    if isinstance(target, Param):
+        torch.training.accumulate(target, [value], node, short, attribute)
+        return target
+    if isinstance(tensor, Tensor):
+        if "gradient" in tensor.marks:
+            torch.training.gradient_written(node)
+        torch.training.accumulate(tensor, [value], node, short, attribute)
+        result = ops.binary(torch, op, tensor, value, node)
+        if isinstance(result, Tensor):
+            return replace(tensor, marks=tensor.marks | result.marks)
+        return replace(tensor, marks=tensor.marks | ops.marks_of([result]))
+    return expressions.binary(torch.interpreter, op, target, value, node)
+
+
+def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
+    """`x = f(x)`: an update of x from itself, when x stands as a term on the right; it stays the same storage."""
+    tensor = ops.as_tensor(torch, value)
+    if not isinstance(tensor, Tensor) or not tensor.low:
+        return value
+    terms = _terms(expression)
+    mine = [t for t in terms if _same_expression(t, target)]
+    if not mine or len(terms) < 2:
+        return value
+    before = ops.as_tensor(torch, torch.interpreter.eval(target))
+    if not isinstance(before, Tensor) or not before.low:
+        return value
+    others = [torch.interpreter.eval(t) for t in terms if t not in mine]
+    attribute = isinstance(target, (cst.Attribute, cst.Subscript))
+    if torch.in_forward() and isinstance(target, cst.Name) and torch.loops() and _recurs(expression, target):
+        torch.training.recurrence(tensor, expression)
+        return value
+    torch.training.accumulate(before, others, expression, "add", attribute)
+    kept = before.marks & {"created", "weights"}
+    if not kept:
+        return value
+    return replace(tensor, spot=before.spot, origin=before.origin, loops=before.loops, marks=tensor.marks | kept)
+
+
+def rebuilding(torch: Torch, expression: Any, names: frozenset[str], value: Value) -> Value:
+    """An item of a list that is rebuilt from its older self."""
+    for term in _terms(expression):
+        if isinstance(term, cst.Name) and term.value in names:
+            before = ops.as_tensor(torch, torch.interpreter.eval(term))
+            if isinstance(before, Tensor) and before.low and before.marks & {"created", "weights"}:
+                return rebinding(torch, term, expression, value)
+    return value
+
+
+def _terms(node: Any) -> list[Any]:
+    """The operands of nested sums and products, and the arguments of lerp."""
+    if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, (cst.Add, cst.Multiply, cst.Subtract)):
+        return _terms(node.left) + _terms(node.right)
+    return [node]
+
+
+def _recurs(node: Any, target: Any) -> bool:
+    """Whether an expression is `decay * target + something`: a recurrence, not a residual sum."""
+    if not isinstance(node, cst.BinaryOperation) or not isinstance(node.operator, cst.Add):
+        return False
+    if any(isinstance(term, cst.Call) for term in _terms(node)):
+        return False
+    sides = [side for side in (node.left, node.right) if isinstance(side, cst.BinaryOperation)]
+    products = [side for side in sides if isinstance(side.operator, cst.Multiply)]
+    return any(_same_expression(term, target) for side in products for term in _terms(side))
+
+
+def _same_expression(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, cst.Name):
+        return bool(one.value == other.value)
+    if isinstance(one, cst.Attribute):
+        return bool(one.attr.value == other.attr.value) and _same_expression(one.value, other.value)
+    if isinstance(one, cst.Subscript):
+        return _same_expression(one.value, other.value) and bool(one.deep_equals(other))
+    return False

@@ -1,0 +1,164 @@
+"""Regions: autocast in every spelling, no_grad, and what a `with` statement makes of any object."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import FLOATING, Kind
+from precaudit.static.language import calls, classes
+from precaudit.static.language.values import (
+    Autocast,
+    Choice,
+    Class,
+    Const,
+    Context,
+    Device,
+    Dtypes,
+    Function,
+    Instance,
+    Opaque,
+    Ref,
+    Value,
+    truth,
+    unknown,
+)
+from precaudit.static.library import (
+    ops,
+)
+from precaudit.static.library.autocast import table
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+NO_GRAD = ("torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "torch.autograd.grad_mode.no_grad")
+DEPRECATED = {
+    "torch.cuda.amp.autocast": 'torch.amp.autocast("cuda", ...)',
+    "torch.cuda.amp.GradScaler": 'torch.amp.GradScaler("cuda", ...)',
+    "torch.cpu.amp.autocast": 'torch.amp.autocast("cpu", ...)',
+    "torch.cpu.amp.GradScaler": 'torch.amp.GradScaler("cpu", ...)',
+}
+
+
+def autocast_region(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`torch.autocast(...)` in any of its spellings."""
+    deprecated(torch, name, node)
+    rest = list(args)
+    if name.startswith(("torch.cuda.", "torch.cpu.")):
+        devices = frozenset({name.split(".")[1]})
+        enabled_at, dtype_at = 0, 1
+    else:
+        given = kwargs.get("device_type", rest[0] if rest else None)
+        devices = device_types(given)
+        dtype_at, enabled_at = 1, 2
+    enabled = kwargs.get("enabled", rest[enabled_at] if len(rest) > enabled_at else Const(True))
+    dtype_value = kwargs.get("dtype", rest[dtype_at] if len(rest) > dtype_at else None)
+    wanted = ops.dtype_argument(torch, dtype_value)
+    if wanted is None:
+        known = devices & {"cuda", "cpu"}
+        dtype: Dtypes | None = frozenset(table(d).default_dtype for d in (known or {"cuda", "cpu"}))
+    else:
+        dtype = ops.names(wanted)
+    if dtype is not None and not dtype <= {"float16", "bfloat16"}:
+        dtype = dtype if dtype <= set(FLOATING) else None
+    state = truth(enabled)
+    if "\0rest" in kwargs:
+        dtype, state = None, None
+    region = Autocast(devices, dtype, state, torch.spot(node), wanted is not None)
+    if state is not False and dtype == frozenset({"float16"}):
+        torch.float16_region = region.spot
+        if wanted is not None and torch.training.saw_scaler and region.spot is not None:
+            torch.facts.add(Kind.AUTOCAST, region.spot, dtype, enabled=True, prefer="bfloat16")
+    return region
+
+
+def deprecated(torch: Torch, name: str, node: Any) -> None:
+    """torch.cuda.amp.*: reported unless the code asks for the version or catches the failure first."""
+    if name in DEPRECATED and not torch.interpreter.guarded():
+        torch.facts.add(
+            Kind.CALL, torch.spot(node), "", None, None, f"use {DEPRECATED[name]}", api=name, deprecated=True
+        )
+
+
+def enter(torch: Torch, value: Value, node: Any) -> tuple[Value | None, Value]:
+    """What a `with` item does to what follows, and what it binds."""
+    if isinstance(value, Choice):
+        regions = [o for o in value.options if isinstance(o, Autocast)]
+        if regions:
+            first = regions[0]
+            dtype = first.dtype
+            for other in regions[1:]:
+                dtype = None if dtype is None or other.dtype is None else dtype | other.dtype
+            enabled = first.enabled if len(regions) == len(value.options) else None
+            return replace(first, dtype=dtype, enabled=enabled), value
+        return (_unknown_region(torch, node) if any(isinstance(o, Opaque) for o in value.options) else None), value
+    if isinstance(value, Autocast):
+        return _entered(torch, value), value
+    if isinstance(value, Context):
+        return value, value
+    if isinstance(value, Function) and value.kind == "manager":
+        return value, unknown()
+    if isinstance(value, Ref) and value.name in NO_GRAD:
+        return Context("no_grad"), value
+    if isinstance(value, Instance) and isinstance(value.cls, Class):
+        method = classes.find_method(value.cls, "__enter__")
+        if method is not None:
+            bound = calls.call(torch.interpreter, classes.bind(method[0], value, method[1]), [], {}, node)
+            return None, bound
+        return None, value
+    if isinstance(value, Opaque):
+        return _unknown_region(torch, node), unknown()
+    return None, value
+
+
+def _entered(torch: Torch, region: Autocast) -> Autocast:
+    """The region as it runs: one without a dtype inside another of the same device keeps that one's dtype."""
+    outer = torch.autocast()
+    if outer is not None and not region.dtype_given and region.enabled is not False:
+        if outer.devices == region.devices and outer.enabled is not False:
+            return replace(region, dtype=outer.dtype)
+        return replace(region, dtype=None)
+    if region.enabled:
+        torch.training.regions.append(region)
+    return region
+
+
+def _unknown_region(torch: Torch, node: Any) -> Value | None:
+    """A context manager that cannot be followed may be an autocast region of any dtype."""
+    return Autocast(frozenset({"?"}), None, None, None)
+
+
+def device_types(value: Value | None) -> frozenset[str]:
+    """The device types a value may name; {"?"} where that is not known."""
+    if value is None:
+        return frozenset({"?"})
+    if isinstance(value, Choice):
+        return frozenset().union(*(device_types(option) for option in value.options))
+    if isinstance(value, Device):
+        return value.types
+    if isinstance(value, Const) and isinstance(value.value, str):
+        return frozenset({value.value.split(":")[0]})
+    return frozenset({"?"})
+
+
+def no_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if args and isinstance(args[0], Function):
+        return args[0]
+    return Context("no_grad")
+
+
+def enable_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return Context("enable_grad")
+
+
+def set_grad_enabled(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    on = truth(args[0]) if args else None
+    return Context("enable_grad" if on else "no_grad") if on is not None else Context("null")
+
+
+def null(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return Context("null")
+
+
+def device(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return Device(device_types(args[0] if args else None))

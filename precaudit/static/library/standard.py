@@ -1,0 +1,274 @@
+"""What Python's builtins and standard library give back when called."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from precaudit.static.language import calls, classes, objects
+from precaudit.static.language.values import (
+    ANY,
+    NONE,
+    Bound,
+    Class,
+    Const,
+    Dict,
+    Instance,
+    Number,
+    Param,
+    Ref,
+    Seq,
+    Tensor,
+    Value,
+    choice,
+    constant,
+    seq,
+    truth,
+    unknown,
+)
+from precaudit.static.library import (
+    modules,
+    ops,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def arithmetic(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    name = name.removeprefix("math.")
+    value = constant(args[0]) if args else None
+    if isinstance(value, (int, float)) and name in ("sqrt", "log", "exp", "floor", "ceil", "log2"):
+        try:
+            return Const(getattr(math, name)(value))
+        except (ValueError, OverflowError):
+            return Number()
+    return Number()
+
+
+def partial(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if not args:
+        return unknown()
+    return Instance(
+        Ref("functools.partial"), {"\0call": args[0], "\0args": seq(args[1:]), "\0kwargs": Dict(dict(kwargs))}
+    )
+
+
+def namespace(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return Instance(Ref("types.SimpleNamespace"), {k: v for k, v in kwargs.items() if not k.startswith("\0")})
+
+
+def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return Instance(
+        Ref("argparse.ArgumentParser"), {"\0arguments": Dict({}), "add_argument": Ref("argparse.add_argument")}
+    )
+
+
+def isinstance_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if len(args) != 2:
+        return unknown()
+    classes = args[1].items if isinstance(args[1], Seq) else (args[1],)
+    verdicts = [_is_instance(torch, args[0], cls) for cls in classes]
+    if True in verdicts:
+        return Const(True)
+    return unknown() if None in verdicts else Const(False)
+
+
+def _is_instance(torch: Torch, value: Value, cls: Value) -> bool | None:
+    """Whether an object is of a class, None where that is not known."""
+    if isinstance(value, Instance):
+        if isinstance(cls, Class):
+            return cls in classes.mro(value.cls)
+        if isinstance(cls, Ref):
+            wanted = cls.name.rsplit(".", 1)[-1]
+            if not cls.name.startswith("torch.nn"):
+                return None if not value.library else False
+            kinds = {modules.short(value.cls)} | {b.rsplit(".", 1)[-1] for b in classes.library_bases(value.cls)}
+            if wanted in kinds:
+                return True
+            if wanted == "Module":
+                return modules.is_module(torch, value)
+            groups = {
+                "_BatchNorm": modules.BATCH_NORMS,
+                "_NormBase": modules.BATCH_NORMS | modules.INSTANCE_NORMS,
+                "_ConvNd": {k for k in modules.WEIGHTED if k.startswith("Conv")},
+            }
+            if wanted in groups:
+                return bool(kinds & groups[wanted])
+            return False if modules.is_module(torch, value) else None
+        return None
+    if isinstance(value, (Tensor, Param)) and isinstance(cls, Ref):
+        if cls.name in ("torch.Tensor",):
+            return True
+        if cls.name.endswith("nn.Parameter"):
+            return isinstance(value, Param)
+        return False
+    if isinstance(value, Const) and isinstance(cls, Ref) and cls.name.startswith("builtins."):
+        return type(value.value).__name__ == cls.name[9:]
+    return None
+
+
+def zip_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    rows = [objects.concrete(torch.interpreter, a) for a in args]
+    if all(r is not None for r in rows) and rows:
+        return seq([seq(row, "tuple") for row in zip(*(r for r in rows if r is not None), strict=False)], "iterator")
+    return seq([seq([objects.element(torch.interpreter, a) for a in args], "tuple")], "iterator", open=True)
+
+
+def enumerate_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    items = objects.concrete(torch.interpreter, args[0]) if args else None
+    if items is not None:
+        return seq([seq([Const(i), item], "tuple") for i, item in enumerate(items)], "iterator")
+    item = objects.element(torch.interpreter, args[0]) if args else unknown()
+    return seq([seq([Number(), item], "tuple")], "iterator", open=True)
+
+
+def range_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    count = constant(args[0]) if len(args) == 1 else None
+    if isinstance(count, int) and count <= 1:
+        return seq([Const(0)] * max(count, 0), "range")
+    return seq([Number()], "range", open=True)
+
+
+def listed(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if not args:
+        return seq([])
+    items = objects.concrete(torch.interpreter, args[0])
+    if items is not None:
+        return seq(items)
+    return seq([objects.element(torch.interpreter, args[0])], open=True)
+
+
+def tuple_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    found = listed(torch, name, args, kwargs, node)
+    return seq(found.items, "tuple", found.open) if isinstance(found, Seq) else found
+
+
+def dict_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    store: dict[Any, Any] = {}
+    if args and isinstance(args[0], Dict):
+        store.update(args[0].store)
+    elif args:
+        store[ANY] = unknown()
+    store.update({k: v for k, v in kwargs.items() if k != "\0rest"})
+    if "\0rest" in kwargs:
+        store[ANY] = unknown()
+    return Dict(store)
+
+
+def number(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    value = constant(args[0]) if args else None
+    if isinstance(value, (int, float, str)):
+        try:
+            return Const(float(value))
+        except (ValueError, OverflowError):
+            return Number()
+    return args[0] if args and isinstance(args[0], Number) else Number()
+
+
+def integer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    value = constant(args[0]) if args else None
+    return Const(int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else Number()
+
+
+def length(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    value = args[0] if args else unknown()
+    if isinstance(value, Seq) and not value.open:
+        return Const(len(value.items))
+    if isinstance(value, Dict) and value.kind == "param_state":
+        return Const(0) if not value.store else Number()
+    return Number()
+
+
+def getattr_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    attribute = constant(args[1]) if len(args) > 1 else None
+    if isinstance(attribute, str):
+        found = objects.get_attribute(torch.interpreter, args[0], attribute, node)
+        if isinstance(found, Bound) and len(args) > 2 and isinstance(args[0], Instance):
+            return choice([args[2], unknown()])
+        return found
+    return unknown()
+
+
+def setattr_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    attribute = constant(args[1]) if len(args) > 2 else None
+    if isinstance(attribute, str):
+        objects.set_attribute(torch.interpreter, args[0], attribute, args[2], node)
+    elif len(args) > 2:
+        modules.escape(torch, args[0])
+    return NONE
+
+
+def sum_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if not args:
+        return unknown()
+    item = objects.element(torch.interpreter, args[0])
+    tensor = ops.as_tensor(torch, item)
+    return (
+        tensor
+        if isinstance(tensor, Tensor)
+        else Number()
+        if isinstance(item, (Const, Number))
+        else unknown(*ops.marks_of([item]) & ops.KEPT)
+    )
+
+
+def extreme(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    values = [constant(a) for a in args]
+    if len(values) > 1 and all(isinstance(v, (int, float)) for v in values):
+        return args[0] if len(set(values)) == 1 else Number()
+    return Number()
+
+
+def same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return args[0] if args else unknown()
+
+
+def next_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return objects.element(torch.interpreter, args[0]) if args else unknown()
+
+
+def filter_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if len(args) != 2:
+        return unknown()
+    items = objects.concrete(torch.interpreter, args[1])
+    kept: list[Value] = []
+    open_ = items is None
+    for item in items if items is not None else [objects.element(torch.interpreter, args[1])]:
+        verdict = truth(calls.call(torch.interpreter, args[0], [item], {}, node))
+        if verdict is not False:
+            kept.append(item)
+            open_ = open_ or verdict is None
+    return seq(kept, "iterator", open_)
+
+
+def map_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if len(args) != 2:
+        return unknown()
+    items = objects.concrete(torch.interpreter, args[1])
+    found = [
+        calls.call(torch.interpreter, args[0], [item], {}, node)
+        for item in (items if items is not None else [objects.element(torch.interpreter, args[1])])
+    ]
+    return seq(found, "iterator", items is None)
+
+
+def nothing(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return NONE
+
+
+def string(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    value = constant(args[0]) if args else None
+    return Const(str(value)) if isinstance(value, (str, int)) else unknown("string")
+
+
+def bool_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    known = truth(args[0]) if args else False
+    return unknown() if known is None else Const(known)
+
+
+def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """Any other builtin; a method of one, such as `dict.fromkeys`, is a call of which nothing is known."""
+    if name.count(".") > 1:
+        return torch.opaque_result([*args, *kwargs.values()], node)
+    return unknown(*(ops.marks_of(args) & ops.KEPT))

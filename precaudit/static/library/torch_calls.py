@@ -1,0 +1,198 @@
+"""What torch's own functions and classes give back when called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import FLOATING
+from precaudit.static.language import calls, objects
+from precaudit.static.language.values import (
+    NONE,
+    Const,
+    Instance,
+    Number,
+    Ref,
+    Seq,
+    Tensor,
+    Value,
+    options,
+    seq,
+    truth,
+    unknown,
+)
+from precaudit.static.library import (
+    modules,
+    ops,
+    regions,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def same_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A wrapper that gives back the model it was given, as far as dtypes go."""
+    return args[0] if args else kwargs.get("module", unknown())
+
+
+def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    torch.training.mixed_precision(name.rpartition(".")[2], args, kwargs, node)
+    return unknown()
+
+
+def clip(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    torch.training.clip(args, kwargs, node)
+    return Tensor(frozenset({"float32"}), torch.spot(node), "norm", zero_dim=True)
+
+
+def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    regions.deprecated(torch, name, node)
+    return torch.training.scaler(name, args, kwargs, node)
+
+
+def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A class of torch.optim; schedulers and weight averages are none."""
+    if name.rpartition(".")[2][:1].isupper() and "lr_scheduler" not in name and "swa" not in name:
+        return torch.training.optimizer(name, args, kwargs, node)
+    return other(torch, name, args, kwargs, node)
+
+
+def collective(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A function of torch.distributed itself, not of the packages inside it."""
+    if name.count(".") > 2:
+        return other(torch, name, args, kwargs, node)
+    torch.training.reduced(name.rpartition(".")[2], args, kwargs, node)
+    return unknown()
+
+
+def first(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return args[0] if args else unknown()
+
+
+def functional(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A function on tensors; a name that ends in `_` works in place."""
+    last = name.rpartition(".")[2]
+    short = {"vector_norm": "norm", "matrix_norm": "norm"}.get(last, last)
+    _foreach(torch, short, args, node)
+    return ops.apply(torch, short.rstrip("_") if short.endswith("_") else short, args, kwargs, node)
+
+
+def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """Something else in torch: `torch.xyz` works on tensors, what lies deeper is not known."""
+    if name.count(".") == 1:
+        return functional(torch, name, args, kwargs, node)
+    return unknown(*(ops.marks_of(args) & ops.KEPT))
+
+
+def _foreach(torch: Torch, name: str, args: list[Value], node: Any) -> None:
+    """`torch._foreach_add_(targets, others)` and its kin change each target in place."""
+    if not name.startswith("_foreach") or not name.endswith("_") or not args:
+        return
+    if "gradient" in ops.marks_of(args[:1]):
+        torch.training.gradient_written(node)
+    short = name.removeprefix("_foreach_").rstrip("_")
+    others = [objects.element(torch.interpreter, a) if isinstance(a, Seq) else a for a in args[1:]]
+    if short in ("add", "sub", "lerp", "addcmul", "addcdiv", "copy"):
+        for target in options(objects.element(torch.interpreter, args[0])):
+            torch.training.accumulate(target, others, node, short, True)
+
+
+def nn(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """An object of a class in torch.nn."""
+    last = name.rpartition(".")[2]
+    if not last[:1].isupper():
+        return other(torch, name, args, kwargs, node)
+    if last == "Parameter":
+        return _parameter(torch, args, kwargs, node)
+    if last == "Buffer":
+        return modules.buffer(ops.as_tensor(torch, args[0]) if args else unknown(), "")
+    store: dict[Any, Any] = {}
+    if last == "Upsample":
+        store["\0mode"] = kwargs.get("mode", NONE)
+    if "reduction" in kwargs:
+        store["\0reduction"] = kwargs["reduction"]
+    if last.endswith("Loss"):
+        store["\0spot"] = torch.spot(node)
+    modules.build(torch, last, args, kwargs, node, store)
+    return Instance(Ref(name), store)
+
+
+def _parameter(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    data = ops.as_tensor(torch, args[0] if args else kwargs.get("data", unknown()))
+    wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else Const(True))
+    dtype = data.dtype if isinstance(data, Tensor) else None
+    origin = data.origin if isinstance(data, Tensor) else None
+    return modules.new_param(dtype, truth(wanted), torch.spot(node), origin=origin, fresh=True)
+
+
+def deepcopy(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return modules.deepcopy(torch, args[0]) if args else unknown()
+
+
+def save(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    torch.training.save(args[0] if args else kwargs.get("obj", unknown()), node)
+    return NONE
+
+
+def autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    root = ops.as_tensor(torch, args[0] if args else kwargs.get("outputs", unknown()))
+    keys = [int(m.split(":")[1]) for m in ops.marks_of([root]) if m.startswith("scaler:")]
+    if keys:
+        torch.training.scaled_backward(keys, node)
+    marks = {"gradient"}
+    if keys and truth(kwargs.get("create_graph", Const(False))):
+        marks |= {"penalty"}
+    found = Tensor(None, torch.spot(node), "grad", frozenset(marks), low_at=torch.spot(node))
+    return seq([found], "tuple", open=True)
+
+
+def backward(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    root = args[0] if args else kwargs.get("tensors", unknown())
+    for item in root.items if isinstance(root, Seq) else (root,):
+        torch.training.backward(item, node)
+    return NONE
+
+
+def set_default_dtype(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    wanted = ops.dtype_argument(torch, args[0] if args else None)
+    dtype = ops.names(wanted) if wanted is not None else None
+    torch.interpreter.heap.put(torch.interpreter.world, "default_dtype", dtype)
+    torch.interpreter.heap.put(torch.interpreter.world, "default_spot", torch.spot(node))
+    return NONE
+
+
+def finfo(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    wanted = ops.dtype_argument(torch, args[0] if args else None)
+    dtype = ops.names(wanted) if wanted is not None else None
+    store: dict[Any, Any] = {}
+    if dtype is not None and len(dtype) == 1 and next(iter(dtype)) in FLOATING:
+        facts = FLOATING[next(iter(dtype))]
+        store = {
+            "max": Const(facts.max),
+            "min": Const(-facts.max),
+            "tiny": Const(facts.smallest_normal),
+            "smallest_normal": Const(facts.smallest_normal),
+            "eps": Const(2.0**-facts.mantissa_bits),
+        }
+    else:
+        store = {key: Number() for key in ("max", "min", "tiny", "smallest_normal", "eps")}
+    return Instance(Ref("torch.finfo"), store)
+
+
+def checkpoint(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if not args:
+        return unknown()
+    return calls.call(
+        torch.interpreter, args[0], args[1:], {k: v for k, v in kwargs.items() if k not in ("use_reentrant",)}, node
+    )
+
+
+def averaged_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    if not args:
+        return unknown()
+    copied = modules.deepcopy(torch, args[0])
+    for _, param in modules.parameters(torch, copied):
+        if param.dtype is not None and param.dtype <= {"float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}:
+            torch.training.average(param.dtype, torch.spot(node), node)
+            break
+    return copied

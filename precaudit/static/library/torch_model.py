@@ -1,0 +1,228 @@
+"""Answers what the interpreter asks about everything that the code under check did not define."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from precaudit.static.language import calls, classes, expressions
+from precaudit.static.language.heap import MISSING
+from precaudit.static.language.interpreter import Interpreter
+from precaudit.static.language.values import (
+    Autocast,
+    Bound,
+    Choice,
+    Class,
+    Const,
+    Context,
+    Dict,
+    Dtypes,
+    Function,
+    Instance,
+    Opaque,
+    Ref,
+    Scaler,
+    Spot,
+    Tensor,
+    Value,
+    join,
+    options,
+    unknown,
+)
+from precaudit.static.library import (
+    attributes,
+    meanings,
+    methods,
+    modules,
+    ops,
+    rebinding,
+    regions,
+)
+from precaudit.static.library.facts import Facts
+from precaudit.static.library.training import Training
+
+
+class Torch:
+    """Holds what is known of one file's training, and passes each question to the module that knows the answer."""
+
+    def __init__(self) -> None:
+        self.facts = Facts()
+        self.training = Training(self)
+        self.interpreter: Interpreter = Interpreter(self)
+        self.outside_scaling = False
+        self._nodes: dict[int, Spot] = {}
+        self.float16_region: Spot | None = None
+        """The last region that ran something in float16."""
+        self.loss_built: Spot | None = None
+        """Where the loss module that is being called was built."""
+
+    def spot(self, node: Any) -> Spot:
+        return self.interpreter.spot(node)
+
+    def remember(self, node: Any) -> None:
+        """Keeps the place of a node that an event names by identity."""
+        self._nodes.setdefault(id(node), self.spot(node))
+
+    def known_spot(self, identity: int) -> Spot:
+        return self._nodes[identity]
+
+    def grad(self) -> bool:
+        return self.interpreter.grad_enabled()
+
+    def loops(self) -> tuple[int, ...]:
+        return self.interpreter.loops
+
+    def autocast(self) -> Autocast | None:
+        return self.interpreter.autocast()
+
+    def disabled_region(self) -> Autocast | None:
+        region = self.autocast()
+        return region if region is not None and region.enabled is False else None
+
+    def outside_region(self, tensor: Tensor, region: Autocast) -> bool:
+        """Whether the tensor was not cast low on purpose inside the region."""
+        return tensor.op not in ("cast", "parameter")
+
+    def in_forward(self) -> bool:
+        """Whether a forward method, or a function named for a norm, is being run."""
+        names = {f.function.name.value for f in self.interpreter.frames if f.function is not None}
+        return not names.isdisjoint(("forward", "__call__")) or any("norm" in name.lower() for name in names)
+
+    def default_dtype(self) -> Dtypes | None:
+        found: Dtypes | None = self.interpreter.world.get("default_dtype", frozenset({"float32"}))
+        return found
+
+    def function_context(self, function: Function) -> Any:
+        """What a function's decorators do around its body."""
+        for decorator in function.decorators:
+            if isinstance(decorator, Ref):
+                if decorator.name in ("contextlib.contextmanager", "contextmanager"):
+                    return "contextmanager"
+                if decorator.name in regions.NO_GRAD:
+                    return Context("no_grad")
+            if isinstance(decorator, Choice):
+                decorator = decorator.options[0]
+            if isinstance(decorator, (Autocast, Context)):
+                return decorator
+        return None
+
+    def is_autograd_function(self, cls: Class) -> bool:
+        return any(b.endswith("autograd.Function") for b in classes.library_bases(cls))
+
+    def init_library_base(self, instance: Instance, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
+        """What the imported base class's __init__ leaves on the object."""
+        if self.training.is_optimizer_class(instance.cls):
+            self.training.init_optimizer(instance, args, kwargs)
+            return
+        kind = modules.library_kind(self, instance)
+        if kind:
+            made: dict[Any, Any] = {}
+            modules.build(self, kind, args, kwargs, node, made)
+            for name, value in made.items():
+                self.interpreter.heap.put(instance.store, name, value)
+
+    def call_unknown_module(self, target: Instance, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+        kind = modules.library_kind(self, target)
+        if kind and kind != "Module":
+            return modules.call_library(self, target, kind, args, kwargs, node)
+        return self.opaque_result([*args, *kwargs.values()], node)
+
+    def run_step(self, instance: Instance, node: Any) -> None:
+        """Runs the step method of a hand-written optimizer that a GradScaler steps."""
+        method = classes.find_method(instance.cls, "step")
+        if method is not None:
+            calls.call(self.interpreter, classes.bind(method[0], instance, method[1]), [], {}, node)
+
+    def call(self, function: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+        if isinstance(function, Ref):
+            return meanings.call_reference(self, function.name, args, kwargs, node)
+        if isinstance(function, Bound):
+            return methods.call_method(self, function.receiver, function.name, args, kwargs, node)
+        if isinstance(function, Instance):
+            if function.library == "functools.partial":
+                held = function.store
+                merged = {**held["\0kwargs"].store, **kwargs}
+                return calls.call(self.interpreter, held["\0call"], [*held["\0args"].items, *args], merged, node)
+            kind = modules.short(function.cls)
+            if kind:
+                return modules.call_library(self, function, kind, args, kwargs, node)
+        if isinstance(function, Opaque):
+            for value in (*args, *kwargs.values()):
+                modules.escape(self, value)
+            return self.opaque_result([function, *args, *kwargs.values()], node)
+        return self.opaque_result([*args, *kwargs.values()], node)
+
+    def opaque_result(self, values: list[Value], node: Any) -> Value:
+        marks = ops.marks_of([ops.as_tensor(self, v) for v in values]) & (
+            ops.KEPT - {"weights", "gradient", "positions", "counts"}
+        )
+        region = self.autocast()
+        if not self.grad():
+            marks -= {"float16", "bfloat16", "differentiable"}
+        elif region is not None and region.enabled is True and region.dtype is not None and len(region.dtype) == 1:
+            low = region.dtype & {"float16", "bfloat16"}
+            marks |= low
+            if low == {"float16"}:
+                self.float16_region = region.spot
+        if any(isinstance(v, Scaler) for v in values):
+            self.outside_scaling = True
+        return Opaque(marks=marks)
+
+    def stored(self, target: Dict, key: Any, value: Value, node: Any) -> None:
+        if target.kind == "param_state":
+            self.training.state_stored(key, value, node)
+
+    def param_state(self, state: Dict) -> Value:
+        """`self.state[p]` of a hand-written optimizer: one dict that stands for all parameters."""
+        if "each" not in state.store:
+            state.store["each"] = Dict({}, "param_state")
+        found: Value = state.store["each"]
+        return found
+
+    def binary(self, op: str, left: Value, right: Value, node: Any) -> Value:
+        if isinstance(left, Choice) and not isinstance(right, Choice):
+            return self._spread(op, left, right, node)
+        if isinstance(right, Choice) and not isinstance(left, Choice):
+            return self._spread(op, left, right, node)
+        if isinstance(left, Const) and isinstance(left.value, str):
+            return unknown("string")
+        return ops.binary(self, op, left, right, node)
+
+    def _spread(self, op: str, left: Value, right: Value, node: Any) -> Value:
+        found: Any = MISSING
+        for a in options(left):
+            for b in options(right):
+                found = join(found, expressions.binary(self.interpreter, op, a, b, node))
+        return found  # type: ignore[no-any-return]
+
+    def reference(self, name: str, spot: Spot) -> Value:
+        return attributes.reference(name, spot)
+
+    def attribute(self, value: Value, name: str, node: Any) -> Value:
+        return attributes.attribute(self, value, name, node)
+
+    def attribute_set(self, target: Value, name: str, value: Value, node: Any) -> None:
+        attributes.attribute_set(self, target, name, value, node)
+
+    def item(self, value: Value, index: Value, node: Any) -> Value:
+        return attributes.item(self, value, index, node)
+
+    def item_set(self, target: Value, index: Value, value: Value, node: Any) -> None:
+        attributes.item_set(self, target, index, value, node)
+
+    def children(self, value: Instance) -> list[Value] | None:
+        return attributes.children(self, value)
+
+    def element(self, value: Value) -> Value:
+        return attributes.element(self, value)
+
+    def augmented(self, op: str, target: Value, value: Value, node: Any) -> Value:
+        return rebinding.augmented(self, op, target, value, node)
+
+    def rebinding(self, target: Any, expression: Any, value: Value) -> Value:
+        return rebinding.rebinding(self, target, expression, value)
+
+    def rebuilding(self, expression: Any, names: frozenset[str], value: Value) -> Value:
+        return rebinding.rebuilding(self, expression, names, value)
+
+    def enter(self, value: Value, node: Any) -> tuple[Value | None, Value]:
+        return regions.enter(self, value, node)
