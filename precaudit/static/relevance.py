@@ -15,7 +15,7 @@ TRIGGER = re.compile(TRIGGERS.pattern.decode())
 COMMON = frozenset(
     {"forward", "__init__", "__call__", "step", "main", "update", "get", "train", "__len__", "__getitem__"}
 )
-"""Names that too many functions share for a call of one to mean anything."""
+"""Names that too many methods share for a call of one to mean anything."""
 
 
 LONG = 400
@@ -29,12 +29,13 @@ def relevant_names(text: str) -> set[str]:
     """
     blocks = _blocks(text)
     broad = text.count("\n") < LONG
+    functions = {name for name, narrow, _ in blocks if not narrow}
     relevant = {name for name, _, body in blocks if TRIGGER.search(PROSE.sub("", body))}
     classes = {name for name, is_class, _ in blocks if is_class}
     words = [(name, is_class, used_names(body)) for name, is_class, body in blocks if name not in relevant]
     grown = True
     while grown:
-        calls = relevant - COMMON
+        calls = relevant - (COMMON - functions)
         narrow = calls if broad else calls - classes
         more = {name for name, is_class, used in words if used & ((narrow if is_class else calls) - {name})}
         grown = bool(more - relevant)

@@ -39,6 +39,7 @@ from precaudit.static.library import (
     meanings,
     modules,
     ops,
+    rebinding,
 )
 
 if TYPE_CHECKING:
@@ -164,11 +165,8 @@ def _in_place(
 ) -> Value:
     if "gradient" in receiver.marks and name in ("mul", "div", "clamp", "copy"):
         _gradient_changed(torch, name, args, node)
-    attribute = (
-        not isinstance(node.func.value, cst.Name)
-        if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
-        else False
-    )
+    called = isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
+    attribute = called and rebinding.outlives_its_loop(torch, node.func.value)
     if name in ("add", "sub", "lerp", "addcmul", "addcdiv"):
         torch.training.accumulate(receiver, args, node, name, attribute)
     values = [ops.as_tensor(torch, a) for a in args]

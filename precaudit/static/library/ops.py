@@ -161,6 +161,8 @@ FLOAT32_MATH = frozenset(
 """What somebody who turns autocast off wants done in float32."""
 LINEAR = frozenset({"Add", "Subtract", "Multiply", "Divide", "add", "sub", "mul", "div", "lerp", "stack", "cat"})
 """Operations after which a weight is still a weight, or an average of weights."""
+PARTS = frozenset({"created", "weights", "gradient"})
+"""What a tensor must be for a sum to remember that it is a part of it."""
 
 
 def as_tensor(torch: Torch, value: Value) -> Value:
@@ -210,7 +212,7 @@ def marks_of(values: Iterable[Value]) -> frozenset[str]:
 KEPT = frozenset(
     """
     differentiable gradient weights positions float16 bfloat16 scaled hand_scaled probabilities loss counts
-    penalty uniform weights:bfloat16 weights:float16
+    penalty uniform cumulated schedule weights:bfloat16 weights:float16
     """.split()
 )
 """Marks that pass from operands to results."""
@@ -306,7 +308,7 @@ def _result(torch: Torch, name: str, dtype: Dtypes | None, tensors: list[Value],
         marks |= dtype & {"float16", "bfloat16"}
     spot = torch.spot(node)
     low_at = next((t.low_at for t in tensors if isinstance(t, Tensor) and t.low_at), None)
-    if is_low(dtype) and "positions" in marks and low_at is None:
+    if is_low(dtype) and marks & {"positions", "schedule"} and low_at is None:
         low_at = spot
     return Tensor(dtype, spot, name, marks, low_at=low_at, loops=torch.loops(), **more)
 
@@ -359,6 +361,8 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
         _constant(torch, dtype, value, node, "Add" if name == "where" else op)
     result = _result(torch, name, dtype, [*tensors, *opaque], node)
     changes: dict[str, Any] = {"zero_dim": all(t.zero_dim for t in tensors) and not opaque}
+    if name in LINEAR:
+        changes["parts"] = tuple(p for t in tensors for p in (t.parts or ((t,) if t.marks & PARTS else ())))[:4]
     if result.low:
         for tensor in tensors:
             if op == "Divide" and tensor is tensors[-1] and len(tensors) > 1:
@@ -381,6 +385,7 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
             )
         if op == "Add" and len(tensors) == 1:
             changes["tiny"] = _tiny(torch, result.dtype, plain, node)
+            changes["one_plus_exp"] = tensors[0].op == "exp" and any(float_constant(v) == 1.0 for v in plain)
         if op == "Multiply" and len(tensors) == 2 and tensors[0].spot is tensors[1].spot is not None:
             changes["square"] = torch.spot(node)
     marks = result.marks
@@ -520,20 +525,20 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
                 name,
                 feeds="loss",
             )
+        if name == "log" and tensor.one_plus_exp:
+            torch.facts.add(Kind.OP, before, decided, op="log1p-exp")
         if name == "log" and "uniform" in tensor.marks:
             torch.facts.add(Kind.OP, before, decided, op="low-precision-sampling")
         if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
             _consumes_tiny(torch, tensor, node, "rsqrt" if name == "rsqrt" else "log")
+        if "schedule" in marks and (name in ("cumprod", "sqrt", "rsqrt") or name == "pow"):
+            _schedule(torch, tensor, result, node)
         if name in ("cumsum", "cumprod"):
             _cumulative(torch, tensor, result, node)
             if "counts" in marks or "positions" in marks:
                 marks |= {"positions"}
                 changes["low_at"] = before
             marks |= {"cumulated"}
-    if name == "norm" and "penalty" in tensor.marks and tensor.low_at is not None:
-        torch.facts.add(
-            Kind.OP, tensor.low_at, "", None, ("its norm is penalised here", before), op="gradient-penalty-scaled"
-        )
     if name in ("log", "log_softmax"):
         _consumes_softmax(torch, "log", tensor, node)
     if name in ("sin", "cos") and "positions" in tensor.marks and tensor.low and not by_autocast:
@@ -558,6 +563,19 @@ def _positions(torch: Torch, tensor: Tensor, node: Any) -> None:
         Role.POSITIONS,
         ("they feed sin or cos here", torch.spot(node)),
         "positions and frequencies feed sin and cos",
+        representable=False,
+    )
+
+
+def _schedule(torch: Torch, tensor: Tensor, result: Tensor, node: Any) -> None:
+    """1 - beta of a noise schedule stands within 2**-8 of 1, where bfloat16 has two values."""
+    torch.facts.add(
+        Kind.HOLDS,
+        tensor.low_at or torch.spot(node),
+        result.dtype,
+        Role.POSITIONS,
+        ("it is multiplied up or its root is taken here", torch.spot(node)),
+        "a noise schedule loses its steps near 0 and 1",
         representable=False,
     )
 
@@ -658,7 +676,7 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
         torch.facts.add(
             Kind.OP, torch.loss_built or torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True
         )
-    if name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
+    elif name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
         torch.facts.add(
             Kind.OP,
             torch.loss_built or torch.spot(node),
@@ -769,7 +787,7 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         marks -= {"differentiable", "float16", "bfloat16", "cumulated"}
     spot = torch.spot(node)
     low_at = value.low_at
-    if is_low(target) and "positions" in marks:
+    if is_low(target) and marks & {"positions", "schedule"}:
         low_at = low_at or spot
     stays_low = is_low(target)
     return replace(
@@ -780,7 +798,7 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         else marks | (target & {"float16"}),
         spot=spot if value.dtype != target else value.spot,
         op="cast" if value.dtype != target else value.op,
-        low_at=low_at if is_low(target) or (low_at is not None and "positions" in marks) else None,
+        low_at=low_at if is_low(target) or (low_at is not None and marks & {"positions", "schedule"}) else None,
         square=value.square if stays_low else None,
         low_softmax=value.low_softmax if stays_low else None,
         tiny=None,
@@ -828,6 +846,9 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
         marks.add("asked_float32")
     if name in ("rand", "rand_like") and is_low(dtype):
         marks.add("uniform")
+    if name in ("linspace", "logspace"):
+        marks.add("schedule")
+        low_at = spot if is_low(dtype) else None
     if name == "tensor" and wanted is not None and isinstance(source, Const):
         _hyperparameter(torch, dtype, origin, source, spot)
     if name == "arange":

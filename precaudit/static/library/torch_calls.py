@@ -142,6 +142,7 @@ def autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, 
     marks = {"gradient"}
     if keys and truth(kwargs.get("create_graph", Const(False))):
         marks |= {"penalty"}
+        torch.training.penalty = torch.spot(node)
     found = Tensor(None, torch.spot(node), "grad", frozenset(marks), low_at=torch.spot(node))
     return seq([found], "tuple", open=True)
 

@@ -74,6 +74,8 @@ class Training:
         self.low_adapters: list[tuple[Spot, Spot | None]] = []
         self.regions_used: dict[int, Autocast] = {}
         self.summed: list[tuple[Spot, Dtypes]] = []
+        self.penalty: Spot | None = None
+        """Where gradients of a scaled value were taken, to be differentiated again."""
 
     # ---- optimizers
 
@@ -371,6 +373,9 @@ class Training:
             return
         if "gradient" in marks and "differentiable" in target.marks:
             return  # a leaf that the loop itself trains or perturbs, not a buffer for its gradients
+        squares = [a for a in added if isinstance(a, Tensor) and a.square is not None]
+        if "gradient" in marks and squares and target.zero_dim:
+            return  # a norm of the gradients: not a sum of them
         if "gradient" in marks:
             decays = "decayed" in target.marks or name in ("lerp", "addcmul")
             role = Role.OPTIMIZER_STATE if decays else Role.GRADIENT_ACCUMULATION
@@ -382,7 +387,12 @@ class Training:
         ):
             if "differentiable" not in marks or "detached" in marks or not self.torch.grad():
                 self.average(target.dtype, spot, node)
-        elif "created" in target.marks and name in ("add", "sub", "lerp") and self._lasting(target, attribute):
+        elif (
+            "created" in target.marks
+            and name in ("add", "sub", "lerp")
+            and self._lasting(target, attribute)
+            and not self._of_this_pass(marks)
+        ):
             self._long_lived(target.dtype, target.spot, target.origin, node)
 
     def recurrence(self, value: Tensor, node: Any) -> None:
@@ -390,6 +400,10 @@ class Training:
         self.torch.facts.add(
             Kind.HOLDS, self.torch.spot(node), value.dtype, Role.REDUCTION, None, "", pattern="running"
         )
+
+    def _of_this_pass(self, marks: frozenset[str]) -> bool:
+        """Whether what is added belongs to one forward pass: activations that are summed, not a loss that is logged."""
+        return "differentiable" in marks and "loss" not in marks and self.torch.grad()
 
     def _lasting(self, target: Tensor, attribute: bool) -> bool:
         loops = self.torch.loops()
@@ -498,6 +512,15 @@ class Training:
         if made.enabled is False:
             return loss
         marks = ops.marks_of([loss])
+        if "penalty" in marks and self.penalty is not None:
+            self.torch.facts.add(
+                Kind.OP,
+                self.penalty,
+                "",
+                None,
+                ("they are penalised in the loss here", self.torch.spot(node)),
+                op="gradient-penalty-scaled",
+            )
         kinds = {"float16" if "float16" in marks else "bfloat16" if "bfloat16" in marks else "unknown"}
         self.losses.setdefault(id(made.store), set()).update(kinds)
         if isinstance(loss, Tensor):
@@ -514,9 +537,11 @@ class Training:
         key, which = id(made.store), self._identity(optimizer)
         states = self.torch.interpreter.paths
         event = ("unscaled", key, which)
-        if states and all(event in s for s in states):
+        always = ("unscaled-always", key, which)
+        if states and (all(event in s for s in states) or any(always in s for s in states)):
             self._misuse("unscale-twice", node, True)
-        self._update(lambda s: s | {event})
+        # What no condition guards happens in each turn of the loop, whether or not a step follows.
+        self._update(lambda s: s | {event} | (frozenset() if self._has(s, "assume") else {always}))
         self._float16_gradients(optimizer, node)
 
     def _float16_gradients(self, optimizer: Value, node: Any) -> None:
@@ -606,7 +631,7 @@ class Training:
         event = ("updated", key, id(node))
         self._update(
             lambda s: (
-                frozenset(e for e in s if e[0] not in ("stepped", "unscaled") or e[1] != key)
+                frozenset(e for e in s if e[0] not in ("stepped", "unscaled", "unscaled-always") or e[1] != key)
                 | ({event} if any(e[0] == "stepped" and e[1] == key for e in s) else frozenset())
             )
         )
@@ -680,13 +705,13 @@ class Training:
     def scaled_backward(self, keys: list[int], node: Any) -> None:
         states = self.torch.interpreter.paths
         for key in keys:
-            lingering = [
-                all(
-                    any(e[0] == "unscaled" and e[1] == key and ("stepped", key, e[2]) not in s for e in s)
-                    for s in states
-                )
+            lingers = [
+                any(e[0] == "unscaled" and e[1] == key and ("stepped", key, e[2]) not in s for e in s) for s in states
             ]
-            if states and lingering[0] and len(self.optimizers) + len(self.custom) == 1:
+            certain = any(
+                e[0] == "unscaled-always" and e[1] == key and ("stepped", key, e[2]) not in s for s in states for e in s
+            )
+            if states and (all(lingers) or certain) and len(self.optimizers) + len(self.custom) == 1:
                 self._misuse("backward-after-unscale", node, False)
             self._update(
                 lambda s, key=key: (
