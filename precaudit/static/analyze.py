@@ -11,6 +11,7 @@ from precaudit.static.cache import digest
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef
+from precaudit.static.library import conclusions
 from precaudit.static.library.torch_model import Torch
 from precaudit.static.prefilter import may_hold_a_finding
 from precaudit.static.source import Source, SourceError, decode
@@ -82,7 +83,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
         except (OutOfBudget, RecursionError):
             interpreter.reset()
         interpreter.run_rest(source, store)
-        torch.training.finish()
+        conclusions.finish(torch)
         return torch.facts.resolve(), siblings.hashes
     finally:
         sys.setrecursionlimit(limit)

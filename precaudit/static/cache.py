@@ -21,16 +21,12 @@ def _tool() -> str:
     """Changes whenever the code or a rule of this package does."""
     package = Path(__file__).resolve().parent.parent
     stamp = hashlib.blake2b(__version__.encode(), digest_size=8)
-    folders = [package, package / "static", package / "model", package / "rules", package.parent / "rules"]
-    for folder in folders:
-        try:
-            entries = sorted(os.scandir(folder), key=lambda e: e.name)
-        except OSError:
-            continue
-        for entry in entries:
-            if entry.name.endswith((".py", ".toml")):
-                stat = entry.stat()
-                stamp.update(f"{entry.name}{stat.st_size}{stat.st_mtime_ns}".encode())
+    parts = [package / "static", package / "model", package / "rules", package.parent / "rules"]
+    files = [package / "judge.py", package / "suppressions.py", *(f for part in parts for f in part.rglob("*.*"))]
+    for file in sorted(files):
+        if file.suffix in (".py", ".toml"):
+            stat = file.stat()
+            stamp.update(f"{file.name}{stat.st_size}{stat.st_mtime_ns}".encode())
     return stamp.hexdigest()
 
 

@@ -35,8 +35,11 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.library import (
+    mistakes,
     modules,
-    ops,
+    operands,
+    opnames,
+    scaling,
 )
 
 if TYPE_CHECKING:
@@ -47,8 +50,8 @@ def reference(name: str, spot: Spot) -> Value:
     """An attribute of an imported module."""
     front, _, last = name.rpartition(".")
     if front == "torch":
-        if last in ops.DTYPE_NAMES:
-            return DType(frozenset({ops.DTYPE_NAMES[last]}), spot)
+        if last in opnames.DTYPE_NAMES:
+            return DType(frozenset({opnames.DTYPE_NAMES[last]}), spot)
         if last in ("inf", "nan", "pi", "e"):
             return Const(getattr(math, last))
     if front in ("math", "numpy") and last in ("inf", "nan", "pi", "e"):
@@ -101,7 +104,7 @@ def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
     if name == "grad":
         dtype = value.dtype
         return Tensor(dtype, value.store.get("spot"), "grad", frozenset({"gradient"}))
-    tensor = ops.as_tensor(torch, value)
+    tensor = operands.as_tensor(torch, value)
     if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
         return _tensor_attribute(torch, tensor, name, node) if isinstance(tensor, Tensor) else unknown()
     if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created"):
@@ -154,12 +157,12 @@ def attribute_set(torch: Torch, target: Value, name: str, value: Value, node: An
         if name == "requires_grad":
             put(target.store, "requires_grad", truth(value))
         elif name == "data":
-            tensor = ops.as_tensor(torch, value)
+            tensor = operands.as_tensor(torch, value)
             put(target.store, "dtype", tensor.dtype if isinstance(tensor, Tensor) else None)
             put(target.store, "spot", torch.spot(node))
         elif name == "grad":
-            torch.training.gradient_written(node)
-            torch.training.gradients_cleared()
+            scaling.gradient_written(torch, node)
+            scaling.gradients_cleared(torch)
         return
     if isinstance(target, Instance):
         _replaced_parameter(torch, target, name, value, node)
@@ -169,7 +172,7 @@ def attribute_set(torch: Torch, target: Value, name: str, value: Value, node: An
         else:
             put(target.store, "attr:" + name, value)
     if isinstance(target, Tensor) and name == "grad":
-        torch.training.gradient_written(node)
+        scaling.gradient_written(torch, node)
 
 
 def _replaced_parameter(torch: Torch, target: Instance, name: str, value: Value, node: Any) -> None:
@@ -185,7 +188,7 @@ def _replaced_parameter(torch: Torch, target: Instance, name: str, value: Value,
 
 def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
     if isinstance(value, Param):
-        value = ops.as_tensor(torch, value)
+        value = operands.as_tensor(torch, value)
     if isinstance(value, Tensor):
         return replace(value, zero_dim=False)
     if isinstance(value, Instance):
@@ -227,7 +230,7 @@ def item_set(torch: Torch, target: Value, index: Value, value: Value, node: Any)
         if isinstance(key, (str, int)):
             torch.interpreter.heap.put(target.store, ("item", key), value)
     elif isinstance(target, Tensor):
-        ops._constant(torch, target.dtype, value, node, "Add")
+        mistakes.constant_overflows(torch, target.dtype, value, node, "Add")
 
 
 def children(torch: Torch, value: Instance) -> list[Value] | None:
@@ -241,7 +244,7 @@ def children(torch: Torch, value: Instance) -> list[Value] | None:
 
 def element(torch: Torch, value: Value) -> Value:
     if isinstance(value, (Tensor, Param)):
-        tensor = ops.as_tensor(torch, value)
+        tensor = operands.as_tensor(torch, value)
         return replace(tensor, zero_dim=False) if isinstance(tensor, Tensor) else unknown()
     if isinstance(value, Instance):
         children = modules.members(value) if modules.short(value.cls) in modules.CONTAINERS else []

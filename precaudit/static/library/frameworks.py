@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import Kind
+from precaudit.model.vocabulary import Kind, Role
 from precaudit.static import configs
 from precaudit.static.language.values import (
     Const,
@@ -14,11 +14,14 @@ from precaudit.static.language.values import (
     Ref,
     Value,
     constant,
+    is_low,
     seq,
     unknown,
 )
 from precaudit.static.library import (
-    ops,
+    modules,
+    operands,
+    optimizers,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
     model = kwargs.get("model", args[0] if args else None)
     if isinstance(arguments, Instance) and model is not None and "peft_config" not in kwargs:
-        torch.training.trainer(model, arguments, node)
+        trainer_model(torch, model, arguments, node)
     return unknown()
 
 
@@ -64,11 +67,31 @@ def training_arguments(torch: Torch, name: str, args: list[Value], kwargs: dict[
 
 def from_pretrained(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A model that a framework loads: its parameters have the dtype asked for, or one that is not known."""
-    wanted = ops.dtype_argument(torch, kwargs.get("dtype", kwargs.get("torch_dtype")))
-    dtype = ops.names(wanted) if wanted is not None else None
+    wanted = operands.dtype_argument(torch, kwargs.get("dtype", kwargs.get("torch_dtype")))
+    dtype = operands.names(wanted) if wanted is not None else None
     store: dict[Any, Any] = {"dtype": dtype}
     if {"quantization_config", "load_in_8bit", "load_in_4bit", "\0rest"} & set(kwargs):
         store["dtype"] = None
     elif dtype is not None:
         store["spot"] = torch.spot(node)
     return Opaque(store)
+
+
+def trainer_model(torch: Torch, model: Value, arguments: Instance, node: Any) -> None:
+    """A framework's trainer builds its optimizer on the model's parameters as they are."""
+    fp16 = constant(arguments.store.get("fp16")) is True
+    for _, param in modules.parameters(torch, model):
+        if not is_low(param.dtype) or not optimizers.trainable(param) or not param.dtype:
+            continue
+        attrs: dict[str, Any] = {"trainer_fp16": True} if fp16 and param.dtype == frozenset({"float16"}) else {}
+        spot = param.store.get("spot") or torch.spot(node)
+        torch.facts.add(
+            Kind.HOLDS,
+            spot,
+            param.dtype,
+            Role.MASTER_WEIGHT,
+            ("the trainer is built here", torch.spot(node)),
+            "the trainer's optimizer updates them in place",
+            **attrs,
+        )
+        return

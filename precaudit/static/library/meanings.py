@@ -79,7 +79,7 @@ MEANINGS: dict[str, Call] = {
     "torch.special.*": torch_calls.functional,
     "torch.functional.*": torch_calls.functional,
     "torch.autograd.grad": torch_calls.autograd_grad,
-    "torch.autograd.backward": torch_calls.backward,
+    "torch.autograd.backward": torch_calls.backward_of,
     "torch.utils.checkpoint.checkpoint": torch_calls.checkpoint,
     "torch.set_default_dtype": torch_calls.set_default_dtype,
     "torch.finfo": torch_calls.finfo,

@@ -36,10 +36,17 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.library import (
+    accumulators,
+    backward,
     meanings,
+    mistakes,
     modules,
+    operands,
+    opnames,
     ops,
+    optimizers,
     rebinding,
+    scaling,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +62,7 @@ def call_method(
     if isinstance(receiver, Choice):
         return choice(call_method(torch, option, name, args, kwargs, node) for option in receiver.options)
     if isinstance(receiver, Scaler):
-        return torch.training.scaler_method(receiver, name, args, node)
+        return scaling.scaler_method(torch, receiver, name, args, node)
     if isinstance(receiver, Optimizer):
         return _optimizer_method(torch, receiver, name, args, kwargs, node)
     if name.startswith("super."):
@@ -91,16 +98,16 @@ def _optimizer_method(
     if name == "step":
         if args and isinstance(args[0], Function):
             calls.call(torch.interpreter, args[0], [], {}, node)
-        torch.training.step(receiver, node)
+        optimizers.step(torch, receiver, node)
         return unknown()
     if name == "state_dict":
         return StateDict("optimizer")
     if name == "add_param_group" and isinstance(receiver, Optimizer) and args:
-        added = tuple(torch.training.collect(args[0]))
+        added = tuple(optimizers.collect(torch, args[0]))
         torch.interpreter.heap.put(receiver.store, "params", receiver.store["params"] + added)
         return NONE
     if name == "zero_grad":
-        torch.training.gradients_cleared()
+        scaling.gradients_cleared(torch)
     return unknown()
 
 
@@ -127,14 +134,14 @@ def _param_method(
         modules.set_trainable(torch, receiver, truth(args[0]) if args else True)
         return receiver
     if name == "copy_":
-        torch.training.accumulate(receiver, args, node, "copy", True)
+        accumulators.accumulate(torch, receiver, args, node, "copy", True)
         return receiver
     if name.endswith("_") and not name.startswith("_"):
-        torch.training.accumulate(receiver, [*args, *kwargs.values()], node, name.rstrip("_"), True)
+        accumulators.accumulate(torch, receiver, [*args, *kwargs.values()], node, name.rstrip("_"), True)
         return receiver
     if name in ("register_hook", "register_post_accumulate_grad_hook"):
         return unknown()
-    return _tensor_method(torch, ops.as_tensor(torch, receiver), name, args, kwargs, node)
+    return _tensor_method(torch, operands.as_tensor(torch, receiver), name, args, kwargs, node)
 
 
 def _tensor_method(
@@ -143,7 +150,7 @@ def _tensor_method(
     if not isinstance(receiver, Tensor):
         return unknown()
     if name == "backward":
-        torch.training.backward(receiver, node)
+        backward.backward(torch, receiver, node)
         return NONE
     if name == "item":
         return Number()
@@ -153,9 +160,9 @@ def _tensor_method(
             receiver, marks=receiver.marks | {"differentiable"} if on else receiver.marks - {"differentiable"}
         )
     if name == "copy_":
-        source = ops.as_tensor(torch, args[0]) if args else unknown()
-        return replace(receiver, marks=receiver.marks | (ops.marks_of([source]) & ops.KEPT))
-    if name.endswith("_") and not name.startswith("_") and name not in ops.VIEWS:
+        source = operands.as_tensor(torch, args[0]) if args else unknown()
+        return replace(receiver, marks=receiver.marks | (operands.marks_of([source]) & operands.KEPT))
+    if name.endswith("_") and not name.startswith("_") and name not in opnames.VIEWS:
         return _in_place(torch, receiver, name.rstrip("_"), args, kwargs, node)
     return ops.apply(torch, name, [receiver, *args], kwargs, node, receiver)
 
@@ -168,13 +175,13 @@ def _in_place(
     called = isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
     attribute = called and rebinding.outlives_its_loop(torch, node.func.value)
     if name in ("add", "sub", "lerp", "addcmul", "addcdiv"):
-        torch.training.accumulate(receiver, args, node, name, attribute)
-    values = [ops.as_tensor(torch, a) for a in args]
+        accumulators.accumulate(torch, receiver, args, node, name, attribute)
+    values = [operands.as_tensor(torch, a) for a in args]
     if name in ("fill",) and args:
-        ops._constant(torch, receiver.dtype, args[0], node, "Add")
+        mistakes.constant_overflows(torch, receiver.dtype, args[0], node, "Add")
     if name in ("masked_fill",):
         ops._masked_fill(torch, [receiver, *args], kwargs, node)
-    marks = receiver.marks | (ops.marks_of(values) & ops.KEPT)
+    marks = receiver.marks | (operands.marks_of(values) & operands.KEPT)
     if name == "mul":
         marks |= {"decayed"}
     return replace(receiver, marks=marks)
@@ -182,11 +189,11 @@ def _in_place(
 
 def _gradient_changed(torch: Torch, name: str, args: list[Value], node: Any) -> None:
     """Gradients are clamped or multiplied by something of their own size: clipped; by anything else: unscaled."""
-    factor = ops.marks_of([ops.as_tensor(torch, a) for a in args])
+    factor = operands.marks_of([operands.as_tensor(torch, a) for a in args])
     if name == "clamp" or (name == "mul" and "gradient" in factor):
-        torch.training.clip([unknown(), *args], {}, node)
+        scaling.clip(torch, [unknown(), *args], {}, node)
     else:
-        torch.training.gradient_written(node)
+        scaling.gradient_written(torch, node)
 
 
 def _opaque_method(
@@ -194,13 +201,13 @@ def _opaque_method(
 ) -> Value:
     if name == "backward":
         if not args:
-            torch.training.backward(receiver, node)
+            backward.backward(torch, receiver, node)
         else:
             torch.outside_scaling = True
         return unknown()
     if name == "scale" and len(args) == 1:
         torch.training.saw_scaler = True
-        marks = ops.marks_of([ops.as_tensor(torch, args[0])])
+        marks = operands.marks_of([operands.as_tensor(torch, args[0])])
         return Opaque(marks=marks | {"scaled", f"scaler:{id(receiver.store)}"})
     if name in ("unscale_", "update") and torch.training.saw_scaler:
         if name == "unscale_":
@@ -217,15 +224,23 @@ def _opaque_method(
     found = modules.method(torch, receiver, name, args, kwargs, node)
     if found is not None:
         return found
-    if name in ops.NUMBERS:
+    if name in opnames.NUMBERS:
         return Number()
-    if name in ops.CASTS:
-        return Tensor(frozenset({ops.CASTS[name]}), torch.spot(node), "cast", receiver.marks)
+    if name in opnames.CASTS:
+        return Tensor(frozenset({opnames.CASTS[name]}), torch.spot(node), "cast", receiver.marks)
     if receiver.dtype is not None:
-        tensor = ops.as_tensor(torch, receiver)
+        tensor = operands.as_tensor(torch, receiver)
         if isinstance(tensor, Tensor):
             return _tensor_method(torch, tensor, name, args, kwargs, node)
-    if name in ops.VIEWS | ops.SAME | ops.MATMULS | set(ops.POINTWISE) | ops.PREDICATES | ops.INTEGER_RESULTS:
+    if (
+        name
+        in opnames.VIEWS
+        | opnames.SAME
+        | opnames.MATMULS
+        | set(opnames.POINTWISE)
+        | opnames.PREDICATES
+        | opnames.INTEGER_RESULTS
+    ):
         return ops.apply(torch, name, [receiver, *args], kwargs, node, receiver)
     for value in (*args, *kwargs.values()):
         modules.escape(torch, value)
@@ -243,7 +258,7 @@ def _opaque_scaler_step(torch: Torch, receiver: Opaque, args: list[Value], node:
         )
     for option in options(args[0]):
         if isinstance(option, Optimizer):
-            torch.training.stepped(option, node)
+            optimizers.stepped(torch, option, node)
     return unknown()
 
 

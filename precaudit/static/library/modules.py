@@ -32,7 +32,15 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import ops
+from precaudit.static.library import (
+    casts,
+    operands,
+    opnames,
+    ops,
+    optimizers,
+    reduction,
+    scaling,
+)
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
@@ -142,8 +150,8 @@ def new_param(dtype: Dtypes | None, requires_grad: bool | None, spot: Spot | Non
 def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], node: Any, into: Store) -> None:
     """Fills in the parameters, buffers and children that a torch.nn constructor makes."""
     spot = torch.spot(node)
-    given = ops.dtype_argument(torch, kwargs.get("dtype"))
-    dtype = ops.names(given) if given is not None else torch.default_dtype()
+    given = operands.dtype_argument(torch, kwargs.get("dtype"))
+    dtype = operands.names(given) if given is not None else torch.default_dtype()
     made = spot if given is not None else None
     if given is None and is_low(dtype):
         made = torch.interpreter.world.get("default_spot")
@@ -237,7 +245,7 @@ def parameters(torch: Torch, value: Value, buffers: bool = False) -> list[tuple[
 
 def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
     """Casts every floating parameter and buffer of a module in place, as `Module.to(dtype)` does."""
-    target = ops.names(dtype)
+    target = operands.names(dtype)
     spot = torch.spot(node)
     stores = []
     if isinstance(value, Opaque):
@@ -255,7 +263,7 @@ def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
         put(store, "spot", spot)
         put(store, "origin", dtype.origin)
     if is_low(target):
-        torch.training.cast_after_optimizer(stores, target, spot)
+        optimizers.cast_after_optimizer(torch, stores, target, spot)
 
 
 def set_trainable(torch: Torch, value: Value, requires_grad: bool | None) -> None:
@@ -297,7 +305,7 @@ def call_library(
 ) -> Value:
     """The result of calling a torch.nn module of this kind."""
     store = value.store
-    first = ops.as_tensor(torch, args[0]) if args else ops.as_tensor(torch, kwargs.get("input", unknown()))
+    first = operands.as_tensor(torch, args[0]) if args else operands.as_tensor(torch, kwargs.get("input", unknown()))
     if kind == "Sequential":
         return _call_sequential(torch, value, args, node)
     if kind in WEIGHTED:
@@ -308,15 +316,15 @@ def call_library(
             return seq([result, seq([result], "tuple", open=True) if kind == "LSTM" else result], "tuple")
         return result
     if kind in ("Embedding", "EmbeddingBag"):
-        weight = ops.as_tensor(torch, store.get("weight", unknown()))
+        weight = operands.as_tensor(torch, store.get("weight", unknown()))
         if isinstance(weight, Tensor):
-            return ops._result(torch, "embedding", weight.dtype, [weight], node)
+            return ops.result_of(torch, "embedding", weight.dtype, [weight], node)
         return unknown()
     if kind in NORMS:
         params = [store[w] for w in ("weight", "bias") if w in store]
         result = ops.apply(torch, NORMS[kind], [first], {}, node)
         if isinstance(result, Tensor) and params:
-            marks = ops.marks_of([ops.as_tensor(torch, p) for p in params]) & {"differentiable"}
+            marks = operands.marks_of([operands.as_tensor(torch, p) for p in params]) & {"differentiable"}
             return Tensor(result.dtype, result.spot, result.op, result.marks | marks)
         return result
     if kind in BATCH_NORMS:
@@ -328,11 +336,11 @@ def call_library(
         extra = {key[1:]: store[key] for key in ("\0reduction",) if key in store}
         if "\0spot" in store:
             torch.loss_built = store["\0spot"]
-        rest = [ops.as_tensor(torch, a) for a in args[1:]]
+        rest = [operands.as_tensor(torch, a) for a in args[1:]]
         result = ops.apply(torch, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
         torch.loss_built = None
         return result
-    return unknown(*(ops.marks_of([first, *args]) & ops.KEPT))
+    return unknown(*(operands.marks_of([first, *args]) & operands.KEPT))
 
 
 def running_statistics(torch: Torch, value: Instance, node: Any) -> None:
@@ -388,10 +396,10 @@ def method(
     torch: Torch, value: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value | None:
     """A torch.nn.Module method on a module or on something that may be one; None where it is no such method."""
-    if name in ops.CASTS and ops.CASTS[name] in ("float16", "bfloat16", "float32", "float64"):
-        dtype = DType(frozenset({ops.CASTS[name]}), torch.spot(node))
+    if name in opnames.CASTS and opnames.CASTS[name] in ("float16", "bfloat16", "float32", "float64"):
+        dtype = DType(frozenset({opnames.CASTS[name]}), torch.spot(node))
         cast_module(torch, value, dtype, node)
-        return ops.cast(torch, value, dtype, node) if isinstance(value, Opaque) else value
+        return casts.cast(torch, value, dtype, node) if isinstance(value, Opaque) else value
     if name == "to":
         return _to(torch, value, args, kwargs, node)
     if name in ("cuda", "cpu", "xpu", "npu", "to_empty", "share_memory", "compile", "gradient_checkpointing_enable"):
@@ -441,10 +449,10 @@ def method(
     if name == "get_submodule":
         return unknown()
     if name in ("register_comm_hook",):
-        torch.training.comm_hook([*args, *kwargs.values()], node)
+        reduction.comm_hook(torch, [*args, *kwargs.values()], node)
         return Const(None)
     if name == "zero_grad":
-        torch.training.gradients_cleared()
+        scaling.gradients_cleared(torch)
         return Const(None)
     if name in (
         "load_state_dict",
@@ -463,11 +471,11 @@ def _to(torch: Torch, value: Value, args: list[Value], kwargs: dict[str, Value],
             target = arg
         elif isinstance(arg, Tensor):
             target = DType(arg.dtype or frozenset())
-    dtype = ops.dtype_argument(torch, target)
+    dtype = operands.dtype_argument(torch, target)
     if dtype is not None:
         cast_module(torch, value, dtype, node)
         if isinstance(value, Opaque):
-            return ops.cast(torch, value, dtype, node)
+            return casts.cast(torch, value, dtype, node)
     elif isinstance(value, Opaque) and any(isinstance(a, Opaque) for a in args):
         return Opaque(value.store, None, value.marks)
     return value
@@ -489,7 +497,7 @@ def _modules(torch: Torch, value: Value, name: str) -> Value:
 
 def _state_dict(torch: Torch, value: Value) -> Value:
     store: Store = {"\0module": True}
-    tensors = [ops.as_tensor(torch, p) for _, p in parameters(torch, value)]
+    tensors = [operands.as_tensor(torch, p) for _, p in parameters(torch, value)]
     tensors = [replace(t, marks=frozenset({"weights"})) for t in tensors if isinstance(t, Tensor)]
     if tensors and isinstance(value, Instance):
         joined = tensors[0]

@@ -14,7 +14,10 @@ from precaudit.static.language.values import (
     Value,
 )
 from precaudit.static.library import (
+    accumulators,
+    operands,
     ops,
+    scaling,
 )
 
 if TYPE_CHECKING:
@@ -25,31 +28,31 @@ def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> 
     """`target op= value`."""
     attribute = outlives_its_loop(torch, node.target)
     short = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div"}.get(op, op)
-    tensor = ops.as_tensor(torch, target)
+    tensor = operands.as_tensor(torch, target)
     if isinstance(target, Param):
-        torch.training.accumulate(target, [value], node, short, attribute)
+        accumulators.accumulate(torch, target, [value], node, short, attribute)
         return target
     if isinstance(tensor, Tensor):
         if "gradient" in tensor.marks:
-            torch.training.gradient_written(node)
-        torch.training.accumulate(tensor, [value], node, short, attribute)
+            scaling.gradient_written(torch, node)
+        accumulators.accumulate(torch, tensor, [value], node, short, attribute)
         result = ops.binary(torch, op, tensor, value, node)
         if isinstance(result, Tensor):
             return replace(tensor, marks=tensor.marks | result.marks)
-        return replace(tensor, marks=tensor.marks | ops.marks_of([result]))
+        return replace(tensor, marks=tensor.marks | operands.marks_of([result]))
     return expressions.binary(torch.interpreter, op, target, value, node)
 
 
 def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
     """`x = f(x)`: an update of x from itself, when x is a term on the right or a part of it; it stays the same storage."""
-    tensor = ops.as_tensor(torch, value)
+    tensor = operands.as_tensor(torch, value)
     if not isinstance(tensor, Tensor) or not tensor.low:
         return value
     terms = _terms(expression)
     mine = [t for t in terms if _same_expression(t, target)]
     if not (len(terms) > 1 if mine else len(tensor.parts) > 1 and not isinstance(target, cst.Name)):
         return value
-    before = ops.as_tensor(torch, torch.interpreter.eval(target))
+    before = operands.as_tensor(torch, torch.interpreter.eval(target))
     if not isinstance(before, Tensor) or not before.low:
         return value
     if mine:
@@ -60,10 +63,10 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
         return value
     attribute = outlives_its_loop(torch, target)
     if torch.in_forward() and isinstance(target, cst.Name) and torch.loops() and _recurs(expression, target):
-        torch.training.recurrence(tensor, expression)
+        accumulators.recurrence(torch, tensor, expression)
         return value
     how = "add" if not mine or _adds(expression) else "mul"
-    torch.training.accumulate(before, others, expression, how, attribute)
+    accumulators.accumulate(torch, before, others, expression, how, attribute)
     kept = before.marks & {"created", "weights"}
     if not kept:
         return value
@@ -74,7 +77,7 @@ def rebuilding(torch: Torch, expression: Any, names: frozenset[str], value: Valu
     """An item of a list that is rebuilt from its older self."""
     for term in _terms(expression):
         if isinstance(term, cst.Name) and term.value in names:
-            before = ops.as_tensor(torch, torch.interpreter.eval(term))
+            before = operands.as_tensor(torch, torch.interpreter.eval(term))
             if isinstance(before, Tensor) and before.low and before.marks & {"created", "weights"}:
                 return rebinding(torch, term, expression, value)
     return value

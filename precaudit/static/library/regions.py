@@ -24,7 +24,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.library import (
-    ops,
+    operands,
 )
 from precaudit.static.library.autocast import table
 
@@ -53,12 +53,12 @@ def autocast_region(torch: Torch, name: str, args: list[Value], kwargs: dict[str
         dtype_at, enabled_at = 1, 2
     enabled = kwargs.get("enabled", rest[enabled_at] if len(rest) > enabled_at else Const(True))
     dtype_value = kwargs.get("dtype", rest[dtype_at] if len(rest) > dtype_at else None)
-    wanted = ops.dtype_argument(torch, dtype_value)
+    wanted = operands.dtype_argument(torch, dtype_value)
     if wanted is None:
         known = devices & {"cuda", "cpu"}
         dtype: Dtypes | None = frozenset(table(d).default_dtype for d in (known or {"cuda", "cpu"}))
     else:
-        dtype = ops.names(wanted)
+        dtype = operands.names(wanted)
     if dtype is not None and not dtype <= {"float16", "bfloat16"}:
         dtype = dtype if dtype <= set(FLOATING) else None
     state = truth(enabled)

@@ -28,7 +28,7 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.library import (
     modules,
-    ops,
+    operands,
 )
 
 if TYPE_CHECKING:
@@ -203,13 +203,13 @@ def sum_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], n
     if not args:
         return unknown()
     item = objects.element(torch.interpreter, args[0])
-    tensor = ops.as_tensor(torch, item)
+    tensor = operands.as_tensor(torch, item)
     return (
         tensor
         if isinstance(tensor, Tensor)
         else Number()
         if isinstance(item, (Const, Number))
-        else unknown(*ops.marks_of([item]) & ops.KEPT)
+        else unknown(*operands.marks_of([item]) & operands.KEPT)
     )
 
 
@@ -271,4 +271,4 @@ def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     """Any other builtin; a method of one, such as `dict.fromkeys`, is a call of which nothing is known."""
     if name.count(".") > 1:
         return torch.opaque_result([*args, *kwargs.values()], node)
-    return unknown(*(ops.marks_of(args) & ops.KEPT))
+    return unknown(*(operands.marks_of(args) & operands.KEPT))

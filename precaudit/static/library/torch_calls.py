@@ -21,9 +21,17 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.library import (
+    accumulators,
+    backward,
+    checkpoints,
+    handwritten,
     modules,
+    operands,
     ops,
+    optimizers,
+    reduction,
     regions,
+    scaling,
 )
 
 if TYPE_CHECKING:
@@ -36,24 +44,24 @@ def same_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
 
 
 def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    torch.training.mixed_precision(name.rpartition(".")[2], args, kwargs, node)
+    reduction.mixed_precision(torch, name.rpartition(".")[2], args, kwargs, node)
     return unknown()
 
 
 def clip(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    torch.training.clip(args, kwargs, node)
+    scaling.clip(torch, args, kwargs, node)
     return Tensor(frozenset({"float32"}), torch.spot(node), "norm", zero_dim=True)
 
 
 def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     regions.deprecated(torch, name, node)
-    return torch.training.scaler(name, args, kwargs, node)
+    return scaling.scaler(torch, name, args, kwargs, node)
 
 
 def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A class of torch.optim; schedulers and weight averages are none."""
     if name.rpartition(".")[2][:1].isupper() and "lr_scheduler" not in name and "swa" not in name:
-        return torch.training.optimizer(name, args, kwargs, node)
+        return optimizers.optimizer(torch, name, args, kwargs, node)
     return other(torch, name, args, kwargs, node)
 
 
@@ -61,7 +69,7 @@ def collective(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
     """A function of torch.distributed itself, not of the packages inside it."""
     if name.count(".") > 2:
         return other(torch, name, args, kwargs, node)
-    torch.training.reduced(name.rpartition(".")[2], args, kwargs, node)
+    reduction.reduced(torch, name.rpartition(".")[2], args, kwargs, node)
     return unknown()
 
 
@@ -81,20 +89,20 @@ def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     """Something else in torch: `torch.xyz` works on tensors, what lies deeper is not known."""
     if name.count(".") == 1:
         return functional(torch, name, args, kwargs, node)
-    return unknown(*(ops.marks_of(args) & ops.KEPT))
+    return unknown(*(operands.marks_of(args) & operands.KEPT))
 
 
 def _foreach(torch: Torch, name: str, args: list[Value], node: Any) -> None:
     """`torch._foreach_add_(targets, others)` and its kin change each target in place."""
     if not name.startswith("_foreach") or not name.endswith("_") or not args:
         return
-    if "gradient" in ops.marks_of(args[:1]):
-        torch.training.gradient_written(node)
+    if "gradient" in operands.marks_of(args[:1]):
+        scaling.gradient_written(torch, node)
     short = name.removeprefix("_foreach_").rstrip("_")
     others = [objects.element(torch.interpreter, a) if isinstance(a, Seq) else a for a in args[1:]]
     if short in ("add", "sub", "lerp", "addcmul", "addcdiv", "copy"):
         for target in options(objects.element(torch.interpreter, args[0])):
-            torch.training.accumulate(target, others, node, short, True)
+            accumulators.accumulate(torch, target, others, node, short, True)
 
 
 def nn(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -105,7 +113,7 @@ def nn(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], nod
     if last == "Parameter":
         return _parameter(torch, args, kwargs, node)
     if last == "Buffer":
-        return modules.buffer(ops.as_tensor(torch, args[0]) if args else unknown(), "")
+        return modules.buffer(operands.as_tensor(torch, args[0]) if args else unknown(), "")
     store: dict[Any, Any] = {}
     if last == "Upsample":
         store["\0mode"] = kwargs.get("mode", NONE)
@@ -118,7 +126,7 @@ def nn(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], nod
 
 
 def _parameter(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    data = ops.as_tensor(torch, args[0] if args else kwargs.get("data", unknown()))
+    data = operands.as_tensor(torch, args[0] if args else kwargs.get("data", unknown()))
     wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else Const(True))
     dtype = data.dtype if isinstance(data, Tensor) else None
     origin = data.origin if isinstance(data, Tensor) else None
@@ -130,15 +138,15 @@ def deepcopy(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value
 
 
 def save(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    torch.training.save(args[0] if args else kwargs.get("obj", unknown()), node)
+    checkpoints.save(torch, args[0] if args else kwargs.get("obj", unknown()), node)
     return NONE
 
 
 def autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    root = ops.as_tensor(torch, args[0] if args else kwargs.get("outputs", unknown()))
-    keys = [int(m.split(":")[1]) for m in ops.marks_of([root]) if m.startswith("scaler:")]
+    root = operands.as_tensor(torch, args[0] if args else kwargs.get("outputs", unknown()))
+    keys = [int(m.split(":")[1]) for m in operands.marks_of([root]) if m.startswith("scaler:")]
     if keys:
-        torch.training.scaled_backward(keys, node)
+        backward.scaled_backward(torch, keys, node)
     marks = {"gradient"}
     if keys and truth(kwargs.get("create_graph", Const(False))):
         marks |= {"penalty"}
@@ -147,24 +155,24 @@ def autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, 
     return seq([found], "tuple", open=True)
 
 
-def backward(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def backward_of(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     root = args[0] if args else kwargs.get("tensors", unknown())
     for item in root.items if isinstance(root, Seq) else (root,):
-        torch.training.backward(item, node)
+        backward.backward(torch, item, node)
     return NONE
 
 
 def set_default_dtype(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    wanted = ops.dtype_argument(torch, args[0] if args else None)
-    dtype = ops.names(wanted) if wanted is not None else None
+    wanted = operands.dtype_argument(torch, args[0] if args else None)
+    dtype = operands.names(wanted) if wanted is not None else None
     torch.interpreter.heap.put(torch.interpreter.world, "default_dtype", dtype)
     torch.interpreter.heap.put(torch.interpreter.world, "default_spot", torch.spot(node))
     return NONE
 
 
 def finfo(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    wanted = ops.dtype_argument(torch, args[0] if args else None)
-    dtype = ops.names(wanted) if wanted is not None else None
+    wanted = operands.dtype_argument(torch, args[0] if args else None)
+    dtype = operands.names(wanted) if wanted is not None else None
     store: dict[Any, Any] = {}
     if dtype is not None and len(dtype) == 1 and next(iter(dtype)) in FLOATING:
         facts = FLOATING[next(iter(dtype))]
@@ -194,6 +202,6 @@ def averaged_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str,
     copied = modules.deepcopy(torch, args[0])
     for _, param in modules.parameters(torch, copied):
         if param.dtype is not None and param.dtype <= {"float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}:
-            torch.training.average(param.dtype, torch.spot(node), node)
+            handwritten.average(torch, param.dtype, torch.spot(node), node)
             break
     return copied

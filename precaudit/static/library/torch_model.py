@@ -30,9 +30,11 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.library import (
     attributes,
+    handwritten,
     meanings,
     methods,
     modules,
+    operands,
     ops,
     rebinding,
     regions,
@@ -46,7 +48,7 @@ class Torch:
 
     def __init__(self) -> None:
         self.facts = Facts()
-        self.training = Training(self)
+        self.training = Training()
         self.interpreter: Interpreter = Interpreter(self)
         self.outside_scaling = False
         self._nodes: dict[int, Spot] = {}
@@ -110,8 +112,8 @@ class Torch:
 
     def init_library_base(self, instance: Instance, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
         """What the imported base class's __init__ leaves on the object."""
-        if self.training.is_optimizer_class(instance.cls):
-            self.training.init_optimizer(instance, args, kwargs)
+        if handwritten.is_optimizer_class(instance.cls):
+            handwritten.init_optimizer(self, instance, args, kwargs)
             return
         kind = modules.library_kind(self, instance)
         if kind:
@@ -152,8 +154,8 @@ class Torch:
         return self.opaque_result([*args, *kwargs.values()], node)
 
     def opaque_result(self, values: list[Value], node: Any) -> Value:
-        marks = ops.marks_of([ops.as_tensor(self, v) for v in values]) & (
-            ops.KEPT - {"weights", "gradient", "positions", "counts"}
+        marks = operands.marks_of([operands.as_tensor(self, v) for v in values]) & (
+            operands.KEPT - {"weights", "gradient", "positions", "counts"}
         )
         region = self.autocast()
         if not self.grad():
@@ -169,7 +171,7 @@ class Torch:
 
     def stored(self, target: Dict, key: Any, value: Value, node: Any) -> None:
         if target.kind == "param_state":
-            self.training.state_stored(key, value, node)
+            handwritten.state_stored(self, key, value, node)
 
     def param_state(self, state: Dict) -> Value:
         """`self.state[p]` of a hand-written optimizer: one dict that stands for all parameters."""

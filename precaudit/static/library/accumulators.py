@@ -1,0 +1,85 @@
+"""Values that are updated from themselves in low precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language.values import (
+    Dtypes,
+    Param,
+    Spot,
+    Tensor,
+    Value,
+    is_low,
+)
+from precaudit.static.library import (
+    handwritten,
+    operands,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name: str, attribute: bool) -> None:
+    """A low tensor was updated from itself; which mistake that is depends on what was added."""
+    target = operands.as_tensor(torch, target) if not isinstance(target, Param) else target
+    if isinstance(target, Param):
+        if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
+            _long_lived(torch, target.dtype, target.store.get("spot"), target.store.get("origin"), node)
+            return
+        handwritten.parameter_written(torch, target, name, added, node)
+        return
+    if not isinstance(target, Tensor) or not target.low:
+        return
+    if torch.interpreter.inside("forward") and not attribute:
+        return
+    marks = operands.marks_of([operands.as_tensor(torch, a) for a in added])
+    spot = target.origin or target.spot or torch.spot(node)
+    if "gradient" in target.marks and "created" not in target.marks:
+        return
+    if handwritten.current_optimizer(torch) is not None:
+        return
+    if "gradient" in marks and "differentiable" in target.marks:
+        return  # a leaf that the loop itself trains or perturbs, not a buffer for its gradients
+    squares = [a for a in added if isinstance(a, Tensor) and a.square is not None]
+    if "gradient" in marks and squares and target.zero_dim:
+        return  # a norm of the gradients, not their sum
+    if "gradient" in marks:
+        decays = "decayed" in target.marks or name in ("lerp", "addcmul")
+        role = Role.OPTIMIZER_STATE if decays else Role.GRADIENT_ACCUMULATION
+        torch.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", torch.spot(node)), "")
+    elif "weights" in marks and ("weights" in target.marks or "created" in target.marks) and name in ("add", "lerp"):
+        if "differentiable" not in marks or "detached" in marks or not torch.grad():
+            handwritten.average(torch, target.dtype, spot, node)
+    elif "created" in target.marks and name in ("add", "sub", "lerp") and _lasting(torch, target, attribute):
+        if not _of_this_pass(torch, marks):
+            _long_lived(torch, target.dtype, target.spot, target.origin, node)
+
+
+def recurrence(torch: Torch, value: Tensor, node: Any) -> None:
+    """A recurrence keeps its running value low at each step."""
+    torch.facts.add(Kind.HOLDS, torch.spot(node), value.dtype, Role.REDUCTION, None, "", pattern="running")
+
+
+def _of_this_pass(torch: Torch, marks: frozenset[str]) -> bool:
+    """Whether what is added belongs to one forward pass: activations that are summed, not a loss that is logged."""
+    return "differentiable" in marks and "loss" not in marks and torch.grad()
+
+
+def _lasting(torch: Torch, target: Tensor, attribute: bool) -> bool:
+    loops = torch.loops()
+    return attribute or (len(loops) > len(target.loops) and loops[: len(target.loops)] == target.loops)
+
+
+def _long_lived(torch: Torch, dtype: Dtypes | None, spot: Spot | None, origin: Spot | None, node: Any) -> None:
+    torch.facts.add(
+        Kind.HOLDS,
+        origin or spot or torch.spot(node),
+        dtype,
+        Role.ACCUMULATOR,
+        ("it is updated from itself here", torch.spot(node)),
+        "",
+        what="running",
+    )

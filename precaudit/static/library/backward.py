@@ -1,0 +1,74 @@
+"""Backward passes: what the loss is, and what happens to gradients that are scaled or summed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language.values import (
+    Tensor,
+    Value,
+)
+from precaudit.static.library import (
+    operands,
+    scaling,
+    training,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def backward(torch: Torch, loss: Value, node: Any) -> None:
+    """`loss.backward()` and `torch.autograd.backward(loss)`."""
+    region = torch.autocast()
+    if region is not None and region.spot is not None and region.enabled is not False:
+        torch.facts.add(
+            Kind.BACKWARD, torch.spot(node), "", None, ("the region begins here", region.spot), autocast=True
+        )
+    loss = operands.as_tensor(torch, loss)
+    marks = operands.marks_of([loss])
+    if isinstance(loss, Tensor) and loss.low and "hand_scaled" not in marks:
+        torch.facts.add(
+            Kind.HOLDS,
+            (loss.low_at if "loss" in loss.marks else None) or loss.spot or torch.spot(node),
+            loss.dtype,
+            Role.LOSS,
+            ("backward starts from it here", torch.spot(node)),
+        )
+    _sum_gradients(torch, marks, node)
+    keys = [mark.split(":")[1] for mark in marks if mark.startswith("scaler:")]
+    if keys:
+        scaled_backward(torch, [int(key) for key in keys], node)
+    elif "float16" in marks and not marks & {"hand_scaled", "scaled"}:
+        torch.training.unscaled_backward.append((torch.spot(node), torch.float16_region))
+
+
+def _sum_gradients(torch: Torch, marks: frozenset[str], node: Any) -> None:
+    """A second backward before the gradients of low parameters are cleared adds to them in their dtype."""
+    low = frozenset(mark.removeprefix("weights:") for mark in marks if mark.startswith("weights:"))
+    if not low:
+        return
+    states = torch.interpreter.paths
+    if any(("summed", id(node)) in s for s in states):
+        torch.training.summed.append((torch.spot(node), low))
+    training.update(torch, lambda s: s | {("summed", id(node))})
+
+
+def scaled_backward(torch: Torch, keys: list[int], node: Any) -> None:
+    states = torch.interpreter.paths
+    for key in keys:
+        lingers = [_unstepped(s, "unscaled", key) for s in states]
+        certain = any(_unstepped(s, "unscaled-always", key) for s in states)
+        single = len(torch.training.optimizers) + len(torch.training.custom) == 1
+        if states and single and (all(lingers) or certain):
+            scaling.misuse(torch, "backward-after-unscale", node, False)
+        training.update(
+            torch,
+            lambda s, key=key: frozenset(e for e in s if not (e[0] == "updated" and e[1] == key)) | {("pending", key)},
+        )
+
+
+def _unstepped(state: training.State, kind: str, key: int) -> bool:
+    """Whether gradients that this scaler unscaled still wait for their step."""
+    return any(e[0] == kind and e[1] == key and ("stepped", key, e[2]) not in state for e in state)

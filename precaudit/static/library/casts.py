@@ -1,0 +1,97 @@
+"""Casts: `.to(...)`, `.half()` and their kin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language.values import (
+    Choice,
+    Device,
+    DType,
+    Opaque,
+    Tensor,
+    Value,
+    is_float,
+    is_low,
+    unknown,
+)
+from precaudit.static.library import (
+    operands,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def to(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`.to(dtype)`, `.to(device)`, `.to(device, dtype)`, `.to(other)` of a tensor."""
+    target = kwargs.get("dtype")
+    if target is None:
+        for arg in args[1:]:
+            if isinstance(arg, DType) or (isinstance(arg, Choice) and all(isinstance(o, DType) for o in arg.options)):
+                target = arg
+            elif isinstance(arg, Tensor):
+                target = DType(arg.dtype or frozenset(), arg.origin)
+            elif isinstance(arg, Opaque) and len(args) == 2 and not kwargs:
+                # A device, a dtype or a tensor: its dtype is known only if it is a device.
+                target = arg if "dtype" in arg.marks else None
+                if target is None and not isinstance(arg, Device) and "device" not in arg.marks:
+                    return _unknown_cast(args[0])
+    dtype = operands.dtype_argument(torch, target)
+    if dtype is None:
+        return args[0]
+    return cast(torch, args[0], dtype, node)
+
+
+def _unknown_cast(value: Value) -> Value:
+    if isinstance(value, Tensor):
+        return replace(value, dtype=None)
+    return value
+
+
+def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
+    """A tensor cast to a dtype. An opaque value becomes a tensor of that dtype, or stays a module."""
+    if isinstance(value, Opaque):
+        return Opaque(value.store, operands.names(dtype), value.marks, torch.spot(node))
+    if not isinstance(value, Tensor):
+        return unknown()
+    marks = value.marks
+    target = operands.names(dtype)
+    if target is None:
+        return replace(value, dtype=None, square=None, low_softmax=None)
+    was_integer = value.dtype is not None and not is_float(value.dtype)
+    if was_integer and is_float(target):
+        marks |= {"counts"} if "small" in marks or value.dtype == frozenset({"bool"}) else {"counts", "positions"}
+    if not is_float(target):
+        if "cumulated" in marks and value.low:
+            torch.facts.add(
+                Kind.HOLDS,
+                value.low_at or value.spot or torch.spot(node),
+                value.dtype,
+                Role.POSITIONS,
+                ("they become integers here", torch.spot(node)),
+                "",
+                representable=False,
+            )
+        marks -= {"differentiable", "float16", "bfloat16", "cumulated"}
+    spot = torch.spot(node)
+    low_at = value.low_at
+    if is_low(target) and marks & {"positions", "schedule"}:
+        low_at = low_at or spot
+    stays_low = is_low(target)
+    return replace(
+        value,
+        dtype=target,
+        marks=marks
+        if not (stays_low and len(target) == 1 and "differentiable" in marks)
+        else marks | (target & {"float16"}),
+        spot=spot if value.dtype != target else value.spot,
+        op="cast" if value.dtype != target else value.op,
+        low_at=low_at if is_low(target) or (low_at is not None and marks & {"positions", "schedule"}) else None,
+        square=value.square if stays_low else None,
+        low_softmax=value.low_softmax if stays_low else None,
+        tiny=None,
+        origin=dtype.origin,
+    )

@@ -1,0 +1,67 @@
+"""What only the whole file can tell, once all of it has been run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.library import (
+    optimizers,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def _bare_regions(torch: Torch) -> None:
+    """A region without a dtype whose default is not what the other regions of its device say."""
+    for region in torch.training.regions:
+        same = [r.dtype for r in torch.training.regions if r.dtype_given and r.devices == region.devices]
+        if region.dtype_given or not same or None in same or len(set(same)) != 1 or region.spot is None:
+            continue
+        if region.dtype is not None and len(region.dtype) == 1 and region.dtype != same[0]:
+            torch.facts.add(Kind.AUTOCAST, region.spot, region.dtype, enabled=True, dtype_given=False)
+
+
+def finish(torch: Torch) -> None:
+    """Reports what only the whole file can tell."""
+    for made in torch.training.optimizers:
+        if not made.store.get("examined"):
+            optimizers.examine(torch, made)
+    for spot, low in torch.training.summed if torch.training.cleared else ():
+        torch.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
+    if not torch.training.saw_scaler and not torch.outside_scaling:
+        for spot, region in torch.training.unscaled_backward:
+            torch.facts.add(
+                Kind.HOLDS,
+                spot,
+                "float16",
+                Role.GRADIENT,
+                ("float16 comes from here", region),
+                "",
+                loss_scaling="none",
+            )
+        for spot, made_low in torch.training.low_adapters if torch.training.unscaled_backward else ():
+            torch.facts.add(
+                Kind.HOLDS,
+                spot,
+                "float16",
+                Role.ADAPTER_PARAMETER,
+                ("they became float16 here", made_low),
+                "",
+                loss_scaling="none",
+            )
+    _bare_regions(torch)
+    for scaler in torch.training.scalers:
+        seen = torch.training.losses.get(id(scaler.store))
+        if scaler.enabled and seen == {"bfloat16"} and scaler.spot is not None:
+            torch.facts.add(
+                Kind.LOSS_SCALING, scaler.spot, "bfloat16", Role.LOSS_SCALE, None, "", needed=False, dynamic=True
+            )
+    for key, spot in torch.training.never_updated:
+        if key not in torch.training.updates:
+            torch.facts.add(Kind.SCALER_STEP, spot, update="missing")
+    live = any(s.enabled is not False and id(s.store) in torch.training.stepped_scalers for s in torch.training.scalers)
+    if live and not torch.training.scaler_saved:
+        for spot, _ in torch.training.saves:
+            torch.facts.add(Kind.CHECKPOINT, spot, saves_optimizer=True, saves_scaler=False)

@@ -1,0 +1,114 @@
+"""Tensors made from nothing: `torch.zeros`, `arange`, `full_like` and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from precaudit.static.language.values import (
+    NONE,
+    Const,
+    Dtypes,
+    Number,
+    Seq,
+    Tensor,
+    Value,
+    float_constant,
+    is_float,
+    is_low,
+)
+from precaudit.static.library import (
+    mistakes,
+    operands,
+    opnames,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """zeros, full, arange, zeros_like, tensor, …"""
+    spot = torch.spot(node)
+    wanted = operands.dtype_argument(torch, kwargs.get("dtype"))
+    source = args[0] if args else None
+    dtype: Dtypes | None
+    origin = None
+    marks: set[str] = {"created"}
+    zero_dim = False
+    if wanted is not None:
+        dtype, origin = operands.names(wanted), wanted.origin
+    elif name in opnames.LIKE or name in opnames.NEW or name == "as_tensor":
+        dtype = source.dtype if isinstance(source, Tensor) else None
+        origin = source.origin if isinstance(source, Tensor) else None
+    elif name in ("arange", "tensor", "full", "scalar_tensor"):
+        value = args[1] if name == "full" and len(args) > 1 else kwargs.get("fill_value", source)
+        dtype = _literal_dtype(torch, args if name == "arange" else [value])
+    else:
+        dtype = torch.default_dtype()
+    if name in opnames.LIKE or name in opnames.NEW:
+        zero_dim = isinstance(source, Tensor) and source.zero_dim and name in opnames.LIKE
+    elif name in ("tensor", "scalar_tensor"):
+        zero_dim = isinstance(source, (Const, Number))
+    elif name in ("zeros", "ones", "full", "empty", "rand", "randn"):
+        zero_dim = isinstance(source, Seq) and not source.items and not source.open
+    if name in ("full", "full_like", "new_full"):
+        fill = kwargs.get("fill_value") or (args[1] if name != "new_full" and len(args) > 1 else NONE)
+        mistakes.constant_overflows(torch, dtype, fill, node, "Add")
+    if name == "tensor" and isinstance(source, Const):
+        mistakes.constant_overflows(torch, dtype, source, node, "Add")
+    low_at = None
+    if (
+        zero_dim
+        and wanted is not None
+        and dtype == frozenset({"float32"})
+        and name in ("tensor", "full", "scalar_tensor")
+    ):
+        marks.add("asked_float32")
+    if name in ("rand", "rand_like") and is_low(dtype):
+        marks.add("uniform")
+    if name in ("linspace", "logspace"):
+        marks.add("schedule")
+        low_at = spot if is_low(dtype) else None
+    if name == "tensor" and wanted is not None and isinstance(source, Const):
+        mistakes.low_hyperparameter(torch, dtype, origin, source, spot)
+    if name == "arange":
+        limit = [float_constant(a) for a in args[:2]]
+        largest = max((n for n in limit if n is not None), default=None)
+        if largest is None or largest > 256 or len(args) == 0:
+            marks.add("positions")
+            low_at = spot if is_low(dtype) else None
+        elif dtype is not None and not is_float(dtype):
+            marks.add("small")
+    return Tensor(
+        dtype,
+        spot,
+        name,
+        frozenset(marks),
+        zero_dim,
+        torch.loops(),
+        low_at=low_at,
+        origin=origin if is_low(dtype) else None,
+    )
+
+
+def _literal_dtype(torch: Torch, values: Sequence[Value | None]) -> Dtypes | None:
+    found: Dtypes = frozenset()
+    for value in values:
+        if isinstance(value, Seq):
+            inner = _literal_dtype(torch, list(value.items))
+            if inner is None:
+                return None
+            found |= inner
+        elif isinstance(value, Const) and isinstance(value.value, bool):
+            found |= {"bool"}
+        elif isinstance(value, Const) and isinstance(value.value, int):
+            found |= {"int64"}
+        elif isinstance(value, Const) and isinstance(value.value, float):
+            default = torch.default_dtype()
+            if default is None:
+                return None
+            found |= default
+        else:
+            return None
+    return found if len(found) == 1 else None

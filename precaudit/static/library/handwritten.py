@@ -1,0 +1,148 @@
+"""Optimizers and averages written in the code under check: their state, and parameters written in place."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language import classes
+from precaudit.static.language.heap import Store
+from precaudit.static.language.values import (
+    ANY,
+    Class,
+    Dict,
+    Dtypes,
+    Instance,
+    Param,
+    Spot,
+    Tensor,
+    Value,
+    is_low,
+    seq,
+    unknown,
+)
+from precaudit.static.library import (
+    operands,
+    optimizers,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+COMPENSATED = re.compile(r"kahan|compensat|stochastic|_sr_|seeded_round", re.IGNORECASE)
+
+
+def is_optimizer_class(cls: Value) -> bool:
+    bases = classes.library_bases(cls)
+    return any(b.startswith("torch.optim") and b.rsplit(".", 1)[-1][:1].isupper() for b in bases)
+
+
+def init_optimizer(torch: Torch, instance: Instance, args: list[Value], kwargs: dict[str, Value]) -> None:
+    """`super().__init__(params, defaults)` of a class derived from torch.optim.Optimizer."""
+    given = args[0] if args else kwargs.get("params", unknown())
+    defaults = args[1] if len(args) > 1 else kwargs.get("defaults", unknown())
+    group: Store = dict(defaults.store) if isinstance(defaults, Dict) else {ANY: unknown()}
+    group["params"] = seq(optimizers.collect(torch, given), open=True)
+    put = torch.interpreter.heap.put
+    put(instance.store, "param_groups", seq([Dict(group)], open=True))
+    put(instance.store, "state", Dict({}, "optimizer_state"))
+    put(instance.store, "defaults", defaults)
+    torch.training.custom.append(instance)
+
+
+def current_optimizer(torch: Torch) -> Instance | None:
+    """The hand-written optimizer whose method is being run."""
+    for frame in reversed(torch.interpreter.frames):
+        if isinstance(frame.receiver, Instance) and is_optimizer_class(frame.receiver.cls):
+            return frame.receiver
+    return None
+
+
+def compensated(instance: Instance) -> bool:
+    """Whether the class compensates on purpose: Kahan summation or stochastic rounding."""
+    cls = instance.cls
+    return isinstance(cls, Class) and bool(COMPENSATED.search(cls.scope.source.tree.code_for_node(cls.node)))
+
+
+def state_stored(torch: Torch, key: Any, value: Value, node: Any) -> None:
+    """A value was put into `optimizer.state[p]`."""
+    instance = current_optimizer(torch)
+    value = operands.as_tensor(torch, value)
+    if instance is None or not isinstance(value, Tensor) or not value.low or compensated(instance):
+        return
+    counter = isinstance(key, str) and (key in ("step", "t", "steps", "iter", "count") or "beta" in key or key == "lr")
+    spot = value.origin or value.spot or torch.spot(node)
+    attrs: dict[str, Any] = {}
+    if counter or value.zero_dim:
+        attrs = {"what": "hyperparameter", "key": "step" if key in ("t", "steps", "iter", "count") else str(key)}
+    torch.facts.add(
+        Kind.HOLDS,
+        spot,
+        value.dtype,
+        Role.OPTIMIZER_STATE,
+        ("it is stored here", torch.spot(node)),
+        f"state['{key}']" if isinstance(key, str) else "",
+        **attrs,
+    )
+
+
+def parameter_written(torch: Torch, param: Param, name: str, args: list[Value], node: Any) -> None:
+    """A parameter was changed in place by a tensor method or an augmented assignment."""
+    dtype = param.dtype
+    instance = current_optimizer(torch)
+    region = torch.autocast()
+    cached = region is not None and id(region) in torch.training.regions_used and region.spot is not None
+    written = dtype == frozenset({"float32"}) and optimizers.trainable(param) and name != "zero"
+    if region is not None and cached and instance is None and written:
+        torch.facts.add(
+            Kind.AUTOCAST,
+            torch.spot(node),
+            region.dtype,
+            None,
+            ("the region that caches its copy begins here", region.spot),
+            enabled=True,
+            stale_cache=True,
+        )
+    if not is_low(dtype):
+        return
+    source = operands.marks_of([operands.as_tensor(torch, a) for a in args])
+    if instance is not None:
+        if name in ("copy", "zero", "fill") or not optimizers.trainable(param) or compensated(instance):
+            return
+        torch.facts.add(
+            Kind.HOLDS,
+            torch.spot(node),
+            dtype,
+            Role.MASTER_WEIGHT,
+            ("parameters were cast here", param.store.get("spot")),
+            "the optimizer's step writes them in place",
+        )
+        return
+    if "gradient" in source and name in ("add", "sub", "addcdiv") and optimizers.trainable(param) and not torch.grad():
+        torch.facts.add(
+            Kind.HOLDS,
+            torch.spot(node),
+            dtype,
+            Role.MASTER_WEIGHT,
+            ("parameters were cast here", param.store.get("spot")),
+            "gradients are applied to them in place",
+        )
+        return
+    averaged = name in ("add", "lerp", "sub") or (
+        name == "copy" and any(isinstance(a, Tensor) and a.op in ("Add", "Subtract", "lerp") for a in args)
+    )
+    if averaged and "weights" in source and "gradient" not in source:
+        average(torch, dtype, param.store.get("spot") or torch.spot(node), node)
+
+
+def average(torch: Torch, dtype: Dtypes | None, spot: Spot, node: Any) -> None:
+    torch.facts.add(
+        Kind.HOLDS,
+        spot,
+        dtype,
+        Role.ACCUMULATOR,
+        ("the average is updated here", torch.spot(node)),
+        "its updates are far below half a unit in the last place",
+        what="ema",
+    )

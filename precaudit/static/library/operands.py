@@ -1,0 +1,100 @@
+"""Reads values as tensors, arguments as dtypes, and the marks that pass from operands to results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from precaudit.static.language.values import (
+    Choice,
+    Const,
+    DType,
+    Dtypes,
+    Opaque,
+    Param,
+    Seq,
+    Tensor,
+    Value,
+    is_low,
+    join_dtypes,
+)
+from precaudit.static.library import (
+    opnames,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+
+def as_tensor(torch: Torch, value: Value) -> Value:
+    """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
+    if isinstance(value, Param):
+        return _read_parameter(torch, value)
+    if isinstance(value, Opaque) and value.dtype is not None:
+        return Tensor(value.dtype, value.spot, "", value.marks)
+    if isinstance(value, Choice):
+        tensors = [as_tensor(torch, option) for option in value.options]
+        known = [t for t in tensors if isinstance(t, Tensor)]
+        if len(known) == len(tensors):
+            dtype = known[0].dtype
+            marks = known[0].marks
+            for other in known[1:]:
+                dtype, marks = join_dtypes(dtype, other.dtype), marks | other.marks
+            return replace(known[0], dtype=dtype, marks=marks)
+    return value
+
+
+def _read_parameter(torch: Torch, value: Param) -> Tensor:
+    marks = {"weights"}
+    dtype = value.dtype
+    if value.store.get("kind") != "buffer" and value.trainable is not False and torch.grad():
+        marks.add("differentiable")
+        if is_low(dtype) and dtype is not None and len(dtype) == 1:
+            marks.add("weights:" + min(dtype))
+    if value.store.get("positions"):
+        marks.add("positions")
+    spot = value.store.get("spot")
+    low_at = spot if "positions" in marks and is_low(dtype) else None
+    return Tensor(dtype, spot, "parameter", frozenset(marks), low_at=low_at, origin=value.store.get("origin"))
+
+
+def marks_of(values: Iterable[Value]) -> frozenset[str]:
+    found: frozenset[str] = frozenset()
+    for value in values:
+        if isinstance(value, (Tensor, Opaque)):
+            found |= value.marks
+        elif isinstance(value, (Seq, Choice)):
+            found |= marks_of(value.items if isinstance(value, Seq) else value.options)
+        elif isinstance(value, Param):
+            found |= {"weights"}
+    return found
+
+
+def dtype_argument(torch: Torch, value: Value | None) -> DType | None:
+    """The dtype that a `dtype=` argument gives; a DType with no names where it is given and not known."""
+    if value is None or (isinstance(value, Const) and value.value is None):
+        return None
+    if isinstance(value, DType):
+        return value
+    if isinstance(value, Const) and isinstance(value.value, str):
+        name = opnames.DTYPE_NAMES.get(value.value.removeprefix("torch."))
+        return DType(frozenset({name})) if name else DType(frozenset())
+    if isinstance(value, Choice):
+        found = [dtype_argument(torch, option) for option in value.options]
+        if all(d is not None and d.names for d in found):
+            return DType(frozenset().union(*(d.names for d in found if d)))
+    return DType(frozenset())
+
+
+def names(dtype: DType | None) -> Dtypes | None:
+    return dtype.names if dtype is not None and dtype.names else None
+
+
+KEPT = frozenset(
+    """
+    differentiable gradient weights positions float16 bfloat16 scaled hand_scaled probabilities loss counts
+    penalty uniform cumulated schedule weights:bfloat16 weights:float16
+    """.split()
+)
+"""Marks that pass from operands to results."""

@@ -1,0 +1,199 @@
+"""Optimizers of torch.optim: what they hold, when they step, and in which dtype they keep it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role, rounds_to
+from precaudit.static.language.heap import Store
+from precaudit.static.language.values import (
+    ANY,
+    Autocast,
+    Choice,
+    Const,
+    Dict,
+    Dtypes,
+    Opaque,
+    Optimizer,
+    Param,
+    Seq,
+    Spot,
+    Tensor,
+    Value,
+    float_constant,
+    is_low,
+    unknown,
+)
+from precaudit.static.library import (
+    training,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+ADAPTIVE = frozenset(
+    {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "SparseAdam", "Rprop", "ASGD"}
+)
+
+ADAPTER = re.compile(r"lora|adapter|\bia3\b|prompt", re.IGNORECASE)
+
+
+def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`torch.optim.<name>(params, ...)` and its kin."""
+    given = args[0] if args else kwargs.get("params", unknown())
+    short = name.rsplit(".", 1)[-1]
+    eps = kwargs.get("eps", Const(1e-8) if short in ADAPTIVE and "eps" not in kwargs else None)
+    if short == "Adagrad" and "eps" not in kwargs:
+        eps = Const(1e-10)
+    store: Store = {
+        "params": tuple(collect(torch, given)),
+        "cls": short,
+        "library": name,
+        "spot": torch.spot(node),
+        "eps": eps,
+        "momentum": kwargs.get("momentum", args[2] if short == "SGD" and len(args) > 2 else Const(0)),
+        "adaptive": short in ADAPTIVE,
+        "loops": torch.loops(),
+    }
+    made = Optimizer(store)
+    torch.training.optimizers.append(made)
+    return made
+
+
+def collect(torch: Torch, value: Value, depth: int = 0) -> list[Value]:
+    """The parameters in a list, a group dict, named pairs or a generator of them."""
+    if depth > 4:
+        return []
+    if isinstance(value, (Param, Tensor)):
+        return [value]
+    if isinstance(value, Opaque):
+        return [value]
+    if isinstance(value, Dict):
+        inner = value.store.get("params") or value.store.get(ANY)
+        return collect(torch, inner, depth + 1) if inner is not None else []
+    if isinstance(value, Seq):
+        return [p for item in value.items for p in collect(torch, item, depth + 1)]
+    if isinstance(value, Choice):
+        found = [collect(torch, option, depth + 1) for option in value.options]
+        return [p for group in found for p in group]
+    return []
+
+
+def cast_after_optimizer(torch: Torch, stores: list[Store], dtype: Dtypes | None, spot: Spot) -> None:
+    """Remembers a cast of parameters that an optimizer already holds; it counts when that optimizer steps again."""
+    identities = {id(store) for store in stores}
+    for made in torch.training.optimizers:
+        held = [p for p in made.store["params"] if isinstance(p, Param) and id(p.store) in identities]
+        if any(p.trainable is True for p in held):
+            torch.interpreter.heap.put(made.store, "cast_after", (spot, dtype))
+
+
+def step(torch: Torch, made: Value, node: Any) -> None:
+    """`optimizer.step()`, called by the user and not by a scaler."""
+    under_autocast(torch, node)
+    states = torch.interpreter.paths
+    pending = [s for s in states if training.has(s, "pending")]
+    untouched = all(not training.has(s, "unscaled") and not training.has(s, "manual") for s in states)
+    if pending and untouched and len(pending) == len(states):
+        torch.facts.add(Kind.OPTIMIZER_STEP, torch.spot(node), gradients="scaled", autocast=False)
+    stepped(torch, made, node)
+
+
+def under_autocast(torch: Torch, node: Any) -> None:
+    region = torch.autocast()
+    if region is not None and region.spot is not None and region.enabled is not False:
+        torch.facts.add(
+            Kind.OPTIMIZER_STEP,
+            torch.spot(node),
+            "",
+            None,
+            ("the region begins here", region.spot),
+            gradients="unscaled",
+            autocast=True,
+        )
+
+
+def stepped(torch: Torch, made: Value, node: Any) -> None:
+    """The optimizer's update ran: its parameters' dtypes at this moment are what it updates."""
+    if isinstance(made, Optimizer):
+        examine(torch, made)
+        cast = made.store.get("cast_after")
+        if cast is not None:
+            spot, dtype = cast
+            if is_low(dtype):
+                torch.facts.add(
+                    Kind.CAST,
+                    spot,
+                    dtype,
+                    None,
+                    ("the optimizer was built here", made.store["spot"]),
+                    after_optimizer=True,
+                )
+        made.store["examined"] = True
+
+
+def examine(torch: Torch, made: Optimizer) -> None:
+    """Low trainable parameters in an optimizer: no master weights, low state, eps that vanishes."""
+    store = made.store
+    facts = torch.facts
+    low: list[Any] = []
+    for param in store["params"]:
+        dtype = param.dtype
+        if not is_low(dtype):
+            continue
+        if isinstance(param, Param) and not trainable(param):
+            continue
+        if isinstance(param, (Tensor, Param)):
+            low.append(param)
+    if not low:
+        return
+    trained = [p for p in store["params"] if isinstance(p, Param) and trainable(p)]
+    adapters = bool(trained) and all(ADAPTER.search(p.name) for p in trained)
+    spot: Spot = store["spot"]
+    first = low[0]
+    dtype = first.dtype
+    made_low = first.store.get("spot") if isinstance(first, Param) else first.spot
+    cause = ("parameters became " + min(dtype) + " here", made_low)
+    attrs: dict[str, Any] = {"allowed_because": "adapter-only"} if adapters else {}
+    facts.add(
+        Kind.HOLDS,
+        made_low or spot,
+        dtype,
+        Role.MASTER_WEIGHT,
+        ("the optimizer is built here", spot),
+        f"{store['cls']} updates them in place",
+        **attrs,
+    )
+    if adapters and dtype == frozenset({"float16"}):
+        torch.training.low_adapters.append((spot, made_low))
+    has_state = store["adaptive"] or float_constant(store["momentum"]) not in (0.0, None)
+    if not store["library"].startswith("torch.optim") or not has_state:
+        return
+    extra: dict[str, Any] = {"adapter_only": True} if adapters else {}
+    facts.add(
+        Kind.HOLDS,
+        spot,
+        dtype,
+        Role.OPTIMIZER_STATE,
+        cause,
+        f"{store['cls']} keeps its state in the parameters' dtype",
+        **extra,
+    )
+    eps = float_constant(store["eps"])
+    if eps and dtype and store["adaptive"]:
+        rounded = {rounds_to(eps, name) for name in dtype}
+        if rounded <= {"zero", "subnormal"}:
+            facts.add(Kind.EPS, spot, dtype, Role.OPTIMIZER_STATE, cause, f"eps={eps:g}", rounds_to=min(rounded))
+
+
+def trainable(param: Param) -> bool:
+    if "requires_grad" not in param.store:
+        return True
+    return param.trainable is True
+
+
+def used_in_region(torch: Torch, region: Autocast | None) -> None:
+    """Autocast cached its copy of a weight in this region."""
+    if region is not None and region.enabled:
+        torch.training.regions_used[id(region)] = region

@@ -1,0 +1,263 @@
+"""Loss scaling: what a GradScaler is asked to do, in order, on each path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language.values import (
+    Const,
+    Instance,
+    Number,
+    Opaque,
+    Optimizer,
+    Param,
+    Scaler,
+    StateDict,
+    Tensor,
+    Value,
+    float_constant,
+    options,
+    truth,
+    unknown,
+)
+from precaudit.static.library import (
+    operands,
+    optimizers,
+    training,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+EXTREME_SCALE = 2.0**24
+
+FIXED_INTERVAL = 1_000_000
+"""Steps between two growths of the loss scale from which it is as good as fixed."""
+
+State = frozenset[Any]
+
+
+def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`GradScaler(...)`."""
+    given = kwargs.get("enabled")
+    enabled = True if given is None else truth(given)
+    if "\0rest" in kwargs:
+        enabled = None
+    made = Scaler({"sharded": name.endswith("ShardedGradScaler")}, enabled, torch.spot(node))
+    torch.training.scalers.append(made)
+    if enabled is not False:
+        torch.training.saw_scaler = True
+    growth = float_constant(kwargs.get("growth_interval"))
+    factor = float_constant(kwargs.get("growth_factor"))
+    if enabled is not False and ((growth is not None and growth >= FIXED_INTERVAL) or factor == 1.0):
+        torch.facts.add(
+            Kind.LOSS_SCALING,
+            torch.spot(node),
+            "",
+            Role.LOSS_SCALE,
+            None,
+            "it never grows back after an overflow halved it",
+            extreme=True,
+            dynamic=False,
+        )
+    scale = kwargs.get("init_scale")
+    if scale is None and args:
+        scale = next((a for a in args if float_constant(a) is not None), None)
+    value = float_constant(scale)
+    if value is not None and value > EXTREME_SCALE and enabled is not False:
+        torch.facts.add(
+            Kind.LOSS_SCALING,
+            torch.spot(node),
+            "",
+            Role.LOSS_SCALE,
+            None,
+            f"init_scale={value:g} overflows float16 gradients until it has been halved often enough",
+            extreme=True,
+            dynamic=True,
+            scale=value,
+        )
+    return made
+
+
+def scaler_method(torch: Torch, made: Scaler, name: str, args: list[Value], node: Any) -> Value:
+    """A method of a GradScaler."""
+    if name == "scale":
+        return _scale(torch, made, args, node)
+    if name == "unscale_":
+        _unscale(torch, made, args[0] if args else unknown(), node)
+    elif name == "step":
+        _step(torch, made, args[0] if args else unknown(), node)
+    elif name == "update":
+        _advance(torch, made, node)
+    elif name == "get_scale":
+        return Number(from_scale=True)
+    elif name == "state_dict":
+        torch.training.scaler_saved = True
+        return StateDict("scaler")
+    elif name == "is_enabled":
+        return Const(made.enabled) if made.enabled is not None else unknown()
+    return unknown()
+
+
+def _scale(torch: Torch, made: Scaler, args: list[Value], node: Any) -> Value:
+    loss = operands.as_tensor(torch, args[0]) if args else unknown()
+    if made.enabled is False:
+        return loss
+    marks = operands.marks_of([loss])
+    penalty = torch.training.penalty
+    if "penalty" in marks and penalty is not None:
+        because = ("they are penalised in the loss here", torch.spot(node))
+        torch.facts.add(Kind.OP, penalty, "", None, because, op="gradient-penalty-scaled")
+    kinds = {"float16" if "float16" in marks else "bfloat16" if "bfloat16" in marks else "unknown"}
+    torch.training.losses.setdefault(id(made.store), set()).update(kinds)
+    if isinstance(loss, Tensor):
+        from dataclasses import replace
+
+        return replace(loss, marks=loss.marks | {"scaled", f"scaler:{id(made.store)}"})
+    return Opaque(marks=marks | {"scaled", f"scaler:{id(made.store)}"})
+
+
+def _identity(optimizer: Value) -> int:
+    found = options(optimizer)[0]
+    return id(found.store) if isinstance(found, (Optimizer, Instance, Opaque)) else id(found)
+
+
+def _unscale(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
+    key, which = id(made.store), _identity(optimizer)
+    states = torch.interpreter.paths
+    event = ("unscaled", key, which)
+    always = ("unscaled-always", key, which)
+    if states and (all(event in s for s in states) or any(always in s for s in states)):
+        misuse(torch, "unscale-twice", node, True)
+    # What no condition guards happens in each turn of the loop, whether or not a step follows.
+    training.update(torch, lambda s: s | {event} | (frozenset() if training.has(s, "assume") else {always}))
+    _float16_gradients(torch, optimizer, node)
+
+
+def _float16_gradients(torch: Torch, optimizer: Value, node: Any) -> None:
+    params: tuple[Value, ...] = ()
+    for option in options(optimizer):
+        if isinstance(option, Optimizer):
+            params = option.store["params"]
+        elif isinstance(option, Instance) and "param_groups" in option.store:
+            params = tuple(optimizers.collect(torch, option.store["param_groups"]))
+    for param in params:
+        if isinstance(param, Param) and param.dtype == frozenset({"float16"}) and optimizers.trainable(param):
+            made_low = param.store.get("origin") if "float16" in (param.store.get("dtype") or ()) else None
+            spot = param.store.get("spot") or made_low
+            torch.facts.add(
+                Kind.UNSCALE,
+                spot or torch.spot(node),
+                "float16",
+                None,
+                ("they are unscaled here", torch.spot(node)),
+                'PyTorch raises "Attempting to unscale FP16 gradients."',
+            )
+            return
+
+
+def misuse(torch: Torch, word: str, node: Any, raises: bool) -> None:
+    torch.facts.add(Kind.SCALER_CALL, torch.spot(node), misuse=word, raises=raises)
+
+
+def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
+    key, which = id(made.store), _identity(optimizer)
+    torch.training.stepped_scalers.add(key)
+    _float16_gradients(torch, optimizer, node)
+    optimizers.under_autocast(torch, node)
+    for option in options(optimizer):
+        optimizers.stepped(torch, option, node)
+        if isinstance(option, Instance):
+            torch.run_step(option, node)
+    if made.enabled is False:
+        return
+    states = torch.interpreter.paths
+    clipped = [e for s in states for e in s if e[0] == "clipped" and e[1] == key]
+    for event in clipped:
+        torch.facts.add(
+            Kind.CLIP,
+            torch.known_spot(event[2]),
+            "",
+            Role.GRADIENT,
+            ("the scaler steps here", torch.spot(node)),
+            "",
+            scaled=True,
+        )
+    again = ("stepped", key, which)
+    if states and all(again in s for s in states):
+        torch.facts.add(Kind.SCALER_STEP, torch.spot(node), update="missing")
+    elif any(again in s for s in states):
+        torch.training.never_updated.append((key, torch.spot(node)))
+    stale = [e for s in states for e in s if e[0] == "updated" and e[1] == key]
+    if stale and all(any(e[0] == "updated" and e[1] == key for e in s) for s in states):
+        torch.facts.add(
+            Kind.SCALER_CALL,
+            torch.known_spot(stale[0][2]),
+            "",
+            None,
+            ("this optimizer's gradients carry the scale from before that update", torch.spot(node)),
+            misuse="update-per-optimizer",
+            raises=False,
+        )
+    training.update(
+        torch,
+        lambda s: (
+            frozenset(e for e in s if not (e[0] in ("pending", "clipped", "manual") and e[1] in (key, None))) | {again}
+        ),
+    )
+
+
+def _advance(torch: Torch, made: Scaler, node: Any) -> None:
+    key = id(made.store)
+    torch.training.updates.add(key)
+    states = torch.interpreter.paths
+    relevant = [s for s in states if any(e[0] == "pending" and e[1] == key for e in s)]
+    if (
+        made.enabled
+        and relevant
+        and len(relevant) == len(states)
+        and not any(e[0] in ("stepped", "unscaled") for s in states for e in s)
+    ):
+        misuse(torch, "update-without-step", node, True)
+    torch.remember(node)
+    event = ("updated", key, id(node))
+    training.update(
+        torch,
+        lambda s: (
+            frozenset(e for e in s if e[0] not in ("stepped", "unscaled", "unscaled-always") or e[1] != key)
+            | ({event} if any(e[0] == "stepped" and e[1] == key for e in s) else frozenset())
+        ),
+    )
+
+
+def clip(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
+    """Gradients are clipped: noted on each path, and reported when the scaler steps on that path."""
+    limit = kwargs.get("max_norm", kwargs.get("clip_value", args[1] if len(args) > 1 else None))
+    if isinstance(limit, Number) and limit.from_scale:
+        return
+    states = torch.interpreter.paths
+    pending = [s for s in states if training.has(s, "pending")]
+    if not pending or any(training.has(s, "unscaled") or training.has(s, "manual") for s in pending):
+        return
+    if limit is not None and float_constant(limit) == float("inf"):
+        return
+    torch.remember(node)
+
+    def change(state: State) -> State:
+        keys = {e[1] for e in state if e[0] == "pending"}
+        return state | {("clipped", key, id(node)) for key in keys}
+
+    training.update(torch, change)
+
+
+def gradients_cleared(torch: Torch) -> None:
+    """`zero_grad()` or `p.grad = None`."""
+    torch.training.cleared = True
+    training.update(torch, lambda s: frozenset(e for e in s if e[0] not in ("clipped", "summed")))
+
+
+def gradient_written(torch: Torch, node: Any) -> None:
+    """Gradients were changed in place by hand, perhaps to unscale them."""
+    if any(training.has(s, "pending") for s in torch.interpreter.paths):
+        training.update(torch, lambda s: s | {("manual", None)})
