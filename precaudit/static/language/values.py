@@ -141,6 +141,8 @@ class Param(Value):
 
     store: Store
     name: str = ""
+    detached: bool = False
+    """Read through `.data`."""
 
     @property
     def dtype(self) -> Dtypes | None:

@@ -53,9 +53,10 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
     elif "weights" in marks and ("weights" in target.marks or "created" in target.marks) and name in ("add", "lerp"):
         if "differentiable" not in marks or "detached" in marks or not torch.grad():
             handwritten.average(torch, target.dtype, spot, node)
-    elif "created" in target.marks and name in ("add", "sub", "lerp") and _lasting(torch, target, attribute):
-        if not _of_this_pass(torch, marks):
-            _long_lived(torch, target.dtype, target.spot, target.origin, node)
+    elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(torch, marks):
+        return
+    elif _lasting(torch, target, attribute):
+        _long_lived(torch, target.dtype, target.spot, target.origin, node)
 
 
 def recurrence(torch: Torch, value: Tensor, node: Any) -> None:

@@ -28,6 +28,9 @@ def backward(torch: Torch, loss: Value, node: Any) -> None:
         )
     loss = operands.as_tensor(torch, loss)
     marks = operands.marks_of([loss])
+    torch.training.trained = True
+    if not marks & {"scaled", "hand_scaled"}:
+        torch.training.plain_backward = torch.spot(node)
     if isinstance(loss, Tensor) and loss.low and "hand_scaled" not in marks:
         torch.facts.add(
             Kind.HOLDS,

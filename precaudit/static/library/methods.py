@@ -38,6 +38,7 @@ from precaudit.static.language.values import (
 from precaudit.static.library import (
     accumulators,
     backward,
+    frameworks,
     meanings,
     mistakes,
     modules,
@@ -47,6 +48,7 @@ from precaudit.static.library import (
     optimizers,
     rebinding,
     scaling,
+    standard,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +74,10 @@ def call_method(
     if isinstance(receiver, Tensor):
         return _tensor_method(torch, receiver, name, args, kwargs, node)
     if isinstance(receiver, Instance):
+        if receiver.library in frameworks.RUNNERS:
+            return frameworks.runner_method(torch, receiver, name, args, kwargs, node)
+        if receiver.library == "argparse.ArgumentParser":
+            return standard.parser_method(torch, receiver, name, args, kwargs, node)
         if modules.is_module(torch, receiver) or name in ("half", "bfloat16"):
             found = modules.method(torch, receiver, name, args, kwargs, node)
             if found is not None:

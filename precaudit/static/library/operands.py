@@ -48,7 +48,8 @@ def as_tensor(torch: Torch, value: Value) -> Value:
 def _read_parameter(torch: Torch, value: Param) -> Tensor:
     marks = {"weights"}
     dtype = value.dtype
-    if value.store.get("kind") != "buffer" and value.trainable is not False and torch.grad():
+    tracked = torch.grad() and not value.detached
+    if value.store.get("kind") != "buffer" and value.trainable is not False and tracked:
         marks.add("differentiable")
         if is_low(dtype) and dtype is not None and len(dtype) == 1:
             marks.add("weights:" + min(dtype))

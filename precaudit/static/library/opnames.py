@@ -170,3 +170,12 @@ LINEAR = frozenset({"Add", "Subtract", "Multiply", "Divide", "add", "sub", "mul"
 
 PARTS = frozenset({"created", "weights", "gradient"})
 """The marks of a tensor that a sum remembers as a part of it."""
+
+
+COMPOSED = {
+    "square": "pow",
+    "softmin": "softmax",
+    "gumbel_softmax": "softmax",
+    "multilabel_soft_margin_loss": "sum",
+}
+"""Operations that are made of another before autocast sees them, so that its table lists only that other one."""

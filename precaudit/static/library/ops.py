@@ -123,6 +123,7 @@ def autocast_dtype(torch: Torch, name: str, dtype: Dtypes | None) -> tuple[Dtype
     if region is None or region.enabled is False:
         return dtype, False
     table = table_for(region.devices)
+    name = opnames.COMPOSED.get(name, name)
     if name in table.lower:
         decided: Dtypes | None = region.dtype
         if dtype is not None and not is_float(dtype):
@@ -346,7 +347,7 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
         torch.facts.add(
             Kind.OP, torch.loss_built or torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True
         )
-    elif name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
+    if name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
         torch.facts.add(
             Kind.OP,
             torch.loss_built or torch.spot(node),

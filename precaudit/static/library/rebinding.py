@@ -44,7 +44,7 @@ def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> 
 
 
 def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
-    """`x = f(x)`: an update of x from itself, when x is a term on the right or a part of it; it stays the same storage."""
+    """`x = f(x)`: an update of x from itself, when x is a term on the right or a part of it: one storage."""
     tensor = operands.as_tensor(torch, value)
     if not isinstance(tensor, Tensor) or not tensor.low:
         return value

@@ -132,10 +132,10 @@ def _unscale(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
         misuse(torch, "unscale-twice", node, True)
     # What no condition guards happens in each turn of the loop, whether or not a step follows.
     training.update(torch, lambda s: s | {event} | (frozenset() if training.has(s, "assume") else {always}))
-    _float16_gradients(torch, optimizer, node)
+    float16_gradients(torch, optimizer, node)
 
 
-def _float16_gradients(torch: Torch, optimizer: Value, node: Any) -> None:
+def float16_gradients(torch: Torch, optimizer: Value, node: Any) -> None:
     params: tuple[Value, ...] = ()
     for option in options(optimizer):
         if isinstance(option, Optimizer):
@@ -164,7 +164,7 @@ def misuse(torch: Torch, word: str, node: Any, raises: bool) -> None:
 def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
     key, which = id(made.store), _identity(optimizer)
     torch.training.stepped_scalers.add(key)
-    _float16_gradients(torch, optimizer, node)
+    float16_gradients(torch, optimizer, node)
     optimizers.under_autocast(torch, node)
     for option in options(optimizer):
         optimizers.stepped(torch, option, node)

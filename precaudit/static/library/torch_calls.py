@@ -43,11 +43,6 @@ def same_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
     return args[0] if args else kwargs.get("module", unknown())
 
 
-def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    reduction.mixed_precision(torch, name.rpartition(".")[2], args, kwargs, node)
-    return unknown()
-
-
 def clip(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     scaling.clip(torch, args, kwargs, node)
     return Tensor(frozenset({"float32"}), torch.spot(node), "norm", zero_dim=True)
