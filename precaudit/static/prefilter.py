@@ -6,7 +6,8 @@ import re
 
 TRIGGERS = re.compile(
     rb"float16|\.half\(|torch\.half\b|[\"']half[\"']|float8_|autocast|GradScaler|MixedPrecision|16-true|(?:fp|bf)16_compress"
-    rb"|load_in_[48]bit|fp32_precision|allow_fp16_|master_weights_and_grads|\b(?:fp|bf)16\s*=\s*True|[\"'](?:fp|bf)16[\"']\s*:|\bprecaudit\s*:|noqa: *PA"
+    rb"|load_in_[48]bit|fp32_precision|allow_fp16_"
+    rb"|master_weights_and_grads|\b(?:fp|bf)16\s*=\s*True|[\"'](?:fp|bf)16[\"']\s*:|\bprecaudit\s*:|noqa: *PA"
 )
 """Every finding needs a low-precision dtype, an autocast region, a loss scaler or an ignore comment in its file."""
 LITERALS = (

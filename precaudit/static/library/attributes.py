@@ -95,6 +95,8 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
         return Bound(value, name)
     if isinstance(value, Function):
         return unknown()
+    if isinstance(value, Bound) and isinstance(value.receiver, Opaque):
+        return attribute(torch, operands.held(value), name, node)
     return Bound(value, name)
 
 

@@ -18,6 +18,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.library import (
+    mistakes,
     operands,
 )
 
@@ -77,6 +78,12 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
             )
         marks -= {"differentiable", "float16", "bfloat16", "cumulated"}
     spot = torch.spot(node)
+    region = torch.autocast()
+    if is_low(target) and region is not None and region.enabled and torch.grad() and "differentiable" in marks:
+        if value.dtype == frozenset({"float32"}):
+            marks |= {"recast"}
+        elif value.low and value.dtype == region.dtype and not target & (value.dtype or frozenset()):
+            mistakes.half_cast(torch, spot, target, region.spot)
     low_at = value.low_at
     if is_low(target) and marks & {"positions", "schedule"}:
         low_at = low_at or spot

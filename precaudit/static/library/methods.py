@@ -13,6 +13,7 @@ from precaudit.static.language.values import (
     ANY,
     NONE,
     Choice,
+    Class,
     Const,
     Context,
     Dict,
@@ -39,6 +40,7 @@ from precaudit.static.library import (
     accumulators,
     backward,
     frameworks,
+    functions,
     meanings,
     mistakes,
     modules,
@@ -85,6 +87,8 @@ def call_method(
         elif "param_groups" in receiver.store:
             return _optimizer_method(torch, receiver, name, args, kwargs, node)
         return torch.opaque_result([*args, *kwargs.values()], node)
+    if isinstance(receiver, Class) and name == "apply" and torch.is_autograd_function(receiver):
+        return functions.applied(torch, receiver, args, node)
     if isinstance(receiver, Opaque):
         return _opaque_method(torch, receiver, name, args, kwargs, node)
     if isinstance(receiver, (Seq, Dict)):

@@ -114,6 +114,10 @@ FUNCTIONAL = {
 """torch.nn class -> the functional operation it calls."""
 
 
+BEGINNINGS = frozenset(("__init__", "setup", "configure_model", "on_fit_start", "on_train_start"))
+"""Methods in which a module makes itself ready to be trained; the last four are Lightning's."""
+
+
 def short(cls: Value) -> str:
     """`Linear` of torch.nn.Linear or torch.nn.modules.linear.Linear; empty for anything else."""
     if isinstance(cls, Ref) and cls.name.startswith(NN):
@@ -255,6 +259,7 @@ def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
             if isinstance(item, (Param, Opaque)):
                 stores.append(item.store)
     put = torch.interpreter.heap.put
+    by_itself = _halves_itself(torch, value)
     for store in stores:
         current = store.get("dtype")
         if current is not None and not is_float(current):
@@ -262,8 +267,20 @@ def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
         put(store, "dtype", target)
         put(store, "spot", spot)
         put(store, "origin", dtype.origin)
+        if by_itself:
+            put(store, "half_call", spot)
     if is_low(target):
         optimizers.cast_after_optimizer(torch, stores, target, spot)
+
+
+def _halves_itself(torch: Torch, value: Value) -> bool:
+    """Whether a module is cast by its own method, before or when its training starts."""
+    frames = torch.interpreter.frames
+    if not frames or not isinstance(value, Instance) or not isinstance(frames[-1].receiver, Instance):
+        return False
+    function = frames[-1].function
+    begins = function is not None and function.name.value in BEGINNINGS
+    return begins and frames[-1].receiver.store is value.store
 
 
 def set_trainable(torch: Torch, value: Value, requires_grad: bool | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precaudit.static.language.values import (
+    Bound,
     Choice,
     Const,
     DType,
@@ -31,6 +32,8 @@ def as_tensor(torch: Torch, value: Value) -> Value:
     """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
     if isinstance(value, Param):
         return _read_parameter(torch, value)
+    if isinstance(value, Bound):
+        return held(value)
     if isinstance(value, Opaque) and value.dtype is not None:
         return Tensor(value.dtype, value.spot, "", value.marks)
     if isinstance(value, Choice):
@@ -43,6 +46,14 @@ def as_tensor(torch: Torch, value: Value) -> Value:
                 dtype, marks = join_dtypes(dtype, other.dtype), marks | other.marks
             return replace(known[0], dtype=dtype, marks=marks)
     return value
+
+
+def held(value: Bound) -> Value:
+    """`outputs.loss` of something unknown: one more unknown thing, the same each time; of anything else, itself."""
+    if not isinstance(value.receiver, Opaque):
+        return value
+    found: Value = value.receiver.store.setdefault("value:" + value.name, Opaque(marks=value.receiver.marks))
+    return found
 
 
 def _read_parameter(torch: Torch, value: Param) -> Tensor:

@@ -253,6 +253,8 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if integral and name not in ("sum", "cumsum", "abs", "neg", "clamp", "clip", "prod", "pad", "sign", "amax", "amin"):
         dtype = frozenset({"float32"})
     decided, by_autocast = (dtype, False) if integral else autocast_dtype(torch, name, dtype)
+    if by_autocast and decided == frozenset({"float32"}):
+        mistakes.consumes_recast(torch, tensor)
     if wanted is not None and name not in ("normalize",):
         decided = operands.names(wanted)
         by_autocast = True
@@ -357,7 +359,9 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             "",
             op="bce-on-probabilities",
         )
-    decided, _ = autocast_dtype(torch, name, dtype)
+    decided, by_autocast = autocast_dtype(torch, name, dtype)
+    if by_autocast and decided == frozenset({"float32"}):
+        mistakes.consumes_recast(torch, first)
     if is_low(decided):
         if torch.disabled_region() is not None:
             mistakes.low_in_disabled_region(torch, first, node)
