@@ -162,6 +162,8 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
         if made is not None:
             torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
     origin = given.origin if given is not None else None
+    if origin is not None and made is not None and origin.function not in ("", made.function):
+        made = origin  # the caller chose the dtype
     if (
         kind in WEIGHTED
         or kind in ("Embedding", "EmbeddingBag")
@@ -417,7 +419,7 @@ def method(
         dtype = DType(frozenset({opnames.CASTS[name]}), torch.spot(node))
         cast_module(torch, value, dtype, node)
         return casts.cast(torch, value, dtype, node) if isinstance(value, Opaque) else value
-    if name == "to":
+    if name == "to" or (name == "type" and args):
         return _to(torch, value, args, kwargs, node)
     if name in ("cuda", "cpu", "xpu", "npu", "to_empty", "share_memory", "compile", "gradient_checkpointing_enable"):
         return value
