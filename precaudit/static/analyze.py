@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from pathlib import Path
 
 from precaudit.model.vocabulary import Fact
 from precaudit.static.cache import digest
+from precaudit.static.decoding import SourceError, decode
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef
 from precaudit.static.library import conclusions
 from precaudit.static.library.torch_model import Torch
 from precaudit.static.prefilter import may_hold_a_finding
-from precaudit.static.source import Source, SourceError, decode
+from precaudit.static.source import Source
 
+WORD = re.compile(r"[A-Za-z_]\w*")
 RECURSION_LIMIT = 4000
 """A call that is followed takes about a dozen frames of ours."""
 MAX_SIBLINGS = 12
@@ -73,7 +76,7 @@ class Siblings:
             if len(raw) > MAX_SIBLING_BYTES or (level and not may_hold_a_finding(raw)):
                 return None
             beside = str(Path(source.path).with_name(path.name)) if path.parent == source.file_folder else str(path)
-            found = Source(beside, decode(raw), path)
+            found = Source(beside, decode(raw), path, WORD.findall(source.text))
         except (OSError, SourceError):
             return None
         store: Store = {}

@@ -23,7 +23,7 @@ class Tree:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.source = Source("", text)
+        self.source = Source("", text, whole=True)
         self._starts = [0]
         for line in text.splitlines(True):
             self._starts.append(self._starts[-1] + len(line))

@@ -26,7 +26,7 @@ from precaudit.static.language.values import (
     join,
     unknown,
 )
-from precaudit.static.relevance import COMMON, relevant_names
+from precaudit.static.relevance import COMMON
 from precaudit.static.source import Source
 
 REST_BUDGET = 40_000
@@ -76,7 +76,7 @@ class Interpreter:
     def run_rest(self, source: Source, store: Store) -> None:
         """Calls each function and method that nothing called, with arguments about which nothing is known."""
         outer, self.scope = self.scope, Scope(store, None, source)
-        relevant = relevant_names(source.text)
+        relevant = source.relevant
         try:
             for value in list(store.values()):
                 self._run_uncalled(value, source, relevant)

@@ -129,6 +129,7 @@ MARKS = {
     "uniform": "low uniform draws",
     "penalty": "gradients of a scaled value, for a gradient penalty",
     "recast": "was float32 in an autocast region and was cast low by hand",
+    "single": "storage for one number",
     "schedule": "evenly spaced values: betas, sigmas, timesteps of a noise schedule",
     "small": "integers that every dtype holds",
     "asked_float32": "made float32 on purpose",

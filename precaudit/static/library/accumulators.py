@@ -45,6 +45,7 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
         return
     if "gradient" in marks and "differentiable" in target.marks:
         return  # a leaf that the loop itself trains or perturbs, not a buffer for its gradients
+    counts = target.zero_dim or "single" in target.marks
     squares = [a for a in added if isinstance(a, Tensor) and a.square is not None]
     if "gradient" in marks and squares and target.zero_dim:
         return  # a norm of the gradients, not their sum
@@ -57,7 +58,7 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
             handwritten.average(torch, target.dtype, spot, node)
     elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(torch, marks):
         return
-    elif not attribute and not target.zero_dim and all(isinstance(a, (Const, Number)) for a in added):
+    elif not attribute and not counts and all(isinstance(a, (Const, Number)) for a in added):
         return  # a number added to each element of a work space: not a counter
     elif _lasting(torch, target, attribute):
         _long_lived(torch, target.dtype, target.spot, target.origin, node)

@@ -65,6 +65,8 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
         and name in ("tensor", "full", "scalar_tensor")
     ):
         marks.add("asked_float32")
+    if isinstance(source, Const) and source.value == 1 and name in ("zeros", "ones"):
+        marks.add("single")
     if name in ("rand", "rand_like") and is_low(dtype):
         marks.add("uniform")
     if name in ("linspace", "logspace"):

@@ -27,7 +27,7 @@ CARE = re.compile(r"custom_fwd|custom_bwd|autocast|\.to\(|\.float\(|\.type_as\(|
 
 
 def applied(torch: Torch, cls: Class, args: list[Value], node: Any) -> Value:
-    """`MyFunction.apply(...)`: under autocast its forward computes low from float32 inputs, and its backward does not."""
+    """`MyFunction.apply(...)`: under autocast its forward computes low from float32, its backward does not."""
     operands_read = [operands.as_tensor(torch, value) for value in args]
     region = torch.autocast()
     wide = any(isinstance(value, Tensor) and value.dtype == frozenset({"float32"}) for value in operands_read)
