@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import NONE, Value, truth
+from precaudit.static.prefilter import code_of
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
-FLOAT16 = re.compile(r"float16\b(?<!bfloat16)|\.half\(|[\"']fp16[\"']|\bfp16\s*=\s*True|[\"']16-mixed[\"']")
-"""What a file that computes in float16 says somewhere."""
+FLOAT16 = re.compile(r"\bfloat16\b|\.half\(|\bfp16\s*=\s*True")
+"""What the code of a file that computes in float16 says somewhere."""
 
 
 def flag_set(torch: Torch, name: str, value: Value, node: Any) -> None:
@@ -39,7 +40,7 @@ def finish(torch: Torch) -> None:
     """Partial sums in float16 where a float16 model trains; TF32 set through the old and the new API."""
     flags = torch.training.flags
     spot = flags.get("float16")
-    if spot is not None and torch.training.trained and FLOAT16.search(spot.source.text):
+    if spot is not None and torch.training.trained and FLOAT16.search(code_of(spot.source.text)):
         torch.facts.add(Kind.CALL, spot, "", None, None, "partial sums are float16", api="reduced-precision-flag")
     if "legacy" in flags and "new" in flags:
         because = ("the old flag is set here", flags["legacy"])

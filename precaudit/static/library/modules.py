@@ -431,6 +431,10 @@ def method(
         mode = args[0] if args else kwargs.get("mode", Const(True))
         set_training(torch, value, truth(mode) if name == "train" else False)
         return value
+    if name in ("parameters", "named_parameters", "enable_input_require_grads") and "\0kbit" in getattr(
+        value, "store", ()
+    ):
+        torch.interpreter.heap.put(value.store, "\0cared", True)
     if name in ("parameters", "named_parameters", "buffers", "named_buffers"):
         found = parameters(torch, value, buffers="buffers" in name)
         items: list[Value] = [p for _, p in found]
