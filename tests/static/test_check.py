@@ -196,6 +196,10 @@ def test_a_baseline_survives_moved_code_and_prunes(project: Path) -> None:
         (b"# coding: nonsense\nfloat16 = 1\n", "bad.py: unknown encoding"),
         (b"float16\0\n", "bad.py: source code cannot contain null bytes"),
         (b"float16 = " + b"(" * 3000 + b")" * 3000, "bad.py"),
+        (
+            b"float16 = 1\n" + b"x = [1, 2, 3]\n" * 200_000,
+            "bad.py: too large to parse: 2.8 MB of code, 2 MB is allowed",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_the_run_goes_on(project: Path, content: bytes, message: str) -> None:

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import (
-    Const,
     Dtypes,
-    Number,
     Param,
     Spot,
     Tensor,
@@ -58,8 +56,8 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
             handwritten.average(torch, target.dtype, spot, node)
     elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(torch, marks):
         return
-    elif not attribute and not counts and all(isinstance(a, (Const, Number)) for a in added):
-        return  # a number added to each element of a work space: not a counter
+    elif not attribute and not counts and not any(isinstance(a, Tensor) for a in added):
+        return  # a number, or who knows what, added to each element of a work space: not a counter
     elif _lasting(torch, target, attribute):
         _long_lived(torch, target.dtype, target.spot, target.origin, node)
 

@@ -114,6 +114,8 @@ FUNCTIONAL = {
 """torch.nn class -> the functional operation it calls."""
 
 
+CARE = frozenset(("parameters", "named_parameters", "enable_input_require_grads"))
+"""Methods by which a script may prepare a k-bit model itself."""
 BEGINNINGS = frozenset(("__init__", "setup", "configure_model", "on_fit_start", "on_train_start"))
 """Methods in which a module makes itself ready to be trained; the last four are Lightning's."""
 
@@ -431,9 +433,7 @@ def method(
         mode = args[0] if args else kwargs.get("mode", Const(True))
         set_training(torch, value, truth(mode) if name == "train" else False)
         return value
-    if name in ("parameters", "named_parameters", "enable_input_require_grads") and "\0kbit" in getattr(
-        value, "store", ()
-    ):
+    if name in CARE and isinstance(value, Opaque) and "\0kbit" in value.store:
         torch.interpreter.heap.put(value.store, "\0cared", True)
     if name in ("parameters", "named_parameters", "buffers", "named_buffers"):
         found = parameters(torch, value, buffers="buffers" in name)
