@@ -108,7 +108,7 @@ def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) ->
         if len(names) > 1:
             raise UsageError("'-' (standard input) stands alone; name no other path beside it")
         raw = sys.stdin.buffer.read()
-        item = Found(Path(os.path.abspath(given["stdin_filename"])), given["stdin_filename"])
+        item = Found(os.path.abspath(given["stdin_filename"]), given["stdin_filename"])
         return Discovery([item], [], [], 0), [(item, examine(item, raw))]
     excluder = Excluder(settings.root.resolve(), settings.exclude, settings.respect_gitignore)
     discovered = discover(names, excluder)

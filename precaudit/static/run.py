@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.static.cache import Cache, digest
-from precaudit.static.decoding import SourceError, decode
 from precaudit.static.files import CONFIGS, Found
 from precaudit.static.prefilter import has_ignores, may_hold_a_finding
 
@@ -27,34 +26,36 @@ Task = tuple[Found, bytes]
 
 def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tuple[Found, Result]]:
     """Each file with its result: `facts` and `suppressions` as JSON values, or `error`, one line."""
-    results: dict[Path, Result] = {}
-    waiting: list[tuple[Found, bytes, os.stat_result]] = []
-    for item in found:
+    results: list[Result] = [EMPTY] * len(found)
+    waiting: list[tuple[int, bytes, os.stat_result]] = []
+    for number, item in enumerate(found):
+        path = item.file
         try:
-            stat = item.path.stat()
-            known = cache.by_stat(item.path, stat)
+            stat = os.stat(path)
+            known = cache.by_stat(path, stat)
             if known is not None:
-                results[item.path] = known
+                results[number] = known
                 continue
-            raw = item.path.read_bytes()
+            with open(path, "rb") as file:
+                raw = file.read()
         except OSError as error:
-            results[item.path] = {"error": f"cannot be read: {error.strerror}"}
+            results[number] = {"error": f"cannot be read: {error.strerror}"}
             continue
-        known = cache.by_content(item.path, stat, raw)
+        known = cache.by_content(path, stat, raw)
         if known is None:
             known = _at_a_glance(item.path, raw)
             if known is None:
-                waiting.append((item, raw, stat))
+                waiting.append((number, raw, stat))
                 continue
-            cache.put(item.path, stat, raw, known)
-        results[item.path] = known
-    tasks = [(item, raw) for item, raw, _ in waiting]
-    for (item, raw, stat), result in zip(waiting, _examine(tasks, jobs), strict=True):
-        results[item.path] = result
+            cache.put(path, stat, raw, known)
+        results[number] = known
+    tasks = [(found[number], raw) for number, raw, _ in waiting]
+    for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs), strict=True):
+        results[number] = result
         if "error" not in result:
-            cache.put(item.path, stat, raw, result)
+            cache.put(found[number].file, stat, raw, result)
     cache.save()
-    return [(item, results[item.path]) for item in found]
+    return list(zip(found, results, strict=True))
 
 
 def _at_a_glance(path: Path, raw: bytes) -> Result | None:
@@ -134,6 +135,7 @@ def examine(item: Found, raw: bytes) -> Result:
 
         return examine_config(item, raw)
     from precaudit import suppressions
+    from precaudit.static.decoding import SourceError, decode
 
     try:
         text = decode(raw)

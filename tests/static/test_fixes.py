@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from precaudit.settings import Settings
@@ -47,7 +45,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_safe_fix_mends_the_finding_and_nothing_else(name: str) -> None:
     text, wanted = CASES[name]
-    item = Found(Path("/nowhere/x.py"), "x.py")
+    item = Found("/nowhere/x.py", "x.py")
     fixed, count = fix_text(item, text, Settings(), unsafe=False)
     assert count == 1
     assert wanted in fixed
@@ -59,6 +57,6 @@ def test_an_unsafe_fix_waits_to_be_asked_for() -> None:
         "import torch\n\n\ndef route(xs):\n    gate = torch.nn.Linear(4, 4).bfloat16()\n    for x in xs:\n"
         "        p = torch.softmax(gate(x), dim=-1)\n        print(p.topk(2))\n"
     )
-    item = Found(Path("/nowhere/x.py"), "x.py")
+    item = Found("/nowhere/x.py", "x.py")
     assert fix_text(item, text, Settings(), unsafe=False) == (text, 0)
     assert "torch.softmax(gate(x), dim=-1, dtype=torch.float32)" in fix_text(item, text, Settings(), unsafe=True)[0]

@@ -1,4 +1,4 @@
-"""The hooks of .pre-commit-hooks.yaml under the real pre-commit, in a real repository, in an environment of their own."""
+"""The hooks of .pre-commit-hooks.yaml under the real pre-commit, in a real repository."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sh(*command: str, cwd: Path, home: Path) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A user's repository whose pre-commit configuration names a repository with this working tree, and pre-commit's home."""
+    """A repository whose pre-commit configuration names one with this working tree, and pre-commit's home."""
     home, tool, user = (tmp_path_factory.mktemp(name) for name in ("home", "tool", "user"))
     for name in ("precaudit", "rules"):
         shutil.copytree(ROOT / name, tool / name, ignore=shutil.ignore_patterns("__pycache__"))

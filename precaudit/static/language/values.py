@@ -334,21 +334,25 @@ def options(value: Value) -> tuple[Value, ...]:
 def choice(values: Iterable[Value]) -> Value:
     """One of these values; a single one when they are all the same."""
     kept: list[Value] = []
-    for value in values:
-        for option in options(value):
-            if not any(_same(option, other) for other in kept):
-                kept.append(option)
+    for value in [option for each in values for option in options(each)]:
+        if not any(_same(value, other) for other in kept):
+            kept.append(value)
+            if len(kept) > MAX_OPTIONS:
+                return Opaque()
     if not kept:
         return Opaque()
-    return kept[0] if len(kept) == 1 else Choice(tuple(kept)) if len(kept) <= MAX_OPTIONS else Opaque()
+    return kept[0] if len(kept) == 1 else Choice(tuple(kept))
 
 
 def _same(one: Value, other: Value) -> bool:
     if one is other:
         return True
+    kind = type(one)
+    if kind is not type(other):
+        return False
     if isinstance(one, Const) and isinstance(other, Const):
         return type(one.value) is type(other.value) and one.value == other.value
-    if isinstance(one, (Number, Ref, Context)):
+    if kind is Ref or kind is Number or kind is Context:
         return one == other
     if isinstance(one, Function) and isinstance(other, Function):
         return one.node is other.node and one.receiver is other.receiver
