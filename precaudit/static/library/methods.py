@@ -31,6 +31,7 @@ from precaudit.static.language.values import (
     Value,
     choice,
     constant,
+    is_float,
     options,
     seq,
     truth,
@@ -164,6 +165,8 @@ def _tensor_method(
         return NONE
     if name == "item":
         return Number()
+    if name == "is_floating_point" and receiver.dtype is not None:
+        return Const(is_float(receiver.dtype))
     if name == "requires_grad_":
         on = truth(args[0]) if args else True
         return replace(
