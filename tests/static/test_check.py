@@ -292,3 +292,63 @@ def test_neither_torch_nor_the_code_under_check_is_imported(project: Path) -> No
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_extend_select_adds_to_select_and_statistics_count(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    assert rules("bad.py", "--select", "PA1", "--extend-select", "PA301") == [("PA101", 3), ("PA301", 4)]
+    lines = [line.split() for line in run("bad.py", "--statistics").stdout.splitlines()]
+    assert lines == [
+        ["1", "PA101", "warning", "missing-master-weights"],
+        ["1", "PA301", "error", "low-precision-optimizer-state"],
+    ]
+
+
+CLIPPED = """import torch
+
+
+def train(model, optimizer, loader):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = model(x)
+        scaler.scale(loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # keeps its comment
+        scaler.step(optimizer)
+        scaler.update()
+"""
+
+
+def test_diff_shows_what_fix_writes_and_a_fixed_file_is_clean(project: Path) -> None:
+    path = project / "train.py"
+    path.write_text(CLIPPED)
+    shown = run("train.py", "--diff")
+    assert shown.exit_code == 1
+    assert "+        scaler.unscale_(optimizer)" in shown.stdout
+    assert path.read_text() == CLIPPED
+    done = run("train.py", "--fix")
+    assert done.exit_code == 0
+    assert "precaudit: 1 fixed" in done.stderr
+    assert path.read_text().count("\n") == CLIPPED.count("\n") + 1
+    assert run("train.py", "--diff").exit_code == 0
+
+
+def test_fixing_standard_input_is_refused_in_one_line(project: Path) -> None:
+    result = run("-", "--fix", text=CLIPPED)
+    assert str(result.exception) == "'-': --fix and --diff need a file, not standard input"
+
+
+def test_a_script_is_held_against_the_deepspeed_file_that_it_names(project: Path) -> None:
+    (project / "conf").mkdir()
+    (project / "conf" / "ds.json").write_text(
+        json.dumps({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}})
+    )
+    (project / "src").mkdir()
+    (project / "src" / "train.py").write_text(
+        "from transformers import TrainingArguments\nargs = TrainingArguments('o', bf16=True, deepspeed='conf/ds.json')\n"
+    )
+    assert rules("src") == [("PA805", 2)]
+    (project / "conf" / "ds.json").write_text(
+        json.dumps({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
+    )
+    assert rules("src") == []

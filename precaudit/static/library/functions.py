@@ -43,4 +43,5 @@ def applied(torch: Torch, cls: Class, args: list[Value], node: Any) -> Value:
 
 
 def _place(function: Function) -> Spot:
-    return Spot(function.scope.source, function.node.name, function.scope.function)
+    name = getattr(function.node, "name", function.node)
+    return Spot(function.scope.source, name, function.scope.function)
