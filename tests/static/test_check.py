@@ -344,9 +344,8 @@ def test_a_script_is_held_against_the_deepspeed_file_that_it_names(project: Path
         json.dumps({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}})
     )
     (project / "src").mkdir()
-    (project / "src" / "train.py").write_text(
-        "from transformers import TrainingArguments\nargs = TrainingArguments('o', bf16=True, deepspeed='conf/ds.json')\n"
-    )
+    call = "args = TrainingArguments('o', bf16=True, deepspeed='conf/ds.json')"
+    (project / "src" / "train.py").write_text(f"from transformers import TrainingArguments\n{call}\n")
     assert rules("src") == [("PA805", 2)]
     (project / "conf" / "ds.json").write_text(
         json.dumps({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
