@@ -19,6 +19,7 @@ from .probes.backward import Walk
 from .probes.optimizers import group_tensors, nbytes, parameters, state_tensors
 
 if TYPE_CHECKING:
+    from .adapters import Claim
     from .session import Session
 
 ADAPTER = re.compile(r"lora|adapter|ia3|prompt|prefix_enc|dora|loha|lokr|vera", re.IGNORECASE)
@@ -68,7 +69,49 @@ class Stock:
         seen = self.ledger.get(key) or self.ledger.put(key, Observation(Kind.HOLDS, DTYPE_NAMES[dtype], role))
         seen.count, seen.bytes = max(seen.count, count), max(seen.bytes, size)
 
+    # -- what a framework keeps beside the optimizer
+
+    def of_claims(self, held: Mapping[tuple[str, Role, Any], list[Claim]]) -> None:
+        """Role rows by a framework's own account; what the optimizer itself holds is counted with the optimizer."""
+        for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[0] == "claimed"]:
+            del self.ledger.observations[key]
+        for (framework, role, dtype), claims in held.items():
+            rest = [claim for claim in claims if self.labels.get(private.local(claim.tensor)) is None]
+            if rest and dtype in DTYPE_NAMES:
+                names = dict.fromkeys(claim.detail for claim in rest if claim.detail)
+                self.ledger.put(
+                    ("claimed", framework, role, dtype),
+                    Observation(
+                        Kind.HOLDS,
+                        DTYPE_NAMES[dtype],
+                        role,
+                        detail=f"{framework} {', '.join(names)}".strip(),
+                        count=len(rest),
+                        bytes=sum(nbytes(claim.tensor) for claim in rest),
+                    ),
+                )
+
     # -- gradients
+
+    def of_accumulation(self, held: Mapping[tuple[str, Any], list[Claim]]) -> None:
+        """A framework's own sums of several micro-batches' gradients: the most that one backward added to."""
+        for (framework, dtype), claims in held.items():
+            if dtype not in DTYPE_NAMES:
+                continue
+            names = dict.fromkeys(claim.detail for claim in claims if claim.detail)
+            key = ("accumulator of", framework, dtype)
+            seen = self.ledger.get(key) or self.ledger.put(
+                key,
+                Observation(
+                    Kind.HOLDS,
+                    DTYPE_NAMES[dtype],
+                    Role.GRADIENT_ACCUMULATION,
+                    claims[0].site or self.session.last_backward,
+                    detail=f"{framework} {', '.join(names)}, several micro-batches per step",
+                ),
+            )
+            seen.count = max(seen.count, len(claims))
+            seen.bytes = max(seen.bytes, sum(nbytes(claim.tensor) for claim in claims))
 
     def of_gradients(self, optimizer: Any, mine: list[Tensor], micro_batches: Callable[[Tensor], int]) -> None:
         """The dtypes of `.grad` before a step, and which of them are sums over several micro-batches."""
@@ -163,6 +206,9 @@ class Stock:
 
     def _weight_role(self, optimizer: Any, parameter: Tensor, own: Tensor) -> Role | None:
         """master_weight unless it is only ever copied from a float32 master; None where that is not known yet."""
+        claimed = self.session.adapters.claimed.get(own)
+        if claimed is not None:
+            return claimed
         if ADAPTER.search(self.session.construction.name(parameter)):
             return Role.ADAPTER_PARAMETER
         if own.dtype not in LOW:
@@ -193,7 +239,7 @@ class Stock:
                 held["owners"][id(parameter)] = parameter
         adapters = bool(mine) and all(ADAPTER.search(self.session.construction.name(p)) for p in mine)
         for (dtype, kahan), held in groups.items():
-            seen = self._moments(name, site, dtype, held, len(mine))
+            seen = self._moments(name, site, dtype, held, mine)
             seen.attrs["adapter_only"] = adapters
             if kahan:
                 seen.attrs["allowed_because"] = "kahan"
@@ -207,11 +253,15 @@ class Stock:
             if dtype in LOW and HYPERPARAMETER.search(key):
                 self._hyperparameter(optimizer, name, site, key, tensors)
 
-    def _moments(self, name: str, site: Site | None, dtype: Any, held: dict[str, Any], parameters: int) -> Observation:
+    def _moments(
+        self, name: str, site: Site | None, dtype: Any, held: dict[str, Any], mine: list[Tensor]
+    ) -> Observation:
         owners = held["owners"]
         low = [p for p in owners.values() if private.local(p).dtype in LOW] if dtype in LOW else []
         made = next((s for s in map(self.session.births.site, held["tensors"]) if s is not None), None)
-        of = f" of {len(owners)}/{parameters} parameters" if owners else ""
+        of = f" of {len(owners)}/{len(mine)} parameters" if owners else ""
+        if owners and not all(p.numel() for p in mine):  # FSDP1 leaves a rank the parameters of its shard
+            of = " of each rank's share of the parameters"
         return Observation(
             Kind.HOLDS,
             DTYPE_NAMES[dtype],

@@ -22,6 +22,8 @@ WORD = re.compile(r"[A-Za-z_]\w*")
 RECURSION_LIMIT = 4000
 """A call that is followed takes about a dozen frames of ours."""
 MAX_SIBLINGS = 12
+MAX_FOLDERS = 4
+"""How far up the folder may be in which a script is started."""
 MAX_SIBLING_BYTES = 60_000
 """A module beside a script is read with it; of a package only small modules that hold a low dtype themselves."""
 
@@ -51,6 +53,19 @@ class Siblings:
                 return self._load(candidate, source, level)
         return None
 
+    def read(self, source: Source, name: str) -> bytes | None:
+        """The content of a file that a script names, sought beside the script and in the folders above it."""
+        if source.file is None or Path(name).is_absolute():
+            return None
+        for folder in list(source.file.parents)[:MAX_FOLDERS]:
+            try:
+                raw = (folder / name).read_bytes()
+            except OSError:
+                continue
+            self.hashes.append([str(folder / name), digest(raw)])
+            return raw
+        return None
+
     def _load(self, path: Path, source: Source, level: int) -> ModuleRef | None:
         self.loaded[path] = None
         if len(self.loaded) > MAX_SIBLINGS:
@@ -76,6 +91,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     interpreter = torch.interpreter
     siblings = Siblings(torch)
     interpreter.find_module = siblings.find
+    torch.read_beside = siblings.read
     store: Store = {}
     enabled, limit = gc.isenabled(), sys.getrecursionlimit()
     gc.disable()

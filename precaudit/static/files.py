@@ -57,12 +57,28 @@ class Excluder:
         self._above: dict[str, list[tuple[str, Any]]] = {}
 
     def excludes(self, path: str, is_folder: bool) -> bool:
-        """Whether the settings or any .gitignore above the path exclude it."""
+        """Whether the settings or a .gitignore exclude a path whose folder is not excluded itself.
+
+        As for git, the nearest .gitignore that says anything of the path decides.
+        """
         suffix = "/" if is_folder else ""
         for folder, spec in self.specs(os.path.dirname(path)):
-            if path.startswith(folder) and self._matches(spec, path[len(folder) :].replace(os.sep, "/"), suffix):
-                return True
+            if path.startswith(folder):
+                verdict = spec.check_file(path[len(folder) :].replace(os.sep, "/") + suffix).include
+                if verdict is not None:
+                    return bool(verdict)
         return False
+
+    def excludes_named(self, path: str) -> bool:
+        """Whether a file named on the command line is excluded, or a folder that holds it."""
+        above = []
+        folder = os.path.dirname(path)
+        while self.specs(folder) and os.path.dirname(folder) != folder:
+            above.append(folder)
+            if os.path.exists(os.path.join(folder, ".git")):
+                break
+            folder = os.path.dirname(folder)
+        return any(self.excludes(folder, True) for folder in reversed(above[:-1])) or self.excludes(path, False)
 
     def specs(self, folder: str) -> list[tuple[str, Any]]:
         """(folder with a separator at its end, patterns) of all that hold for a folder's entries."""
@@ -79,11 +95,6 @@ class Excluder:
                 known = known + self._gitignores(parent)
             self._above[folder] = known
         return known
-
-    def _matches(self, spec: Any, relative: str, suffix: str) -> bool:
-        parts = relative.split("/")
-        fronts = ["/".join(parts[:n]) + "/" for n in range(1, len(parts))]
-        return any(spec.match_file(front) for front in fronts) or bool(spec.match_file(relative + suffix))
 
     def _read(self, folder: str) -> Any:
         try:
@@ -102,13 +113,24 @@ def _spec(patterns: Sequence[str]) -> Any:
     return pathspec.GitIgnoreSpec.from_lines(wanted)
 
 
-def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], list[str]]:
-    """The files under these paths, and one line for each that was passed over and should not be silently.
+class Discovery(NamedTuple):
+    """What stands under the paths that a user typed."""
 
-    Raises UsageError for a path that does not exist.
-    """
+    found: list[Found]
+    skipped: list[str]
+    """One line for each file that was passed over and should not be silently."""
+    barren: list[str]
+    """The paths that hold no Python file and no config at all."""
+    excluded: int
+    """Files and folders that the settings or a .gitignore leave out; they count as examined."""
+
+
+def discover(paths: Sequence[str], excluder: Excluder) -> Discovery:
+    """The files under these paths. Raises UsageError for a path that does not exist."""
     found: dict[str, Found] = {}
     skipped: list[str] = []
+    barren: list[str] = []
+    excluded = 0
     for name in paths:
         path = Path(name)
         if not path.exists():
@@ -116,23 +138,33 @@ def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], lis
                 skipped.append(f"{name}: broken symlink")
                 continue
             raise UsageError(f"{name}: no such file or folder")
+        file = os.path.abspath(path)
         if path.is_dir():
+            before, out = len(found), excluded
             for item in _walk(path, excluder):
-                found.setdefault(item.file, item)
-        elif excluder.excludes(os.path.abspath(path), False):
+                if item is None:
+                    excluded += 1
+                else:
+                    found.setdefault(item.file, item)
+            if len(found) == before and excluded == out and not any(f.startswith(file + os.sep) for f in found):
+                barren.append(name)
+        elif excluder.excludes_named(file):
+            excluded += 1
             skipped.append(f"{name}: excluded by .gitignore or the settings")
         else:
-            file = os.path.abspath(path)
             found.setdefault(file, Found(file, _shown(name)))
-    return list(found.values()), skipped
+    return Discovery(list(found.values()), skipped, barren, excluded)
 
 
 def _shown(name: str) -> str:
     return name.removeprefix("./").replace(os.sep, "/")
 
 
-def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
-    """Files under a folder in a stable order; links to folders are not followed, so that no loop can arise."""
+def _walk(folder: Path, excluder: Excluder) -> Iterator[Found | None]:
+    """Files under a folder in a stable order, None for what is excluded.
+
+    Links to folders are not followed, so that no loop can arise.
+    """
     stack = [str(folder)]
     while stack:
         here = stack.pop()
@@ -148,8 +180,12 @@ def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
         for entry in entries:
             path = base + entry.name
             if entry.is_dir(follow_symlinks=False):
-                if entry.name not in ALWAYS_EXCLUDED and not (filtered and excluder.excludes(path, True)):
+                if entry.name in ALWAYS_EXCLUDED:
+                    continue
+                if filtered and excluder.excludes(path, True):
+                    yield None
+                else:
                     folders.append(entry.path)
-            elif entry.name.endswith(SOURCES + CONFIGS) and not (filtered and excluder.excludes(path, False)):
-                yield Found(path, front + entry.name)
+            elif entry.name.endswith(SOURCES + CONFIGS):
+                yield None if filtered and excluder.excludes(path, False) else Found(path, front + entry.name)
         stack.extend(reversed(folders))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from precaudit.static.outline import Outline, Part
 
 COMMON = frozenset(
-    {"forward", "__init__", "__call__", "step", "main", "update", "get", "train", "__len__", "__getitem__"}
+    """
+    forward __init__ __call__ step main update get train __len__ __getitem__
+    training_step configure_optimizers optimizer_step configure_model setup compute_loss
+    """.split()
 )
-"""Names that too many functions share for a call of one to mean anything."""
+"""Names that too many methods share for a call of one to mean anything; a trainer calls them without naming them."""
 LONG = 400
 """Lines from which a class that only uses a relevant class is left out: a library's models use each other endlessly."""
 
@@ -19,6 +22,7 @@ def relevant_names(outline: Outline) -> set[str]:
     """
     narrow = outline.lines >= LONG
     classes = {part.name for part in outline.parts if part.kind == "class"}
+    functions = {part.name for part in outline.parts if part.kind == "function"}
     users: dict[str, list[tuple[str, bool]]] = {}
     relevant: set[str] = set()
     waiting: list[str] = []
@@ -32,7 +36,7 @@ def relevant_names(outline: Outline) -> set[str]:
         if name in relevant:
             continue
         relevant.add(name)
-        if name in COMMON:
+        if name in COMMON and name not in functions:
             continue
         for user, member in users.get(name, ()):
             if not (narrow and member and name in classes):

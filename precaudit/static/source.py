@@ -81,8 +81,17 @@ def _positions(tree: cst.Module) -> dict[Any, Any]:
     return recorder._computed
 
 
+LARGEST = 2_000_000
+"""Characters from which LibCST takes minutes and gigabytes; what is left of so large a file is generated code."""
+
+
 def parse(text: str) -> cst.Module:
     """The tree of a text. Raises SourceError with line and column, both from 1."""
+    if len(text) > LARGEST:
+        size = f"{len(text) / 1e6:.1f} MB"
+        raise SourceError(
+            f"too large to parse: {size} of code, {LARGEST / 1e6:.0f} MB is allowed; exclude generated code"
+        )
     if nested_too_deeply(text):
         raise SourceError("nested too deeply to parse")
     try:

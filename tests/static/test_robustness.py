@@ -77,3 +77,9 @@ def test_deep_nesting_is_no_recursion_error() -> None:
     ):
         check = examine(Found("/nowhere/x.py", "x.py"), text.encode())
         assert set(check) <= {"facts", "suppressions", "error"}
+
+
+def test_a_lambda_among_the_methods_of_a_class_is_no_internal_error() -> None:
+    methods = "    low = lambda self, x: x.half()\n\n    def f(self, x):\n        return x.half()\n"
+    result = examine(Found("/nowhere/x.py", "x.py"), f"import torch\n\n\nclass A:\n{methods}".encode())
+    assert result["facts"] == []

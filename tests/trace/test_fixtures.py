@@ -26,11 +26,12 @@ UNSEEN = {"PA810"}
 
 
 def scripts() -> list[Path]:
-    """Every script whose rule exists; those in `scripts/` and `clean/` belong to no single rule."""
+    """Every script that one process can run; those in `scripts/` and `clean/` belong to no single rule."""
+    traced = {rule.id for rule in RULES.values() if "trace" in rule.seen_by} - NEEDS_A_FRAMEWORK
     found = []
     for path in sorted(harness.FIXTURES.glob("*/*.py")):
         folder = path.parent.name
-        if path.name not in SHARED and (folder in RULES or not folder.startswith("PA")):
+        if path.name not in SHARED and (folder in traced or not folder.startswith("PA")):
             found.append(path)
     return found
 

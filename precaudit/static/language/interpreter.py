@@ -89,7 +89,8 @@ class Interpreter:
                 self._isolated(lambda: calls.call_function(self, value, [], {}, value.node))
         elif isinstance(value, Class) and value.scope.source is source and value.name in relevant:
             members = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
-            methods = [m for m in members if m.node.name.value in relevant or m.node.name.value in COMMON]
+            named = [m for m in members if isinstance(m.node, cst.FunctionDef)]
+            methods = [m for m in named if m.node.name.value in relevant or m.node.name.value in COMMON]
             if methods:
                 self._isolated(lambda: self._run_methods(value, methods))
 

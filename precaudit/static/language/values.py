@@ -97,10 +97,14 @@ class Tensor(Value):
     """The low softmax these probabilities come from."""
     square: Spot | None = None
     """The low square this statistic comes from."""
+    one_plus_exp: bool = False
+    """1 + exp(something)."""
     tiny: tuple[float, Spot] | None = None
     """A literal added to it that is zero in its dtype."""
     origin: Spot | None = None
     """Where its low dtype was written, if that is not at `spot`."""
+    parts: tuple[Tensor, ...] = ()
+    """The kept tensors that it is a sum of: weights, gradients, storage that was created."""
 
     @property
     def low(self) -> bool:
@@ -124,6 +128,9 @@ MARKS = {
     "decayed": "was multiplied in place",
     "uniform": "low uniform draws",
     "penalty": "gradients of a scaled value, for a gradient penalty",
+    "recast": "was float32 in an autocast region and was cast low by hand",
+    "single": "storage for one number",
+    "schedule": "evenly spaced values: betas, sigmas, timesteps of a noise schedule",
     "small": "integers that every dtype holds",
     "asked_float32": "made float32 on purpose",
     "weights:<dtype>": "depends on a trainable parameter of that low dtype",
@@ -136,6 +143,8 @@ class Param(Value):
 
     store: Store
     name: str = ""
+    detached: bool = False
+    """Read through `.data`."""
 
     @property
     def dtype(self) -> Dtypes | None:
