@@ -15,7 +15,7 @@ from .. import torch_private as private
 from ..evidence import REPLAYABLE, Replay
 from ..flow import LOW, tensors_of, trains
 from ..identity import StorageMap
-from ..optable import COPIES, RESETS, SELF_UPDATES
+from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..sites import user_site
 from ..window import BACKWARD, FORWARD, OPTIMIZER
 from . import GRADIENTS, Registration
@@ -76,7 +76,7 @@ class Writes:
 
     def reactions(self) -> Iterable[Registration]:
         yield OPTIMIZER, ("clone", "sub", "_foreach_sub", "_foreach_clone", "_to_copy"), self.differs, False
-        for phase in (OPTIMIZER, GRADIENTS, FORWARD):
+        for phase in (OPTIMIZER, GRADIENTS):
             yield phase, DRAWS, self.drawn, False
             yield phase, BITWISE, self.bits, False
 
@@ -114,15 +114,23 @@ class Writes:
 
     def before(self, name: str, func: Any, args: Any, kwargs: Any, written: tuple[int, ...]) -> None:
         """Replays an update of a low-precision tensor in float32 before it happens."""
-        if name not in REPLAYABLE or self.session.settings["values"] == "off":
+        ends = name in REDUCTION_COLLECTIVES
+        if not (ends or name in REPLAYABLE) or self.session.settings["values"] == "off":
             return
         targets = [t for t in _targets(args, written) if t.dtype in LOW]
         if not targets:
             return
         phase = self.session.window.phase
-        if phase == FORWARD and trains(args):
+        brought = name in COPIES and phase != OPTIMIZER and self.session.is_gradient(targets[0])
+        if ends or brought or (phase == BACKWARD and name in COPIES):
+            # What other ranks add, or what a bucket brings back, is no part of this rank's sum: that ends here.
+            self.replay.finish(self.session.measured_other, "other", {private.storage_key(t) for t in targets})
             return
-        if phase == BACKWARD and not (self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0])):
+        unfollowed = phase == FORWARD and trains(args)
+        followed = self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0])
+        if unfollowed or (phase == BACKWARD and not followed):
+            for target in targets:
+                self.replay.forget(target)
             return
         self.replay.follow(func, args, kwargs, targets, "optimizer" if phase == OPTIMIZER else "other")
 
@@ -132,11 +140,9 @@ class Writes:
         phase = self.session.window.phase
         targets = _targets(args, written)
         if phase == BACKWARD:
-            # Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks.
-            for target, sources in _paired(targets, args) if name in BACKWARD_UPDATES else ():
-                rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
-                if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
-                    self._book_parameter(name, target, sources)
+            self._in_backward(name, targets, args)
+            return
+        if name in REDUCTION_COLLECTIVES:
             return
         if not targets or not targets[0].dtype.is_floating_point:
             return
@@ -158,6 +164,17 @@ class Writes:
             if name in COPIES and any(self.session.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
                 self.flow.mark(target, grad=True)
             self._book(name, target, sources)
+
+    def _in_backward(self, name: str, targets: list[Tensor], args: Any) -> None:
+        """Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks."""
+        if name in RESETS:  # the framework has added this micro-batch to a sum of its own
+            for target in targets:
+                self.session.gradient_reset(target)
+        elif name in BACKWARD_UPDATES:
+            for target, sources in _paired(targets, args):
+                rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
+                if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
+                    self._book_parameter(name, target, sources)
 
     def _of_gradients(self, name: str, targets: list[Tensor], args: Any) -> None:
         if name in RESETS:
