@@ -5,6 +5,8 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+FRAMEWORKS := .venv-frameworks
+FRAMEWORKS_INSTALLED := $(FRAMEWORKS)/installed
 WORKERS ?= 2
 
 .PHONY: help demo test test-slow lint bench-trace bench-check clean
@@ -12,16 +14,22 @@ WORKERS ?= 2
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
 	@echo "make test         set up, then lint, type check and test"
-	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-slow    set up the frameworks, then the tests that need them or minutes"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
 	@echo "make bench-check  CPU seconds of the static pass"
-	@echo "make clean        remove .venv and what tools left behind"
+	@echo "make clean        remove the environments and what tools left behind"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is older than 3.10; say PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[test]"
+	@touch $@
+
+# The frameworks that people train with, beside everything that the tests need: a second environment, for the slow tests.
+$(FRAMEWORKS_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[test,frameworks]"
 	@touch $@
 
 # 1 is the exit code of a trace with findings, which is what this one is for.
@@ -36,8 +44,8 @@ lint: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
 
-test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
+test-slow: $(FRAMEWORKS_INSTALLED)
+	$(FRAMEWORKS)/bin/python -m pytest -n $(WORKERS) -m "slow and not gpu"
 
 bench-trace: $(INSTALLED)
 	$(BIN)/python benchmarks/trace.py
@@ -46,4 +54,4 @@ bench-check: $(INSTALLED)
 	$(BIN)/python benchmarks/check.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build
+	rm -rf $(VENV) $(FRAMEWORKS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build

@@ -16,6 +16,7 @@ from precaudit.errors import PrecauditError
 COMMANDS: Mapping[str, str] = {
     "check": "precaudit.commands.check:check",
     "trace": "precaudit.commands.trace:trace",
+    "checkpoint": "precaudit.commands.checkpoint:checkpoint",
     "report": "precaudit.commands.report:report",
     "rules": "precaudit.commands.rules:rules",
     "baseline": "precaudit.commands.baseline:baseline",
@@ -69,6 +70,7 @@ def precaudit() -> None:
     \b
     precaudit trace train.py --lr 1e-4    run the training, watch two steps, report
     precaudit check src/                  read the source, run nothing
+    precaudit checkpoint model.pt         read what was saved, run nothing of it
     """
 
 

@@ -15,7 +15,7 @@ from precaudit.rulebook import Rulebook, dtypes
 def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Sequence[str] = ()) -> list[Finding]:
     """The findings in these Facts, worst first; Facts that differ only in module or count become one finding.
 
-    `witness` is "check" or "trace": a rule speaks only about what its `seen_by` names.
+    `witness` is "check", "trace" or "checkpoint": a rule speaks only about what its `seen_by` names.
     `frameworks` chooses the words of the fix ("fsdp2", "trainer"); the first that a rule knows wins.
     """
     findings: dict[tuple[Any, ...], Finding] = {}
@@ -118,7 +118,7 @@ def _finding(
         role=fact.role.value if fact.role else None,
         message=f"{message}: {fact.detail}" if fact.detail else message,
         path=site.path if site else None,
-        line=site.line if site else None,
+        line=(site.line or None) if site else None,
         column=(site.column or None) if site else None,
         end_line=(site.end_line or None) if site else None,
         end_column=(site.end_column or None) if site else None,
@@ -184,13 +184,16 @@ def common_pattern(one: str, other: str) -> str:
     return ".".join([*front, "*"])
 
 
-def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Rulebook) -> list[RoleSummary]:
+def role_table(
+    facts: Iterable[Fact], findings: Iterable[Finding], book: Rulebook, witness: str = "trace"
+) -> list[RoleSummary]:
     """How many tensors of each role held each dtype, with the verdict; a role nobody saw is "not-observed".
 
     `findings` are those that will be shown. A Fact that breaks a rule whose finding was filtered away is a violation
     all the same; one whose finding is suppressed counts as allowed, by the user.
     """
     findings = list(findings)
+    speaking = [rule for rule in book.rules.values() if witness in rule.seen_by]
     suppressed = {(f.role, f.dtype) for f in findings if f.suppressed}
     loud = {(f.role, f.dtype) for f in findings if f.severity is not Severity.NOTE and not f.suppressed}
     held: dict[tuple[Role, str], list[int]] = {}
@@ -200,7 +203,7 @@ def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Ruleboo
             tally[0] += fact.count
             tally[1] += fact.bytes
             place = (fact.role.value, fact.dtype)
-            if place not in loud and place not in suppressed and _breaks_a_rule(fact, book):
+            if place not in loud and place not in suppressed and _breaks_a_rule(fact, speaking):
                 loud.add(place)
     rows = []
     for role, row in book.roles.items():
@@ -217,7 +220,7 @@ def role_table(facts: Iterable[Fact], findings: Iterable[Finding], book: Ruleboo
     return rows
 
 
-def _breaks_a_rule(fact: Fact, book: Rulebook) -> bool:
-    """Whether a Fact earns an error or a warning under any rule."""
-    graded = (grade(rule, fact) for rule in book.rules.values() if matches(rule, fact))
+def _breaks_a_rule(fact: Fact, rules: Iterable[Rule]) -> bool:
+    """Whether a Fact earns an error or a warning under any of these rules."""
+    graded = (grade(rule, fact) for rule in rules if matches(rule, fact))
     return any(one is not None and one.severity is not Severity.NOTE for one in graded)

@@ -23,6 +23,7 @@ MAY_USE: dict[str, set[str]] = {
     "settings": {"errors", "model", "rulebook"},
     "baseline": {"errors", "model", "rulebook", "settings"},
     "suppressions": {"errors", "model", "rulebook", "settings"},
+    "checkpoint": {"errors", "model"},
     "silence": {"model", "rulebook", "suppressions"},
     "static": {"errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
     "launch": {"errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
@@ -112,7 +113,9 @@ def test_version_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("check", "rules"), ("report",), ("rules",), ("rules", "PA301"), ("doctor",)], ids=" ".join
+    "words",
+    [("check", "rules"), ("checkpoint", "fixtures"), ("report",), ("rules",), ("rules", "PA301"), ("doctor",)],
+    ids=" ".join,
 )
 def test_only_the_traced_process_imports_torch(words: tuple[str, ...]) -> None:
     assert "torch" not in loaded_by(*words)

@@ -108,7 +108,9 @@ class Kind(str, Enum):
     gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, bce-on-probabilities, no-promotion,
     low-precision-sampling, float32-matmul-under-mixed-precision."""
     CHECKPOINT = "checkpoint"
-    """A checkpoint was written or read. attrs: saves_optimizer, saves_scaler, low (masters or state in `dtype`)."""
+    """A checkpoint was written or read. attrs: saves_optimizer, saves_scaler, low (masters or state in `dtype`),
+
+    trained_low (weights that, by the optimizer state beside them, were low in training already); all bool."""
     CALL = "call"
     """An API was used. attrs: deprecated, decorated, called (bool) and api, a dotted name or reduced-precision-flag."""
     CONFIG = "config"

@@ -75,7 +75,7 @@ def _roles(table: list[Row], report: Report, told: list[Anchored]) -> str:
     anchors = {
         finding.rule: anchor for anchor, story in reversed(told) for finding in (story.lead, *story.consequences)
     }
-    memory = "Memory per rank" if report.coverage.ranks > 1 else "Memory"
+    memory = words.memory(report).replace("/", " per ").capitalize()
     head = "".join(f"<th scope=col>{_e(name)}</th>" for name in ["Role", "Verdict", "Wanted"])
     head += "".join(f"<th scope=col class=n>{_e(name)}</th>" for name in [*dtypes, memory])
     body = "".join(_role(row, dtypes, anchors) for row in table)

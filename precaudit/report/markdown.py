@@ -33,7 +33,7 @@ def render(report: Report, view: View) -> str:
 
 def _roles(table: list[Row], report: Report) -> str:
     dtypes = columns(table)
-    memory = "memory/rank" if report.coverage.ranks > 1 else "memory"
+    memory = words.memory(report)
     lines = ["| " + " | ".join(["role", "wanted", *(text(d) for d in dtypes), memory, "verdict"]) + " |"]
     lines.append("|---|---|" + "---:|" * (len(dtypes) + 1) + "---|")
     for row in table:

@@ -164,7 +164,7 @@ def _roles(page: Page, report: Report) -> None:
         return
     dtypes = columns(table)
     held = [dtype for dtype in dtypes if any(dtype in row.tensors for row in table)]
-    memory = "memory/rank" if report.coverage.ranks > 1 else "memory"
+    memory = words.memory(report)
     layouts = [["wanted", *dtypes, memory], ["wanted", *held, memory], [*held, memory], held]
     if not any(_wide_table(page, table, layout) for layout in layouts):
         _narrow_table(page, table)
@@ -190,7 +190,7 @@ def _wide_table(page: Page, table: list[Row], middle: list[str]) -> bool:
 def _cell(row: Row, heading: str) -> str:
     if heading == "wanted":
         return row.wanted
-    if heading.startswith("memory"):
+    if heading in ("memory", "memory/rank", "size"):
         return words.size(row.bytes) if row.bytes else "-"
     return f"{row.tensors[heading]:,}" if heading in row.tensors else "-"
 

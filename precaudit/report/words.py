@@ -80,6 +80,11 @@ def cost(finding: Finding, ranks: int) -> str:
     return f"+{size(finding.cost_bytes)}{'/rank' if ranks > 1 else ''}" if finding.cost_bytes else ""
 
 
+def memory(report: Report) -> str:
+    """The heading over the bytes of a role."""
+    return "size" if report.command == "checkpoint" else "memory/rank" if report.coverage.ranks > 1 else "memory"
+
+
 def loud(report: Report, verbosity: int = 0) -> list[Finding]:
     """The findings a person is shown, worst first: neither suppressed ones, nor notes unless asked for."""
     shown = [f for f in report.findings if not f.suppressed and (f.severity is not Severity.NOTE or verbosity > 0)]
@@ -109,7 +114,7 @@ def opening(report: Report) -> list[str]:
         parts.append(f"{cover.ranks} ranks {'differ' if differ else 'agree'}")
     if cover.steps or report.command in ("trace", "audit"):
         parts.append(_steps(report))
-    if report.command in ("check", "audit"):
+    if report.command in ("check", "audit", "checkpoint"):
         parts.append(plural(cover.files, "file"))
     return [visible(part) for part in parts]
 

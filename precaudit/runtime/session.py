@@ -18,6 +18,7 @@ from torch import Tensor
 from ..model.vocabulary import Kind, Role, Site
 from . import accumulators
 from . import torch_private as private
+from .adapters import Adapters
 from .evidence import look_at
 from .flow import DTYPE_NAMES, LOW, Flow
 from .identity import StorageMap
@@ -68,6 +69,7 @@ class Session:
         self.ledger = Ledger()
         self.births = Births(self)
         self.flow = Flow(self)
+        self.adapters = Adapters(self)
         self.construction = ConstructionProbe(self)
         self.autocast = AutocastProbe(self)
         self.backward = BackwardProbe(self)
@@ -105,7 +107,6 @@ class Session:
         """Optimizers whose attempts of this step are not yet taken stock of."""
         self._traced: dict[int, bool] = {}
         """Traced step -> whether an update was taken in it."""
-        self._comm_hook: Site | None = None
         self._final: dict[str, Any] | None = None
 
     # -- installing and removing
@@ -125,9 +126,6 @@ class Session:
             TracebackProbe(self),
         ):
             self._undo += probe.install()
-        if torch.distributed.is_available():
-            ddp = torch.nn.parallel.DistributedDataParallel
-            self._undo.append(self.patch(ddp, "register_comm_hook", self._around_comm_hook))
         package = __name__.rpartition(".")[0]
         private.hide_from_dynamo(module for name, module in list(sys.modules.items()) if name.startswith(package))
 
@@ -138,6 +136,7 @@ class Session:
         self._installed = False
         self._stop_births()
         self.ops.remove()
+        self.adapters.remove()
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
@@ -430,6 +429,7 @@ class Session:
         restored = optimizer not in self._stepped and bool(optimizer.state)
         self.hollow.look(optimizer, [p for p in mine if p.requires_grad], restored)
         self._take_stock_of_gradients(optimizer, mine)
+        self.adapters.look(optimizer, mine)
 
     def _take_stock_of_gradients(self, optimizer: Any, mine: list[Tensor]) -> None:
         """The optimizer's own gradients, and those of leaves that no optimizer holds: low copies of masters."""
@@ -545,16 +545,17 @@ class Session:
         seen.bytes += buffer.nbytes
 
     def saw_gradient_reduction(self, tensor: Tensor, name: str) -> None:
-        explicit = self._comm_hook is not None or self.window.phase == GRADIENTS
+        declared = self.adapters.declared(Role.GRADIENT_REDUCTION)
+        by_hand = "explicit" if self.window.phase == GRADIENTS else "default"
         seen = self.once(
             ("reduction", tensor.dtype),
             Observation(
                 Kind.HOLDS,
                 DTYPE_NAMES[tensor.dtype],
                 Role.GRADIENT_REDUCTION,
-                self._comm_hook or user_site(),
+                (declared.site if declared else None) or user_site(),
                 detail=name.strip("_"),
-                attrs={"chosen": "explicit" if explicit else "default"},
+                attrs={"chosen": declared.chosen if declared else by_hand},
             ),
         )
         seen.bytes += tensor.nbytes
@@ -622,13 +623,6 @@ class Session:
         if self.window.backward_since_step:
             self._hand_written_step = True
 
-    def _around_comm_hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def register_comm_hook(ddp: Any, *args: Any, **kwargs: Any) -> Any:
-            self._comm_hook = user_site()
-            return original(ddp, *args, **kwargs)
-
-        return register_comm_hook
-
     def refused(self, name: str, args: Any, error: BaseException) -> None:
         """torch itself refuses a literal that the tensor's dtype cannot hold."""
         if "cannot be converted to type" not in str(error):
@@ -672,7 +666,7 @@ class Session:
                 and seen.dtype != "float32"
             ):
                 accumulators.summed(seen, self.stock.measured.get("accumulation"))
-        return out
+        return out + self.adapters.dishonoured(out)
 
     def rank_file(self) -> dict[str, Any]:
         """What this process saw, as the plain values of a RankFile."""
@@ -684,6 +678,7 @@ class Session:
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
         devices = sorted({p.device.type for optimizer in optimizers for p in parameters(optimizer)})
         seen_ops = self.flow.ops
+        met = [adapter.title for adapter in self.adapters.met()]
         return {
             "format": FORMAT,
             "rank": rank,
@@ -707,6 +702,7 @@ class Session:
                     "device": ", ".join(devices),
                     "autocast": self.autocast.setup(),
                     "optimizer": ", ".join(names) or "none",
+                    **({"frameworks": ", ".join(met)} if met else {}),
                 },
             },
             "facts": [seen.fact().as_json() for seen in self.facts()],

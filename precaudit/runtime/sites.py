@@ -8,9 +8,12 @@ import linecache
 import os
 import sys
 import sysconfig
+from collections.abc import Iterator
 from itertools import islice
 from types import FrameType
 from typing import Any
+
+import torch
 
 from ..model.vocabulary import Site
 
@@ -19,6 +22,7 @@ _LIBRARY = tuple(
     folder + os.sep
     for folder in {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")} | {os.path.dirname(os.__file__)}
 )
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 _TRANSPARENT = frozenset({"_tensor.py", "_ops.py", "_contextlib.py", "_disable_dynamo.py"})
 _is_user: dict[str, bool] = {}
 
@@ -82,6 +86,16 @@ def enclosing_module(module_class: type, depth: int = 1) -> Any:
                 return candidate
         frame = frame.f_back
     return None
+
+
+def selves_on_stack(depth: int = 1) -> Iterator[Any]:
+    """The `self` of every method on the stack, innermost first, torch's and our own left out."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and code.co_varnames[0] == "self" and not code.co_filename.startswith((_OURS, _TORCH)):
+            yield frame.f_locals.get("self")
+        frame = frame.f_back
 
 
 def in_library(name: str, depth: int = 1) -> bool:

@@ -19,6 +19,7 @@ from .probes.backward import Walk
 from .probes.optimizers import group_tensors, nbytes, parameters, state_tensors
 
 if TYPE_CHECKING:
+    from .adapters import Claim
     from .session import Session
 
 ADAPTER = re.compile(r"lora|adapter|ia3|prompt|prefix_enc|dora|loha|lokr|vera", re.IGNORECASE)
@@ -67,6 +68,28 @@ class Stock:
         key = ("row", role, dtype)
         seen = self.ledger.get(key) or self.ledger.put(key, Observation(Kind.HOLDS, DTYPE_NAMES[dtype], role))
         seen.count, seen.bytes = max(seen.count, count), max(seen.bytes, size)
+
+    # -- what a framework keeps beside the optimizer
+
+    def of_claims(self, held: Mapping[tuple[str, Role, Any], list[Claim]]) -> None:
+        """Role rows by a framework's own account; what the optimizer itself holds is counted with the optimizer."""
+        for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[0] == "claimed"]:
+            del self.ledger.observations[key]
+        for (framework, role, dtype), claims in held.items():
+            rest = [claim for claim in claims if self.labels.get(private.local(claim.tensor)) is None]
+            if rest and dtype in DTYPE_NAMES:
+                names = dict.fromkeys(claim.detail for claim in rest if claim.detail)
+                self.ledger.put(
+                    ("claimed", framework, role, dtype),
+                    Observation(
+                        Kind.HOLDS,
+                        DTYPE_NAMES[dtype],
+                        role,
+                        detail=f"{framework} {', '.join(names)}".strip(),
+                        count=len(rest),
+                        bytes=sum(nbytes(claim.tensor) for claim in rest),
+                    ),
+                )
 
     # -- gradients
 
@@ -163,6 +186,9 @@ class Stock:
 
     def _weight_role(self, optimizer: Any, parameter: Tensor, own: Tensor) -> Role | None:
         """master_weight unless it is only ever copied from a float32 master; None where that is not known yet."""
+        claimed = self.session.adapters.claimed.get(own)
+        if claimed is not None:
+            return claimed
         if ADAPTER.search(self.session.construction.name(parameter)):
             return Role.ADAPTER_PARAMETER
         if own.dtype not in LOW:

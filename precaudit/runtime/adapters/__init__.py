@@ -1,1 +1,229 @@
-"""One adapter per framework: where it keeps its tensors, and which dtypes it declared."""
+"""One adapter per framework: where it keeps its tensors, and which dtypes it declared.
+
+An adapter is found by the module that a class comes from, and is loaded when an object of such a class is first seen:
+a module that wraps another, a parameter of a class of its own, an optimizer, an object whose method is on the stack at
+an optimizer step. No adapter imports its framework. What one of them raises becomes a note in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from ...model.vocabulary import FLOATING, Cause, Kind, Role, Site
+from ..identity import StorageMap
+from ..ledger import Observation
+from ..sites import selves_on_stack
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+ADAPTERS: Mapping[str, str] = {
+    "torch.nn.parallel.distributed": "ddp",
+}
+"""The module a class comes from, or a package above it -> the module of this folder that knows the framework."""
+
+
+class Claim(NamedTuple):
+    """This tensor plays this role, by the framework's own account."""
+
+    tensor: Tensor
+    role: Role
+    detail: str = ""
+    """What the framework calls it: "single_partition_of_fp32_groups"."""
+
+
+class Declaration(NamedTuple):
+    """The user, or the framework on the user's behalf, declared a dtype for a role."""
+
+    role: Role
+    dtype: str
+    """"" where it is chosen in code that cannot be read: then it is known to be chosen, and by whom."""
+    by: str
+    """In the framework's words: "MixedPrecisionPolicy(reduce_dtype)"."""
+    site: Site | None = None
+    chosen: str = "explicit"
+    """"explicit": written by the user; "framework": the framework's own default; "default": inherited from another
+    setting because the user left this one out."""
+
+
+class Adapter:
+    """What an adapter may tell; each answer is optional. One adapter serves all objects of its framework."""
+
+    title = ""
+    """As the framework writes itself, for the first line of the report; in lower case, the word of a rule's `fixes`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def install(self) -> list[Callable[[], None]]:
+        """Patches the framework's classes, once, when the first object is met; returns the undo."""
+        return []
+
+    def meet(self, made: Any, site: Site | None) -> None:
+        """An object of the framework was seen; `site` is the user's line that made it, where that is now."""
+
+    def parameter_name(self, parameter: Tensor) -> str:
+        """The user's own fqn of a parameter whose place in the module tree does not tell it."""
+        return ""
+
+    def claims(self) -> Iterable[Claim]:
+        """The roles of the framework's own tensors, as they are at a step boundary."""
+        return ()
+
+    def declares(self) -> Iterable[Declaration]:
+        """The dtypes that its settings ask for."""
+        return ()
+
+
+class Adapters:
+    """The adapters of one session, loaded as their frameworks are met."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.claimed: StorageMap[Role] = StorageMap()
+        """Storage -> role, by the newest account of any adapter."""
+        self._of_class: dict[type, tuple[Adapter, ...]] = {}
+        self._loaded: dict[str, Adapter | None] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    def remove(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+    # -- meeting the frameworks
+
+    def meet(self, made: Any, where: Callable[[], Site | None] = lambda: None) -> None:
+        """Shows one object to the adapters of its class. `where` is asked only if there is one."""
+        kind = type(made)
+        adapters = self._of_class.get(kind)
+        if adapters is None:
+            adapters = self._of_class[kind] = tuple(self._find(kind))
+        if adapters:
+            site = where()
+            for adapter in adapters:
+                self._ask(adapter, "meet", made, site)
+
+    def look(self, optimizer: Any, parameters: Iterable[Tensor]) -> None:
+        """Shows what surrounds an optimizer step: the optimizer, its parameters, and who called it."""
+        self.meet(optimizer)
+        for parameter in parameters:
+            self.meet(parameter)
+        for caller in selves_on_stack():
+            self.meet(caller)
+        self.claimed.clear()
+        held: dict[tuple[str, Role, Any], list[Claim]] = {}
+        for adapter, claim in self._answers("claims"):
+            self.claimed.set(claim.tensor, claim.role)
+            held.setdefault((adapter.title, claim.role, claim.tensor.dtype), []).append(claim)
+        self.session.stock.of_claims(held)
+
+    def _find(self, kind: type) -> Iterator[Adapter]:
+        names = dict.fromkeys(ADAPTERS[p] for base in kind.__mro__ for p in _packages(base.__module__) if p in ADAPTERS)
+        for name in names:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            adapter = self._loaded[name]
+            if adapter is not None:
+                yield adapter
+
+    def _load(self, name: str) -> Adapter | None:
+        try:
+            adapter: Adapter = import_module(f"{__name__}.{name}").ADAPTER(self.session)
+            self._undo += adapter.install()
+        except Exception as error:
+            self.session.note_fault(f"the adapter for {name}", error)
+            return None
+        return adapter
+
+    def _ask(self, adapter: Adapter, question: str, *args: Any) -> Any:
+        """The adapter's answer, or None where it failed: a framework that changed is a note, never a crash."""
+        try:
+            return getattr(adapter, question)(*args)
+        except Exception as error:
+            self.session.note_fault(f"{adapter.title}: {question}", error)
+            return None
+
+    def _answers(self, question: str) -> Iterator[tuple[Adapter, Any]]:
+        """Everything every adapter has to say; an account that breaks off counts as far as it went."""
+        for adapter in self.met():
+            try:
+                for answer in getattr(adapter, question)():
+                    yield adapter, answer
+            except Exception as error:
+                self.session.note_fault(f"{adapter.title}: {question}", error)
+
+    # -- what they say
+
+    def met(self) -> list[Adapter]:
+        """The adapters of all frameworks seen so far, outermost import first."""
+        return [adapter for adapter in self._loaded.values() if adapter is not None]
+
+    def parameter_name(self, parameter: Tensor) -> str:
+        """A parameter's name by the first adapter that knows it; "" where none does."""
+        for adapter in self.met():
+            name = self._ask(adapter, "parameter_name", parameter)
+            if name:
+                return str(name)
+        return ""
+
+    def declarations(self) -> Iterator[tuple[Adapter, Declaration]]:
+        yield from self._answers("declares")
+
+    def declared(self, role: Role) -> Declaration | None:
+        """The first declaration for this role."""
+        return next((declaration for _, declaration in self.declarations() if declaration.role is role), None)
+
+    def dishonoured(self, seen: Iterable[Observation]) -> list[Observation]:
+        """PA504's Facts: a declared dtype beside the dtypes that the role was seen to hold."""
+        held: dict[Role, dict[str, Observation]] = {}
+        for one in seen:
+            if one.kind is Kind.HOLDS and one.role is not None and one.dtype in FLOATING:
+                held.setdefault(one.role, {}).setdefault(one.dtype, one)
+        out: dict[Any, Observation] = {}
+        for _, declaration in self.declarations():
+            actual = held.get(declaration.role, {})
+            differs = relation(declaration.dtype, actual)
+            if differs is not None:
+                how, dtype = differs
+                out[declaration.role, declaration.dtype, dtype] = Observation(
+                    Kind.DECLARED,
+                    declaration.dtype,
+                    declaration.role,
+                    actual[dtype].site or declaration.site,
+                    Cause(f"{declaration.dtype} was declared by {declaration.by}", declaration.site),
+                    actual[dtype].module,
+                    declaration.by,
+                    count=1,
+                    attrs={"actual": dtype, "relation": how},
+                )
+        return list(out.values())
+
+
+def relation(declared: str, actual: Iterable[str]) -> tuple[str, str] | None:
+    """How what ran differs from what was declared, and in which dtype: ("lower"|"higher"|"substitute", dtype).
+
+    None where it does not, or where nothing was seen. One lower value among many is lower; a higher one beside the
+    declared dtype is not a difference, for much of a step stays in float32 by design.
+    """
+    if declared not in FLOATING:
+        return None
+    bits = {dtype: FLOATING[dtype].bits for dtype in actual if dtype in FLOATING}
+    lower = [dtype for dtype, width in bits.items() if width < FLOATING[declared].bits]
+    if lower:
+        return "lower", min(lower, key=lambda dtype: bits[dtype])
+    if not bits or declared in bits:
+        return None
+    nearest = min(bits, key=lambda dtype: bits[dtype])
+    return ("substitute" if bits[nearest] == FLOATING[declared].bits else "higher"), nearest
+
+
+def _packages(module: str) -> Iterator[str]:
+    """a.b.c, a.b, a"""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]

@@ -72,6 +72,8 @@ class ConstructionProbe:
             else:
                 owners.add(id(module))
             self.owner.set(parameter, (weakref.ref(module), name))
+            self.session.adapters.meet(parameter, user_site)
+            self.session.adapters.meet(module, user_site)
             if parameter.dtype in LOW and self.born_low.get(parameter) is None:
                 site = user_site()
                 self.born_low.set(parameter, Cause(f"parameters were made in {DTYPE_NAMES[parameter.dtype]}", site))
@@ -98,6 +100,7 @@ class ConstructionProbe:
     def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
         if isinstance(submodule, torch.nn.Module):
             self.parent[submodule] = (weakref.ref(module), name)
+            self.session.adapters.meet(module, user_site)
 
     def _around_cast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -248,7 +251,10 @@ class ConstructionProbe:
         return cause or self.born_low.get(parameter)
 
     def name(self, parameter: Tensor) -> str:
-        """The parameter's fully qualified name, as far as its modules are known."""
+        """The parameter's fully qualified name, by the framework that moved it or else by its modules."""
+        known = self.session.adapters.parameter_name(parameter)
+        if known:
+            return known
         owner = self.owner.get(parameter)
         if owner is None:
             return ""

@@ -1,0 +1,106 @@
+"""`precaudit checkpoint`: reads checkpoint files, runs nothing of what is in them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from precaudit import settings as settings_module
+from precaudit.commands.output import check_format, chosen_rules, print_report, say
+
+if TYPE_CHECKING:
+    from precaudit.checkpoint.run import Examined
+    from precaudit.model.wire import Report
+    from precaudit.rulebook import Rulebook
+
+EXIT_CLEAN, EXIT_FINDINGS, EXIT_INCONCLUSIVE = 0, 1, 5
+ALWAYS = {
+    "master_weight": "no weights, beside adapters, that an optimizer in it trains",
+    "optimizer_state": "no optimizer state was saved",
+    "loss_scale": "no loss scale other than 1 was saved",
+}
+"""Roles that are shown where nothing of them is in the checkpoint too, and what to say then."""
+
+
+@click.command(short_help="Report the dtypes and hollow float32 of saved checkpoints.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--select", multiple=True, metavar="RULES", help="Only these rules: ids, names or prefixes (PA6).")
+@click.option("--ignore", multiple=True, metavar="RULES", help="Not these rules.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(settings_module.SEVERITIES),
+    default="error",
+    show_default=True,
+    help="Exit with 1 from this severity on.",
+)
+@click.option("--exit-zero", is_flag=True, help="Exit 0 even with findings.")
+@click.option("--output-format", default="text", show_default=True, metavar="FORMAT", help="How to show it.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the report to this file.")
+@click.option("-v", "--verbose", "--notes", count=True, help="Also notes and details.")
+def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str, **given: Any) -> int:
+    """Report the dtypes of checkpoints, roles by name, and float32 that holds only bfloat16 values.
+
+    Reads safetensors, torch.save's files, torch.distributed.checkpoint, and the folders of DeepSpeed, HF Trainer,
+    accelerate, Lightning and PEFT. No pickle is ever executed, and torch need not be installed.
+
+    \b
+    precaudit checkpoint output/checkpoint-500
+    """
+    from precaudit import rulebook
+    from precaudit.checkpoint.run import examine
+    from precaudit.launch.save import check_writable, write_atomically
+    from precaudit.launch.verdict import reaches
+
+    check_format(output_format)
+    if output is not None:
+        check_writable(output)
+    book = rulebook.load()
+    chosen = chosen_rules(book, given["select"], given["ignore"])
+    found = examine(paths)
+    for line in found.skipped:
+        say(line)
+    report = build(found, chosen, book)
+    text = io.StringIO()
+    if not found.files and output_format == "text":
+        pass
+    elif output is None:
+        print_report(report, output_format, sys.stdout, verbosity=given["verbose"])
+    else:
+        print_report(report, output_format, text, verbosity=given["verbose"])
+        write_atomically(output, text.getvalue())
+    if not found.files:
+        say("nothing was examined: no checkpoint here that can be read")
+        return EXIT_INCONCLUSIVE
+    return EXIT_FINDINGS if reaches(report.findings, given["fail_on"]) and not given["exit_zero"] else EXIT_CLEAN
+
+
+def build(found: Examined, chosen: frozenset[str], book: Rulebook) -> Report:
+    """The Report of what was examined, judged by the chosen rules."""
+    from precaudit import __version__, judge
+    from precaudit.launch.verdict import loud
+    from precaudit.model.wire import Coverage, Report, Tool
+    from precaudit.report.words import plural, size
+
+    findings = [f for f in judge.judge(found.facts, book, "checkpoint") if f.rule in chosen]
+    rows = judge.role_table(found.facts, findings, book, witness="checkpoint")
+    setup = {"frameworks": ", ".join(found.frameworks)} if found.frameworks else {}
+    amount = f"{plural(found.tensors, 'tensor')}, {size(found.bytes)}"
+    return Report(
+        tool=Tool(version=__version__),
+        command="checkpoint",
+        status="inconclusive" if not found.files else "findings" if loud(findings) else "clean",
+        findings=findings,
+        roles=[row for row in rows if row.verdict != "not-observed" or row.role in ALWAYS] if found.files else [],
+        coverage=Coverage(
+            files=found.files,
+            skipped=found.skipped,
+            setup={**setup, "holding": amount} if found.files else {},
+            not_observed={row.role: ALWAYS[row.role] for row in rows if row.dtype is None and row.role in ALWAYS},
+            notes=found.notes,
+        ),
+        facts=[fact.as_json() for fact in found.facts],
+    )
