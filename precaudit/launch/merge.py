@@ -46,6 +46,17 @@ def _key(raw: Mapping[str, Any]) -> _Key:
     )
 
 
+def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Equal Facts of one process speak of different tensors: two optimizers of one class."""
+    worse, more = one.get("evidence") or {}, other.get("evidence") or {}
+    return {
+        **other,
+        "count": one.get("count", 1) + other.get("count", 1),
+        "bytes": one.get("bytes", 0) + other.get("bytes", 0),
+        "evidence": {name: max(each[name] for each in (worse, more) if name in each) for name in {*worse, *more}},
+    }
+
+
 @dataclass(slots=True)
 class _Seen:
     fact: Fact
@@ -95,17 +106,23 @@ class Merged:
         if one.status == "watching":
             self._unfinished.add(one.rank)
         unreadable = 0
+        mine: dict[_Key, Mapping[str, Any]] = {}
         for raw in one.facts:
             try:
-                self._add_fact(raw, one.rank)
+                key = _key(raw)
+                mine[key] = _sum(mine[key], raw) if key in mine else raw
+            except (KeyError, ValueError, TypeError, AttributeError):
+                unreadable += 1
+        for key, fact in mine.items():
+            try:
+                self._add_fact(key, fact, one.rank)
             except (KeyError, ValueError, TypeError, AttributeError):
                 unreadable += 1
         if unreadable:
             self.coverage.notes.append(f"{self.noun} {one.rank}: {unreadable} facts are not in this precaudit's words")
         self._add_coverage(one)
 
-    def _add_fact(self, raw: Mapping[str, Any], rank: int) -> None:
-        key = _key(raw)
+    def _add_fact(self, key: _Key, raw: Mapping[str, Any], rank: int) -> None:
         seen = self._facts.get(key)
         if seen is None:
             seen = self._facts[key] = _Seen(fact_from_json(raw), {rank})

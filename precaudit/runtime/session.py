@@ -126,6 +126,7 @@ class Session:
             TracebackProbe(self),
         ):
             self._undo += probe.install()
+        self._undo += self.adapters.install()
         package = __name__.rpartition(".")[0]
         private.hide_from_dynamo(module for name, module in list(sys.modules.items()) if name.startswith(package))
 
@@ -161,6 +162,10 @@ class Session:
     def _open(self) -> None:
         self._stop_births()
         self.window.opened()
+        # Until now a reset that no hook tells of, `_foreach_zero_` inside a backward, was not seen.
+        for key in [key for key in self.ledger.observations if isinstance(key, tuple) and key[0] == "accumulation"]:
+            del self.ledger.observations[key]
+        self._leaf_batches.clear()
         self.ops.install()
 
     def restore_modes(self) -> None:
@@ -238,7 +243,7 @@ class Session:
         return found() if found is not None else None
 
     def is_gradient(self, tensor: Tensor) -> bool:
-        return self._gradients.get(tensor) is not None
+        return self._gradients.get(tensor) is not None or self.adapters.sums.get(tensor) is not None
 
     def gradient_owner(self, gradient: Tensor) -> weakref.ref[Any] | None:
         """The leaf whose gradient this is."""
@@ -274,6 +279,8 @@ class Session:
         self._accumulates |= accumulates
         trains = accumulates or not (create_graph or self._accumulates)
         if trains:
+            if self.window.backward_since_step:
+                self.adapters.accumulating()
             self._root_backward()
             if not self._installed:
                 return
@@ -335,11 +342,12 @@ class Session:
         for leaf in self._last_leaves:
             if leaf.grad is not None and accumulates:
                 self._leaf_batches[id(leaf)] = self._leaf_batches.get(id(leaf), 0) + 1
-                if self._gradients.get(leaf.grad) is None:
-                    self._gradients.set(leaf.grad, weakref.ref(leaf))
-            if self._parameters.get(leaf) is None:
-                self._parameters.set(leaf, weakref.ref(leaf))
-                self._shapes.add(tuple(leaf.shape))
+                if self._gradients.get(private.local(leaf.grad)) is None:
+                    self._gradients.set(private.local(leaf.grad), weakref.ref(leaf))
+            own = private.local(leaf)
+            if self._parameters.get(own) is None:
+                self._parameters.set(own, weakref.ref(leaf))
+                self._shapes.add(tuple(own.shape))
         self._last_leaves = []
         if not self.window.attempts and self.window.micro_batches <= 64:
             self.write()
@@ -375,7 +383,7 @@ class Session:
         tally = found.activations.get(torch.float16)
         if tally is None or not roots:
             return
-        if scaler is not None:
+        if scaler is not None or self.adapters.scales_loss():
             self.once(
                 ("gradient", "float16", "scaled"),
                 Observation(
@@ -405,14 +413,19 @@ class Session:
 
     # -- the optimizer's step
 
+    def _tried_out(self, optimizer: Any) -> bool:
+        """Whether this step is a framework's own, which trains nothing: before any backward, or by its own account."""
+        return not self.window.clock or self.adapters.tries_out(optimizer)
+
     def before_step(self, optimizer: Any) -> None:
-        if not self.window.clock:  # a framework's trial step, before any backward
+        if self._tried_out(optimizer):
             return
         mine = parameters(optimizer)
         for parameter in mine:
-            if self._parameters.get(parameter) is None:
-                self._parameters.set(parameter, weakref.ref(parameter))
-        self.writes.replay.finish(self._measured_other, "other")
+            own = private.local(parameter)
+            if self._parameters.get(own) is None:
+                self._parameters.set(own, weakref.ref(parameter))
+        self.writes.replay.finish(self.measured_other, "other")
         if self._hand_scaling is not None:
             if self.ops.mode is not None and not self.gradients.rescaled:
                 self._hand_scaling.confirmed = self.unscaled_float16 = True
@@ -441,7 +454,7 @@ class Session:
             self._leaf_batches[id(parameter)] = 0
 
     def after_step(self, optimizer: Any) -> None:
-        if not self.window.clock:  # a framework's trial step, before any backward
+        if self._tried_out(optimizer):
             return
         self.scaling.last_optimizer_stepped = True
         if self.ops.mode is not None:
@@ -465,7 +478,7 @@ class Session:
         elif traced:
             self._traced[self.window.step] = self._traced.get(self.window.step, False) or not skipped
         if optimizer is self:
-            self.writes.replay.finish(self._measured_other, "other")
+            self.writes.replay.finish(self.measured_other, "other")
         else:
             self._attempting.append(optimizer)
         # Optimizers that step inside one backward are read and written once, after the last of them.
@@ -497,7 +510,7 @@ class Session:
     def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
         self.stock.add(self.stock.labels.get(tensor) or "param", numbers)
 
-    def _measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
+    def measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
         if self.is_parameter(tensor):
             self.stock.add("param", numbers)
         elif self.is_gradient(tensor):
@@ -531,34 +544,44 @@ class Session:
         self._running.set(buffer, True)
         module = enclosing_module(torch.nn.Module)
         cause = self.construction.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
+        name = DTYPE_NAMES[buffer.dtype]
+        declared = self.adapters.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
+        made_so = declared is not None and declared.dtype == name
         seen = self.once(
             ("running", buffer.dtype),
             Observation(
                 Kind.HOLDS,
-                DTYPE_NAMES[buffer.dtype],
+                name,
                 Role.NORM_RUNNING_STATISTICS,
-                (cause.site if cause else None) or user_site(),
+                (declared.site if declared and made_so else cause.site if cause else None) or user_site(),
                 cause,
                 self.module_name(module),
+                attrs={"by": "buffer_dtype"} if made_so else {},
             ),
         )
         seen.bytes += buffer.nbytes
 
     def saw_gradient_reduction(self, tensor: Tensor, name: str) -> None:
-        declared = self.adapters.declared(Role.GRADIENT_REDUCTION)
-        by_hand = "explicit" if self.window.phase == GRADIENTS else "default"
-        seen = self.once(
-            ("reduction", tensor.dtype),
-            Observation(
-                Kind.HOLDS,
-                DTYPE_NAMES[tensor.dtype],
-                Role.GRADIENT_REDUCTION,
-                (declared.site if declared else None) or user_site(),
-                detail=name.strip("_"),
-                attrs={"chosen": declared.chosen if declared else by_hand},
-            ),
-        )
+        seen = self.ledger.get(("reduction", tensor.dtype))
+        if seen is None:
+            seen = self.ledger.put(("reduction", tensor.dtype), self._first_reduction(DTYPE_NAMES[tensor.dtype], name))
+        seen.count += 1
         seen.bytes += tensor.nbytes
+
+    def _first_reduction(self, dtype: str, name: str) -> Observation:
+        """Who chose this dtype: the declaration for it, else the framework that reduces, else the user's own loop."""
+        declared = self.adapters.declared(Role.GRADIENT_REDUCTION, dtype)
+        chosen = "explicit" if self.window.phase == GRADIENTS else "default"
+        if declared is not None:
+            chosen = declared.chosen if declared.dtype in ("", dtype) else "framework"
+        return Observation(
+            Kind.HOLDS,
+            dtype,
+            Role.GRADIENT_REDUCTION,
+            (declared.site if declared else None) or user_site(),
+            detail=f"{name.strip('_')}, {declared.by}" if declared else name.strip("_"),
+            attrs={"chosen": chosen},
+        )
 
     def saw_clip(self, gradients: list[Tensor]) -> None:
         owners = [ref() for ref in (self._gradients.get(g) for g in gradients) if ref is not None]
@@ -616,7 +639,11 @@ class Session:
         owner = self._gradients.get(gradient)
         leaf = owner() if owner is not None else None
         if leaf is not None:
-            self._leaf_batches[id(leaf)] = 0
+            self.gradient_reset_of(leaf)
+
+    def gradient_reset_of(self, leaf: Tensor) -> None:
+        """What `.grad` of this leaf holds is no sum of micro-batches, or is told of by another."""
+        self._leaf_batches[id(leaf)] = 0
 
     def wrote_parameter(self) -> None:
         """A loop without an Optimizer wrote to a leaf that has a gradient: its step."""
@@ -666,12 +693,14 @@ class Session:
                 and seen.dtype != "float32"
             ):
                 accumulators.summed(seen, self.stock.measured.get("accumulation"))
+        out += self.adapters.observations()
         return out + self.adapters.dishonoured(out)
 
     def rank_file(self) -> dict[str, Any]:
         """What this process saw, as the plain values of a RankFile."""
         if self._final is not None:
             return self._final
+        facts = [seen.fact().as_json() for seen in self.facts()]  # first: what fails meanwhile is among the notes
         rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
         world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
         optimizers = [optimizer for optimizer in self._stepped if optimizer is not self]
@@ -705,7 +734,7 @@ class Session:
                     **({"frameworks": ", ".join(met)} if met else {}),
                 },
             },
-            "facts": [seen.fact().as_json() for seen in self.facts()],
+            "facts": facts,
         }
 
     def _traced_steps(self) -> int:

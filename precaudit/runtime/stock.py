@@ -93,6 +93,26 @@ class Stock:
 
     # -- gradients
 
+    def of_accumulation(self, held: Mapping[tuple[str, Any], list[Claim]]) -> None:
+        """A framework's own sums of several micro-batches' gradients: the most that one backward added to."""
+        for (framework, dtype), claims in held.items():
+            if dtype not in DTYPE_NAMES:
+                continue
+            names = dict.fromkeys(claim.detail for claim in claims if claim.detail)
+            key = ("accumulator of", framework, dtype)
+            seen = self.ledger.get(key) or self.ledger.put(
+                key,
+                Observation(
+                    Kind.HOLDS,
+                    DTYPE_NAMES[dtype],
+                    Role.GRADIENT_ACCUMULATION,
+                    claims[0].site or self.session.last_backward,
+                    detail=f"{framework} {', '.join(names)}, several micro-batches per step",
+                ),
+            )
+            seen.count = max(seen.count, len(claims))
+            seen.bytes = max(seen.bytes, sum(nbytes(claim.tensor) for claim in claims))
+
     def of_gradients(self, optimizer: Any, mine: list[Tensor], micro_batches: Callable[[Tensor], int]) -> None:
         """The dtypes of `.grad` before a step, and which of them are sums over several micro-batches."""
         held: dict[Any, list[int]] = {}
@@ -219,7 +239,7 @@ class Stock:
                 held["owners"][id(parameter)] = parameter
         adapters = bool(mine) and all(ADAPTER.search(self.session.construction.name(p)) for p in mine)
         for (dtype, kahan), held in groups.items():
-            seen = self._moments(name, site, dtype, held, len(mine))
+            seen = self._moments(name, site, dtype, held, mine)
             seen.attrs["adapter_only"] = adapters
             if kahan:
                 seen.attrs["allowed_because"] = "kahan"
@@ -233,11 +253,15 @@ class Stock:
             if dtype in LOW and HYPERPARAMETER.search(key):
                 self._hyperparameter(optimizer, name, site, key, tensors)
 
-    def _moments(self, name: str, site: Site | None, dtype: Any, held: dict[str, Any], parameters: int) -> Observation:
+    def _moments(
+        self, name: str, site: Site | None, dtype: Any, held: dict[str, Any], mine: list[Tensor]
+    ) -> Observation:
         owners = held["owners"]
         low = [p for p in owners.values() if private.local(p).dtype in LOW] if dtype in LOW else []
         made = next((s for s in map(self.session.births.site, held["tensors"]) if s is not None), None)
-        of = f" of {len(owners)}/{parameters} parameters" if owners else ""
+        of = f" of {len(owners)}/{len(mine)} parameters" if owners else ""
+        if owners and not all(p.numel() for p in mine):  # FSDP1 leaves a rank the parameters of its shard
+            of = " of each rank's share of the parameters"
         return Observation(
             Kind.HOLDS,
             DTYPE_NAMES[dtype],

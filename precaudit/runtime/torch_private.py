@@ -25,6 +25,14 @@ PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.parameter.Buffer})
 """Classes whose tensors hold their own numbers; wrappers such as DTensor hold other tensors."""
 
 
+def simulates(kind: type) -> bool:
+    """Whether tensors of this class stand for others without numbers: FakeTensor, as DTensor uses to learn a shape.
+
+    Such a class leaves the op to the mode it belongs to, which is asked only if no mode before it gives up.
+    """
+    return kind.__module__.startswith("torch._subclasses.")
+
+
 def storage_key(tensor: Tensor) -> int:
     """What views of one allocation share; 0 for tensors without storage (sparse, fake, nested)."""
     try:
@@ -74,6 +82,24 @@ def saved_factor(node: Any) -> float | None:
             return None
         return float(other.item())
     return float(other) if isinstance(other, (int, float)) else None
+
+
+_AFTER_PARAMETERS = ("AccumulateGrad", "RegisterPostBackwardFunctionBackward")
+"""Nodes in whose hooks DDP, FSDP1 and DeepSpeed, and in whose backward FSDP2 reduces the gradients of parameters."""
+
+
+def differentiates_forward() -> bool:
+    """Whether the autograd node that runs now belongs to an op of the forward pass; False where torch does not tell."""
+    ask = getattr(torch._C, "_current_autograd_node", None)
+    node = ask() if ask is not None else None
+    return node is not None and type(node).__name__ not in _AFTER_PARAMETERS
+
+
+def fsdp2_begins() -> tuple[type, str]:
+    """The method that every `fully_shard` call goes through with its new state, once that module was imported."""
+    from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+
+    return FSDPState, "init"
 
 
 def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:

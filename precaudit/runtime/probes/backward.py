@@ -18,7 +18,8 @@ MATMUL_NODES = frozenset(
     "MmBackward0 AddmmBackward0 BmmBackward0 BaddbmmBackward0 MvBackward0 DotBackward0 "
     "ConvolutionBackward0 MkldnnConvolutionBackward0 LinearBackward0 "
     "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
-    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0".split()
+    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0 "
+    "LinearFunctionForZeroStage3Backward".split()
 )
 SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0", "LogsumexpBackward0"})
 NORM_NODES = frozenset(
@@ -67,6 +68,10 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
         if name == LEAF:
             leaf = node.variable
             found.leaves[id(leaf)] = leaf
+            for meta in private.output_metadata(node):
+                # FSDP1 has put the float32 shard back by now; the node still knows what the forward pass read.
+                if meta.dtype is not leaf.dtype:
+                    found.casts_of_leaves.setdefault(id(leaf), meta.dtype)
             continue
         dtype = None
         for meta in private.output_metadata(node):

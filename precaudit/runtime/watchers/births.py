@@ -66,7 +66,7 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
             if kind not in private.PLAIN:
-                return NotImplemented
+                return func(*args, **(kwargs or {})) if private.simulates(kind) else NotImplemented
         try:
             out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:

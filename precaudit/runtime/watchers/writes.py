@@ -14,7 +14,7 @@ from .. import torch_private as private
 from ..evidence import REPLAYABLE, Replay
 from ..flow import LOW, tensors_of, trains
 from ..identity import StorageMap
-from ..optable import COPIES, RESETS, SELF_UPDATES
+from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..sites import user_site
 from ..window import BACKWARD, FORWARD, OPTIMIZER
 from . import Registration
@@ -78,15 +78,22 @@ class Writes:
 
     def before(self, name: str, func: Any, args: Any, kwargs: Any, written: tuple[int, ...]) -> None:
         """Replays an update of a low-precision tensor in float32 before it happens."""
-        if name not in REPLAYABLE or self.session.settings["values"] == "off":
+        ends = name in REDUCTION_COLLECTIVES
+        if not (ends or name in REPLAYABLE) or self.session.settings["values"] == "off":
             return
         targets = [t for t in _targets(args, written) if t.dtype in LOW]
         if not targets:
             return
         phase = self.session.window.phase
-        if phase == FORWARD and trains(args):
+        brought = name in COPIES and phase != OPTIMIZER and self.session.is_gradient(targets[0])
+        if ends or brought or (phase == BACKWARD and name in COPIES):
+            # What other ranks add, or what a bucket brings back, is no part of this rank's sum: that ends here.
+            self.replay.finish(self.session.measured_other, "other", {private.storage_key(t) for t in targets})
             return
-        if phase == BACKWARD and not self.session.is_gradient(targets[0]):
+        unfollowed = phase == FORWARD and trains(args)
+        if unfollowed or (phase == BACKWARD and not self.session.is_gradient(targets[0])):
+            for target in targets:
+                self.replay.forget(target)
             return
         self.replay.follow(func, args, kwargs, targets, "optimizer" if phase == OPTIMIZER else "other")
 
@@ -95,6 +102,11 @@ class Writes:
     def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
         phase = self.session.window.phase
         if phase == BACKWARD:
+            if name in RESETS:  # the framework has added this micro-batch to a sum of its own
+                for target in _targets(args, written):
+                    self.session.gradient_reset(target)
+            return
+        if name in REDUCTION_COLLECTIVES:
             return
         targets = _targets(args, written)
         if not targets or not targets[0].dtype.is_floating_point:
