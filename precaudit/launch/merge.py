@@ -140,6 +140,8 @@ class Merged:
         mine.steps = max(mine.steps, one.steps)
         mine.ranks = len(self.ranks)
         mine.unattributed_ops = max(mine.unattributed_ops, theirs.unattributed_ops)
+        for name, amount in theirs.compiled.items():
+            mine.compiled[name] = max(amount, mine.compiled.get(name, amount))
         mine.micro_batches = max(mine.micro_batches, theirs.micro_batches)
         mine.attempts = max(mine.attempts, theirs.attempts)
         mine.skipped_steps = max(mine.skipped_steps, theirs.skipped_steps)

@@ -26,6 +26,7 @@ from .ledger import Ledger, Observation
 from .probes.autocast import AutocastProbe
 from .probes.backward import BackwardProbe, Walk, loss_factor, walk
 from .probes.checkpoints import CheckpointProbe
+from .probes.compiled import CompileProbe
 from .probes.construction import ConstructionProbe
 from .probes.ops import OpMode, OpProbe
 from .probes.optimizers import OptimizerProbe, parameters
@@ -46,6 +47,7 @@ DEFAULTS: Mapping[str, Any] = {
     "attempts": 25,
     "keep_going": False,
     "values": "sample",
+    "eager": False,
     "ranks_folder": None,
     "cwd": "",
 }
@@ -75,6 +77,7 @@ class Session:
         self.backward = BackwardProbe(self)
         self.scaling = ScalingProbe(self)
         self.optimizers = OptimizerProbe(self)
+        self.compiled = CompileProbe(self)
         self.checkpoints = CheckpointProbe(self)
         self.writes = Writes(self)
         self.gradients = Gradients(self)
@@ -103,6 +106,10 @@ class Session:
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self.silent: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers whose steps call no hook: they are compiled, or live in backward (LOMO)."""
+        self.seen_stepping: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers whose steps call the hooks."""
         self._attempting: list[Any] = []
         """Optimizers whose attempts of this step are not yet taken stock of."""
         self._traced: dict[int, bool] = {}
@@ -122,6 +129,7 @@ class Session:
             self.scaling,
             self.backward,
             self.optimizers,
+            self.compiled,
             self.checkpoints,
             TracebackProbe(self),
         ):
@@ -142,6 +150,10 @@ class Session:
             undo()
         self._undo.clear()
         atexit.unregister(self._at_exit)
+
+    def on_remove(self, undo: Callable[[], None]) -> None:
+        """Has this called when the trace is taken out."""
+        self._undo.append(undo)
 
     def _at_exit(self) -> None:
         """The program ended before the window did: what was seen last is still written."""
@@ -298,6 +310,8 @@ class Session:
             if leaf.grad is None:
                 self._leaf_batches[id(leaf)] = 0
         self.stock.of_graph(found)
+        if found.compiled:
+            self.compiled.ran(found.compiled)
         for root in tensors:
             self._losses.set(root, True)
         self._see_loss(tensors, found, scaler)
@@ -307,6 +321,16 @@ class Session:
             self.once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
 
     def _root_backward(self) -> None:
+        for optimizer in self.optimizers.steps_unseen():
+            self.silent.add(optimizer)
+            self.window.steps_unseen = True
+            for parameter in parameters(optimizer):
+                self._leaf_batches[id(parameter)] = 0
+            self.writes.replay.finish(self.measured_other, "other")
+            self.stock.label(optimizer)
+            self.attempted(optimizer, False)
+            if not self._installed:
+                return
         if self._hand_written_step and not any(o is not self for o in self._stepped):
             self._hand_written_step = False
             self.attempted(self, False)
@@ -349,6 +373,8 @@ class Session:
                 self._parameters.set(own, weakref.ref(leaf))
                 self._shapes.add(tuple(own.shape))
         self._last_leaves = []
+        for optimizer in self.silent:
+            self.stock.of_gradients(optimizer, parameters(optimizer), lambda p: self._leaf_batches.get(id(p), 0))
         if not self.window.attempts and self.window.micro_batches <= 64:
             self.write()
 
@@ -442,6 +468,7 @@ class Session:
         restored = optimizer not in self._stepped and bool(optimizer.state)
         self.hollow.look(optimizer, [p for p in mine if p.requires_grad], restored)
         self._take_stock_of_gradients(optimizer, mine)
+        self.compiled.before_step(mine)
         self.adapters.look(optimizer, mine)
 
     def _take_stock_of_gradients(self, optimizer: Any, mine: list[Tensor]) -> None:
@@ -457,6 +484,8 @@ class Session:
         if self._tried_out(optimizer):
             return
         self.scaling.last_optimizer_stepped = True
+        self.seen_stepping.add(optimizer)
+        self.compiled.after_step(optimizer)
         if self.ops.mode is not None:
             self.stock.label(optimizer)
             self.writes.replay.finish(self._measured_step, "optimizer")
@@ -723,6 +752,7 @@ class Session:
                 "traced_steps": sorted(self._traced),
                 "ranks": 1,
                 "unattributed_ops": round(self.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
+                "compiled": self.compiled.coverage(seen_ops),
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
                 "notes": list(self.notes),
                 "overhead": self.window.overhead(),
