@@ -151,7 +151,9 @@ DEEPSPEED: dict[str, dict[str, Case]] = {
     },
     "torch_autocast": {
         "engine 0 autocast": case(
-            stage=0, autocast="bfloat16", differs={"forward_weight": {"bfloat16", "float32"}}  # norms stay float32
+            stage=0,
+            autocast="bfloat16",
+            differs={"forward_weight": {"bfloat16", "float32"}},  # norms stay float32
         ),
         "engine 2 autocast": case(
             BUILT,
