@@ -196,5 +196,7 @@ class RankFile(BaseModel):
     """watching: the window was still open; finished: it closed and the run went on; stopped: precaudit ended it."""
     steps: int = 0
     """Optimizer steps taken inside the window."""
+    without: list[int] = []
+    """Ranks this one did not wait for when it stopped: what those met afterwards is precaudit's doing."""
     coverage: Coverage = Coverage()
     facts: list[dict[str, Any]] = []
