@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +46,18 @@ def _key(raw: Mapping[str, Any]) -> _Key:
     )
 
 
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0-7`, `ranks 0-2, 5`."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+
+
 @dataclass(slots=True)
 class _Seen:
     fact: Fact
@@ -76,24 +88,28 @@ class _Holding:
 class Merged:
     """Facts and coverage of all processes read so far."""
 
-    def __init__(self, noun: str = "rank") -> None:
-        self.noun = noun
-        """What one file stands for: "rank", or "report" where whole reports are merged."""
+    def __init__(self, names: Callable[[Sequence[int]], str] = ranks_in_words) -> None:
+        self._names = names
+        """How the reader knows these ranks; where whole reports are merged, each number stands for one of them."""
         self._facts: dict[_Key, _Seen] = {}
         self._held: dict[Role, dict[int, _Holding]] = {}
         self.coverage = Coverage()
         self.ranks: set[int] = set()
         self.world_size = 0
-        self.statuses: list[str] = []
-        self._unfinished: set[int] = set()
+        self.unfinished: set[int] = set()
+        """Ranks whose window was still open in their last file."""
+        self.without: set[int] = set()
+        """Ranks the others stopped without waiting for."""
+        self._statuses: list[tuple[int, str]] = []
 
     def add(self, one: RankFile) -> None:
         """Takes in one process's file; two processes of one rank (a restart, a second run) count as one rank."""
         self.ranks.add(one.rank)
         self.world_size = max(self.world_size, one.world_size)
-        self.statuses.append(one.status)
+        self._statuses.append((one.rank, one.status))
+        self.without.update(one.without)
         if one.status == "watching":
-            self._unfinished.add(one.rank)
+            self.unfinished.add(one.rank)
         unreadable = 0
         for raw in one.facts:
             try:
@@ -101,7 +117,9 @@ class Merged:
             except (KeyError, ValueError, TypeError, AttributeError):
                 unreadable += 1
         if unreadable:
-            self.coverage.notes.append(f"{self.noun} {one.rank}: {unreadable} facts are not in this precaudit's words")
+            self.coverage.notes.append(
+                f"{self._names([one.rank])}: {unreadable} facts are not in this precaudit's words"
+            )
         self._add_coverage(one)
 
     def _add_fact(self, raw: Mapping[str, Any], rank: int) -> None:
@@ -122,6 +140,8 @@ class Merged:
         mine, theirs = self.coverage, one.coverage
         mine.steps = max(mine.steps, one.steps)
         mine.ranks = len(self.ranks)
+        mine.world_size = max(mine.world_size, one.world_size)
+        mine.stopped += one.status == "stopped"
         mine.unattributed_ops = max(mine.unattributed_ops, theirs.unattributed_ops)
         mine.micro_batches = max(mine.micro_batches, theirs.micro_batches)
         mine.attempts = max(mine.attempts, theirs.attempts)
@@ -137,22 +157,21 @@ class Merged:
         for name, value in theirs.setup.items():
             first = mine.setup.setdefault(name, value)
             if value != first:
-                note = f"{self.noun} {one.rank}: {name} is {value}, elsewhere {first}"
+                note = f"{self._names([one.rank])}: {name} is {value}, elsewhere {first}"
                 if len(mine.notes) < 50 and note not in mine.notes:
                     mine.notes.append(note)
 
     def finish(self) -> None:
-        """Rounds off the coverage once every file is in: what one rank observed is observed, missing ranks are said."""
+        """Rounds off the coverage once every file is in: what one rank observed is observed."""
+        self.coverage.rank_ids = sorted(self.ranks)
         for role in {role.value for role in self._held} & set(self.coverage.not_observed):
             del self.coverage.not_observed[role]
-        early = sorted(self._unfinished)
-        if early and len(early) < len(self.ranks):
-            self.coverage.notes.append(f"{_ranks(early, self.noun)} ended before the traced steps were over")
-        missing = sorted(set(range(self.world_size)) - self.ranks)
-        if missing and self.ranks:
-            self.coverage.notes.append(
-                f"{_ranks(missing, self.noun)} of {self.world_size} wrote nothing here: on another node, or ended early"
-            )
+
+    @property
+    def statuses(self) -> list[str]:
+        """The `status` of each file, less those of ranks that the others left behind: theirs is our doing."""
+        kept = [status for rank, status in self._statuses if rank not in self.without]
+        return kept or [status for _, status in self._statuses]
 
     @property
     def facts(self) -> list[Fact]:
@@ -189,7 +208,7 @@ class Merged:
                 if by_rank[rank].modules & common
             )
             if odd:
-                yield _difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self.noun), odd
+                yield _difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self._names), odd
 
 
 def _difference(
@@ -199,7 +218,7 @@ def _difference(
     odd: list[int],
     by_rank: dict[int, _Holding],
     seen: Iterable[_Seen],
-    noun: str,
+    names: Callable[[Sequence[int]], str],
 ) -> Fact:
     theirs = frozenset(by_rank[odd[0]].dtypes)
     strange = sorted(theirs - usual) or sorted(usual - theirs)
@@ -213,21 +232,8 @@ def _difference(
         role=role,
         site=site,
         detail=(
-            f"{_ranks(odd, noun)} held {', '.join(sorted(theirs))}, "
-            f"{_ranks(sorted(others), noun)} held {', '.join(sorted(usual))}"
+            f"{names(odd)} held {', '.join(sorted(theirs))}, {names(sorted(others))} held {', '.join(sorted(usual))}"
         ),
         count=len(odd),
-        attrs={"ranks": _ranks(odd, noun)},
+        attrs={"ranks": names(odd)},
     )
-
-
-def _ranks(ranks: list[int], noun: str) -> str:
-    """`rank 3`, `ranks 0-7`, `ranks 0-2, 5`."""
-    spans: list[list[int]] = []
-    for rank in ranks:
-        if spans and spans[-1][1] == rank - 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-    return f"{noun}{'s' if len(ranks) > 1 else ''} {words}"

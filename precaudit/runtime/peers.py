@@ -1,26 +1,29 @@
 """Lets the ranks of one node stop together, by files and never by a collective.
 
-**The problem.** A rank that ends while another one waits for it in a collective breaks that one: its error would be our
-doing. So all ranks have to stop while none of them is inside a collective, although they finish their windows at
+**The problem.** A rank that ends while another one waits for it in a collective breaks that one: its error would be
+our doing. So all ranks have to stop while none of them is inside a collective, although they finish their windows at
 different moments, and may differ in how often they accumulate, step, or skip a step.
 
-**Who.** Every process that calls `init_process_group` below one `precaudit trace` keeps a file `peer-<pid>` in the folder
-of the rank files. Peers are those of one rendezvous whose process lives. No rank leaves its first collective before all
-have joined, so that whoever trains together knows the others in time. A process without peers simply stops.
+**Who.** Every process that calls `init_process_group` below one `precaudit trace` keeps a file `peer-<pid>` in the
+folder of the rank files. Peers are those of one rendezvous whose process lives. No rank leaves its first collective
+before all have joined, so that whoever trains together knows the others in time. A process without peers just stops.
 
-**Boundaries.** A rank is asked where it never stands in a collective: at the entry of each root backward, and at the end of
-the optimizer step that ended its window. Its *position* there is the number of collectives it has begun in each process
-group. Every rank, traced or finished, writes "passed at this position" before it goes on from a boundary.
+**Boundaries.** A rank is asked where it never stands in a collective: at the entry of each root backward, and at the
+end of the optimizer step that ended its window. Its *position* there is the number of collectives it has begun in each
+process group. Every rank, traced or finished, writes "passed at this position" before it goes on from a boundary.
 
 **The rule.** A finished rank parks at a boundary. While it is parked:
 - all living peers are parked: it writes "stopping", looks again, and if that is still so, all stop.
-- a peer has passed a boundary at this position or a later one: that peer will need it, so it writes "passed", looks again,
-  and goes on if nobody is stopping. The two second looks exclude each other.
+- a peer has passed a boundary at this position or a later one: that peer will need it, so it writes "passed", looks
+  again, and goes on if nobody is stopping. The two second looks exclude each other.
 - a peer is at an earlier position: it comes this far without help, and is waited for.
 That wait is in vain where the peer meets a collective on its way that this rank has not begun (a rank that never steps,
-and sums up its loss): after `NUDGE` seconds without a sign from it the parked rank goes on and does not wait for it again
-until it gives one. Without a sign for `PATIENCE` seconds, or without any backward so long, a peer is given up: the others
-stop without it, and their files say so. A rank that is still traced long after its peers have finished closes its window.
+and sums up its loss): after `NUDGE` seconds without a sign from it the parked rank goes on, and does not wait for it
+again until it gives one. A peer that gives no sign for `PATIENCE` seconds, or runs no backward so long, is given up: the
+others stop without it, and their files say so. A rank still traced long after its peers finished closes its window.
+
+Across nodes without a shared folder each node's ranks stop so, at the same step where all take the same steps; where
+they do not, the node that stops first ends the run, and the launcher says so.
 """
 
 from __future__ import annotations
@@ -34,7 +37,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from . import torch_private as private
 
@@ -140,7 +142,9 @@ class Peers:
             self._file = -1
         if self._file < 0:
             try:
-                self._file = os.open(self._path(self.me.pid), os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                self._file = os.open(
+                    self._path(self.me.pid), os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600
+                )
             except OSError:
                 return
             atexit.register(self._at_exit)
@@ -283,6 +287,10 @@ class Peers:
                 time.sleep(POLL)
                 others &= {other.pid for other in self.others() if other.state in (PARKED, STOPPING)}
             time.sleep(10 * POLL)
+            # A FileStore takes its file away when its last process ends by itself; left there it hangs the next run.
+            if os.path.isabs(self.me.rendezvous):
+                with contextlib.suppress(OSError):
+                    os.unlink(self.me.rendezvous)
 
     # -- the file
 

@@ -671,7 +671,7 @@ class Session:
 
     def _peers_wait_in_vain(self) -> bool:
         """All peers have finished and this rank has gone on since for as many backwards as a window may have steps."""
-        if self.settings["keep_going"] or self.window.clock % 8:
+        if self.settings["keep_going"] or self.window.clock % 4:
             return False
         if not self.peers.everybody_else_is_done():
             self._alone_since = 0

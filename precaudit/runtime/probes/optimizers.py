@@ -36,6 +36,8 @@ class OptimizerProbe:
             self.session.guard("before step", self.session.before_step, optimizer)
             self._outer_phase = self.session.window.phase
             self.session.window.phase = OPTIMIZER
+        else:  # it steps as a part of another one, which is waited for
+            self.session.construction.optimizers.discard(optimizer)
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         # A step that raises never gets here: its pre-hook's depth is given back by the next outermost backward.
