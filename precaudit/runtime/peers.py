@@ -19,8 +19,8 @@ process group. Every rank, traced or finished, writes "passed at this position" 
 - a peer is at an earlier position: it comes this far without help, and is waited for.
 That wait is in vain where the peer meets a collective on its way that this rank has not begun (a rank that never steps,
 and sums up its loss): after `NUDGE` seconds without a sign from it the parked rank goes on, and does not wait for it
-again until it gives one. A peer that gives no sign for `PATIENCE` seconds, or runs no backward so long, is given up: the
-others stop without it, and their files say so. A rank still traced long after its peers finished closes its window.
+again until it gives one. A peer that gives no sign for `PATIENCE` seconds, or runs no backward so long, is given up:
+the others stop without it, and their files say so. A rank still traced long after its peers finished closes its window.
 
 Across nodes without a shared folder each node's ranks stop so, at the same step where all take the same steps; where
 they do not, the node that stops first ends the run, and the launcher says so.
