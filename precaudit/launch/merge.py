@@ -60,21 +60,27 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
 
 @dataclass(slots=True)
 class _Seen:
-    fact: Fact
+    """A Fact in the making: each rank holds its own copy or shard; the reader wants one rank's figures, the worst."""
+
+    first: Fact
+    count: int
+    bytes: int
+    evidence: dict[str, float]
     ranks: set[int]
 
-    def join(self, raw: Mapping[str, Any]) -> None:
-        """Each rank holds its own copy or shard: the reader wants one rank's figures, the worst."""
-        fact, evidence = self.fact, raw.get("evidence") or {}
-        count, size = raw.get("count", 1), raw.get("bytes", 0)
-        worse = {name: value for name, value in evidence.items() if value > fact.evidence.get(name, -math.inf)}
-        if worse or count > fact.count or size > fact.bytes:
-            self.fact = replace(
-                fact,
-                count=max(count, fact.count),
-                bytes=max(size, fact.bytes),
-                evidence={**fact.evidence, **worse},
-            )
+    def join(self, raw: Mapping[str, Any], rank: int) -> None:
+        self.ranks.add(rank)
+        if raw.get("count", 1) > self.count:
+            self.count = raw["count"]
+        if raw.get("bytes", 0) > self.bytes:
+            self.bytes = raw["bytes"]
+        for name, value in (raw.get("evidence") or {}).items():
+            if value > self.evidence.get(name, -math.inf):
+                self.evidence[name] = value
+
+    @property
+    def fact(self) -> Fact:
+        return replace(self.first, count=self.count, bytes=self.bytes, evidence=dict(self.evidence))
 
 
 @dataclass(slots=True)
@@ -92,7 +98,6 @@ class Merged:
         self._names = names
         """How the reader knows these ranks; where whole reports are merged, each number stands for one of them."""
         self._facts: dict[_Key, _Seen] = {}
-        self._held: dict[Role, dict[int, _Holding]] = {}
         self.coverage = Coverage()
         self.ranks: set[int] = set()
         self.world_size = 0
@@ -125,16 +130,25 @@ class Merged:
     def _add_fact(self, raw: Mapping[str, Any], rank: int) -> None:
         key = _key(raw)
         seen = self._facts.get(key)
-        if seen is None:
-            seen = self._facts[key] = _Seen(fact_from_json(raw), {rank})
-        else:
-            seen.ranks.add(rank)
-            seen.join(raw)
-        fact = seen.fact
-        if fact.kind is Kind.HOLDS and fact.role is not None:
-            holding = self._held.setdefault(fact.role, {}).setdefault(rank, _Holding())
-            holding.dtypes.add(fact.dtype)
-            holding.modules.add(fact.module)
+        if seen is not None:
+            seen.join(raw, rank)
+            return
+        fact = fact_from_json(raw)
+        self._facts[key] = _Seen(fact, fact.count, fact.bytes, dict(fact.evidence), {rank})
+
+    def _holdings(self) -> dict[Role, dict[int, _Holding]]:
+        """What each rank held in each role that is compared."""
+        held: dict[Role, dict[int, _Holding]] = {}
+        for seen in self._facts.values():
+            fact = seen.first
+            if fact.kind is not Kind.HOLDS or fact.role not in COMPARED:
+                continue
+            by_rank = held.setdefault(fact.role, {})
+            for rank in seen.ranks:
+                holding = by_rank.get(rank) or by_rank.setdefault(rank, _Holding())
+                holding.dtypes.add(fact.dtype)
+                holding.modules.add(fact.module)
+        return held
 
     def _add_coverage(self, one: RankFile) -> None:
         mine, theirs = self.coverage, one.coverage
@@ -164,7 +178,8 @@ class Merged:
     def finish(self) -> None:
         """Rounds off the coverage once every file is in: what one rank observed is observed."""
         self.coverage.rank_ids = sorted(self.ranks)
-        for role in {role.value for role in self._held} & set(self.coverage.not_observed):
+        held = {seen.first.role for seen in self._facts.values() if seen.first.kind is Kind.HOLDS}
+        for role in {role.value for role in held if role} & set(self.coverage.not_observed):
             del self.coverage.not_observed[role]
 
     @property
@@ -192,8 +207,8 @@ class Merged:
         return [fact for fact, _ in self._differences()]
 
     def _differences(self) -> Iterator[tuple[Fact, list[int]]]:
-        for role, by_rank in self._held.items():
-            if role not in COMPARED or len(by_rank) < 2:
+        for role, by_rank in self._holdings().items():
+            if len(by_rank) < 2:
                 continue
             groups: dict[frozenset[str], list[int]] = {}
             for rank, holding in by_rank.items():
@@ -223,8 +238,7 @@ def _difference(
     theirs = frozenset(by_rank[odd[0]].dtypes)
     strange = sorted(theirs - usual) or sorted(usual - theirs)
     site = next(
-        (s.fact.site for s in seen if s.fact.role is role and s.fact.dtype == strange[0] and s.fact.site is not None),
-        None,
+        (s.first.site for s in seen if s.first.role is role and s.first.dtype == strange[0] and s.first.site), None
     )
     return Fact(
         kind=Kind.RANKS_DIFFER,
