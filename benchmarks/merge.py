@@ -1,8 +1,8 @@
 """Merges the files of thousands of synthetic ranks of a 1,000-tensor model, one of which deviates, and finds that one.
 
-Rank 0's file is what a real trace of such a model writes; the others are it with their own rank and figures. A second run
-has ten times the Facts, each with a module of its own, as a model with many different layers has. Each merge runs in a
-process of its own: its CPU seconds and peak memory are what `precaudit report FOLDER` costs, imports included.
+Rank 0's file is what a real trace of such a model writes; the others are it with their own rank and figures. A second
+run has ten times the Facts, each with a module of its own, as a model with many different layers has. Each merge runs
+in a process of its own: its CPU seconds and peak memory are what `precaudit report FOLDER` costs, imports included.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def write_ranks(folder: Path, first: dict[str, object], ranks: int, times: int) 
 
 
 def measured(first: dict[str, object], ranks: int, times: int) -> dict[str, Any]:
-    """One merge of so many rank files, with `times` the Facts of a real one. Fails where the deviating rank is missed."""
+    """One merge of so many rank files, each with `times` the Facts of a real one. Fails where the odd one is missed."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "ranks").mkdir()
