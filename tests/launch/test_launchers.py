@@ -45,10 +45,10 @@ TORCHRUN = ("torchrun", "--nproc-per-node", "2")
 DISTRIBUTED_RUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 # Without a GPU accelerate starts several processes only where it is told that there are some.
 ACCELERATE = (
-    "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "A_FREE_ONE",
     "--mixed_precision", "no", "--dynamo_backend", "no",
 )  # fmt: skip
-DEEPSPEED = ("deepspeed", "--num_gpus", "2")
+DEEPSPEED = ("deepspeed", "--num_gpus", "2", "--master_port", "A_FREE_ONE")
 SRUN = ("bash", "srun.sh")
 BASH = ("bash", "run.sh")
 
@@ -102,7 +102,8 @@ def free_port() -> int:
 
 
 def command(launcher: Sequence[str], *arguments: str) -> list[str]:
-    return [*launcher, "train.py", *arguments] if launcher else [sys.executable, "train.py", *arguments]
+    words = [*(launcher or [sys.executable]), "train.py", *arguments]
+    return [os.environ["MASTER_PORT"] if word == "A_FREE_ONE" else word for word in words]
 
 
 def written(desk: Desk) -> tuple[str, ...]:
@@ -175,7 +176,7 @@ def test_a_failure_after_the_window_keeps_its_code_and_traceback(hall: Desk, lau
 def test_behind_a_launcher_without_injection_the_ranks_report_to_the_parent(
     hall: Desk, launcher: Sequence[str]
 ) -> None:
-    seen = hall.precaudit("trace", "--no-inject", *launcher, "train.py")
+    seen = hall.precaudit("trace", "--no-inject", *command(launcher))
     assert (seen.code, seen.report["exit_code"]) == (1, 0), seen.stderr
     assert (seen.report["coverage"]["ranks"], seen.report["coverage"]["stopped"]) == (2, 2)
 
