@@ -45,7 +45,8 @@ TORCHRUN = ("torchrun", "--nproc-per-node", "2")
 DISTRIBUTED_RUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 # Without a GPU accelerate starts several processes only where it is told that there are some.
 ACCELERATE = (
-    "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "A_FREE_ONE",
+    "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--main_process_port", "A_FREE_ONE",
     "--mixed_precision", "no", "--dynamo_backend", "no",
 )  # fmt: skip
 DEEPSPEED = ("deepspeed", "--num_gpus", "2", "--master_port", "A_FREE_ONE")
