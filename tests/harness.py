@@ -27,8 +27,9 @@ import torch
 
 import precaudit
 from precaudit import judge, rulebook
-from precaudit.model.vocabulary import fact_from_json
-from precaudit.model.wire import Coverage, RankFile, Report, Severity, Tool
+from precaudit.launch.merge import Merged
+from precaudit.launch.trace import frameworks_of
+from precaudit.model.wire import RankFile, Report, Severity, Tool
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 NEAR = 3
@@ -219,19 +220,25 @@ def _start(settings: dict[str, Any]) -> Any:
 
 def judged(raw: Mapping[str, Any], exit_code: int = 0) -> Report:
     """The report that the parent process would make of one rank's file."""
-    rank = RankFile.model_validate(raw)
-    facts = [fact_from_json(fact) for fact in rank.facts]
-    book = rulebook.load()
-    findings = judge.judge(facts, book, "trace")
-    coverage = Coverage.model_validate({**rank.coverage.model_dump(), "steps": rank.steps, "ranks": 1})
+    return judged_ranks([raw], exit_code)
+
+
+def judged_ranks(raws: Sequence[Mapping[str, Any]], exit_code: int = 0) -> Report:
+    """The report that the parent process would make of these rank files."""
+    merged = Merged()
+    for raw in raws:
+        merged.add(RankFile.model_validate(raw))
+    merged.finish()
+    facts, book = merged.facts, rulebook.load()
+    findings = judge.judge(facts, book, "trace", frameworks_of(merged.coverage.setup))
     return Report(
         tool=Tool(version=precaudit.__version__),
         command="trace",
         status="findings" if findings else "clean" if facts else "inconclusive",
         findings=findings,
         roles=judge.role_table(facts, findings, book),
-        coverage=coverage,
-        facts=rank.facts,
+        coverage=merged.coverage,
+        facts=[fact.as_json() for fact in facts],
         exit_code=exit_code,
     )
 

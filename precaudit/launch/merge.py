@@ -58,6 +58,17 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {words}"
 
 
+def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Equal Facts of one process speak of different tensors: two optimizers of one class."""
+    worse, more = one.get("evidence") or {}, other.get("evidence") or {}
+    return {
+        **other,
+        "count": one.get("count", 1) + other.get("count", 1),
+        "bytes": one.get("bytes", 0) + other.get("bytes", 0),
+        "evidence": {name: max(each[name] for each in (worse, more) if name in each) for name in {*worse, *more}},
+    }
+
+
 @dataclass(slots=True)
 class _Seen:
     """A Fact in the making: each rank holds its own copy or shard; the reader wants one rank's figures, the worst."""
@@ -116,9 +127,16 @@ class Merged:
         if one.status == "watching":
             self.unfinished.add(one.rank)
         unreadable = 0
+        mine: dict[_Key, Mapping[str, Any]] = {}
         for raw in one.facts:
             try:
-                self._add_fact(raw, one.rank)
+                key = _key(raw)
+                mine[key] = _sum(mine[key], raw) if key in mine else raw
+            except (KeyError, ValueError, TypeError, AttributeError):
+                unreadable += 1
+        for key, fact in mine.items():
+            try:
+                self._add_fact(key, fact, one.rank)
             except (KeyError, ValueError, TypeError, AttributeError):
                 unreadable += 1
         if unreadable:
@@ -127,8 +145,7 @@ class Merged:
             )
         self._add_coverage(one)
 
-    def _add_fact(self, raw: Mapping[str, Any], rank: int) -> None:
-        key = _key(raw)
+    def _add_fact(self, key: _Key, raw: Mapping[str, Any], rank: int) -> None:
         seen = self._facts.get(key)
         if seen is not None:
             seen.join(raw, rank)
@@ -157,6 +174,8 @@ class Merged:
         mine.world_size = max(mine.world_size, one.world_size)
         mine.stopped += one.status == "stopped"
         mine.unattributed_ops = max(mine.unattributed_ops, theirs.unattributed_ops)
+        for name, amount in theirs.compiled.items():
+            mine.compiled[name] = max(amount, mine.compiled.get(name, amount))
         mine.micro_batches = max(mine.micro_batches, theirs.micro_batches)
         mine.attempts = max(mine.attempts, theirs.attempts)
         mine.skipped_steps = max(mine.skipped_steps, theirs.skipped_steps)

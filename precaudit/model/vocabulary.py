@@ -116,7 +116,7 @@ class Kind(str, Enum):
     CONFIG = "config"
     """A setting was read. attrs: key, value, many_micro_batches, conflict, mismatch (bool), precision (a trainer's)."""
     DECLARED = "declared"
-    """`dtype` was declared for `role`. attrs: actual (dtype), relation ("lower"|"higher"|"substitute"); for
+    """`dtype` was declared for `role`. attrs: actual (dtype), relation ("lower"|"higher"|"substitute"), chosen; for
 
     quantized_storage the compute dtype, with loss_scaling ("none"|"scaled") and training (bool)."""
     RANKS_DIFFER = "ranks_differ"

@@ -136,6 +136,8 @@ class RoleSummary(Strict):
     tensors: int
     bytes: int
     verdict: Literal["violation", "allowed", "ok", "not-observed"]
+    because: list[str] = []
+    """Why less than the table wants is allowed here: "kahan", "stochastic-rounding", "block-wise", …"""
 
 
 class Coverage(BaseModel):
@@ -148,6 +150,8 @@ class Coverage(BaseModel):
     steps: int = 0
     ranks: int = 0
     unattributed_ops: float = 0.0
+    compiled: dict[str, float] = {}
+    """What ran compiled in the traced steps: regions, operations (of forward), share (of all forward operations)."""
     notes: list[str] = []
     micro_batches: int = 0
     attempts: int = 0

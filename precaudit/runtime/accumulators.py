@@ -25,8 +25,8 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     """
     groups: dict[Any, Observation] = {}
     numbers: dict[Any, dict[str, float]] = {}
-    for write in session.writes.places.values():
-        if _is_accumulator(session, write):
+    for place, write in session.writes.places.items():
+        if place[0] not in session.adapters.sums and _is_accumulator(session, write):
             _add(session, groups, numbers, write, shapes)
     living = [line for line in session.flow.lineage.living() if line.generation >= 2]
     # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.

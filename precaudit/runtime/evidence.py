@@ -7,7 +7,7 @@ here draws a random number.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -75,7 +75,15 @@ class Shadow:
         return [should.sum(), stuck.sum(), wrong, step.square().sum(), self.exact.square().sum()]
 
 
-def _place(tensor: Tensor) -> tuple[int, int, int]:
+Place = tuple[int, int, int]
+"""Storage, offset, elements."""
+
+
+def _overlap(one: Place, other: Place) -> bool:
+    return one[1] < other[1] + other[2] and other[1] < one[1] + one[2]
+
+
+def _place(tensor: Tensor) -> Place:
     """A view's own key: one allocation may hold many parameters."""
     return private.storage_key(tensor), tensor.storage_offset(), tensor.numel()
 
@@ -91,7 +99,9 @@ class Replay:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.shadows: dict[tuple[int, int, int], Shadow] = {}
+        self.shadows: dict[Place, Shadow] = {}
+        self._places: dict[int, set[Place]] = {}
+        """Storage -> where in it there are shadows."""
 
     def follow(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], targets: list[Tensor], group: str
@@ -106,13 +116,28 @@ class Replay:
             for target in targets:
                 key = _place(target)
                 if key not in self.shadows or self.shadows[key].tensor.shape != target.shape:
-                    self.shadows[key] = Shadow(target, group, whole)
+                    self._keep(key, Shadow(target, group, whole))
                 elif self.shadows[key].whole is not whole and target.numel() > _limit:
                     return
             func(*[self._upcast(a, whole) for a in args], **{k: self._upcast(v, whole) for k, v in kwargs.items()})
         except Exception:
             for target in targets:
-                self.shadows.pop(_place(target), None)
+                self._drop(_place(target))
+
+    def _keep(self, key: Place, shadow: Shadow) -> None:
+        """Keeps a shadow; those of views that share elements with it no longer hold what float32 would."""
+        for other in [other for other in self._places.get(key[0], ()) if _overlap(key, other)]:
+            self._drop(other)
+        self.shadows[key] = shadow
+        self._places.setdefault(key[0], set()).add(key)
+
+    def _drop(self, key: Place) -> Shadow | None:
+        shadow = self.shadows.pop(key, None)
+        if shadow is not None:
+            self._places[key[0]].discard(key)
+            if not self._places[key[0]]:
+                del self._places[key[0]]
+        return shadow
 
     def _upcast(self, value: Any, whole: bool) -> Any:
         if isinstance(value, Tensor):
@@ -132,15 +157,31 @@ class Replay:
         return value
 
     def forget(self, tensor: Tensor) -> None:
-        self.shadows.pop(_place(tensor), None)
+        """Drops what shadows any part of the tensor's storage: it is written to by something that is not replayed."""
+        if self.shadows:
+            key = _place(tensor)
+            for other in [other for other in self._places.get(key[0], ()) if _overlap(key, other)]:
+                self._drop(other)
 
-    def finish(self, use: Callable[[str, Tensor, dict[str, float]], None], group: str | None = None) -> None:
-        """Measures the shadows (of one group) and drops them; `use` gets each tensor's numbers at the next settle."""
-        done = [key for key, shadow in self.shadows.items() if group is None or shadow.group == group]
+    def finish(
+        self,
+        use: Callable[[str, Tensor, dict[str, float]], None],
+        group: str | None = None,
+        storages: Collection[int] | None = None,
+    ) -> None:
+        """Measures the shadows (of one group, in these storages) and drops them.
+
+        `use` gets each tensor's numbers at the next settle.
+        """
+        done = [
+            key
+            for key, shadow in self.shadows.items()
+            if (group is None or shadow.group == group) and (storages is None or key[0] in storages)
+        ]
         for key in done:
-            shadow = self.shadows.pop(key)
+            shadow = self._drop(key)
             # FSDP2 frees what it gathered by shrinking its storage to nothing: reading that would end the process.
-            if not shadow.tensor.untyped_storage().nbytes():
+            if shadow is None or not shadow.tensor.untyped_storage().nbytes():
                 continue
             self.ledger.defer(shadow.measure(), _reader(shadow, use))
 

@@ -54,6 +54,10 @@ class StorageMap(Generic[V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: int) -> bool:
+        """Whether the storage with this key, while it lives, has a value."""
+        return key in self._entries and not self._entries[key][0].expired()
+
     def set(self, tensor: Tensor, value: V) -> None:
         key = private.storage_key(tensor)
         if key:

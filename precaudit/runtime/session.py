@@ -27,6 +27,7 @@ from .peers import Peers
 from .probes.autocast import AutocastProbe
 from .probes.backward import BackwardProbe, Walk, loss_factor, walk
 from .probes.checkpoints import CheckpointProbe
+from .probes.compiled import CompileProbe
 from .probes.construction import ConstructionProbe
 from .probes.ops import OpMode, OpProbe
 from .probes.optimizers import OptimizerProbe, parameters
@@ -47,6 +48,7 @@ DEFAULTS: Mapping[str, Any] = {
     "attempts": 25,
     "keep_going": False,
     "values": "sample",
+    "eager": False,
     "ranks_folder": None,
     "cwd": "",
 }
@@ -76,6 +78,7 @@ class Session:
         self.backward = BackwardProbe(self)
         self.scaling = ScalingProbe(self)
         self.optimizers = OptimizerProbe(self)
+        self.compiled = CompileProbe(self)
         self.checkpoints = CheckpointProbe(self)
         self.writes = Writes(self)
         self.gradients = Gradients(self)
@@ -105,6 +108,10 @@ class Session:
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self.silent: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers whose steps call no hook: they are compiled, or live in backward (LOMO)."""
+        self.seen_stepping: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers whose steps call the hooks."""
         self._attempting: list[Any] = []
         """Optimizers whose attempts of this step are not yet taken stock of."""
         self._traced: dict[int, bool] = {}
@@ -129,10 +136,12 @@ class Session:
             self.scaling,
             self.backward,
             self.optimizers,
+            self.compiled,
             self.checkpoints,
             TracebackProbe(self),
         ):
             self._undo += probe.install()
+        self._undo += self.adapters.install()
         self._undo.append(private.patch_init_process_group(self._around_init_process_group))
         package = __name__.rpartition(".")[0]
         private.hide_from_dynamo(module for name, module in list(sys.modules.items()) if name.startswith(package))
@@ -149,6 +158,10 @@ class Session:
             undo()
         self._undo.clear()
         atexit.unregister(self._at_exit)
+
+    def on_remove(self, undo: Callable[[], None]) -> None:
+        """Has this called when the trace is taken out."""
+        self._undo.append(undo)
 
     def _at_exit(self) -> None:
         """The program ended before the window did: what was seen last is still written."""
@@ -171,6 +184,10 @@ class Session:
     def _open(self) -> None:
         self._stop_births()
         self.window.opened()
+        # Until now a reset that no hook tells of, `_foreach_zero_` inside a backward, was not seen.
+        for key in [key for key in self.ledger.observations if isinstance(key, tuple) and key[0] == "accumulation"]:
+            del self.ledger.observations[key]
+        self._leaf_batches.clear()
         self.ops.install()
 
     def restore_modes(self) -> None:
@@ -248,7 +265,7 @@ class Session:
         return found() if found is not None else None
 
     def is_gradient(self, tensor: Tensor) -> bool:
-        return self._gradients.get(tensor) is not None
+        return self._gradients.get(tensor) is not None or self.adapters.sums.get(tensor) is not None
 
     def gradient_owner(self, gradient: Tensor) -> weakref.ref[Any] | None:
         """The leaf whose gradient this is."""
@@ -289,6 +306,8 @@ class Session:
             self._close()
             return
         if trains:
+            if self.window.backward_since_step:
+                self.adapters.accumulating()
             self._root_backward()
             if not self._installed:
                 return
@@ -306,6 +325,8 @@ class Session:
             if leaf.grad is None:
                 self._leaf_batches[id(leaf)] = 0
         self.stock.of_graph(found)
+        if found.compiled:
+            self.compiled.ran(found.compiled)
         for root in tensors:
             self._losses.set(root, True)
         self._see_loss(tensors, found, scaler)
@@ -315,6 +336,16 @@ class Session:
             self.once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
 
     def _root_backward(self) -> None:
+        for optimizer in self.optimizers.steps_unseen():
+            self.silent.add(optimizer)
+            self.window.steps_unseen = True
+            for parameter in parameters(optimizer):
+                self._leaf_batches[id(parameter)] = 0
+            self.writes.replay.finish(self.measured_other, "other")
+            self.stock.label(optimizer)
+            self.attempted(optimizer, False)
+            if not self._installed:
+                return
         if self._hand_written_step and not any(o is not self for o in self._stepped):
             self._hand_written_step = False
             self.attempted(self, False)
@@ -350,12 +381,15 @@ class Session:
         for leaf in self._last_leaves:
             if leaf.grad is not None and accumulates:
                 self._leaf_batches[id(leaf)] = self._leaf_batches.get(id(leaf), 0) + 1
-                if self._gradients.get(leaf.grad) is None:
-                    self._gradients.set(leaf.grad, weakref.ref(leaf))
-            if self._parameters.get(leaf) is None:
-                self._parameters.set(leaf, weakref.ref(leaf))
-                self._shapes.add(tuple(leaf.shape))
+                if self._gradients.get(private.local(leaf.grad)) is None:
+                    self._gradients.set(private.local(leaf.grad), weakref.ref(leaf))
+            own = private.local(leaf)
+            if self._parameters.get(own) is None:
+                self._parameters.set(own, weakref.ref(leaf))
+                self._shapes.add(tuple(own.shape))
         self._last_leaves = []
+        for optimizer in self.silent:
+            self.stock.of_gradients(optimizer, parameters(optimizer), lambda p: self._leaf_batches.get(id(p), 0))
         if not self.window.attempts and self.window.micro_batches <= 64:
             self.write()
 
@@ -390,7 +424,7 @@ class Session:
         tally = found.activations.get(torch.float16)
         if tally is None or not roots:
             return
-        if scaler is not None:
+        if scaler is not None or self.adapters.scales_loss():
             self.once(
                 ("gradient", "float16", "scaled"),
                 Observation(
@@ -420,14 +454,19 @@ class Session:
 
     # -- the optimizer's step
 
+    def _tried_out(self, optimizer: Any) -> bool:
+        """Whether this step is a framework's own, which trains nothing: before any backward, or by its own account."""
+        return not self.window.clock or self.adapters.tries_out(optimizer)
+
     def before_step(self, optimizer: Any) -> None:
-        if not self.window.clock:  # a framework's trial step, before any backward
+        if self._tried_out(optimizer):
             return
         mine = parameters(optimizer)
         for parameter in mine:
-            if self._parameters.get(parameter) is None:
-                self._parameters.set(parameter, weakref.ref(parameter))
-        self.writes.replay.finish(self._measured_other, "other")
+            own = private.local(parameter)
+            if self._parameters.get(own) is None:
+                self._parameters.set(own, weakref.ref(parameter))
+        self.writes.replay.finish(self.measured_other, "other")
         if self._hand_scaling is not None:
             if self.ops.mode is not None and not self.gradients.rescaled:
                 self._hand_scaling.confirmed = self.unscaled_float16 = True
@@ -444,6 +483,7 @@ class Session:
         restored = optimizer not in self._stepped and bool(optimizer.state)
         self.hollow.look(optimizer, [p for p in mine if p.requires_grad], restored)
         self._take_stock_of_gradients(optimizer, mine)
+        self.compiled.before_step(mine)
         self.adapters.look(optimizer, mine)
 
     def _take_stock_of_gradients(self, optimizer: Any, mine: list[Tensor]) -> None:
@@ -456,9 +496,11 @@ class Session:
             self._leaf_batches[id(parameter)] = 0
 
     def after_step(self, optimizer: Any) -> None:
-        if not self.window.clock:  # a framework's trial step, before any backward
+        if self._tried_out(optimizer):
             return
         self.scaling.last_optimizer_stepped = True
+        self.seen_stepping.add(optimizer)
+        self.compiled.after_step(optimizer)
         if self.ops.mode is not None:
             self.stock.label(optimizer)
             self.writes.replay.finish(self._measured_step, "optimizer")
@@ -480,7 +522,7 @@ class Session:
         elif traced:
             self._traced[self.window.step] = self._traced.get(self.window.step, False) or not skipped
         if optimizer is self:
-            self.writes.replay.finish(self._measured_other, "other")
+            self.writes.replay.finish(self.measured_other, "other")
         else:
             self._attempting.append(optimizer)
         # Optimizers that step inside one backward are read and written once, after the last of them.
@@ -513,7 +555,7 @@ class Session:
     def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
         self.stock.add(self.stock.labels.get(tensor) or "param", numbers)
 
-    def _measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
+    def measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
         if self.is_parameter(tensor):
             self.stock.add("param", numbers)
         elif self.is_gradient(tensor):
@@ -547,34 +589,44 @@ class Session:
         self._running.set(buffer, True)
         module = enclosing_module(torch.nn.Module)
         cause = self.construction.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
+        name = DTYPE_NAMES[buffer.dtype]
+        declared = self.adapters.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
+        made_so = declared is not None and declared.dtype == name
         seen = self.once(
             ("running", buffer.dtype),
             Observation(
                 Kind.HOLDS,
-                DTYPE_NAMES[buffer.dtype],
+                name,
                 Role.NORM_RUNNING_STATISTICS,
-                (cause.site if cause else None) or user_site(),
+                (declared.site if declared and made_so else cause.site if cause else None) or user_site(),
                 cause,
                 self.module_name(module),
+                attrs={"by": "buffer_dtype"} if made_so else {},
             ),
         )
         seen.bytes += buffer.nbytes
 
     def saw_gradient_reduction(self, tensor: Tensor, name: str) -> None:
-        declared = self.adapters.declared(Role.GRADIENT_REDUCTION)
-        by_hand = "explicit" if self.window.phase == GRADIENTS else "default"
-        seen = self.once(
-            ("reduction", tensor.dtype),
-            Observation(
-                Kind.HOLDS,
-                DTYPE_NAMES[tensor.dtype],
-                Role.GRADIENT_REDUCTION,
-                (declared.site if declared else None) or user_site(),
-                detail=name.strip("_"),
-                attrs={"chosen": declared.chosen if declared else by_hand},
-            ),
-        )
+        seen = self.ledger.get(("reduction", tensor.dtype))
+        if seen is None:
+            seen = self.ledger.put(("reduction", tensor.dtype), self._first_reduction(DTYPE_NAMES[tensor.dtype], name))
+        seen.count += 1
         seen.bytes += tensor.nbytes
+
+    def _first_reduction(self, dtype: str, name: str) -> Observation:
+        """Who chose this dtype: the declaration for it, else the framework that reduces, else the user's own loop."""
+        declared = self.adapters.declared(Role.GRADIENT_REDUCTION, dtype)
+        chosen = "explicit" if self.window.phase == GRADIENTS else "default"
+        if declared is not None:
+            chosen = declared.chosen if declared.dtype in ("", dtype) else "framework"
+        return Observation(
+            Kind.HOLDS,
+            dtype,
+            Role.GRADIENT_REDUCTION,
+            (declared.site if declared else None) or user_site(),
+            detail=f"{name.strip('_')}, {declared.by}" if declared else name.strip("_"),
+            attrs={"chosen": chosen},
+        )
 
     def saw_clip(self, gradients: list[Tensor]) -> None:
         owners = [ref() for ref in (self._gradients.get(g) for g in gradients) if ref is not None]
@@ -632,7 +684,11 @@ class Session:
         owner = self._gradients.get(gradient)
         leaf = owner() if owner is not None else None
         if leaf is not None:
-            self._leaf_batches[id(leaf)] = 0
+            self.gradient_reset_of(leaf)
+
+    def gradient_reset_of(self, leaf: Tensor) -> None:
+        """What `.grad` of this leaf holds is no sum of micro-batches, or is told of by another."""
+        self._leaf_batches[id(leaf)] = 0
 
     def wrote_parameter(self) -> None:
         """A loop without an Optimizer wrote to a leaf that has a gradient: its step."""
@@ -729,12 +785,14 @@ class Session:
                 and seen.dtype != "float32"
             ):
                 accumulators.summed(seen, self.stock.measured.get("accumulation"))
+        out += self.adapters.observations()
         return out + self.adapters.dishonoured(out)
 
     def rank_file(self) -> dict[str, Any]:
         """What this process saw, as the plain values of a RankFile."""
         if self._final is not None:
             return self._final
+        facts = [seen.fact().as_json() for seen in self.facts()]  # first: what fails meanwhile is among the notes
         rank, world = self.peers.me.rank, self.peers.me.world_size
         if rank < 0:  # no process group: what the launcher says
             rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
@@ -759,6 +817,7 @@ class Session:
                 "traced_steps": sorted(self._traced),
                 "ranks": 1,
                 "unattributed_ops": round(self.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
+                "compiled": self.compiled.coverage(seen_ops),
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
                 "notes": list(self.notes),
                 "overhead": self.window.overhead(),
@@ -770,7 +829,7 @@ class Session:
                     **({"frameworks": ", ".join(met)} if met else {}),
                 },
             },
-            "facts": [seen.fact().as_json() for seen in self.facts()],
+            "facts": facts,
         }
 
     def _traced_steps(self) -> int:

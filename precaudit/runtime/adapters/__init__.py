@@ -8,13 +8,16 @@ an optimizer step. No adapter imports its framework. What one of them raises bec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Kind, Role, Site
+from .. import torch_private as private
 from ..identity import StorageMap
+from ..imports import when_imported
 from ..ledger import Observation
 from ..sites import selves_on_stack
 
@@ -23,8 +26,17 @@ if TYPE_CHECKING:
 
 ADAPTERS: Mapping[str, str] = {
     "torch.nn.parallel.distributed": "ddp",
+    "torch.distributed.fsdp.fully_sharded_data_parallel": "fsdp1",
+    "torch.distributed.fsdp._fully_shard": "fsdp2",
+    "deepspeed": "deepspeed",
 }
 """The module a class comes from, or a package above it -> the module of this folder that knows the framework."""
+
+AWAITED: Mapping[str, str] = {
+    "torch.distributed.fsdp._fully_shard._fsdp_state": "fsdp2",
+    "deepspeed.runtime.engine": "deepspeed",
+}
+"""A module to patch as soon as it is imported -> the adapter that does it: its objects would be met too late."""
 
 
 class Claim(NamedTuple):
@@ -34,6 +46,10 @@ class Claim(NamedTuple):
     role: Role
     detail: str = ""
     """What the framework calls it: "single_partition_of_fp32_groups"."""
+    site: Site | None = None
+    """The user's line to blame, if it is not that of the optimizer or of the backward."""
+    leaf: Tensor | None = None
+    """The leaf whose `.grad` this sum is, where it is one: then the claim speaks for it."""
 
 
 class Declaration(NamedTuple):
@@ -59,23 +75,52 @@ class Adapter:
     def __init__(self, session: Session) -> None:
         self.session = session
 
+    inserts: frozenset[str] = frozenset()
+    """Names that its wrappers put into the module tree and that are none of the user's: "_fsdp_wrapped_module"."""
+
     def install(self) -> list[Callable[[], None]]:
-        """Patches the framework's classes, once, when the first object is met; returns the undo."""
+        """Patches the framework's classes, once, when the first object is met or its awaited module was imported.
+
+        Returns the undo.
+        """
         return []
 
     def meet(self, made: Any, site: Site | None) -> None:
         """An object of the framework was seen; `site` is the user's line that made it, where that is now."""
 
+    def tries_out(self, optimizer: Any) -> bool:
+        """Whether the optimizer's step that begins now is the framework's own, to make state, and trains nothing."""
+        return False
+
+    def owner(self, parameter: Tensor) -> tuple[Any, str] | None:
+        """The module of a parameter that the framework put there past `setattr`, and the parameter's name in it."""
+        return None
+
     def parameter_name(self, parameter: Tensor) -> str:
-        """The user's own fqn of a parameter whose place in the module tree does not tell it."""
+        """The user's own fqn, or a pattern of fqns, of a tensor that stands for parameters and is in no module."""
         return ""
 
     def claims(self) -> Iterable[Claim]:
         """The roles of the framework's own tensors, as they are at a step boundary."""
         return ()
 
+    def accumulates(self) -> Iterable[Claim]:
+        """The sums of earlier micro-batches' gradients to which the backward that begins now will add.
+
+        `.grad` of the leaves that backward reaches needs no claim: it is seen without the framework's help.
+        """
+        return ()
+
+    def scales_loss(self) -> bool:
+        """Whether the framework itself multiplies the loss, and unscales the gradients before the update."""
+        return False
+
     def declares(self) -> Iterable[Declaration]:
         """The dtypes that its settings ask for."""
+        return ()
+
+    def observes(self) -> Iterable[Observation]:
+        """What else it has to say when the report is written: a setting that is wrong by itself."""
         return ()
 
 
@@ -86,9 +131,19 @@ class Adapters:
         self.session = session
         self.claimed: StorageMap[Role] = StorageMap()
         """Storage -> role, by the newest account of any adapter."""
+        self.sums: StorageMap[bool] = StorageMap()
+        """Storages in which a framework sums gradients."""
         self._of_class: dict[type, tuple[Adapter, ...]] = {}
         self._loaded: dict[str, Adapter | None] = {}
+        self._met: dict[Adapter, None] = {}
+        self._declared: dict[Role, list[Declaration]] | None = None
+        """The declarations of each role, until something new is met."""
         self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> list[Callable[[], None]]:
+        """Waits for the frameworks whose objects come too late to be patched."""
+        awaited = {module: partial(self._await, name) for module, name in AWAITED.items()}
+        return [when_imported(awaited)]
 
     def remove(self) -> None:
         for undo in reversed(self._undo):
@@ -105,7 +160,9 @@ class Adapters:
             adapters = self._of_class[kind] = tuple(self._find(kind))
         if adapters:
             site = where()
+            self._declared = None
             for adapter in adapters:
+                self._met[adapter] = None
                 self._ask(adapter, "meet", made, site)
 
     def look(self, optimizer: Any, parameters: Iterable[Tensor]) -> None:
@@ -116,20 +173,34 @@ class Adapters:
         for caller in selves_on_stack():
             self.meet(caller)
         self.claimed.clear()
+        self._declared = None
         held: dict[tuple[str, Role, Any], list[Claim]] = {}
         for adapter, claim in self._answers("claims"):
             self.claimed.set(claim.tensor, claim.role)
             held.setdefault((adapter.title, claim.role, claim.tensor.dtype), []).append(claim)
         self.session.stock.of_claims(held)
 
+    def accumulating(self) -> None:
+        """Asks for the sums that outlive a micro-batch, as the next one's backward begins."""
+        held: dict[tuple[str, Any], list[Claim]] = {}
+        for adapter, claim in self._answers("accumulates"):
+            held.setdefault((adapter.title, claim.tensor.dtype), []).append(claim)
+            self.sums.set(private.local(claim.tensor), True)
+            if claim.leaf is not None:
+                self.session.gradient_reset_of(claim.leaf)
+        self.session.stock.of_accumulation(held)
+
     def _find(self, kind: type) -> Iterator[Adapter]:
         names = dict.fromkeys(ADAPTERS[p] for base in kind.__mro__ for p in _packages(base.__module__) if p in ADAPTERS)
-        for name in names:
-            if name not in self._loaded:
-                self._loaded[name] = self._load(name)
-            adapter = self._loaded[name]
-            if adapter is not None:
-                yield adapter
+        yield from filter(None, map(self._adapter, names))
+
+    def _adapter(self, name: str) -> Adapter | None:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def _await(self, name: str) -> None:
+        self._adapter(name)
 
     def _load(self, name: str) -> Adapter | None:
         try:
@@ -160,8 +231,12 @@ class Adapters:
     # -- what they say
 
     def met(self) -> list[Adapter]:
-        """The adapters of all frameworks seen so far, outermost import first."""
-        return [adapter for adapter in self._loaded.values() if adapter is not None]
+        """The adapters of all frameworks of which an object was seen, in the order of the first."""
+        return list(self._met)
+
+    def owner(self, parameter: Tensor) -> tuple[Any, str] | None:
+        """A parameter's module and its name there by the first adapter that knows it."""
+        return next(filter(None, (self._ask(adapter, "owner", parameter) for adapter in self.met())), None)
 
     def parameter_name(self, parameter: Tensor) -> str:
         """A parameter's name by the first adapter that knows it; "" where none does."""
@@ -171,12 +246,33 @@ class Adapters:
                 return str(name)
         return ""
 
+    def inserted(self, module: Any, name: str) -> bool:
+        """Whether a framework gave this child of a module its name."""
+        return any(name in adapter.inserts for adapter in self._of_class.get(type(module), ()))
+
+    def scales_loss(self) -> bool:
+        return any(self._ask(adapter, "scales_loss") for adapter in self.met())
+
+    def tries_out(self, optimizer: Any) -> bool:
+        return any(self._ask(adapter, "tries_out", optimizer) for adapter in self.met())
+
     def declarations(self) -> Iterator[tuple[Adapter, Declaration]]:
         yield from self._answers("declares")
 
-    def declared(self, role: Role) -> Declaration | None:
-        """The first declaration for this role."""
-        return next((declaration for _, declaration in self.declarations() if declaration.role is role), None)
+    def declared(self, role: Role, dtype: str = "") -> Declaration | None:
+        """The first declaration for this role, of those of `dtype` if there are any.
+
+        Asked anew only after another object was met or a step begun.
+        """
+        if self._declared is None:
+            self._declared = {}
+            for _, declaration in self.declarations():
+                self._declared.setdefault(declaration.role, []).append(declaration)
+        found = self._declared.get(role, [])
+        return next((one for one in found if one.dtype == dtype), found[0] if found else None)
+
+    def observations(self) -> list[Observation]:
+        return [observation for _, observation in self._answers("observes")]
 
     def dishonoured(self, seen: Iterable[Observation]) -> list[Observation]:
         """PA504's Facts: a declared dtype beside the dtypes that the role was seen to hold."""
@@ -184,23 +280,28 @@ class Adapters:
         for one in seen:
             if one.kind is Kind.HOLDS and one.role is not None and one.dtype in FLOATING:
                 held.setdefault(one.role, {}).setdefault(one.dtype, one)
+        said = [one for _, one in self.declarations() if one.chosen != "default"]
+        said += self.session.autocast.declares()
         out: dict[Any, Observation] = {}
-        for _, declaration in self.declarations():
-            actual = held.get(declaration.role, {})
+        for declaration in said:
+            # What another declaration of the same role asks for is not against this one: a float32 head, autocast.
+            others = {one.dtype for one in said if one.role is declaration.role} - {declaration.dtype}
+            actual = {d: one for d, one in held.get(declaration.role, {}).items() if d not in others}
             differs = relation(declaration.dtype, actual)
             if differs is not None:
                 how, dtype = differs
-                out[declaration.role, declaration.dtype, dtype] = Observation(
+                fact = Observation(
                     Kind.DECLARED,
                     declaration.dtype,
                     declaration.role,
-                    actual[dtype].site or declaration.site,
+                    declaration.site or actual[dtype].site,
                     Cause(f"{declaration.dtype} was declared by {declaration.by}", declaration.site),
                     actual[dtype].module,
-                    declaration.by,
+                    actual[dtype].detail,
                     count=1,
-                    attrs={"actual": dtype, "relation": how},
+                    attrs={"actual": dtype, "relation": how, "chosen": declaration.chosen},
                 )
+                out.setdefault((declaration.role, declaration.dtype, dtype), fact)
         return list(out.values())
 
 

@@ -1,4 +1,4 @@
-"""DistributedDataParallel: the comm hook that decides in which dtype gradients are reduced, and where it was set."""
+"""DistributedDataParallel: who decides in which dtype gradients are reduced, and where."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...model.vocabulary import Role, Site
+from ..flow import DTYPE_NAMES, FLOATING_DTYPES
 from ..sites import user_site
 from . import Adapter, Declaration
 
@@ -21,10 +22,12 @@ class DDP(Adapter):
     """Hooks are read off the wrapper itself; only the line that set them needs a patch."""
 
     title = "DDP"
+    inserts = frozenset({"module"})
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self._wrappers: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
+        self._wrapped_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
+        self._hooked_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
 
     def install(self) -> list[Callable[[], None]]:
         import torch.nn.parallel
@@ -34,19 +37,32 @@ class DDP(Adapter):
 
     def _around_register(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def register_comm_hook(ddp: Any, *args: Any, **kwargs: Any) -> Any:
-            self._wrappers[ddp] = user_site()
+            self._hooked_at[ddp] = user_site()
             return original(ddp, *args, **kwargs)
 
         return register_comm_hook
 
     def meet(self, made: Any, site: Site | None) -> None:
-        self._wrappers.setdefault(made, None)
+        self._wrapped_at.setdefault(made, site)
 
     def declares(self) -> Iterable[Declaration]:
-        for wrapper, site in self._wrappers.items():
-            for hook, _ in getattr(wrapper, "_comm_hooks", ()):
+        for wrapper, site in self._wrapped_at.items():
+            hooks = list(getattr(wrapper, "_comm_hooks", ()))
+            for hook, _ in hooks:
                 word = getattr(hook, "__name__", "a comm hook")
-                yield Declaration(Role.GRADIENT_REDUCTION, HOOKS.get(word, ""), word, site)
+                yield Declaration(Role.GRADIENT_REDUCTION, HOOKS.get(word, ""), word, self._hooked_at.get(wrapper))
+            if hooks:
+                continue
+            policy = getattr(wrapper, "mixed_precision", None)
+            reduced = getattr(policy, "reduce_dtype", None)
+            if reduced is not None:
+                by = "mixed_precision of DistributedDataParallel"
+                yield Declaration(Role.GRADIENT_REDUCTION, DTYPE_NAMES[reduced], by, site)
+                continue
+            # Buckets have the dtype of their parameters' gradients.
+            for dtype in {p.dtype for p in wrapper.parameters() if p.requires_grad and p.dtype in FLOATING_DTYPES}:
+                by = "as the parameters are"
+                yield Declaration(Role.GRADIENT_REDUCTION, DTYPE_NAMES[dtype], by, site, "default")
 
 
 ADAPTER = DDP

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ...model.vocabulary import Kind, Role, Site
+from ..adapters import Declaration
 from ..flow import DTYPE_NAMES
 from ..ledger import Observation
 from ..sites import user_site
@@ -76,6 +77,14 @@ class AutocastProbe:
     def setup(self) -> str:
         """Every dtype and device that autocast was entered with."""
         return ", ".join(f"{DTYPE_NAMES[dtype]} on {device}" for device, dtype in self.declared)
+
+    def declares(self) -> list[Declaration]:
+        """What the regions ask for: the dtype of weights and operands inside them."""
+        return [
+            Declaration(role, DTYPE_NAMES[dtype], f"autocast({device!r})", site)
+            for (device, dtype), site in self.declared.items()
+            for role in (Role.FORWARD_WEIGHT, Role.MATMUL_COMPUTE)
+        ]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(region: Any, device_type: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> None:

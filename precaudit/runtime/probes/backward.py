@@ -18,7 +18,8 @@ MATMUL_NODES = frozenset(
     "MmBackward0 AddmmBackward0 BmmBackward0 BaddbmmBackward0 MvBackward0 DotBackward0 "
     "ConvolutionBackward0 MkldnnConvolutionBackward0 LinearBackward0 "
     "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
-    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0".split()
+    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0 "
+    "LinearFunctionForZeroStage3Backward".split()
 )
 SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0", "LogsumexpBackward0"})
 NORM_NODES = frozenset(
@@ -34,7 +35,8 @@ class Walk:
     """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
 
     __slots__ = (
-        "activations", "casts_of_leaves", "leaves", "low_logsumexp", "matmuls", "norms", "scalars", "softmaxes"
+        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms", "scalars",
+        "softmaxes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -46,6 +48,8 @@ class Walk:
         self.low_logsumexp = False
         self.casts_of_leaves: dict[int, Any] = {}
         """Leaf -> the dtype the forward pass read it in."""
+        self.compiled: list[int] = []
+        """AOT ids of the compiled regions it goes through."""
         self.scalars: list[tuple[Any, int]] = []
         """One-element values between the root and the first larger one: (dtype, sequence number), the loss first."""
 
@@ -67,6 +71,10 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
         if name == LEAF:
             leaf = node.variable
             found.leaves[id(leaf)] = leaf
+            for meta in private.output_metadata(node):
+                # FSDP1 has put the float32 shard back by now; the node still knows what the forward pass read.
+                if meta.dtype is not leaf.dtype:
+                    found.casts_of_leaves.setdefault(id(leaf), meta.dtype)
             continue
         dtype = None
         for meta in private.output_metadata(node):
@@ -90,6 +98,8 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             found.low_logsumexp |= name == "LogsumexpBackward0" and dtype in LOW
         elif name in NORM_NODES:
             found.norms[dtype] = found.norms.get(dtype, 0) + 1
+        elif name == private.COMPILED_NODE:
+            found.compiled.append(private.region_of(node))
         for following, _ in node.next_functions:
             if following is None:
                 continue
@@ -145,7 +155,7 @@ class BackwardProbe:
         session = self.session
 
         def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if private.graph_task_id() != -1:
+            if private.graph_task_id() != -1 or private.is_tracing():
                 return original(t_outputs, *args, **kwargs)
             window = session.window
             outer = window.phase

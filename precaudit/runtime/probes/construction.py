@@ -212,6 +212,8 @@ class ConstructionProbe:
         site = self._outside_of(made)
         if site is not None and made not in self.built_at:
             self.built_at[made] = site
+        if isinstance(made, torch.amp.GradScaler):
+            self.session.scaling.built(made)
         if isinstance(made, torch.optim.Optimizer):
             self.optimizers.add(made)
             self.session.watch_births()
@@ -245,21 +247,27 @@ class ConstructionProbe:
         """The cast or the construction that put this parameter into low precision."""
         cause = self.cast_of.get(parameter)
         if cause is None:
-            owner = self.owner.get(parameter)
-            module = owner[0]() if owner else None
-            cause = self.cast_at.get(module) if module is not None else None
+            owner = self._owner_of(parameter)
+            cause = self.cast_at.get(owner[0]) if owner else None
         return cause or self.born_low.get(parameter)
+
+    def _owner_of(self, parameter: Tensor) -> tuple[Any, str] | None:
+        """The module that holds a parameter, and its name there."""
+        known = self.owner.get(parameter)
+        module = known[0]() if known else None
+        if known is not None and module is not None:
+            return module, known[1]
+        return self.session.adapters.owner(parameter)
 
     def name(self, parameter: Tensor) -> str:
         """The parameter's fully qualified name, by the framework that moved it or else by its modules."""
         known = self.session.adapters.parameter_name(parameter)
         if known:
             return known
-        owner = self.owner.get(parameter)
+        owner = self._owner_of(parameter)
         if owner is None:
             return ""
-        module = owner[0]()
-        front = self.module_name(module) if module is not None else ""
+        front = self.module_name(owner[0])
         return f"{front}.{owner[1]}" if front else owner[1]
 
     def module_name(self, module: Any) -> str:
@@ -269,6 +277,7 @@ class ConstructionProbe:
             entry = self.parent.get(module)
             if entry is None:
                 break
-            parts.append(entry[1])
             module = entry[0]()
+            if not self.session.adapters.inserted(module, entry[1]):
+                parts.append(entry[1])
         return ".".join(reversed(parts))

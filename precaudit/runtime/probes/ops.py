@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..flow import LOW, kind_of
-from ..optable import CUDA_FLOAT32
+from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..watchers import FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
 from ..watchers.births import MAKERS
 
@@ -61,7 +61,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
             if kind not in private.PLAIN:
-                return NotImplemented
+                return func(*args, **(kwargs or {})) if private.simulates(kind) else NotImplemented
         plan = self.plans.get(func)
         if plan is None:
             plan = self.probe.plan(func)
@@ -75,6 +75,8 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():
             phase = FORWARD  # the forward pass of a closure
+        elif phase == GRADIENTS and self.window.steps_unseen and torch.is_grad_enabled():
+            phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]
         if asked or plan.written:
             self.probe.react(plan, asked, func, args, kwargs, out)
@@ -124,6 +126,8 @@ class OpProbe:
             if name in names:
                 asked[phase].append((reaction, low_only))
         in_place = written if name.endswith("_") else ()
+        if name in REDUCTION_COLLECTIVES:
+            in_place = (0,)  # their schemas do not say so
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
         self.plans[func] = plan = Plan(name, kind_of(name), in_place, by_phase)
         return plan

@@ -63,11 +63,29 @@ class ScalingProbe:
         self.stepping: Any = None
         """The scaler whose step is running."""
         self.last_optimizer_stepped = False
+        self._undo: list[Callable[[], None]] = []
+        self._patched: set[type] = set()
+        self._running: set[tuple[int, str]] = set()
+        """Methods in progress, by scaler."""
         self._penalty: Observation | None = None
         """Gradients of a scaled loss were taken for use in another loss, and the scale was not read since."""
 
     def install(self) -> list[Callable[[], None]]:
-        scaler = torch.amp.GradScaler
+        self._patch(torch.amp.GradScaler)
+
+        def undo() -> None:
+            for each in reversed(self._undo):
+                each()
+
+        return [undo]
+
+    def built(self, scaler: Any) -> None:
+        """Follows a subclass too: ShardedGradScaler has methods of its own that never reach GradScaler's."""
+        for kind in type(scaler).__mro__:
+            if issubclass(kind, torch.amp.GradScaler) and kind not in self._patched:
+                self._patch(kind)
+
+    def _patch(self, kind: type) -> None:
         methods = {
             "scale": self._around_scale,
             "unscale_": self._around_unscale,
@@ -75,7 +93,28 @@ class ScalingProbe:
             "update": self._around_update,
             "get_scale": self._around_read,
         }
-        return [self.session.patch(scaler, name, wrap) for name, wrap in methods.items()]
+        self._patched.add(kind)
+        for name, wrap in methods.items():
+            if name in vars(kind):
+                self._undo.append(self.session.patch(kind, name, functools.partial(self._outermost, name, wrap)))
+
+    def _outermost(
+        self, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], original: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """The method as `wrap` sees it; called by a subclass's method of the same name it is that one's own part."""
+        observed = wrap(original)
+
+        def method(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            call = (id(scaler), name)
+            if call in self._running:
+                return original(scaler, *args, **kwargs)
+            self._running.add(call)
+            try:
+                return observed(scaler, *args, **kwargs)
+            finally:
+                self._running.discard(call)
+
+        return method
 
     def state(self, scaler: Any) -> ScalerState:
         if scaler not in self.scalers:

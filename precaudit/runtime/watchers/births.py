@@ -28,8 +28,12 @@ class Births:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.sites: StorageMap[Site] = StorageMap()
+        self.copies: StorageMap[bool] = StorageMap()
+        """What began as a copy of a parameter, made without gradient."""
 
     def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if name in ("clone", "_to_copy") and self.session.is_parameter(args[0]) and not torch.is_grad_enabled():
+            self.copies.set(out, True)
         if isinstance(out, Tensor) and out.dtype in LOW and self.sites.get(out) is None:
             if name in ("clone", "_to_copy") and torch.is_grad_enabled() and args[0].requires_grad:
                 return
@@ -66,7 +70,7 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
             if kind not in private.PLAIN:
-                return NotImplemented
+                return func(*args, **(kwargs or {})) if private.simulates(kind) else NotImplemented
         try:
             out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SAMPLED_PER_STEP = 8
 SCALINGS = frozenset({"mul", "div", "_foreach_mul", "_foreach_div"})
 TO_ONE_NUMBER = frozenset({"sum", "mean", "amax", "max"})
+EXACT = frozenset({"amax", "max"})
+"""A largest element is one of the elements: no dtype rounds it. Overflow checks ask for it."""
 
 
 class Gradients:
@@ -60,12 +62,15 @@ class Gradients:
         self.nonzeros += values[2]
 
     def reduced(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        """A sum over ranks of gradients; counters, flags and norms are too small or not floating."""
+        """A sum over ranks of parameters' gradients; counters, flags and norms are too small or not floating.
+
+        What a forward op's own backward sums is an activation's gradient: tensor parallel layers, SyncBatchNorm.
+        """
         nested = [item for arg in args[:2] for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
         for tensor in tensors_of([nested])[:1]:
             if not tensor.dtype.is_floating_point or tensor.numel() <= 1:
                 continue
-            inside = self.session.window.phase == BACKWARD
+            inside = self.session.window.phase == BACKWARD and not private.differentiates_forward()
             if inside or self.session.is_gradient(tensor) or "grad" in self.flow.of(tensor):
                 self.session.saw_gradient_reduction(tensor, name)
 
@@ -79,7 +84,8 @@ class Gradients:
         kept: Marks = {mark: True for mark in ("grad", "grad_norm") if mark in found}
         single = isinstance(out, Tensor) and out.numel() == 1
         if name in TO_ONE_NUMBER and "grad" in found and single:
-            self._norm_is(name, out)
+            if name not in EXACT:
+                self._norm_is(name, out)
             kept = {"grad_norm": True}
         elif name == "_to_copy" and "grad_norm" in found and single:
             self._norm_is(name, out)
