@@ -197,11 +197,14 @@ def role_table(
     suppressed = {(f.role, f.dtype) for f in findings if f.suppressed}
     loud = {(f.role, f.dtype) for f in findings if f.severity is not Severity.NOTE and not f.suppressed}
     held: dict[tuple[Role, str], list[int]] = {}
+    excuses: dict[tuple[Role, str], set[str]] = {}
     for fact in facts:
         if fact.kind is Kind.HOLDS and fact.role is not None and fact.attrs.get("what") != "hyperparameter":
             tally = held.setdefault((fact.role, fact.dtype), [0, 0])
             tally[0] += fact.count
             tally[1] += fact.bytes
+            if why := fact.attrs.get("allowed_because"):
+                excuses.setdefault((fact.role, fact.dtype), set()).add(str(why))
             place = (fact.role.value, fact.dtype)
             if place not in loud and place not in suppressed and _breaks_a_rule(fact, speaking):
                 loud.add(place)
@@ -216,7 +219,11 @@ def role_table(
                 verdict = "violation"
             elif row.wanted == ["any"] or dtype in dtypes(row.wanted):
                 verdict = "ok"
-            rows.append(RoleSummary(role=role.value, dtype=dtype, tensors=tensors, bytes=size, verdict=verdict))
+            because = sorted(excuses.get((role, dtype), ())) if verdict == "allowed" else []
+            row_of = RoleSummary(
+                role=role.value, dtype=dtype, tensors=tensors, bytes=size, verdict=verdict, because=because
+            )
+            rows.append(row_of)
     return rows
 
 

@@ -40,10 +40,12 @@ WATCHED = (
     ("torch.nn.utils", "clip_grad_norm_"),
     ("torch.nn.utils", "clip_grad_value_"),
     ("torch.distributed", "all_reduce"),
+    ("torch.distributed", "init_process_group"),
+    ("torch.distributed.distributed_c10d", "init_process_group"),
+    ("torch.distributed.device_mesh", "init_process_group"),
     ("threading", "Thread.run"),
     ("threading", "Thread.start"),
     ("sys", "excepthook"),
-    ("sys", "meta_path"),
 )
 """Every name the trace patches, or might."""
 
@@ -79,6 +81,9 @@ def residue() -> dict[str, Any]:
     found["function modes"] = torch._C._len_torch_function_stack()
     found["saved-tensor hooks"] = torch._C._autograd._saved_tensors_hooks_is_enabled()
     found["saved-tensor hook on top"] = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    # Frameworks that a test imports add finders of their own.
+    finders = [str(getattr(finder, "__module__", "")) for finder in sys.meta_path]
+    found["import finders"] = [name for name in finders if name.partition(".")[0] in ("precaudit", "sitecustomize")]
     found["profile function"] = sys.getprofile()
     found["threads"] = sum(t.name.startswith("precaudit") for t in threading.enumerate())
     return found

@@ -57,6 +57,7 @@ class ConfiguredCommand(click.Command):
 )
 @click.option("--steps", type=Count(1), metavar="N", default=2, show_default=True, help="Steps to trace.")
 @click.option("--keep-going", is_flag=True, help="Let the command run on, untraced, after the traced steps.")
+@click.option("--eager", is_flag=True, help="Turn torch.compile off, to see each operation of compiled regions.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON report here.")
 @click.option("--output-format", default="text", metavar="FORMAT", help="Of the report on stderr.  [default: text]")
 @click.option(
@@ -80,6 +81,7 @@ def trace(
     skip: int,
     steps: int,
     keep_going: bool,
+    eager: bool,
     output: Path | None,
     output_format: str,
     fail_on: str,
@@ -125,7 +127,7 @@ def trace(
     )
     traced = trace_command(
         resolved,
-        TraceSettings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values),
+        TraceSettings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager),
         choice,
         book,
         os.environ,

@@ -36,6 +36,7 @@ class TraceSettings:
     attempts: int = 25
     keep_going: bool = False
     values: str = "sample"
+    eager: bool = False
     ranks_folder: str = ""
 
 

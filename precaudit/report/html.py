@@ -11,7 +11,7 @@ from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Report, Rule, Severity
 from precaudit.report import View, words
 from precaudit.report.evidence import SENTENCES, share
-from precaudit.report.roles import Row, columns, rows, unseen
+from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.rulepage import why
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
@@ -85,6 +85,7 @@ def _roles(table: list[Row], report: Report, told: list[Anchored]) -> str:
         [
             "<div class=wide role=region aria-labelledby=roles-title tabindex=0><table><thead><tr>",
             f"{head}</tr></thead><tbody>{body}</tbody></table></div>",
+            *(f"<p>{_e(what)} is allowed, because {_e(why)}.</p>" for what, why in allowed(table).items()),
         ],
     )
 
@@ -258,6 +259,8 @@ def _unseen(report: Report) -> str:
     more = [f"skipped: {path}" for path in cover.skipped] + cover.notes
     if cover.unattributed_ops:
         more.append(f"{share(cover.unattributed_ops)} of the operations could not be given a role")
+    if ran := words.compiled(report):
+        more.append(f"compiled: {ran}")
     if measured := words.overhead(report):
         more.append("overhead of the trace: " + "; ".join(measured))
     if more:

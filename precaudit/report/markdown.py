@@ -5,7 +5,7 @@ from __future__ import annotations
 from precaudit.model.wire import Finding, Report
 from precaudit.report import View, words
 from precaudit.report.markup import block, cell, code, text
-from precaudit.report.roles import Row, columns, rows, unseen
+from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
 
@@ -24,6 +24,8 @@ def render(report: Report, view: View) -> str:
         parts.append("### Not observed")
         parts.append("\n".join(f"- {text(name)}: {text(why)}" for name, why in reasons.items()))
     extra = [*(f"skipped: {path}" for path in report.coverage.skipped), *report.coverage.notes]
+    if ran := words.compiled(report):
+        extra.append(f"compiled: {ran}")
     extra += words.overhead(report)
     if extra:
         parts.append("\n".join(f"- {text(line)}" for line in extra))
@@ -45,7 +47,8 @@ def _roles(table: list[Row], report: Report) -> str:
         )
         memory = words.size(row.bytes) if row.bytes else "-"
         lines.append("| " + " | ".join([text(row.label), row.wanted, *held, memory, verdict]) + " |")
-    return "\n".join(lines)
+    excused = [f"{text(what)} is allowed, because {text(why)}." for what, why in allowed(table).items()]
+    return "\n\n".join(["\n".join(lines), *excused])
 
 
 def _story(story: Story, source: Source, report: Report) -> list[str]:

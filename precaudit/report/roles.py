@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from precaudit import rulebook
@@ -32,6 +33,8 @@ class Row(NamedTuple):
     """Why the role was not observed, where the trace knows more than that nothing of the kind ran."""
     seen_with: str
     """What has to run for the role to be seen."""
+    because: dict[str, list[str]]
+    """Dtype -> why it is allowed although the table wants more."""
 
 
 def rows(report: Report) -> list[Row]:
@@ -58,10 +61,13 @@ def rows(report: Report) -> list[Row]:
                 worst=mine[0].severity if mine else None,
                 why_not=report.coverage.not_observed.get(summary.role, ""),
                 seen_with=known.seen_with if known else "",
+                because={},
             )
         if summary.dtype:
             dtype = visible(summary.dtype)
             row.tensors[dtype] = row.tensors.get(dtype, 0) + summary.tensors
+            if summary.because:
+                row.because[dtype] = summary.because
         worse = min(row.verdict, summary.verdict, key=WORST_FIRST.index)
         grouped[summary.role] = row._replace(bytes=row.bytes + summary.bytes, verdict=worse)
     return list(grouped.values())
@@ -71,6 +77,25 @@ def columns(table: list[Row]) -> list[str]:
     """The dtypes that have a column: the usual three, then every other one that was held."""
     held = {dtype for row in table for dtype in row.tensors}
     return [*ALWAYS, *sorted(held - set(ALWAYS))]
+
+
+BECAUSE: Mapping[str, str] = {
+    "kahan": "what each update loses to rounding is carried to the next one (Kahan summation)",
+    "stochastic-rounding": "updates are rounded stochastically, so that small ones count on average",
+    "block-wise": "it is stored block-wise with scales of its own and de-quantised for each update",
+    "float32-master": "float32 masters stand beside it",
+    "adapter-only": "only adapters are trained",
+}
+"""Why a rule lets something pass, in words."""
+
+
+def allowed(table: list[Row]) -> dict[str, str]:
+    """What holds less than the table wants and may: "optimizer state in uint8" -> why."""
+    return {
+        f"{row.label} in {dtype}": "; ".join(BECAUSE.get(reason, visible(reason)) for reason in reasons)
+        for row in table
+        for dtype, reasons in row.because.items()
+    }
 
 
 def unseen(table: list[Row], report: Report) -> dict[str, str]:

@@ -15,7 +15,7 @@ from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Line, Report, Rule, Severity
 from precaudit.report import View, words
 from precaudit.report.evidence import share as share_of
-from precaudit.report.roles import Row, columns, rows, unseen
+from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.rulepage import grades
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
@@ -169,6 +169,11 @@ def _roles(page: Page, report: Report) -> None:
     if not any(_wide_table(page, table, layout) for layout in layouts):
         _narrow_table(page, table)
     page.gap()
+    excused = allowed(table)
+    for what, why in excused.items():
+        page.fold([("  allowed  ", DIM), f"{what}, because {why}"], 11)
+    if excused:
+        page.gap()
 
 
 def _wide_table(page: Page, table: list[Row], middle: list[str]) -> bool:
@@ -463,6 +468,9 @@ def _coverage(page: Page, report: Report, view: View) -> None:
         said = True
     for note in cover.notes:
         page.fold([("note  ", STRONG), note], 6)
+        said = True
+    if ran := words.compiled(report):
+        page.fold([("compiled  ", STRONG), ran], 10)
         said = True
     if measured := words.overhead(report):
         page.fold([("overhead  ", STRONG), "; ".join(measured)], 10)

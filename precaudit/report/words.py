@@ -188,6 +188,18 @@ def next_command(report: Report) -> str:
     return f"precaudit rules {shown[0].rule}" if shown else ""
 
 
+def compiled(report: Report) -> str:
+    """How much of the traced steps ran compiled, and what kind of evidence that is; empty where nothing did."""
+    ran = report.coverage.compiled
+    if not ran:
+        return ""
+    regions = plural(int(ran.get("regions", 0)), "region")
+    return (
+        f"{regions}, {ran.get('share', 0.0):.0%} of the forward operations: their dtypes are read off the compiled "
+        "graphs (graph-level), not off the run"
+    ).replace("%", " %")
+
+
 def overhead(report: Report) -> list[str]:
     """What the trace itself cost, in words; of an unknown measure the name's ending gives the unit."""
     measured = dict(report.coverage.overhead)

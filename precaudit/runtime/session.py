@@ -10,7 +10,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,9 +23,11 @@ from .evidence import look_at
 from .flow import DTYPE_NAMES, LOW, Flow
 from .identity import StorageMap
 from .ledger import Ledger, Observation
+from .peers import Peers
 from .probes.autocast import AutocastProbe
 from .probes.backward import BackwardProbe, Walk, loss_factor, walk
 from .probes.checkpoints import CheckpointProbe
+from .probes.compiled import CompileProbe
 from .probes.construction import ConstructionProbe
 from .probes.ops import OpMode, OpProbe
 from .probes.optimizers import OptimizerProbe, parameters
@@ -46,6 +48,7 @@ DEFAULTS: Mapping[str, Any] = {
     "attempts": 25,
     "keep_going": False,
     "values": "sample",
+    "eager": False,
     "ranks_folder": None,
     "cwd": "",
 }
@@ -75,12 +78,14 @@ class Session:
         self.backward = BackwardProbe(self)
         self.scaling = ScalingProbe(self)
         self.optimizers = OptimizerProbe(self)
+        self.compiled = CompileProbe(self)
         self.checkpoints = CheckpointProbe(self)
         self.writes = Writes(self)
         self.gradients = Gradients(self)
         self.hollow = Hollow(self)
         self.stock = Stock(self)
         self.ops = OpProbe(self)
+        self.peers = Peers(self.settings["ranks_folder"] or "")
         self.status = "watching"
         self.notes: dict[str, None] = {}
         self.unscaled_float16 = False
@@ -103,11 +108,20 @@ class Session:
         self._hand_written_step = False
         self._hand_scaling: Observation | None = None
         self._stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self.silent: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers whose steps call no hook: they are compiled, or live in backward (LOMO)."""
+        self.seen_stepping: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers whose steps call the hooks."""
         self._attempting: list[Any] = []
         """Optimizers whose attempts of this step are not yet taken stock of."""
         self._traced: dict[int, bool] = {}
         """Traced step -> whether an update was taken in it."""
         self._final: dict[str, Any] | None = None
+        self._alone_since = 0
+        """The backward at which this rank met all its peers finished."""
+        self._trainer = os.getpid()
+        """The process that had the last backward: forks of it inherit everything but the training."""
+        self._path = ""
 
     # -- installing and removing
 
@@ -122,11 +136,13 @@ class Session:
             self.scaling,
             self.backward,
             self.optimizers,
+            self.compiled,
             self.checkpoints,
             TracebackProbe(self),
         ):
             self._undo += probe.install()
         self._undo += self.adapters.install()
+        self._undo.append(private.patch_init_process_group(self._around_init_process_group))
         package = __name__.rpartition(".")[0]
         private.hide_from_dynamo(module for name, module in list(sys.modules.items()) if name.startswith(package))
 
@@ -143,8 +159,14 @@ class Session:
         self._undo.clear()
         atexit.unregister(self._at_exit)
 
+    def on_remove(self, undo: Callable[[], None]) -> None:
+        """Has this called when the trace is taken out."""
+        self._undo.append(undo)
+
     def _at_exit(self) -> None:
         """The program ended before the window did: what was seen last is still written."""
+        if os.getpid() != self._trainer:  # a fork of the training process
+            return
         self.guard("the end of the program", self.ledger.settle)
         self.write()
 
@@ -272,12 +294,17 @@ class Session:
 
     def before_backward(self, roots: Any, args: Any, accumulates: bool) -> None:
         """One walk of the graph: leaves, dtypes, loss scaling."""
+        self._trainer = os.getpid()
+        self.peers.before_backward()
         tensors = [root for root in roots if isinstance(root, Tensor)]
         create_graph = bool(len(args) > 2 and args[2])
         self.window.clock += 1
         # A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative.
         self._accumulates |= accumulates
         trains = accumulates or not (create_graph or self._accumulates)
+        if self._peers_wait_in_vain():
+            self._close()
+            return
         if trains:
             if self.window.backward_since_step:
                 self.adapters.accumulating()
@@ -298,6 +325,8 @@ class Session:
             if leaf.grad is None:
                 self._leaf_batches[id(leaf)] = 0
         self.stock.of_graph(found)
+        if found.compiled:
+            self.compiled.ran(found.compiled)
         for root in tensors:
             self._losses.set(root, True)
         self._see_loss(tensors, found, scaler)
@@ -307,6 +336,16 @@ class Session:
             self.once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
 
     def _root_backward(self) -> None:
+        for optimizer in self.optimizers.steps_unseen():
+            self.silent.add(optimizer)
+            self.window.steps_unseen = True
+            for parameter in parameters(optimizer):
+                self._leaf_batches[id(parameter)] = 0
+            self.writes.replay.finish(self.measured_other, "other")
+            self.stock.label(optimizer)
+            self.attempted(optimizer, False)
+            if not self._installed:
+                return
         if self._hand_written_step and not any(o is not self for o in self._stepped):
             self._hand_written_step = False
             self.attempted(self, False)
@@ -349,6 +388,8 @@ class Session:
                 self._parameters.set(own, weakref.ref(leaf))
                 self._shapes.add(tuple(own.shape))
         self._last_leaves = []
+        for optimizer in self.silent:
+            self.stock.of_gradients(optimizer, parameters(optimizer), lambda p: self._leaf_batches.get(id(p), 0))
         if not self.window.attempts and self.window.micro_batches <= 64:
             self.write()
 
@@ -442,6 +483,7 @@ class Session:
         restored = optimizer not in self._stepped and bool(optimizer.state)
         self.hollow.look(optimizer, [p for p in mine if p.requires_grad], restored)
         self._take_stock_of_gradients(optimizer, mine)
+        self.compiled.before_step(mine)
         self.adapters.look(optimizer, mine)
 
     def _take_stock_of_gradients(self, optimizer: Any, mine: list[Tensor]) -> None:
@@ -457,6 +499,8 @@ class Session:
         if self._tried_out(optimizer):
             return
         self.scaling.last_optimizer_stepped = True
+        self.seen_stepping.add(optimizer)
+        self.compiled.after_step(optimizer)
         if self.ops.mode is not None:
             self.stock.label(optimizer)
             self.writes.replay.finish(self._measured_step, "optimizer")
@@ -505,6 +549,7 @@ class Session:
             return
         if not traced and self.window.should_open(self.construction.optimizers):
             self._open()
+        self.peers.after_step()
         self.write()
 
     def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
@@ -667,16 +712,63 @@ class Session:
 
     # -- the end
 
+    def _around_init_process_group(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def init_process_group(*args: Any, **kwargs: Any) -> Any:
+            if not self._installed:
+                return original(*args, **kwargs)
+            self.peers.join()
+            result = original(*args, **kwargs)
+            distributed = torch.distributed
+            self.guard("the process group", self.peers.join, distributed.get_rank(), distributed.get_world_size(),
+                       private.rendezvous())  # fmt: skip
+            return result
+
+        return init_process_group
+
+    def _peers_wait_in_vain(self) -> bool:
+        """All peers have finished and this rank has gone on since for as many backwards as a window may have steps."""
+        if self.settings["keep_going"] or self.window.clock % 4:
+            return False
+        if not self.peers.everybody_else_is_done():
+            self._alone_since = 0
+            return False
+        self._alone_since = self._alone_since or self.window.clock
+        return self.window.clock - self._alone_since >= int(self.settings["attempts"])
+
     def _close(self) -> None:
-        self.status = "finished" if self.settings["keep_going"] else "stopped"
+        """The window is over: nothing more is traced, and the process stops as soon as no other rank needs it."""
+        self.status = "finished"
         self._final = self.rank_file()
         self.write()
+        self.remove()
+        alone = not self.peers.others()
+        between = private.graph_task_id() == -1
         if self.settings["keep_going"]:
-            self.remove()
-            return
+            self.peers.window_over(False)
+        elif alone or self.peers.window_over(between):
+            self._stop()
+        else:
+            # The process goes on until all can stop: its exceptions stay as they would be without us.
+            private.patch_engine(self._around_last_backwards)
+            TracebackProbe(self).install()
+
+    def _around_last_backwards(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if private.graph_task_id() == -1 and self.peers.before_backward():
+                self._stop()
+            return original(t_outputs, *args, **kwargs)
+
+        return _engine_run_backward
+
+    def _stop(self) -> NoReturn:
+        assert self._final is not None
+        self._final["status"] = self.status = "stopped"
+        self._final["without"] = sorted(self.peers.without)
+        self.write()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        self.peers.last_words()
         # os._exit: no user `except`, `finally` or `atexit` may act on a model whose training was cut short.
         os._exit(0)
 
@@ -701,8 +793,10 @@ class Session:
         if self._final is not None:
             return self._final
         facts = [seen.fact().as_json() for seen in self.facts()]  # first: what fails meanwhile is among the notes
-        rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
-        world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
+        rank, world = self.peers.me.rank, self.peers.me.world_size
+        if rank < 0:  # no process group: what the launcher says
+            rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
+            world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
         optimizers = [optimizer for optimizer in self._stepped if optimizer is not self]
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
         devices = sorted({p.device.type for optimizer in optimizers for p in parameters(optimizer)})
@@ -723,6 +817,7 @@ class Session:
                 "traced_steps": sorted(self._traced),
                 "ranks": 1,
                 "unattributed_ops": round(self.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
+                "compiled": self.compiled.coverage(seen_ops),
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
                 "notes": list(self.notes),
                 "overhead": self.window.overhead(),
@@ -749,6 +844,9 @@ class Session:
         content = self.rank_file()
         path = os.path.join(folder, f"rank-{content['rank']}-{os.getpid()}.json")
         try:
+            if self._path not in ("", path):  # its rank was not known until now
+                os.unlink(self._path)
+            self._path = path
             with open(path + ".new", "w", encoding="utf-8") as file:
                 json.dump(content, file)
             os.replace(path + ".new", path)

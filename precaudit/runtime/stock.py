@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .flow import DTYPE_NAMES, LOW
 from .identity import StorageMap
 from .ledger import Observation
 from .probes.backward import Walk
-from .probes.optimizers import group_tensors, nbytes, parameters, state_tensors
+from .probes.optimizers import Held, group_tensors, nbytes, parameters, state_tensors
 
 if TYPE_CHECKING:
     from .adapters import Claim
@@ -26,7 +26,49 @@ ADAPTER = re.compile(r"lora|adapter|ia3|prompt|prefix_enc|dora|loha|lokr|vera", 
 HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
 SECOND_MOMENT = re.compile(r"sq|square|second|nu$|^v$|^var")
 
+LOST_BITS = re.compile(r"err|ecc|comp|resid|kahan|low|lost", re.IGNORECASE)
+BLOCK_CODES = frozenset({torch.uint8, torch.int8, *(d for d, name in DTYPE_NAMES.items() if name.startswith("float8"))})
+"""What block-wise quantised state is stored in; 4-bit codes lie two in a byte."""
+FEWEST_CODES = 64
+
 Numbers = dict[str, float]
+
+
+class Moments(NamedTuple):
+    """Optimizer state of one dtype."""
+
+    names: dict[str, None]
+    owners: dict[int, Tensor]
+    tensors: list[Tensor]
+    scales: list[Tensor]
+    """What belongs to block-wise codes: scales and lookup tables."""
+
+
+def blocks(kept: Iterable[Held]) -> Iterator[tuple[Held, list[Tensor] | None]]:
+    """Each tensor an optimizer keeps, or, for block-wise codes, the codes with their scales and lookup tables.
+
+    Codes are 8-bit tensors of a parameter's size, or of half of it, beside smaller floating ones in the same dict or
+    wrapper (https://arxiv.org/abs/2110.02861); without any scale they are something else.
+    """
+    by_box: dict[Any, list[Held]] = {}
+    for held in kept:
+        by_box.setdefault(held.box or id(held.tensor), []).append(held)
+    for box in by_box.values():
+        codes = [h for h in box if h.tensor.dtype in BLOCK_CODES and h.tensor.numel() >= FEWEST_CODES]
+        scales = [h.tensor for h in box if _scales(h)] if codes else []
+        of_codes, of_scales = {id(h.tensor) for h in codes}, {id(t) for t in scales}
+        for held in box:
+            if scales and id(held.tensor) in of_codes:
+                yield held, scales if held is codes[0] else []
+            elif id(held.tensor) not in of_scales:
+                yield held, None
+
+
+def _scales(held: Held) -> bool:
+    """Whether this, beside codes, is what they are multiplied by or looked up in."""
+    if held.tensor.dtype in BLOCK_CODES or not held.tensor.dtype.is_floating_point or held.tensor.ndim == 0:
+        return False
+    return bool(held.part) or held.parameter is None or held.tensor.numel() < held.parameter.numel()
 
 
 class Stock:
@@ -54,6 +96,8 @@ class Stock:
             self._row(Role.NORM_COMPUTATION, torch.float32 if dtype in LOW else dtype, count, 0)
         weights: dict[Any, list[int]] = {}
         for key, leaf in found.leaves.items():
+            if key in found.unread:
+                continue
             dtype = found.casts_of_leaves.get(key, leaf.dtype)
             held = weights.setdefault(dtype, [0, 0])
             held[0] += 1
@@ -150,9 +194,9 @@ class Stock:
 
     def label(self, optimizer: Any) -> None:
         """Names the optimizer's tensors, so that the replay's numbers find their role."""
-        for name, tensor, _ in state_tensors(optimizer):
-            if self.labels.get(tensor) is None:
-                self.labels.set(tensor, f"state:{name}")
+        for held in state_tensors(optimizer):
+            if self.labels.get(held.tensor) is None:
+                self.labels.set(held.tensor, f"state:{held.name}")
         for parameter in parameters(optimizer):
             if self.labels.get(parameter) is None:
                 self.labels.set(parameter, "param")
@@ -175,7 +219,7 @@ class Stock:
     def _weights(self, optimizer: Any, name: str, site: Site | None, mine: list[Tensor]) -> None:
         held: dict[tuple[Role, Any], list[Tensor]] = {}
         for parameter in mine:
-            own = private.local(parameter)
+            own = max((part for _, part in private.parts(parameter)), key=torch.Tensor.numel)
             role = self._weight_role(optimizer, parameter, own)
             if role is not None:
                 held.setdefault((role, own.dtype), []).append(parameter)
@@ -194,15 +238,32 @@ class Stock:
             )
             if dtype in LOW:
                 self.updates(seen)
-                self._compensated(seen, params)
+                self._compensated(optimizer, seen, params)
                 if role is Role.ADAPTER_PARAMETER and self.session.unscaled_float16:
                     seen.attrs["loss_scaling"] = "none"
             self.ledger.put(("stock", id(optimizer), role, dtype), seen)
 
-    def _compensated(self, seen: Observation, params: Iterable[Tensor]) -> None:
-        writes = self.session.writes.parameter_writes
-        if all("kahan" in writes.get(private.storage_key(private.local(p)), ()) for p in params):
+    def _compensated(self, optimizer: Any, seen: Observation, params: Iterable[Tensor]) -> None:
+        """Why low-precision parameters may be updated in place: no update is lost, or lost ones even out."""
+        writes = self.session.writes
+        kinds = [writes.parameter_writes.get(private.storage_key(private.local(p)), set()) for p in params]
+        if all("kahan" in kind for kind in kinds) or self._carries_lost_bits(optimizer, params):
             seen.attrs["allowed_because"] = "kahan"
+        elif all("stochastic" in kind and "update" not in kind for kind in kinds):
+            seen.attrs["allowed_because"] = "stochastic-rounding"
+
+    @staticmethod
+    def _carries_lost_bits(optimizer: Any, params: Iterable[Tensor]) -> bool:
+        """Whether integers of each parameter's own shape hold the bits that its dtype cannot."""
+        held = {
+            id(h.parameter)
+            for h in state_tensors(optimizer)
+            if h.parameter is not None
+            and h.tensor.dtype in (torch.int8, torch.int16)
+            and h.tensor.shape == h.parameter.shape
+            and LOST_BITS.search(h.name)
+        }
+        return bool(held) and all(id(p) in held for p in params)
 
     def _weight_role(self, optimizer: Any, parameter: Tensor, own: Tensor) -> Role | None:
         """master_weight unless it is only ever copied from a float32 master; None where that is not known yet."""
@@ -215,50 +276,69 @@ class Stock:
             return Role.MASTER_WEIGHT
         writes = self.session.writes.parameter_writes.get(private.storage_key(own))
         if writes:
-            return Role.MASTER_WEIGHT if "update" in writes else None
+            return Role.MASTER_WEIGHT if writes & {"update", "stochastic"} else None
+        if self.session.writes.copied_from_passing_value(own):
+            return Role.MASTER_WEIGHT
         return Role.MASTER_WEIGHT if type(optimizer).__module__.startswith("torch.optim") else None
 
     def _state(self, optimizer: Any, name: str, site: Site | None, mine: list[Tensor]) -> None:
-        groups: dict[Any, dict[str, Any]] = {}
+        moments: dict[Any, Moments] = {}
         scalars: dict[tuple[str, Any], list[Tensor]] = {}
-        for key, tensor, parameter in state_tensors(optimizer):
-            tensor = private.local(tensor)
-            if not tensor.dtype.is_floating_point:
-                continue
-            if tensor.ndim == 0 or (tensor.numel() == 1 and (parameter is None or parameter.numel() > 1)):
-                scalars.setdefault((key, tensor.dtype), []).append(tensor)
-                continue
-            if self.session.writes.masters.get(tensor) is not None or "master" in key.lower():
-                self._master(optimizer, tensor)
-                continue
-            kahan = self.session.writes.compensations.get(tensor) is not None
-            held = groups.setdefault((tensor.dtype, kahan), {"names": {}, "owners": {}, "tensors": []})
-            held["names"][key] = None
-            held["tensors"].append(tensor)
+        masters: dict[Any, list[Tensor]] = {}
+        writes, boxes = self.session.writes, blocks(state_tensors(optimizer))
+        for held, block in boxes:
+            tensor, parameter = held.tensor, held.parameter
+            if block is None:
+                if not tensor.dtype.is_floating_point:
+                    continue
+                if tensor.ndim == 0 or (tensor.numel() == 1 and (parameter is None or parameter.numel() > 1)):
+                    scalars.setdefault((held.name, tensor.dtype), []).append(tensor)
+                    continue
+                if self._is_master(held):
+                    masters.setdefault(tensor.dtype, []).append(tensor)
+                    continue
+            kahan = block is None and writes.compensations.get(tensor) is not None
+            because = "kahan" if kahan else "" if block is None else "block-wise"
+            group = moments.setdefault((because, tensor.dtype), Moments({}, {}, [], []))
+            group.names[held.name] = None
+            group.tensors.append(tensor)
+            group.scales.extend(block or ())
             if parameter is not None:
-                held["owners"][id(parameter)] = parameter
+                group.owners[id(parameter)] = parameter
         adapters = bool(mine) and all(ADAPTER.search(self.session.construction.name(p)) for p in mine)
-        for (dtype, kahan), held in groups.items():
-            seen = self._moments(name, site, dtype, held, mine)
+        for (because, dtype), group in moments.items():
+            seen = self._moments(name, site, dtype, group, mine)
             seen.attrs["adapter_only"] = adapters
-            if kahan:
-                seen.attrs["allowed_because"] = "kahan"
+            if because:
+                seen.attrs["allowed_because"] = because
             elif dtype in LOW:
-                self._frozen(seen, held["names"])
+                self._frozen(seen, group.names)
                 self._eps(optimizer, seen)
-            self.ledger.put(("stock", id(optimizer), "state", dtype, kahan), seen)
+            self.ledger.put(("stock", id(optimizer), "state", dtype, because), seen)
+        for dtype, tensors in masters.items():
+            self._masters(optimizer, name, site, dtype, tensors)
         for key, tensor in group_tensors(optimizer):
             scalars.setdefault((key, tensor.dtype), []).append(tensor)
         for (key, dtype), tensors in scalars.items():
             if dtype in LOW and HYPERPARAMETER.search(key):
                 self._hyperparameter(optimizer, name, site, key, tensors)
 
-    def _moments(
-        self, name: str, site: Site | None, dtype: Any, held: dict[str, Any], mine: list[Tensor]
-    ) -> Observation:
-        owners = held["owners"]
+    def _is_master(self, held: Held) -> bool:
+        """Whether this is a sequence of weights: what parameters are copied from, or what began as a copy of one."""
+        tensor, parameter = held.tensor, held.parameter
+        if self.session.writes.masters.get(tensor) is not None or "master" in held.name.lower():
+            return True
+        return (
+            parameter is not None
+            and tensor.shape == parameter.shape
+            and self.session.births.copies.get(tensor) is not None
+            and self.session.writes.moved.get(tensor) is not None
+        )
+
+    def _moments(self, name: str, site: Site | None, dtype: Any, held: Moments, mine: list[Tensor]) -> Observation:
+        owners = held.owners
         low = [p for p in owners.values() if private.local(p).dtype in LOW] if dtype in LOW else []
-        made = next((s for s in map(self.session.births.site, held["tensors"]) if s is not None), None)
+        made = next((s for s in map(self.session.births.site, held.tensors) if s is not None), None)
         of = f" of {len(owners)}/{len(mine)} parameters" if owners else ""
         if owners and not all(p.numel() for p in mine):  # FSDP1 leaves a rank the parameters of its shard
             of = " of each rank's share of the parameters"
@@ -269,9 +349,9 @@ class Stock:
             # Low state beside high parameters was made so by the optimizer itself: that line, not its construction.
             made if made is not None and dtype in LOW and owners and not low else site,
             self.session.construction.why_low(low[0]) if low else None,
-            detail=f"{name} {', '.join(sorted(held['names'])) or 'state'}{of}",
-            count=len(held["tensors"]),
-            bytes=sum(nbytes(t) for t in held["tensors"]),
+            detail=f"{name} {', '.join(sorted(held.names)) or 'state'}{of}",
+            count=len(held.tensors),
+            bytes=sum(nbytes(t) for t in (*held.tensors, *held.scales)),
             attrs={"optimizer": name, "what": "moment"},
         )
 
@@ -292,13 +372,18 @@ class Stock:
             ),
         )
 
-    def _master(self, optimizer: Any, tensor: Tensor) -> None:
-        key = ("stock", id(optimizer), "masters", tensor.dtype)
-        seen = self.ledger.get(key) or self.ledger.put(
-            key, Observation(Kind.HOLDS, DTYPE_NAMES[tensor.dtype], Role.MASTER_WEIGHT)
-        )
-        seen.count += 1
-        seen.bytes += nbytes(tensor)
+    def _masters(self, optimizer: Any, name: str, site: Site | None, dtype: Any, tensors: list[Tensor]) -> None:
+        """Weights that the optimizer keeps beside the parameters: float32 masters, averages it steps on."""
+        kept = f"{len(tensors)} weights that {name} keeps in its state"
+        key = ("stock", id(optimizer), Role.MASTER_WEIGHT, dtype)
+        seen = self.ledger.get(key)
+        if seen is None:
+            seen = self.ledger.put(
+                key, Observation(Kind.HOLDS, DTYPE_NAMES[dtype], Role.MASTER_WEIGHT, site, attrs={"optimizer": name})
+            )
+        seen.detail = f"{seen.detail}, and {kept}" if seen.detail else kept
+        seen.count += len(tensors)
+        seen.bytes += sum(nbytes(tensor) for tensor in tensors)
 
     # -- evidence
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +51,31 @@ def weak_storage(tensor: Tensor) -> Any:
 def local(tensor: Tensor) -> Tensor:
     """The rank's own tensor inside a DTensor; any other tensor as it is."""
     return getattr(tensor, "_local_tensor", tensor)
+
+
+def parts(tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """(attribute path, tensor) of what really holds this tensor's numbers: a wrapper's own `.dtype` is only its looks.
+
+    A plain tensor is its own one part, under "". Of a DTensor, the rank's own tensor.
+    """
+    own = local(tensor)
+    flatten = None if type(own) in PLAIN else getattr(own, "__tensor_flatten__", None)
+    if flatten is None:
+        return [("", own)]
+    out = []
+    for name in flatten()[0]:
+        inner = getattr(own, name)
+        if isinstance(inner, Tensor):
+            out += [(f"{name}.{below}".strip("."), part) for below, part in parts(inner)]
+    return out
+
+
+def is_tracing() -> bool:
+    """Whether this thread is inside a compiler's trace: tensors are fake, and a backward there is no training."""
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
+
+
+_TRACING = [getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")]
 
 
 def next_sequence_number() -> int:
@@ -116,6 +143,51 @@ def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Ca
                 holder._engine_run_backward = original
 
     return undo
+
+
+def patch_init_process_group(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+    """Wraps `init_process_group` under each name torch itself calls it by. Returns the undo."""
+    original = getattr(torch.distributed, "init_process_group", None)
+    if original is None:  # a torch built without distributed
+        return lambda: None
+    wrapped = functools.wraps(original)(wrap(original))
+    holders: list[Any] = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("torch.distributed") and getattr(module, "init_process_group", None) is original
+    ]
+    for holder in holders:
+        holder.init_process_group = wrapped
+
+    def undo() -> None:
+        for holder in holders:
+            if holder.init_process_group is wrapped:
+                holder.init_process_group = original
+
+    return undo
+
+
+def collectives_begun() -> dict[str, int]:
+    """Process group -> collectives that this rank has begun in it; 0 or no entry where its backend does not count."""
+    counts: dict[str, int] = {}
+    try:
+        for group in list(torch.distributed.distributed_c10d._world.pg_map):
+            backends = {id(b): b for b in map(group._get_backend, group._device_types)}
+            counts[group.group_name] = sum(int(b._get_sequence_number_for_group()) for b in backends.values())
+    except (AttributeError, RuntimeError, TypeError):
+        pass
+    return counts
+
+
+def rendezvous() -> str:
+    """What all ranks of one process group have in common and no other group on this machine has: where they met."""
+    try:
+        store: Any = torch.distributed.distributed_c10d._get_default_store()
+        while hasattr(store, "underlying_store"):
+            store = store.underlying_store
+        return str(getattr(store, "port", None) or getattr(store, "path", None) or "")
+    except (AttributeError, RuntimeError, ValueError):
+        return os.environ.get("MASTER_PORT", "")
 
 
 _modes: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -186,6 +258,122 @@ def push_all(modes: Iterable[Any]) -> None:
 def no_function_modes() -> Any:
     """A context in which no TorchFunctionMode and no tensor subclass of the user sees a call."""
     return torch._C.DisableTorchFunction()
+
+
+GraphOps = list[tuple[str, Any, int]]
+"""For each operation of a compiled graph: its name, the dtype of its result (None for no tensor), and bytes."""
+
+COMPILED_NODE = "CompiledFunctionBackward"
+"""The autograd node of a compiled region."""
+
+
+def region_of(node: Any) -> int:
+    """The AOT id of the compiled region whose autograd node this is, -1 where torch does not tell."""
+    return int(getattr(getattr(node, "_forward_cls", None), "_aot_id", -1))
+
+
+def watch_graphs(seen: Callable[[int, str, GraphOps], None]) -> Callable[[], None] | None:
+    """Has `seen` called with (AOT id, "forward"|"backward"|"inference", operations) for every graph from now on.
+
+    Wraps the functions with which AOTAutograd logs a graph before it is compiled, and the one that revives a graph
+    from its cache; neither graphs, cache keys nor what is returned are touched. None where this torch has no such
+    functions. Returns the undo.
+    """
+    try:
+        from torch._functorch._aot_autograd import aot_autograd_result, graph_compile
+    except ImportError:
+        return None
+    result = getattr(aot_autograd_result, "GenericAOTAutogradResult", None)
+    wanted = [
+        (graph_compile, "_log_fw_bw_graphs"),
+        (graph_compile, "_log_inference_graph"),
+        (result, "wrap_post_compile"),
+    ]
+    if any(not hasattr(owner, name) for owner, name in wanted):
+        return None
+
+    def of_autograd(original: Any, args: Any, kwargs: Any) -> Any:
+        forward, backward, config = args[0], args[1], args[4]
+        seen(config.aot_id, "forward", _graph_ops(forward))
+        seen(config.aot_id, "backward", _graph_ops(backward))
+        return original(*args, **kwargs)
+
+    def of_inference(original: Any, args: Any, kwargs: Any) -> Any:
+        seen(args[1].aot_id, "inference", _graph_ops(args[0]))
+        return original(*args, **kwargs)
+
+    def of_cache(original: Any, args: Any, kwargs: Any) -> Any:
+        entry, config = args[0], args[2]
+        first = "forward" if entry.aot_backward_graph_str else "inference"
+        for stage, text in ((first, entry.aot_forward_graph_str), ("backward", entry.aot_backward_graph_str)):
+            if text:
+                seen(config.aot_id, stage, _printed_ops(text))
+        return original(*args, **kwargs)
+
+    undo = [
+        _wrap(owner, name, wrap)
+        for (owner, name), wrap in zip(wanted, (of_autograd, of_inference, of_cache), strict=True)
+    ]
+
+    def undo_all() -> None:
+        for one in undo:
+            one()
+
+    return undo_all
+
+
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return around(original, args, kwargs)
+        except (AttributeError, IndexError):  # another torch passes other arguments
+            return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+    def undo() -> None:
+        if getattr(owner, name) is wrapped:
+            setattr(owner, name, original)
+
+    return undo
+
+
+def _graph_ops(module: Any) -> GraphOps:
+    """The operations of a graph and of the graphs inside it."""
+    out: GraphOps = []
+    for graph in (inner.graph for inner in module.modules() if isinstance(inner, torch.fx.GraphModule)):
+        for node in graph.nodes:
+            schema = getattr(node.target, "_schema", None)
+            if node.op != "call_function" or schema is None:
+                continue
+            value = node.meta.get("val")
+            value = value[0] if isinstance(value, (list, tuple)) and value else value
+            if isinstance(value, Tensor):
+                numel = value.numel()
+                size = numel * value.dtype.itemsize if isinstance(numel, int) else 0
+                out.append((schema.name.partition("::")[2], value.dtype, size))
+            else:
+                out.append((schema.name.partition("::")[2], None, 0))
+    return out
+
+
+PRINTED = re.compile(r'(?:: "(?P<dtype>\w+)\[(?P<shape>[\d, ]*)\][^"]*")? = torch\.ops\.\w+\.(?P<name>\w+)')
+
+
+def _printed_ops(text: str) -> GraphOps:
+    """The operations of a graph that AOTAutograd's cache keeps as text: `mm: "bf16[4, 8][8, 1]cpu" = torch.ops...`."""
+    from torch.utils._dtype_abbrs import dtype_abbrs
+
+    dtypes = {short: dtype for dtype, short in dtype_abbrs.items()}
+    out: GraphOps = []
+    for found in PRINTED.finditer(text):
+        dtype = dtypes.get(found["dtype"])
+        lengths = [int(length) for length in (found["shape"] or "").split(",") if length.strip()]
+        out.append((found["name"], dtype, math.prod(lengths) * dtype.itemsize if dtype is not None else 0))
+    return out
 
 
 def hide_from_dynamo(modules: Iterator[ModuleType]) -> None:

@@ -25,6 +25,8 @@ class Window:
     def __init__(self, skip: int, steps: int, attempts: int) -> None:
         self.skip, self.steps, self.limit = skip, steps, attempts
         self.phase = FORWARD
+        self.steps_unseen = False
+        """Some optimizer's steps call no hook: they are told only by the next backward."""
         self.attempts = 0
         self.skipped = 0
         self.consecutive_skips = 0

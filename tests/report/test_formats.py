@@ -103,7 +103,7 @@ def test_json_has_the_keys_that_scripts_rely_on(root: Path) -> None:
         "dtype", "allowed", "count", "seen_by", "evidence", "fix", "fingerprint", "suppressed",
     }  # fmt: skip
     assert promised <= set(raw["findings"][0])
-    assert {"role", "dtype", "tensors", "bytes", "verdict"} == set(raw["roles"][0])
+    assert {"role", "dtype", "tensors", "bytes", "verdict", "because"} == set(raw["roles"][0])
     assert raw["facts"] == [{"kind": "holds", "dtype": "bfloat16"}]
 
 

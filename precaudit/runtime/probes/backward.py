@@ -35,7 +35,8 @@ class Walk:
     """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
 
     __slots__ = (
-        "activations", "casts_of_leaves", "leaves", "low_logsumexp", "matmuls", "norms", "scalars", "softmaxes"
+        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms", "scalars",
+        "softmaxes", "unread",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -47,6 +48,10 @@ class Walk:
         self.low_logsumexp = False
         self.casts_of_leaves: dict[int, Any] = {}
         """Leaf -> the dtype the forward pass read it in."""
+        self.compiled: list[int] = []
+        """AOT ids of the compiled regions it goes through."""
+        self.unread: set[int] = set()
+        """Leaves that enter a compiled region: in which dtype they are read inside of it does not show here."""
         self.scalars: list[tuple[Any, int]] = []
         """One-element values between the root and the first larger one: (dtype, sequence number), the loss first."""
 
@@ -95,11 +100,15 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             found.low_logsumexp |= name == "LogsumexpBackward0" and dtype in LOW
         elif name in NORM_NODES:
             found.norms[dtype] = found.norms.get(dtype, 0) + 1
+        elif name == private.COMPILED_NODE:
+            found.compiled.append(private.region_of(node))
         for following, _ in node.next_functions:
             if following is None:
                 continue
             if name == CASTS and type(following).__name__ == LEAF:
                 found.casts_of_leaves[id(following.variable)] = dtype
+            elif name == private.COMPILED_NODE and type(following).__name__ == LEAF:
+                found.unread.add(id(following.variable))
             if following not in seen:
                 stack.append((following, scalar_path))
     return found
@@ -150,7 +159,7 @@ class BackwardProbe:
         session = self.session
 
         def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if private.graph_task_id() != -1:
+            if private.graph_task_id() != -1 or private.is_tracing():
                 return original(t_outputs, *args, **kwargs)
             window = session.window
             outer = window.phase

@@ -75,6 +75,8 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():
             phase = FORWARD  # the forward pass of a closure
+        elif phase == GRADIENTS and self.window.steps_unseen and torch.is_grad_enabled():
+            phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]
         if asked or plan.written:
             self.probe.react(plan, asked, func, args, kwargs, out)

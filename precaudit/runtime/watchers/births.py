@@ -28,8 +28,12 @@ class Births:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.sites: StorageMap[Site] = StorageMap()
+        self.copies: StorageMap[bool] = StorageMap()
+        """What began as a copy of a parameter, made without gradient."""
 
     def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if name in ("clone", "_to_copy") and self.session.is_parameter(args[0]) and not torch.is_grad_enabled():
+            self.copies.set(out, True)
         if isinstance(out, Tensor) and out.dtype in LOW and self.sites.get(out) is None:
             if name in ("clone", "_to_copy") and torch.is_grad_enabled() and args[0].requires_grad:
                 return

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ...model.vocabulary import Site
@@ -17,10 +18,17 @@ from ..identity import StorageMap
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..sites import user_site
 from ..window import BACKWARD, FORWARD, OPTIMIZER
-from . import Registration
+from . import GRADIENTS, Registration
 
 if TYPE_CHECKING:
     from ..session import Session
+
+
+DRAWS = frozenset({"randint", "randint_like", "random_", "random"})
+BACKWARD_UPDATES = SELF_UPDATES | COPIES
+ADDITIONS = frozenset({"add_", "sub_", "_foreach_add_", "_foreach_sub_"})
+BITWISE = frozenset("add sub bitwise_and bitwise_or __and__ __or__ where lt gt le ge".split())
+BITS = (torch.int32, torch.int64, torch.int16)
 
 
 @dataclass(slots=True)
@@ -50,10 +58,16 @@ class Writes:
         self.replay = Replay(session.ledger)
         self.places: dict[tuple[int, int, int], Write] = {}
         self.parameter_writes: dict[int, set[str]] = {}
-        """Storage of a parameter -> "update", "copy" (from a float32 master) or "kahan"."""
+        """Storage of a parameter -> "update", "copy" (from a float32 master), "kahan" or "stochastic"."""
         self.versions: dict[int, int] = {}
         self.masters: StorageMap[bool] = StorageMap()
         """float32 tensors that low-precision parameters are copied from."""
+        self._copied_from: dict[int, tuple[int, Any]] = {}
+        """Storage of a low-precision parameter -> key and weak reference of the float32 storage it was copied from."""
+        self._added: dict[int, int] = {}
+        """Storage of a low-precision parameter -> that of the low-precision tensor it was last moved by."""
+        self.moved: StorageMap[bool] = StorageMap()
+        """Copies of parameters that the optimizer itself writes to."""
         self.compensations: StorageMap[bool] = StorageMap()
         """What Kahan summation carries to the next step."""
         self.hand_written_at: Site | None = None
@@ -61,18 +75,40 @@ class Writes:
         self._leaves: dict[int, weakref.ref[Any]] = {}
 
     def reactions(self) -> Iterable[Registration]:
-        yield OPTIMIZER, ("clone", "sub"), self.differs, True
+        yield OPTIMIZER, ("clone", "sub", "_foreach_sub", "_foreach_clone", "_to_copy"), self.differs, False
+        for phase in (OPTIMIZER, GRADIENTS):
+            yield phase, DRAWS, self.drawn, False
+            yield phase, BITWISE, self.bits, False
 
     def differs(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
-        if name == "clone":
-            if self.session.is_parameter(args[0]):
-                self.flow.mark(out, param=True)
+        if name == "_to_copy":
+            if out.dtype in LOW and args[0].dtype not in LOW:
+                source = args[0]
+                made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
+                drawn = {"random": True} if "random" in self.flow.of(source) else {}
+                self.flow.mark(out, cast_of=made, **drawn)
             return
-        kinds = ["param" if self.session.is_parameter(a) else "copy" for a in args[:2] if isinstance(a, Tensor)]
-        copied = any("param" in self.flow.of(a) for a in args[:2])
-        if copied and "param" in kinds:
-            self.flow.mark(out, delta=True)
+        for result, sources in _paired(tensors_of([out]), (None, *args)):
+            if result.dtype not in LOW:
+                continue
+            if name.endswith("clone"):
+                if self.session.is_parameter(sources[0]):
+                    self.flow.mark(result, before=True)
+                continue
+            changed = next((s for s in sources if self.session.is_parameter(s)), None)
+            if changed is not None and any("before" in self.flow.of(s) for s in sources):
+                self.flow.mark(result, delta=private.storage_key(changed))
+
+    def drawn(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Random integers: what stochastic rounding adds below the last place that is kept."""
+        if out.dtype in BITS:
+            self.flow.mark(out, random=True)
+
+    def bits(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Integers, and the comparisons that choose between them, computed from random ones."""
+        if not out.dtype.is_floating_point and any("random" in self.flow.of(a) for a in args):
+            self.flow.mark(out, random=True)
 
     # -- before the write
 
@@ -91,7 +127,8 @@ class Writes:
             self.replay.finish(self.session.measured_other, "other", {private.storage_key(t) for t in targets})
             return
         unfollowed = phase == FORWARD and trains(args)
-        if unfollowed or (phase == BACKWARD and not self.session.is_gradient(targets[0])):
+        followed = self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0])
+        if unfollowed or (phase == BACKWARD and not followed):
             for target in targets:
                 self.replay.forget(target)
             return
@@ -101,14 +138,12 @@ class Writes:
 
     def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
         phase = self.session.window.phase
+        targets = _targets(args, written)
         if phase == BACKWARD:
-            if name in RESETS:  # the framework has added this micro-batch to a sum of its own
-                for target in _targets(args, written):
-                    self.session.gradient_reset(target)
+            self._in_backward(name, targets, args)
             return
         if name in REDUCTION_COLLECTIVES:
             return
-        targets = _targets(args, written)
         if not targets or not targets[0].dtype.is_floating_point:
             return
         if phase == OPTIMIZER:
@@ -130,6 +165,17 @@ class Writes:
                 self.flow.mark(target, grad=True)
             self._book(name, target, sources)
 
+    def _in_backward(self, name: str, targets: list[Tensor], args: Any) -> None:
+        """Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks."""
+        if name in RESETS:  # the framework has added this micro-batch to a sum of its own
+            for target in targets:
+                self.session.gradient_reset(target)
+        elif name in BACKWARD_UPDATES:
+            for target, sources in _paired(targets, args):
+                rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
+                if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
+                    self._book_parameter(name, target, sources)
+
     def _of_gradients(self, name: str, targets: list[Tensor], args: Any) -> None:
         if name in RESETS:
             for target in targets:
@@ -142,19 +188,24 @@ class Writes:
         for target, sources in _paired(targets, args):
             if self.session.is_parameter(target):
                 self._book_parameter(name, target, sources)
-            elif target.dtype in LOW:
-                self._follow_compensation(name, target, sources)
+                continue
+            if target.dtype in LOW:
+                self._follow_compensation(name.removeprefix("_foreach_"), target, sources)
+            if self.session.births.copies.get(target) is not None:
+                self.moved.set(target, True)
 
     def _follow_compensation(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Kahan summation adds to a buffer what the parameter's rounding lost: the parameter before less after."""
         for source in sources:
-            marks = self.flow.of(source)
             if name in COPIES and self.session.is_parameter(source):
-                self.flow.mark(target, param=True)
-            elif name == "sub_" and "param" in self.flow.of(target) and self.session.is_parameter(source):
-                self.flow.mark(target, delta=True)
-            elif name in ("add_", "sub_", *COPIES) and "delta" in marks:
-                self.compensations.set(target, True)
+                self.flow.mark(target, before=True)
+            elif name == "sub_" and "before" in self.flow.of(target) and self.session.is_parameter(source):
+                self.flow.mark(target, delta=private.storage_key(source))
+            elif name in ("add_", "sub_", *COPIES):
+                changed = self.flow.of(source).get("delta")
+                if changed is not None and self._added.get(changed) == private.storage_key(target):
+                    self.compensations.set(target, True)
+                    self.parameter_writes.setdefault(changed, set()).add("kahan")
 
     def _book(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         if self.session.is_parameter(target):
@@ -202,18 +253,44 @@ class Writes:
             kinds.add("update")
             return
         for source in sources[:1]:
-            cast = self.flow.of(source).get("cast_of")
-            if name in COPIES and source.dtype.is_floating_point and source.dtype not in LOW:
-                self.masters.set(source, True)
-                kinds.add("copy")
-                return
-            if name in COPIES and cast and cast[1] not in LOW and not cast[2].expired():
-                kinds.add("copy")
-                return
-            if self.compensations.get(source) is not None:
-                kinds.add("kahan")
+            if name in COPIES:
+                marks = self.flow.of(source)
+                if "random" in marks:
+                    kinds.add("stochastic")
+                    return
+                cast = marks.get("cast_of")
+                if source.dtype.is_floating_point and source.dtype not in LOW:
+                    self._copied(key, kinds, source, (private.storage_key(source), private.weak_storage(source)))
+                    return
+                if cast and cast[1] not in LOW and not cast[2].expired():
+                    self._copied(key, kinds, source, (cast[0], cast[2]))
+                    return
+            if source.dtype in LOW and name in ADDITIONS:
+                self._added[key] = private.storage_key(source)
         if name not in RESETS:
             kinds.add("update")
+
+    def _copied(self, key: int, kinds: set[str], source: Tensor, origin: tuple[int, Any]) -> None:
+        """A parameter was copied from float32: from a master, if that is there again at the next step."""
+        known = self._copied_from.get(key)
+        self._copied_from[key] = origin
+        if self.session.stock.labels.get(source) is not None or (known is not None and known[0] == origin[0]):
+            kinds.add("copy")
+            if source.dtype not in LOW:
+                self.masters.set(source, True)
+        elif known is not None:
+            kinds.add("update")
+
+    def copied_from_passing_value(self, parameter: Tensor) -> bool:
+        """Whether the float32 value this parameter was last copied from is gone: computed, rounded and dropped."""
+        origin = self._copied_from.get(private.storage_key(parameter))
+        return origin is not None and bool(origin[1].expired())
+
+    def changed_unseen(self, parameter: Tensor, how: str) -> None:
+        """A low-precision parameter has another version than before the step: compiled code wrote to it."""
+        kinds = self.parameter_writes.setdefault(private.storage_key(private.local(parameter)), set())
+        if not kinds:
+            kinds.add(how)
 
     def leaves(self) -> list[Tensor]:
         """Parameters that were written to and are still there."""
@@ -222,6 +299,8 @@ class Writes:
     def forget_expired(self) -> None:
         for key in [key for key, write in self.places.items() if write.storage.expired()]:
             del self.places[key]
+        for seen in (self.masters, self.moved, self.compensations, self.session.births.copies):
+            seen.drop_expired()
 
 
 def _targets(args: Any, written: tuple[int, ...]) -> list[Tensor]:
