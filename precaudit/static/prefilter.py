@@ -7,7 +7,7 @@ import re
 TRIGGERS = re.compile(
     r"float16|half(?:(?<=\.half)\(|(?<=torch\.half)\b|(?<=[\"']half)[\"'])|float8_|autocast(?<!\wautocast)\b|GradScaler"
     r"|MixedPrecision|16-true|fp16_compress|bf16_compress|master_weights_and_grads"
-    r"|load_in_4bit|load_in_8bit|fp32_precision|allow_fp16_"
+    r"|load_in_4bit|load_in_8bit|allow_fp16_"
     r"|fp16(?<!\wfp16)\s*=\s*True|bf16(?<!\wbf16)\s*=\s*True|fp16(?<=[\"']fp16)[\"']\s*:|bf16(?<=[\"']bf16)[\"']\s*:"
 )
 """Every finding needs a low-precision dtype, an autocast region or a loss scaler in its file.
@@ -27,7 +27,6 @@ LITERALS = (
     b"fp16",
     b"bf16",
     b"load_in_",
-    b"fp32_precision",
 )
 """What every trigger contains one of: plain substrings, which are found much faster than patterns."""
 IGNORES = re.compile(rb"#[^\n]*(?:\bprecaudit\s*:|noqa: *PA)")

@@ -34,7 +34,7 @@ def least(run: Callable[[], object], repeats: int = 2) -> float:
 
 
 def test_a_library_costs_less_than_parsing_it_with_ast() -> None:
-    files, _ = discover(LIBRARY, Excluder(TORCH, (), False))
+    files = discover(LIBRARY, Excluder(TORCH, (), False)).found
     sources = [item.path.read_bytes() for item in files if item.path.suffix == ".py"]
     assert len(sources) > 100
     examine_all(files, Cache(None), jobs=1)
@@ -44,7 +44,7 @@ def test_a_library_costs_less_than_parsing_it_with_ast() -> None:
 
 
 def test_files_that_hold_nothing_cost_a_tenth_of_parsing_them_with_ast() -> None:
-    files, _ = discover([str(TORCH / "testing" / "_internal" / "opinfo")], Excluder(TORCH, (), False))
+    files = discover([str(TORCH / "testing" / "_internal" / "opinfo")], Excluder(TORCH, (), False)).found
     files = [item for item in files if b"float16" not in item.path.read_bytes()] * 5
     assert files
     sources = [item.path.read_bytes() for item in files]
@@ -78,7 +78,7 @@ def test_a_second_check_of_a_tree_imports_neither_libcst_nor_pydantic(tmp_path: 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_number_of_processes_changes_no_result(jobs: int) -> None:
-    files, _ = discover([str(ROOT / "fixtures" / name) for name in ("PA101", "PA202")], Excluder(ROOT, (), False))
+    files = discover([str(ROOT / "fixtures" / name) for name in ("PA101", "PA202")], Excluder(ROOT, (), False)).found
     alone = examine_all(files, Cache(None), jobs=1)
     assert [item for item, _ in alone] == files
     assert examine_all(files, Cache(None), jobs=jobs) == alone
