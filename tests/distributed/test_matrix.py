@@ -78,6 +78,8 @@ SLOW: dict[str, dict[str, Case]] = {
         "fsdp1 float32": case(),
         "fsdp1 flat float32": case(use_orig_params=False, micro_batches=2),
         "fsdp1 SHARD_GRAD_OP": case(param="bfloat16", reduce="float32", strategy="SHARD_GRAD_OP"),
+        "fsdp1 HYBRID_SHARD": case(param="bfloat16", reduce="float32", strategy="HYBRID_SHARD"),
+        "fsdp1 _HYBRID_SHARD_ZERO2": case(WRAPPED, "PA501", param="bfloat16", strategy="_HYBRID_SHARD_ZERO2", copies=2),
         "fsdp1 NO_SHARD, bfloat16 on purpose": case(
             param="bfloat16", reduce="bfloat16", strategy="NO_SHARD", use_orig_params=False
         ),

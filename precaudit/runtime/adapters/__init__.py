@@ -7,7 +7,7 @@ an optimizer step. No adapter imports its framework. What one of them raises bec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -165,7 +165,7 @@ class Adapters:
                 self._met[adapter] = None
                 self._ask(adapter, "meet", made, site)
 
-    def look(self, optimizer: Any, parameters: Iterable[Tensor]) -> None:
+    def look(self, optimizer: Any, parameters: Collection[Tensor]) -> None:
         """Shows what surrounds an optimizer step: the optimizer, its parameters, and who called it."""
         self.meet(optimizer)
         for parameter in parameters:
@@ -174,10 +174,12 @@ class Adapters:
             self.meet(caller)
         self.claimed.clear()
         self._declared = None
+        mine = {private.storage_key(private.local(parameter)) for parameter in parameters}
         held: dict[tuple[str, Role, Any], list[Claim]] = {}
         for adapter, claim in self._answers("claims"):
-            self.claimed.set(claim.tensor, claim.role)
-            held.setdefault((adapter.title, claim.role, claim.tensor.dtype), []).append(claim)
+            self.claimed.set(private.local(claim.tensor), claim.role)
+            if private.storage_key(private.local(claim.tensor)) not in mine:
+                held.setdefault((adapter.title, claim.role, claim.tensor.dtype), []).append(claim)
         self.session.stock.of_claims(held)
 
     def accumulating(self) -> None:
