@@ -9,7 +9,7 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS)/installed
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow lint bench-trace bench-check clean
+.PHONY: help demo test test-slow lint bench-trace bench-check bench-merge clean
 
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
@@ -17,7 +17,8 @@ help:
 	@echo "make test-slow    set up the frameworks, then the tests that need them or minutes"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
-	@echo "make bench-check  CPU seconds of the static pass"
+	@echo "make bench-check  checks eight libraries: findings, CPU seconds and memory, beside ruff and TorchFix"
+	@echo "make bench-merge  seconds and memory of merging 4096 rank files"
 	@echo "make clean        remove the environments and what tools left behind"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -52,6 +53,9 @@ bench-trace: $(INSTALLED)
 
 bench-check: $(INSTALLED)
 	$(BIN)/python benchmarks/check.py
+
+bench-merge: $(INSTALLED)
+	$(BIN)/python benchmarks/merge.py
 
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build

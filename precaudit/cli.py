@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -47,6 +46,8 @@ class LazyCommands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0]
         if word not in COMMANDS and not word.startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(word, COMMANDS, n=1)
             if word.endswith(".py"):
                 hint = f'did you mean "precaudit trace {word}" or "precaudit check {word}"?'

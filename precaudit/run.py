@@ -34,6 +34,10 @@ OPTIONS = {"--skip": "skip", "--steps": "steps"}
 """Understood here too, below a launcher; otherwise `precaudit trace` has them all."""
 
 
+LAUNCHERS_OWN = ("--local_rank", "--local-rank")
+"""deepspeed and the old torch.distributed.launch put it before all arguments; it is the script's first one."""
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs the script, or `-m module`, that the arguments name, with the tracer waiting for torch."""
     settings, command = _command(arguments)
@@ -57,11 +61,15 @@ def _trace(options: Sequence[str], command: Sequence[str]) -> NoReturn:
 def _command(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
     """Our own leading options, and the rest: the script and what belongs to it."""
     settings: dict[str, object] = {}
+    theirs = []
     rest = list(arguments)
     while rest and rest[0].startswith("-") and rest[0] != "-m":
         word, _, value = rest.pop(0).partition("=")
         if word == "--":
             break
+        if word in LAUNCHERS_OWN:
+            theirs.append(f"{word}={value}" if value else word)
+            continue
         if word == "--keep-going":
             settings["keep_going"] = True
         elif word in OPTIONS:
@@ -76,7 +84,8 @@ def _command(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
             )
     if not rest or rest == ["-m"]:
         _refuse('nothing to run; name a script: "python -m precaudit.run train.py"')
-    return settings, rest
+    name = 2 if rest[0] == "-m" else 1
+    return settings, [*rest[:name], *theirs, *rest[name:]]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -92,6 +91,8 @@ def _from_file(settings: Settings, path: Path) -> Settings:
         name = key.replace("-", "_")
         where = f"{path.name}: [tool.precaudit] {key}"
         if name not in KEYS:
+            import difflib
+
             near = difflib.get_close_matches(name, KEYS, n=1)
             spelled = [k.replace("_", "-") for k in near or KEYS]
             hint = f"did you mean '{spelled[0]}'?" if near else f"keys: {', '.join(spelled)}"

@@ -21,8 +21,6 @@ RULES = rulebook.load().rules
 EXPECT = re.compile(r"#\s*expect(?: check)?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
 NEAR = 3
 RECORD: Mapping[str, str] = {
-    "PA807/bad": "a class that halves itself is left to PA101 and PA301 here, and to the trace",
-    "PA101/bad_factory_dtype": "points at the factory that takes the dtype, not at the call that gives it",
     "PA411/bad": "sizes of values are not known from the source",
     "PA602/bad": "a recursive helper lowers the state",
 }

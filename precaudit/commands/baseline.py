@@ -26,8 +26,8 @@ def baseline(paths: tuple[str, ...], output: str | None, prune: bool) -> None:
 
     settings = replace(settings_module.load(), baseline="")
     given: dict[str, Any] = {"no_cache": False, "jobs": 0}
-    _, skipped, results = checking._collect(paths or (".",), settings, given)
-    report = checking.build(results, settings, len(results), skipped)
+    discovered, results = checking._collect(paths or (".",), settings, given)
+    report = checking.build(results, settings, len(results), discovered.skipped)
     path = Path(output or settings.root / store.DEFAULT_NAME)
     present = store.entries([f for f in report.findings if not f.suppressed], path.resolve().parent)
     before = store.load(path) if path.exists() else {}

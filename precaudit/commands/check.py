@@ -18,7 +18,7 @@ from precaudit.settings import Settings
 
 if TYPE_CHECKING:
     from precaudit.model.wire import Finding, Report
-    from precaudit.static.files import Found
+    from precaudit.static.files import Discovery, Found
 
 EXIT_CLEAN, EXIT_FINDINGS, EXIT_INCONCLUSIVE = 0, 1, 5
 CLEAN = "no errors, no warnings · {count} · next: precaudit trace <your training command>"
@@ -64,11 +64,16 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
         raise ConfigError(f"{config}: no such file")
     settings = _merged(settings_module.load(config=config), given)
     names = paths or (".",)
-    found, skipped, results = _collect(names, settings, given)
+    if "-" in names and (given["fix"] or given["diff"]):
+        raise UsageError("'-': --fix and --diff need a file, not standard input")
+    discovered, results = _collect(names, settings, given)
+    if not paths and os.environ.get("PRE_COMMIT"):
+        # pre-commit runs a hook with always_run although no file matched.
+        discovered = discovered._replace(barren=[], excluded=discovered.excluded + 1)
     if given["show_files"]:
-        for item in found:
+        for item in discovered.found:
             click.echo(item.shown)
-        sys.exit(EXIT_CLEAN if found else EXIT_INCONCLUSIVE)
+        sys.exit(EXIT_INCONCLUSIVE if discovered.barren else EXIT_CLEAN)
     if given["fix"] or given["diff"]:
         from precaudit.static.fixes import fix_files
 
@@ -76,9 +81,9 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
         if given["diff"]:
             click.echo(changed.diff, nl=False)
             sys.exit(EXIT_FINDINGS if changed.diff and not given["exit_zero"] else EXIT_CLEAN)
-        found, skipped, results = _collect(names, settings, given)
+        discovered, results = _collect(names, settings, given)
         click.echo(f"precaudit: {changed.fixes} fixed", err=True)
-    sys.exit(_report(found, skipped, results, settings, given))
+    sys.exit(_report(discovered, results, settings, given))
 
 
 def _merged(settings: Settings, given: dict[str, Any]) -> Settings:
@@ -94,27 +99,28 @@ def _merged(settings: Settings, given: dict[str, Any]) -> Settings:
     return replace(settings, **changes)
 
 
-def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) -> tuple[list[Found], list[str], Results]:
+def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) -> tuple[Discovery, Results]:
     from precaudit.static.cache import FOLDER, Cache
-    from precaudit.static.files import Excluder, Found, discover
+    from precaudit.static.files import Discovery, Excluder, Found, discover
     from precaudit.static.run import examine, examine_all
 
     if "-" in names:
         if len(names) > 1:
             raise UsageError("'-' (standard input) stands alone; name no other path beside it")
         raw = sys.stdin.buffer.read()
-        item = Found(Path(os.path.abspath(given["stdin_filename"])), given["stdin_filename"])
-        return [item], [], [(item, examine(item, raw))]
+        item = Found(os.path.abspath(given["stdin_filename"]), given["stdin_filename"])
+        return Discovery([item], [], [], 0), [(item, examine(item, raw))]
     excluder = Excluder(settings.root.resolve(), settings.exclude, settings.respect_gitignore)
-    found, skipped = discover(names, excluder)
+    discovered = discover(names, excluder)
     if given.get("show_files"):
-        return found, skipped, []
+        return discovered, []
     folder = None if given.get("no_cache") else Path(settings.cache_dir or settings.root / FOLDER)
-    return found, skipped, examine_all(found, Cache(folder), given.get("jobs", 0))
+    return discovered, examine_all(discovered.found, Cache(folder), given.get("jobs", 0))
 
 
-def _report(found: list[Found], skipped: list[str], results: Results, settings: Settings, given: dict[str, Any]) -> int:
+def _report(discovered: Discovery, results: Results, settings: Settings, given: dict[str, Any]) -> int:
     """Prints the report and gives the exit code."""
+    skipped = list(discovered.skipped)
     for item, result in results:
         if "error" in result:
             where = result["error"].removeprefix("not valid Python: ")
@@ -123,21 +129,23 @@ def _report(found: list[Found], skipped: list[str], results: Results, settings: 
             line = f"{item.shown}:{position}: not valid Python: {reason}" if located else f"{item.shown}: {where}"
             click.echo(f"precaudit: {line}", err=True)
             skipped.append(line)
-    examined = sum("error" not in result for _, result in results)
-    if examined and _certainly_clean(results, skipped, settings, given):
-        click.echo(CLEAN.format(count=f"{examined:,} file{'s' if examined != 1 else ''}"))
+    for name in discovered.barren:
+        click.echo(f"precaudit: {name}: nothing was examined: no Python file or training config here", err=True)
+    read = sum("error" not in result for _, result in results)
+    conclusive = bool(read or discovered.excluded) and not discovered.barren
+    if read and conclusive and _certainly_clean(results, skipped, settings, given):
+        click.echo(CLEAN.format(count=f"{read:,} file{'s' if read != 1 else ''}"))
         return EXIT_CLEAN
-    report = build(results, settings, examined, skipped)
+    report = build(results, settings, read, skipped, conclusive)
     if given["statistics"]:
         _print_statistics(report)
     else:
         _print(report, settings, given)
-    if not examined:
-        click.echo("precaudit: nothing was examined: no Python file or training config here", err=True)
-        return EXIT_INCONCLUSIVE
     threshold = {"error": 2, "warning": 1, "note": 0, "never": 99}[settings.fail_on]
     failing = [f for f in report.findings if not f.suppressed and f.severity.rank >= threshold]
-    return EXIT_FINDINGS if failing and not given["exit_zero"] else EXIT_CLEAN
+    if failing and not given["exit_zero"]:
+        return EXIT_FINDINGS
+    return EXIT_CLEAN if conclusive else EXIT_INCONCLUSIVE
 
 
 def _certainly_clean(results: Results, skipped: list[str], settings: Settings, given: dict[str, Any]) -> bool:
@@ -151,7 +159,7 @@ def _certainly_clean(results: Results, skipped: list[str], settings: Settings, g
     return not any(result.get("facts") or result.get("suppressions") for _, result in results)
 
 
-def build(results: Results, settings: Settings, examined: int, skipped: list[str]) -> Report:
+def build(results: Results, settings: Settings, examined: int, skipped: list[str], conclusive: bool = True) -> Report:
     """The Report of these results under these settings."""
     from precaudit import __version__
     from precaudit.model.wire import Coverage, Report, Severity, Tool
@@ -161,7 +169,7 @@ def build(results: Results, settings: Settings, examined: int, skipped: list[str
     if settings.baseline:
         findings = _outside_baseline(findings, settings)
     loud = [f for f in findings if not f.suppressed and f.severity is not Severity.NOTE]
-    status: Any = "inconclusive" if not examined else "findings" if loud else "clean"
+    status: Any = "findings" if loud else "clean" if conclusive else "inconclusive"
     return Report(
         tool=Tool(version=__version__),
         command="check",

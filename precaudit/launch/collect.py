@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from precaudit.model.wire import RankFile
+from precaudit.model.wire import PeerFile, RankFile
 
 
 def rank_files(folder: Path) -> list[Path]:
@@ -26,3 +27,13 @@ def read_ranks(folder: Path, notes: list[str]) -> Iterator[RankFile]:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             notes.append(f"{path.name}: not a rank file of this precaudit: {where}: {first['msg']}")
+
+
+def read_peers(folder: Path) -> list[PeerFile]:
+    """The last word of each process that joined a process group: a JSON object between two equal numbers."""
+    peers = []
+    for path in sorted(folder.glob("peer-*")):
+        with contextlib.suppress(OSError, ValidationError):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            peers.append(PeerFile.model_validate_json(text[text.find("{") : text.rfind("}") + 1]))
+    return peers

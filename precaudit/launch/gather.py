@@ -12,15 +12,16 @@ from pydantic import ValidationError
 
 from precaudit import __version__, judge
 from precaudit.errors import ReportError
+from precaudit.launch import roll
 from precaudit.launch.bootstrap import PrivateFolder, TraceSettings
 from precaudit.launch.child import Ended
-from precaudit.launch.collect import rank_files, read_ranks
+from precaudit.launch.collect import rank_files, read_peers, read_ranks
 from precaudit.launch.command import Command
-from precaudit.launch.merge import Merged
+from precaudit.launch.merge import Merged, ranks_in_words
 from precaudit.launch.save import LATEST
 from precaudit.launch.trace import Choice, conclude, keep
 from precaudit.launch.verdict import Status, loud
-from precaudit.model.wire import Finding, RankFile, Report, Tool
+from precaudit.model.wire import Coverage, Finding, RankFile, Report, Tool
 from precaudit.rulebook import Rulebook
 
 
@@ -79,7 +80,7 @@ def _judge_ranks(folder: Path, choice: Choice, book: Rulebook) -> Report:
     for rank in read_ranks(folder, notes):
         merged.add(rank)
     merged.finish()
-    merged.coverage.notes += notes
+    merged.coverage.notes += [*notes, *roll.call(merged, read_peers(folder))]
     marks = PrivateFolder(folder).marks()
     return conclude(Command((), str(folder)), settings, choice, book, merged, Ended(0, False, 0.0), marks).report
 
@@ -88,7 +89,7 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
     commands = {report.command for report in reports}
     if len(commands) > 1:
         raise ReportError(f"reports of {' and '.join(sorted(commands))} do not merge; name reports of one command")
-    merged = Merged(noun="report")
+    merged = Merged(lambda numbers: _named([reports[n] for n in numbers], numbers))
     for number, report in enumerate(reports):
         merged.add(
             RankFile(
@@ -102,7 +103,7 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
             )
         )
     merged.finish()
-    merged.coverage.ranks = sum(report.coverage.ranks for report in reports)
+    _take_roll(merged.coverage, reports)
     merged.coverage.files = sum(report.coverage.files for report in reports)
     witness = "check" if reports[0].command == "check" else "trace"
     differences = judge.judge(merged.disagreements(), book, witness)
@@ -115,7 +116,49 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
         roles=judge.role_table(merged.facts, findings, book),
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in merged.facts],
-        exit_code=max((r.exit_code for r in reports if r.exit_code is not None), default=None),
+        exit_code=max(
+            (r.exit_code for r in reports if r.exit_code is not None and not _met_our_stop(r, reports)), default=None
+        ),
+    )
+
+
+def _named(reports: Sequence[Report], numbers: Sequence[int]) -> str:
+    """The ranks of these reports; of reports without any, their numbers as the user gave them, from 1."""
+    if all(report.coverage.rank_ids for report in reports):
+        return ranks_in_words(sorted({rank for report in reports for rank in report.coverage.rank_ids}))
+    return f"report{'s' if len(numbers) > 1 else ''} {', '.join(str(n + 1) for n in numbers)}"
+
+
+def _take_roll(cover: Coverage, reports: Sequence[Report]) -> None:
+    """Which ranks all nodes together have; what one node misses may be in another's report."""
+    covers = [report.coverage for report in reports]
+    cover.ranks = sum(one.ranks for one in covers)
+    cover.world_size = max(one.world_size for one in covers)
+    cover.rank_ids = sorted({rank for one in covers for rank in one.rank_ids})
+    cover.stopped = sum(one.stopped for one in covers)
+    alone = {line for one in covers for line in roll.missing(one.rank_ids, one.world_size)}
+    cover.notes = [note for note in cover.notes if note not in alone]
+    cover.notes += roll.missing(cover.rank_ids, cover.world_size)
+    for number, report in enumerate(reports):
+        if _met_our_stop(report, reports):
+            cover.notes.append(
+                f"{_named([report], [number])} ended with exit code {report.exit_code} when precaudit had stopped "
+                "other nodes: that is the stop, not a failure of the training"
+            )
+
+
+def _met_our_stop(report: Report, reports: Sequence[Report]) -> bool:
+    """Whether a node failed while another node of the same run was stopped: the first stop decides for all."""
+    mine = report.coverage
+    return (
+        report.exit_code not in (None, 0)
+        and not mine.stopped
+        and any(
+            other.coverage.stopped
+            and other.coverage.world_size == mine.world_size > 1
+            and not set(other.coverage.rank_ids) & set(mine.rank_ids)
+            for other in reports
+        )
     )
 
 
@@ -132,6 +175,6 @@ def _status(reports: Sequence[Report], findings: Sequence[Finding]) -> Status:
     statuses = {report.status for report in reports}
     if loud(findings):
         return "findings"
-    if "script-failed" in statuses:
+    if any(report.status == "script-failed" and not _met_our_stop(report, reports) for report in reports):
         return "script-failed"
     return "inconclusive" if statuses == {"inconclusive"} else "clean"

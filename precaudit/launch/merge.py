@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +46,18 @@ def _key(raw: Mapping[str, Any]) -> _Key:
     )
 
 
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0-7`, `ranks 0-2, 5`."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+
+
 def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
     """Equal Facts of one process speak of different tensors: two optimizers of one class."""
     worse, more = one.get("evidence") or {}, other.get("evidence") or {}
@@ -59,21 +71,27 @@ def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(slots=True)
 class _Seen:
-    fact: Fact
+    """A Fact in the making: each rank holds its own copy or shard; the reader wants one rank's figures, the worst."""
+
+    first: Fact
+    count: int
+    bytes: int
+    evidence: dict[str, float]
     ranks: set[int]
 
-    def join(self, raw: Mapping[str, Any]) -> None:
-        """Each rank holds its own copy or shard: the reader wants one rank's figures, the worst."""
-        fact, evidence = self.fact, raw.get("evidence") or {}
-        count, size = raw.get("count", 1), raw.get("bytes", 0)
-        worse = {name: value for name, value in evidence.items() if value > fact.evidence.get(name, -math.inf)}
-        if worse or count > fact.count or size > fact.bytes:
-            self.fact = replace(
-                fact,
-                count=max(count, fact.count),
-                bytes=max(size, fact.bytes),
-                evidence={**fact.evidence, **worse},
-            )
+    def join(self, raw: Mapping[str, Any], rank: int) -> None:
+        self.ranks.add(rank)
+        if raw.get("count", 1) > self.count:
+            self.count = raw["count"]
+        if raw.get("bytes", 0) > self.bytes:
+            self.bytes = raw["bytes"]
+        for name, value in (raw.get("evidence") or {}).items():
+            if value > self.evidence.get(name, -math.inf):
+                self.evidence[name] = value
+
+    @property
+    def fact(self) -> Fact:
+        return replace(self.first, count=self.count, bytes=self.bytes, evidence=dict(self.evidence))
 
 
 @dataclass(slots=True)
@@ -87,24 +105,27 @@ class _Holding:
 class Merged:
     """Facts and coverage of all processes read so far."""
 
-    def __init__(self, noun: str = "rank") -> None:
-        self.noun = noun
-        """What one file stands for: "rank", or "report" where whole reports are merged."""
+    def __init__(self, names: Callable[[Sequence[int]], str] = ranks_in_words) -> None:
+        self._names = names
+        """How the reader knows these ranks; where whole reports are merged, each number stands for one of them."""
         self._facts: dict[_Key, _Seen] = {}
-        self._held: dict[Role, dict[int, _Holding]] = {}
         self.coverage = Coverage()
         self.ranks: set[int] = set()
         self.world_size = 0
-        self.statuses: list[str] = []
-        self._unfinished: set[int] = set()
+        self.unfinished: set[int] = set()
+        """Ranks whose window was still open in their last file."""
+        self.without: set[int] = set()
+        """Ranks the others stopped without waiting for."""
+        self._statuses: list[tuple[int, str]] = []
 
     def add(self, one: RankFile) -> None:
         """Takes in one process's file; two processes of one rank (a restart, a second run) count as one rank."""
         self.ranks.add(one.rank)
         self.world_size = max(self.world_size, one.world_size)
-        self.statuses.append(one.status)
+        self._statuses.append((one.rank, one.status))
+        self.without.update(one.without)
         if one.status == "watching":
-            self._unfinished.add(one.rank)
+            self.unfinished.add(one.rank)
         unreadable = 0
         mine: dict[_Key, Mapping[str, Any]] = {}
         for raw in one.facts:
@@ -119,26 +140,39 @@ class Merged:
             except (KeyError, ValueError, TypeError, AttributeError):
                 unreadable += 1
         if unreadable:
-            self.coverage.notes.append(f"{self.noun} {one.rank}: {unreadable} facts are not in this precaudit's words")
+            self.coverage.notes.append(
+                f"{self._names([one.rank])}: {unreadable} facts are not in this precaudit's words"
+            )
         self._add_coverage(one)
 
     def _add_fact(self, key: _Key, raw: Mapping[str, Any], rank: int) -> None:
         seen = self._facts.get(key)
-        if seen is None:
-            seen = self._facts[key] = _Seen(fact_from_json(raw), {rank})
-        else:
-            seen.ranks.add(rank)
-            seen.join(raw)
-        fact = seen.fact
-        if fact.kind is Kind.HOLDS and fact.role is not None:
-            holding = self._held.setdefault(fact.role, {}).setdefault(rank, _Holding())
-            holding.dtypes.add(fact.dtype)
-            holding.modules.add(fact.module)
+        if seen is not None:
+            seen.join(raw, rank)
+            return
+        fact = fact_from_json(raw)
+        self._facts[key] = _Seen(fact, fact.count, fact.bytes, dict(fact.evidence), {rank})
+
+    def _holdings(self) -> dict[Role, dict[int, _Holding]]:
+        """What each rank held in each role that is compared."""
+        held: dict[Role, dict[int, _Holding]] = {}
+        for seen in self._facts.values():
+            fact = seen.first
+            if fact.kind is not Kind.HOLDS or fact.role not in COMPARED:
+                continue
+            by_rank = held.setdefault(fact.role, {})
+            for rank in seen.ranks:
+                holding = by_rank.get(rank) or by_rank.setdefault(rank, _Holding())
+                holding.dtypes.add(fact.dtype)
+                holding.modules.add(fact.module)
+        return held
 
     def _add_coverage(self, one: RankFile) -> None:
         mine, theirs = self.coverage, one.coverage
         mine.steps = max(mine.steps, one.steps)
         mine.ranks = len(self.ranks)
+        mine.world_size = max(mine.world_size, one.world_size)
+        mine.stopped += one.status == "stopped"
         mine.unattributed_ops = max(mine.unattributed_ops, theirs.unattributed_ops)
         for name, amount in theirs.compiled.items():
             mine.compiled[name] = max(amount, mine.compiled.get(name, amount))
@@ -156,22 +190,22 @@ class Merged:
         for name, value in theirs.setup.items():
             first = mine.setup.setdefault(name, value)
             if value != first:
-                note = f"{self.noun} {one.rank}: {name} is {value}, elsewhere {first}"
+                note = f"{self._names([one.rank])}: {name} is {value}, elsewhere {first}"
                 if len(mine.notes) < 50 and note not in mine.notes:
                     mine.notes.append(note)
 
     def finish(self) -> None:
-        """Rounds off the coverage once every file is in: what one rank observed is observed, missing ranks are said."""
-        for role in {role.value for role in self._held} & set(self.coverage.not_observed):
+        """Rounds off the coverage once every file is in: what one rank observed is observed."""
+        self.coverage.rank_ids = sorted(self.ranks)
+        held = {seen.first.role for seen in self._facts.values() if seen.first.kind is Kind.HOLDS}
+        for role in {role.value for role in held if role} & set(self.coverage.not_observed):
             del self.coverage.not_observed[role]
-        early = sorted(self._unfinished)
-        if early and len(early) < len(self.ranks):
-            self.coverage.notes.append(f"{_ranks(early, self.noun)} ended before the traced steps were over")
-        missing = sorted(set(range(self.world_size)) - self.ranks)
-        if missing and self.ranks:
-            self.coverage.notes.append(
-                f"{_ranks(missing, self.noun)} of {self.world_size} wrote nothing here: on another node, or ended early"
-            )
+
+    @property
+    def statuses(self) -> list[str]:
+        """The `status` of each file, less those of ranks that the others left behind: theirs is our doing."""
+        kept = [status for rank, status in self._statuses if rank not in self.without]
+        return kept or [status for _, status in self._statuses]
 
     @property
     def facts(self) -> list[Fact]:
@@ -192,8 +226,8 @@ class Merged:
         return [fact for fact, _ in self._differences()]
 
     def _differences(self) -> Iterator[tuple[Fact, list[int]]]:
-        for role, by_rank in self._held.items():
-            if role not in COMPARED or len(by_rank) < 2:
+        for role, by_rank in self._holdings().items():
+            if len(by_rank) < 2:
                 continue
             groups: dict[frozenset[str], list[int]] = {}
             for rank, holding in by_rank.items():
@@ -208,7 +242,7 @@ class Merged:
                 if by_rank[rank].modules & common
             )
             if odd:
-                yield _difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self.noun), odd
+                yield _difference(role, usual, groups[usual], odd, by_rank, self._facts.values(), self._names), odd
 
 
 def _difference(
@@ -218,13 +252,12 @@ def _difference(
     odd: list[int],
     by_rank: dict[int, _Holding],
     seen: Iterable[_Seen],
-    noun: str,
+    names: Callable[[Sequence[int]], str],
 ) -> Fact:
     theirs = frozenset(by_rank[odd[0]].dtypes)
     strange = sorted(theirs - usual) or sorted(usual - theirs)
     site = next(
-        (s.fact.site for s in seen if s.fact.role is role and s.fact.dtype == strange[0] and s.fact.site is not None),
-        None,
+        (s.first.site for s in seen if s.first.role is role and s.first.dtype == strange[0] and s.first.site), None
     )
     return Fact(
         kind=Kind.RANKS_DIFFER,
@@ -232,21 +265,8 @@ def _difference(
         role=role,
         site=site,
         detail=(
-            f"{_ranks(odd, noun)} held {', '.join(sorted(theirs))}, "
-            f"{_ranks(sorted(others), noun)} held {', '.join(sorted(usual))}"
+            f"{names(odd)} held {', '.join(sorted(theirs))}, {names(sorted(others))} held {', '.join(sorted(usual))}"
         ),
         count=len(odd),
-        attrs={"ranks": _ranks(odd, noun)},
+        attrs={"ranks": names(odd)},
     )
-
-
-def _ranks(ranks: list[int], noun: str) -> str:
-    """`rank 3`, `ranks 0-7`, `ranks 0-2, 5`."""
-    spans: list[list[int]] = []
-    for rank in ranks:
-        if spans and spans[-1][1] == rank - 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-    return f"{noun}{'s' if len(ranks) > 1 else ''} {words}"

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from precaudit import __version__, judge
-from precaudit.launch import verdict
+from precaudit.launch import roll, verdict
 from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_folder
 from precaudit.launch.child import Ended, run_command
-from precaudit.launch.collect import read_ranks
+from precaudit.launch.collect import read_peers, read_ranks
 from precaudit.launch.command import Command
 from precaudit.launch.merge import Merged
+from precaudit.launch.roll import Ends
 from precaudit.model.vocabulary import Fact, Role, Site
 from precaudit.model.wire import Finding, Report, Tool
 from precaudit.rulebook import Rulebook
@@ -60,9 +61,11 @@ def trace_command(
         announce(f"tracing step{f's {first}-{last}' if last > first else f' {first}'} of {command.shown}")
         child_environment = private.environment(environment) if inject else dict(environment)
         child_environment["PRECAUDIT_FOLDER"] = str(private.path)
-        ended = run_command(command.argv, child_environment, timeout)
+        with Ends(private.ranks) as ends:
+            ended = run_command(command.argv, child_environment, timeout)
         for rank in read_ranks(private.ranks, notes):
             merged.add(rank)
+        notes += roll.call(merged, read_peers(private.ranks), ends)
         marks = private.marks()
     merged.finish()
     merged.coverage.notes += notes
@@ -89,6 +92,7 @@ def conclude(
     silence(findings, CommentsBelow(cwd))
     seen = verdict.Observed(
         statuses=merged.statuses,
+        elsewhere=not settings.keep_going and merged.world_size > len(merged.ranks),
         steps=merged.coverage.steps,
         updated=_updated(merged),
         findings=findings,

@@ -42,6 +42,14 @@ class Observed:
     """A weight was updated, or an attempt at it was made: there was training to see."""
     findings: Sequence[Finding]
     fail_on: str
+    elsewhere: bool = False
+    """Some ranks run on other nodes, whose own trace may stop them before these."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of the training was left to see here, and what came after it may well be the stop's doing."""
+        wanted = {"stopped", "finished"} if self.elsewhere else {"stopped"}
+        return bool(self.statuses) and wanted.issuperset(self.statuses)
 
 
 def decide(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> Verdict:
@@ -50,8 +58,7 @@ def decide(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, see
     The command's own failure decides only while the window was open: once every process has written that precaudit
     stopped it, whatever a driver script makes of that is ours, and the findings decide.
     """
-    over = bool(seen.statuses) and all(status == "stopped" for status in seen.statuses)
-    failed = ended.code != 0 and not over and not ended.timed_out
+    failed = ended.code != 0 and not seen.over and not ended.timed_out
     found = loud(seen.findings)
     if found:
         status: Status = "findings"
@@ -86,7 +93,12 @@ def reaches(findings: Sequence[Finding], fail_on: str) -> bool:
 
 
 def _line(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen: Observed) -> str:
-    if "stopped" in seen.statuses and all(status == "stopped" for status in seen.statuses):
+    if seen.over:
+        if ended.code and "finished" in seen.statuses:
+            return (
+                f"{command}: {ended.how} after its traced steps; ranks run on other nodes too, and precaudit may have "
+                "stopped those first: that is the stop, not a failure of the training"
+            )
         if ended.code:
             return (
                 f"{command}: {ended.how} after precaudit had stopped its training; "
@@ -107,7 +119,10 @@ def _line(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen
     if ended.code and "watching" not in seen.statuses:
         return f"{command}: {ended.how}, after the traced steps"
     if ended.code:
-        return f"{command}: {ended.how} before the traced steps were over; the report holds what was seen until then"
+        stop = "; if precaudit had stopped another node by then, that is why" if seen.elsewhere else ""
+        return (
+            f"{command}: {ended.how} before the traced steps were over; the report holds what was seen until then{stop}"
+        )
     if not seen.statuses:
         return (
             f"{command}: no backward and no optimizer step was seen; trace a command that trains at least one step "

@@ -162,6 +162,12 @@ class Coverage(BaseModel):
     skipped_steps: int = 0
     traced_steps: list[int] = []
     parameters: int = 0
+    rank_ids: list[int] = []
+    """The ranks that were seen; empty outside of a trace."""
+    world_size: int = 0
+    """How many ranks the run had, here and on other nodes."""
+    stopped: int = 0
+    """How many of the ranks precaudit stopped after their traced steps."""
     not_observed: dict[str, str] = {}
     """Role -> why, and what would have to run to see it."""
     overhead: dict[str, float] = {}
@@ -204,5 +210,23 @@ class RankFile(BaseModel):
     """watching: the window was still open; finished: it closed and the run went on; stopped: precaudit ended it."""
     steps: int = 0
     """Optimizer steps taken inside the window."""
+    without: list[int] = []
+    """Ranks this one did not wait for when it stopped: what those met afterwards is precaudit's doing."""
     coverage: Coverage = Coverage()
     facts: list[dict[str, Any]] = []
+
+
+class PeerFile(BaseModel):
+    """What a process that joined a process group last told its peers; see runtime/peers.py."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    pid: int
+    state: Literal["joining", "running", "parked", "stopping", "stopped", "gone"]
+    """gone: it ended by itself; anything before that, of a process that is no more: it was ended without a word."""
+    rank: int = -1
+    world_size: int = 0
+    done: bool = False
+    """Its window was over."""
+    error: str = ""
+    """The exception that ended it."""

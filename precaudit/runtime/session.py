@@ -10,7 +10,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from .evidence import look_at
 from .flow import DTYPE_NAMES, LOW, Flow
 from .identity import StorageMap
 from .ledger import Ledger, Observation
+from .peers import Peers
 from .probes.autocast import AutocastProbe
 from .probes.backward import BackwardProbe, Walk, loss_factor, walk
 from .probes.checkpoints import CheckpointProbe
@@ -86,6 +87,7 @@ class Session:
         self.hollow = Hollow(self)
         self.stock = Stock(self)
         self.ops = OpProbe(self)
+        self.peers = Peers(self.settings["ranks_folder"] or "")
         self.status = "watching"
         self.notes: dict[str, None] = {}
         self.unscaled_float16 = False
@@ -117,6 +119,11 @@ class Session:
         self._traced: dict[int, bool] = {}
         """Traced step -> whether an update was taken in it."""
         self._final: dict[str, Any] | None = None
+        self._alone_since = 0
+        """The backward at which this rank met all its peers finished."""
+        self._trainer = os.getpid()
+        """The process that had the last backward: forks of it inherit everything but the training."""
+        self._path = ""
 
     # -- installing and removing
 
@@ -137,6 +144,7 @@ class Session:
         ):
             self._undo += probe.install()
         self._undo += self.adapters.install()
+        self._undo.append(private.patch_init_process_group(self._around_init_process_group))
         package = __name__.rpartition(".")[0]
         private.hide_from_dynamo(module for name, module in list(sys.modules.items()) if name.startswith(package))
 
@@ -159,6 +167,8 @@ class Session:
 
     def _at_exit(self) -> None:
         """The program ended before the window did: what was seen last is still written."""
+        if os.getpid() != self._trainer:  # a fork of the training process
+            return
         self.guard("the end of the program", self.ledger.settle)
         self.write()
 
@@ -286,12 +296,17 @@ class Session:
 
     def before_backward(self, roots: Any, args: Any, accumulates: bool) -> None:
         """One walk of the graph: leaves, dtypes, loss scaling."""
+        self._trainer = os.getpid()
+        self.peers.before_backward()
         tensors = [root for root in roots if isinstance(root, Tensor)]
         create_graph = bool(len(args) > 2 and args[2])
         self.window.clock += 1
         # A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative.
         self._accumulates |= accumulates
         trains = accumulates or not (create_graph or self._accumulates)
+        if self._peers_wait_in_vain():
+            self._close()
+            return
         if trains:
             if self.window.backward_since_step:
                 self.adapters.accumulating()
@@ -536,6 +551,7 @@ class Session:
             return
         if not traced and self.window.should_open(self.construction.optimizers):
             self._open()
+        self.peers.after_step()
         self.write()
 
     def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
@@ -698,16 +714,63 @@ class Session:
 
     # -- the end
 
+    def _around_init_process_group(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def init_process_group(*args: Any, **kwargs: Any) -> Any:
+            if not self._installed:
+                return original(*args, **kwargs)
+            self.peers.join()
+            result = original(*args, **kwargs)
+            distributed = torch.distributed
+            self.guard("the process group", self.peers.join, distributed.get_rank(), distributed.get_world_size(),
+                       private.rendezvous())  # fmt: skip
+            return result
+
+        return init_process_group
+
+    def _peers_wait_in_vain(self) -> bool:
+        """All peers have finished and this rank has gone on since for as many backwards as a window may have steps."""
+        if self.settings["keep_going"] or self.window.clock % 4:
+            return False
+        if not self.peers.everybody_else_is_done():
+            self._alone_since = 0
+            return False
+        self._alone_since = self._alone_since or self.window.clock
+        return self.window.clock - self._alone_since >= int(self.settings["attempts"])
+
     def _close(self) -> None:
-        self.status = "finished" if self.settings["keep_going"] else "stopped"
+        """The window is over: nothing more is traced, and the process stops as soon as no other rank needs it."""
+        self.status = "finished"
         self._final = self.rank_file()
         self.write()
+        self.remove()
+        alone = not self.peers.others()
+        between = private.graph_task_id() == -1
         if self.settings["keep_going"]:
-            self.remove()
-            return
+            self.peers.window_over(False)
+        elif alone or self.peers.window_over(between):
+            self._stop()
+        else:
+            # The process goes on until all can stop: its exceptions stay as they would be without us.
+            private.patch_engine(self._around_last_backwards)
+            TracebackProbe(self).install()
+
+    def _around_last_backwards(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if private.graph_task_id() == -1 and self.peers.before_backward():
+                self._stop()
+            return original(t_outputs, *args, **kwargs)
+
+        return _engine_run_backward
+
+    def _stop(self) -> NoReturn:
+        assert self._final is not None
+        self._final["status"] = self.status = "stopped"
+        self._final["without"] = sorted(self.peers.without)
+        self.write()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        self.peers.last_words()
         # os._exit: no user `except`, `finally` or `atexit` may act on a model whose training was cut short.
         os._exit(0)
 
@@ -732,8 +795,10 @@ class Session:
         if self._final is not None:
             return self._final
         facts = [seen.fact().as_json() for seen in self.facts()]  # first: what fails meanwhile is among the notes
-        rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
-        world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
+        rank, world = self.peers.me.rank, self.peers.me.world_size
+        if rank < 0:  # no process group: what the launcher says
+            rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
+            world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
         optimizers = [optimizer for optimizer in self._stepped if optimizer is not self]
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
         devices = self._devices()
@@ -796,6 +861,9 @@ class Session:
         content = self.rank_file()
         path = os.path.join(folder, f"rank-{content['rank']}-{os.getpid()}.json")
         try:
+            if self._path not in ("", path):  # its rank was not known until now
+                os.unlink(self._path)
+            self._path = path
             with open(path + ".new", "w", encoding="utf-8") as file:
                 json.dump(content, file)
             os.replace(path + ".new", path)

@@ -18,6 +18,10 @@ OLDEST_TORCH = (2, 4)
 """First with everything the runtime needs; the launcher names it to the user."""
 
 
+COMPILE_WORKER = os.path.join("compile_worker", "__main__.py")
+"""What torch.compile starts to compile kernels in; such a process imports torch and never trains."""
+
+
 class TorchWatcher:
     """The first finder on `sys.meta_path`: finds nothing itself, adds one call after torch's own module has run."""
 
@@ -120,6 +124,8 @@ def watch(folder: str, package: str) -> None:
     if any(type(finder).__name__ == TorchWatcher.__name__ for finder in sys.meta_path):
         return
     leave_mark(folder, "loaded", sys.executable)
+    if any(word.endswith(COMPILE_WORKER) for word in sys.orig_argv[1:3]):
+        return
     watcher = TorchWatcher(folder, package)
     if "torch" in sys.modules:
         watcher.start(sys.modules["torch"])

@@ -95,6 +95,8 @@ class Stock:
             self._row(Role.NORM_COMPUTATION, torch.float32 if dtype in LOW else dtype, count, 0)
         weights: dict[Any, list[int]] = {}
         for key, leaf in found.leaves.items():
+            if key in found.unread:
+                continue
             dtype = found.casts_of_leaves.get(key, leaf.dtype)
             held = weights.setdefault(dtype, [0, 0])
             held[0] += 1

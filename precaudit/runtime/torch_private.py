@@ -156,6 +156,51 @@ def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Ca
     return undo
 
 
+def patch_init_process_group(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+    """Wraps `init_process_group` under each name torch itself calls it by. Returns the undo."""
+    original = getattr(torch.distributed, "init_process_group", None)
+    if original is None:  # a torch built without distributed
+        return lambda: None
+    wrapped = functools.wraps(original)(wrap(original))
+    holders: list[Any] = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("torch.distributed") and getattr(module, "init_process_group", None) is original
+    ]
+    for holder in holders:
+        holder.init_process_group = wrapped
+
+    def undo() -> None:
+        for holder in holders:
+            if holder.init_process_group is wrapped:
+                holder.init_process_group = original
+
+    return undo
+
+
+def collectives_begun() -> dict[str, int]:
+    """Process group -> collectives that this rank has begun in it; 0 or no entry where its backend does not count."""
+    counts: dict[str, int] = {}
+    try:
+        for group in list(torch.distributed.distributed_c10d._world.pg_map):
+            backends = {id(b): b for b in map(group._get_backend, group._device_types)}
+            counts[group.group_name] = sum(int(b._get_sequence_number_for_group()) for b in backends.values())
+    except (AttributeError, RuntimeError, TypeError):
+        pass
+    return counts
+
+
+def rendezvous() -> str:
+    """What all ranks of one process group have in common and no other group on this machine has: where they met."""
+    try:
+        store: Any = torch.distributed.distributed_c10d._get_default_store()
+        while hasattr(store, "underlying_store"):
+            store = store.underlying_store
+        return str(getattr(store, "port", None) or getattr(store, "path", None) or "")
+    except (AttributeError, RuntimeError, ValueError):
+        return os.environ.get("MASTER_PORT", "")
+
+
 _modes: weakref.WeakSet[Any] = weakref.WeakSet()
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from pathlib import Path
 
 from precaudit.model.vocabulary import Fact
 from precaudit.static.cache import digest
+from precaudit.static.decoding import SourceError, decode
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef
 from precaudit.static.library import conclusions
 from precaudit.static.library.torch_model import Torch
 from precaudit.static.prefilter import may_hold_a_finding
-from precaudit.static.source import Source, SourceError, decode
+from precaudit.static.source import Source
 
+WORD = re.compile(r"[A-Za-z_]\w*")
 RECURSION_LIMIT = 4000
 """A call that is followed takes about a dozen frames of ours."""
 MAX_SIBLINGS = 12
+MAX_FOLDERS = 4
+"""How far up the folder may be in which a script is started."""
 MAX_SIBLING_BYTES = 60_000
 """A module beside a script is read with it; of a package only small modules that hold a low dtype themselves."""
 
@@ -48,6 +53,19 @@ class Siblings:
                 return self._load(candidate, source, level)
         return None
 
+    def read(self, source: Source, name: str) -> bytes | None:
+        """The content of a file that a script names, sought beside the script and in the folders above it."""
+        if source.file is None or Path(name).is_absolute():
+            return None
+        for folder in list(source.file.parents)[:MAX_FOLDERS]:
+            try:
+                raw = (folder / name).read_bytes()
+            except OSError:
+                continue
+            self.hashes.append([str(folder / name), digest(raw)])
+            return raw
+        return None
+
     def _load(self, path: Path, source: Source, level: int) -> ModuleRef | None:
         self.loaded[path] = None
         if len(self.loaded) > MAX_SIBLINGS:
@@ -58,7 +76,7 @@ class Siblings:
             if len(raw) > MAX_SIBLING_BYTES or (level and not may_hold_a_finding(raw)):
                 return None
             beside = str(Path(source.path).with_name(path.name)) if path.parent == source.file_folder else str(path)
-            found = Source(beside, decode(raw), path)
+            found = Source(beside, decode(raw), path, WORD.findall(source.text))
         except (OSError, SourceError):
             return None
         store: Store = {}
@@ -73,6 +91,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     interpreter = torch.interpreter
     siblings = Siblings(torch)
     interpreter.find_module = siblings.find
+    torch.read_beside = siblings.read
     store: Store = {}
     enabled, limit = gc.isenabled(), sys.getrecursionlimit()
     gc.disable()

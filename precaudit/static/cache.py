@@ -19,15 +19,24 @@ def digest(raw: bytes) -> str:
 
 def _tool() -> str:
     """Changes whenever the code or a rule of this package does."""
-    package = Path(__file__).resolve().parent.parent
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     stamp = hashlib.blake2b(__version__.encode(), digest_size=8)
-    parts = [package / "static", package / "model", package / "rules", package.parent / "rules"]
-    files = [package / "judge.py", package / "suppressions.py", *(f for part in parts for f in part.rglob("*.*"))]
-    for file in sorted(files):
-        if file.suffix in (".py", ".toml"):
-            stat = file.stat()
-            stamp.update(f"{file.name}{stat.st_size}{stat.st_mtime_ns}".encode())
+    folders = [package, os.path.join(os.path.dirname(package), "rules")]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.name.endswith((".py", ".toml")):
+                stat = entry.stat()
+                stamp.update(f"{entry.name}{stat.st_size}{stat.st_mtime_ns}".encode())
+            elif entry.is_dir():
+                folders.append(entry.path)
     return stamp.hexdigest()
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 class Cache:
@@ -46,16 +55,16 @@ class Cache:
             except (OSError, ValueError):
                 pass
 
-    def by_stat(self, path: Path, stat: os.stat_result) -> Any:
+    def by_stat(self, path: str, stat: os.stat_result) -> Any:
         """The result for a file whose size and time of change are as they were; None where it is not known."""
-        row = self._rows.get(str(path))
+        row = self._rows.get(path)
         if row is None or len(row) != 4 or row[0] != stat.st_mtime_ns or row[1] != stat.st_size:
             return None
         return row[3] if self._siblings_same(row[3]) else None
 
-    def by_content(self, path: Path, stat: os.stat_result, raw: bytes) -> Any:
+    def by_content(self, path: str, stat: os.stat_result, raw: bytes) -> Any:
         """The result for a file whose content is as it was, though it was touched."""
-        row = self._rows.get(str(path))
+        row = self._rows.get(path)
         if row is None or len(row) != 4 or row[2] != digest(raw) or not self._siblings_same(row[3]):
             return None
         row[0], row[1] = stat.st_mtime_ns, stat.st_size
@@ -66,13 +75,15 @@ class Cache:
         """Whether the modules that the result also rests on are unchanged."""
         if not isinstance(result, dict):
             return False
+        if "siblings" not in result:
+            return True
         try:
-            return all(digest(Path(path).read_bytes()) == value for path, value in result.get("siblings", []))
+            return all(digest(Path(path).read_bytes()) == value for path, value in result["siblings"])
         except (OSError, ValueError, TypeError):
             return False
 
-    def put(self, path: Path, stat: os.stat_result, raw: bytes, result: dict[str, Any]) -> None:
-        self._rows[str(path)] = [stat.st_mtime_ns, stat.st_size, digest(raw), result]
+    def put(self, path: str, stat: os.stat_result, raw: bytes, result: dict[str, Any]) -> None:
+        self._rows[path] = [stat.st_mtime_ns, stat.st_size, digest(raw), result]
         self._changed = True
 
     def save(self) -> None:

@@ -36,60 +36,72 @@ CONFIGS = (".json", ".yaml", ".yml")
 
 
 class Found(NamedTuple):
-    """A file to check: where it is, and the path as the user would write it."""
+    """A file to check: its absolute path, and the path as the user would write it."""
 
-    path: Path
+    file: str
     shown: str
+
+    @property
+    def path(self) -> Path:
+        """The absolute path; made when asked for, which for most files is never."""
+        return Path(self.file)
 
 
 class Excluder:
-    """Answers whether a path is excluded, reading each .gitignore once."""
+    """Answers whether an absolute path is excluded, reading each .gitignore once."""
 
     def __init__(self, root: Path, patterns: Sequence[str], gitignore: bool) -> None:
-        self.root = root
-        self.gitignore = gitignore
-        self._own = _spec(patterns)
-        self._per_folder: dict[Path, Any] = {}
-        self._above: dict[Path, list[tuple[Path, Any]]] = {}
+        own = _spec(patterns)
+        self._own = [(os.path.join(root, ""), own)] if own is not None else []
+        self._gitignore = gitignore
+        self._above: dict[str, list[tuple[str, Any]]] = {}
 
-    def excludes(self, path: Path, is_folder: bool) -> bool:
-        """Whether the settings or any .gitignore above the path exclude it."""
+    def excludes(self, path: str, is_folder: bool) -> bool:
+        """Whether the settings or a .gitignore exclude a path whose folder is not excluded itself.
+
+        As for git, the nearest .gitignore that says anything of the path decides.
+        """
         suffix = "/" if is_folder else ""
-        relative = _relative(path, self.root)
-        if self._own is not None and relative is not None and self._matches(self._own, relative, suffix):
-            return True
-        if not self.gitignore:
-            return False
-        for folder, spec in self._specs_above(path.parent):
-            inner = _relative(path, folder)
-            if inner is not None and self._matches(spec, inner, suffix):
-                return True
+        for folder, spec in self.specs(os.path.dirname(path)):
+            if path.startswith(folder):
+                verdict = spec.check_file(path[len(folder) :].replace(os.sep, "/") + suffix).include
+                if verdict is not None:
+                    return bool(verdict)
         return False
 
-    def _specs_above(self, folder: Path) -> list[tuple[Path, Any]]:
-        """The .gitignore files that hold for a folder's entries, up to the root of its repository."""
+    def excludes_named(self, path: str) -> bool:
+        """Whether a file named on the command line is excluded, or a folder that holds it."""
+        above = []
+        folder = os.path.dirname(path)
+        while self.specs(folder) and os.path.dirname(folder) != folder:
+            above.append(folder)
+            if os.path.exists(os.path.join(folder, ".git")):
+                break
+            folder = os.path.dirname(folder)
+        return any(self.excludes(folder, True) for folder in reversed(above[:-1])) or self.excludes(path, False)
+
+    def specs(self, folder: str) -> list[tuple[str, Any]]:
+        """(folder with a separator at its end, patterns) of all that hold for a folder's entries."""
+        return self._own + self._gitignores(folder) if self._gitignore else self._own
+
+    def _gitignores(self, folder: str) -> list[tuple[str, Any]]:
+        """The .gitignore files from a folder up to the root of its repository."""
         known = self._above.get(folder)
         if known is None:
-            own = self._folder(folder)
-            known = [(folder, own)] if own is not None else []
-            if not (folder / ".git").exists() and folder.parent != folder:
-                known = known + self._specs_above(folder.parent)
+            spec = self._read(folder)
+            known = [(os.path.join(folder, ""), spec)] if spec is not None else []
+            parent = os.path.dirname(folder)
+            if parent != folder and not os.path.exists(os.path.join(folder, ".git")):
+                known = known + self._gitignores(parent)
             self._above[folder] = known
         return known
 
-    def _matches(self, spec: Any, relative: str, suffix: str) -> bool:
-        parts = relative.split("/")
-        fronts = ["/".join(parts[:n]) + "/" for n in range(1, len(parts))]
-        return any(spec.match_file(front) for front in fronts) or bool(spec.match_file(relative + suffix))
-
-    def _folder(self, folder: Path) -> Any:
-        if folder not in self._per_folder:
-            try:
-                lines = (folder / ".gitignore").read_text(encoding="utf-8", errors="replace").splitlines()
-            except OSError:
-                lines = []
-            self._per_folder[folder] = _spec(lines)
-        return self._per_folder[folder]
+    def _read(self, folder: str) -> Any:
+        try:
+            with open(os.path.join(folder, ".gitignore"), encoding="utf-8", errors="replace") as file:
+                return _spec(file.read().splitlines())
+        except OSError:
+            return None
 
 
 def _spec(patterns: Sequence[str]) -> Any:
@@ -98,23 +110,27 @@ def _spec(patterns: Sequence[str]) -> Any:
         return None
     import pathspec
 
-    return pathspec.PathSpec.from_lines("gitwildmatch", wanted)
+    return pathspec.GitIgnoreSpec.from_lines(wanted)
 
 
-def _relative(path: Path, root: Path) -> str | None:
-    try:
-        return path.relative_to(root).as_posix()
-    except ValueError:
-        return None
+class Discovery(NamedTuple):
+    """What stands under the paths that a user typed."""
+
+    found: list[Found]
+    skipped: list[str]
+    """One line for each file that was passed over and should not be silently."""
+    barren: list[str]
+    """The paths that hold no Python file and no config at all."""
+    excluded: int
+    """Files and folders that the settings or a .gitignore leave out; they count as examined."""
 
 
-def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], list[str]]:
-    """The files under these paths, and one line for each that was passed over and should not be silently.
-
-    Raises UsageError for a path that does not exist.
-    """
-    found: dict[Path, Found] = {}
+def discover(paths: Sequence[str], excluder: Excluder) -> Discovery:
+    """The files under these paths. Raises UsageError for a path that does not exist."""
+    found: dict[str, Found] = {}
     skipped: list[str] = []
+    barren: list[str] = []
+    excluded = 0
     for name in paths:
         path = Path(name)
         if not path.exists():
@@ -122,26 +138,33 @@ def discover(paths: Sequence[str], excluder: Excluder) -> tuple[list[Found], lis
                 skipped.append(f"{name}: broken symlink")
                 continue
             raise UsageError(f"{name}: no such file or folder")
+        file = os.path.abspath(path)
         if path.is_dir():
+            before, out = len(found), excluded
             for item in _walk(path, excluder):
-                found.setdefault(item.path, item)
-        elif excluder.excludes(_absolute(path), False):
+                if item is None:
+                    excluded += 1
+                else:
+                    found.setdefault(item.file, item)
+            if len(found) == before and excluded == out and not any(f.startswith(file + os.sep) for f in found):
+                barren.append(name)
+        elif excluder.excludes_named(file):
+            excluded += 1
             skipped.append(f"{name}: excluded by .gitignore or the settings")
         else:
-            found.setdefault(_absolute(path), Found(_absolute(path), _shown(name)))
-    return list(found.values()), skipped
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))
+            found.setdefault(file, Found(file, _shown(name)))
+    return Discovery(list(found.values()), skipped, barren, excluded)
 
 
 def _shown(name: str) -> str:
     return name.removeprefix("./").replace(os.sep, "/")
 
 
-def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
-    """Files under a folder in a stable order; links to folders are not followed, so that no loop can arise."""
+def _walk(folder: Path, excluder: Excluder) -> Iterator[Found | None]:
+    """Files under a folder in a stable order, None for what is excluded.
+
+    Links to folders are not followed, so that no loop can arise.
+    """
     stack = [str(folder)]
     while stack:
         here = stack.pop()
@@ -150,11 +173,19 @@ def _walk(folder: Path, excluder: Excluder) -> Iterator[Found]:
         except OSError:
             continue
         folders = []
+        base = os.path.join(os.path.abspath(here), "")
+        shown = _shown(os.path.normpath(here))
+        front = "" if shown == "." else shown.rstrip("/") + "/"
+        filtered = bool(excluder.specs(os.path.abspath(here)))
         for entry in entries:
-            path = Path(os.path.abspath(entry.path))
+            path = base + entry.name
             if entry.is_dir(follow_symlinks=False):
-                if entry.name not in ALWAYS_EXCLUDED and not excluder.excludes(path, True):
+                if entry.name in ALWAYS_EXCLUDED:
+                    continue
+                if filtered and excluder.excludes(path, True):
+                    yield None
+                else:
                     folders.append(entry.path)
-            elif entry.name.endswith(SOURCES + CONFIGS) and not excluder.excludes(path, False):
-                yield Found(path, _shown(os.path.normpath(entry.path)))
+            elif entry.name.endswith(SOURCES + CONFIGS):
+                yield None if filtered and excluder.excludes(path, False) else Found(path, front + entry.name)
         stack.extend(reversed(folders))

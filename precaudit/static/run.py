@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Sequence
@@ -9,54 +10,64 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.static.cache import Cache, digest
-from precaudit.static.files import CONFIGS, SOURCES, Found
-from precaudit.static.prefilter import may_hold_a_finding
+from precaudit.static.files import CONFIGS, Found
+from precaudit.static.prefilter import has_ignores, may_hold_a_finding
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
 EMPTY: dict[str, Any] = {}
 """The result of a file that cannot hold a finding."""
-PARALLEL_FROM = 24
-"""Files to parse from which several processes pay for their start."""
+PARALLEL_FROM = 1_000_000
+"""Bytes to parse from which several processes pay for their start."""
+COLLECT_EVERY = 500_000
+"""Bytes parsed between two collections of garbage; its cycles are all that would pile up."""
+Result = dict[str, Any]
+Task = tuple[Found, bytes]
 
 
-def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tuple[Found, dict[str, Any]]]:
+def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tuple[Found, Result]]:
     """Each file with its result: `facts` and `suppressions` as JSON values, or `error`, one line."""
-    results: dict[Path, dict[str, Any]] = {}
-    waiting: list[tuple[Found, bytes, os.stat_result]] = []
-    for item in found:
+    results: list[Result] = [EMPTY] * len(found)
+    waiting: list[tuple[int, bytes, os.stat_result]] = []
+    for number, item in enumerate(found):
+        path = item.file
         try:
-            stat = item.path.stat()
-            known = cache.by_stat(item.path, stat)
+            stat = os.stat(path)
+            known = cache.by_stat(path, stat)
             if known is not None:
-                results[item.path] = known
+                results[number] = known
                 continue
-            raw = item.path.read_bytes()
+            with open(path, "rb") as file:
+                raw = file.read()
         except OSError as error:
-            results[item.path] = {"error": f"cannot be read: {error.strerror}"}
+            results[number] = {"error": f"cannot be read: {error.strerror}"}
             continue
-        known = cache.by_content(item.path, stat, raw)
-        if known is not None:
-            results[item.path] = known
-        elif item.path.name.endswith(CONFIGS) and not CONFIG_WORDS.search(raw):
-            results[item.path] = EMPTY
-            cache.put(item.path, stat, raw, EMPTY)
-        elif item.path.name.endswith(SOURCES) and not may_hold_a_finding(raw) and b"\0" not in raw[:4096]:
-            beside = siblings_named(item.path, raw)
-            if any(found for _, _, found in beside):
-                waiting.append((item, raw, stat))
+        known = cache.by_content(path, stat, raw)
+        if known is None:
+            known = _at_a_glance(item.path, raw)
+            if known is None:
+                waiting.append((number, raw, stat))
                 continue
-            result = {"siblings": [[path, value] for path, value, _ in beside]} if beside else EMPTY
-            results[item.path] = result
-            cache.put(item.path, stat, raw, result)
-        else:
-            waiting.append((item, raw, stat))
-    tasks = [(item, raw) for item, raw, _ in waiting]
-    for (item, raw, stat), result in zip(waiting, _examine(tasks, jobs), strict=True):
-        results[item.path] = result
+            cache.put(path, stat, raw, known)
+        results[number] = known
+    tasks = [(found[number], raw) for number, raw, _ in waiting]
+    for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs), strict=True):
+        results[number] = result
         if "error" not in result:
-            cache.put(item.path, stat, raw, result)
+            cache.put(found[number].file, stat, raw, result)
     cache.save()
-    return [(item, results[item.path]) for item in found]
+    return list(zip(found, results, strict=True))
+
+
+def _at_a_glance(path: Path, raw: bytes) -> Result | None:
+    """The result of a file whose bytes alone show that it holds nothing; None where it has to be examined."""
+    if path.name.endswith(CONFIGS):
+        return None if CONFIG_WORDS.search(raw) else EMPTY
+    if may_hold_a_finding(raw) or has_ignores(raw) or b"\0" in raw[:4096]:
+        return None
+    beside = siblings_named(path, raw)
+    if any(live for _, _, live in beside):
+        return None
+    return {"siblings": [[path, value] for path, value, _ in beside]} if beside else EMPTY
 
 
 IMPORT = re.compile(rb"^(?:from|import)[ \t]+(\w+)", re.MULTILINE)
@@ -77,42 +88,64 @@ def siblings_named(path: Path, raw: bytes) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _examine(tasks: list[tuple[Found, bytes]], jobs: int) -> list[dict[str, Any]]:
+def _examine(tasks: list[Task], jobs: int) -> list[Result]:
+    """The results of files in several processes when there is enough to parse, the largest first."""
     workers = jobs or min(os.cpu_count() or 1, 8)
-    if workers > 1 and len(tasks) >= PARALLEL_FROM:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
+    size = sum(len(raw) for _, raw in tasks)
+    if workers == 1 or len(tasks) < 2 or (not jobs and size < PARALLEL_FROM):
+        return _examine_here(tasks)
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
 
-        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
-            return list(pool.map(_task, tasks, chunksize=4))
-    return [_task(task) for task in tasks]
+    import precaudit.static.analyze  # noqa: F401  once, for all processes
+
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    order = sorted(range(len(tasks)), key=lambda number: -len(tasks[number][1]))
+    shares = [order[start::workers] for start in range(workers)]
+    results: list[Result] = [EMPTY] * len(tasks)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
+        for share, found in zip(shares, pool.map(_examine_here, [[tasks[n] for n in s] for s in shares]), strict=True):
+            for number, result in zip(share, found, strict=True):
+                results[number] = result
+    return results
 
 
-def _task(task: tuple[Found, bytes]) -> dict[str, Any]:
-    return examine(task[0], task[1])
+def _examine_here(tasks: list[Task]) -> list[Result]:
+    """The results of files one by one, with Python's own collector off: trees are large and hold no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        results, held = [], 0
+        for item, raw in tasks:
+            results.append(examine(item, raw))
+            held += len(raw)
+            if held > COLLECT_EVERY:
+                gc.collect()
+                held = 0
+        return results
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def examine(item: Found, raw: bytes) -> dict[str, Any]:
+def examine(item: Found, raw: bytes) -> Result:
     """The result for one file's bytes. Never raises: what goes wrong is in `error`."""
     if item.path.name.endswith(CONFIGS):
         from precaudit.static.configs import examine_config
 
         return examine_config(item, raw)
     from precaudit import suppressions
-    from precaudit.static.analyze import analyze
-    from precaudit.static.source import Source, SourceError, decode
+    from precaudit.static.decoding import SourceError, decode
 
     try:
         text = decode(raw)
-        source = Source(item.shown, text, item.path, shorten=True)
-        facts, siblings = analyze(source)
+        facts, siblings = _facts(item, raw, text)
     except SourceError as error:
         return {"error": f"not valid Python: {error}" if str(error)[:1].isdigit() else str(error)}
     except RecursionError:
         return {"error": "nested too deeply to follow"}
-    result: dict[str, Any] = {
-        "facts": [fact.as_json() for fact in facts],
+    result: Result = {
+        "facts": facts,
         "suppressions": [
             [s.line, s.column, s.first, s.last, list(s.rules), s.whole_file, s.foreign] for s in suppressions.read(text)
         ],
@@ -120,3 +153,16 @@ def examine(item: Found, raw: bytes) -> dict[str, Any]:
     if siblings:
         result["siblings"] = siblings
     return result
+
+
+def _facts(item: Found, raw: bytes, text: str) -> tuple[list[Any], list[list[str]]]:
+    """The Facts of a file as JSON values, and [path, content hash] of each sibling they also rest on."""
+    if not may_hold_a_finding(raw):
+        beside = siblings_named(item.path, raw)
+        if not any(live for _, _, live in beside):
+            return [], [[path, value] for path, value, _ in beside]
+    from precaudit.static.analyze import analyze
+    from precaudit.static.source import Source
+
+    facts, siblings = analyze(Source(item.shown, text, item.path))
+    return [fact.as_json() for fact in facts], siblings

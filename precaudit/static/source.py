@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import ast
-import io
-import re
-import tokenize
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import libcst as cst
 from libcst.metadata.position_provider import PositionProvidingCodegenState
 
+from precaudit.static.decoding import SourceError, decode, nested_too_deeply
+from precaudit.static.outline import Outline
+from precaudit.static.relevance import relevant_names
 from precaudit.static.segments import reduce
 
 
-class SourceError(Exception):
-    """A file that is not Python source as this parser knows it; `str()` is "line:column: reason" or a reason."""
-
-
 class Source:
-    """The text and the tree of a file. `path` is as the user wrote it; `shorten` leaves out what cannot matter."""
+    """The text and the tree of a file. `path` is as the user wrote it.
 
-    def __init__(self, path: str, text: str, file: Path | None = None, shorten: bool = False) -> None:
+    Unless it is wanted `whole`, only that is parsed to which its statements and the definitions named in `roots` lead;
+    by default those that hold or call something that a finding can start from.
+    """
+
+    def __init__(
+        self, path: str, text: str, file: Path | None = None, roots: Iterable[str] | None = None, whole: bool = False
+    ) -> None:
         self.path = path
         self.text = text
         self.file = file
         self._positions: dict[Any, Any] | None = None
-        self._reduced = reduce(text) if shorten else None
+        outline = Outline(text)
+        self.relevant = relevant_names(outline)
+        """The functions and classes that are worth running with arguments about which nothing is known."""
+        self._reduced = None if whole else reduce(text, outline, self.relevant if roots is None else roots)
         self.tree: cst.Module = self._parse()
 
     def _parse(self) -> cst.Module:
@@ -75,43 +81,17 @@ def _positions(tree: cst.Module) -> dict[Any, Any]:
     return recorder._computed
 
 
-def decode(raw: bytes) -> str:
-    """The text of a source file by its PEP 263 encoding and byte order mark. Raises SourceError."""
-    if b"\0" in raw:
-        raise SourceError("source code cannot contain null bytes")
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-        return io.TextIOWrapper(io.BytesIO(raw), encoding, newline="").read()
-    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else f"not {getattr(error, 'encoding', 'decodable')} text"
-        raise SourceError(str(reason)) from None
-
-
-MAX_BRACKETS = 200
-"""CPython refuses deeper nesting too; LibCST's parser overflows the stack somewhere beyond."""
-MAX_CHAIN = re.compile(r"(?:\.[A-Za-z_]\w*(?:\(\))?){400}|(?:\s*[\w.]+\s*[-+*|&]){2500}")
-"""Chains on which LibCST's parser takes quadratic time."""
-
-
-_NOT_BRACKETS = {code: None for code in range(128) if chr(code) not in "()[]{}"}
-
-
-def nested_too_deeply(text: str) -> bool:
-    """Whether brackets or chains go deeper than any parser of Python should be asked to follow."""
-    if len(text) <= MAX_BRACKETS:
-        return False
-    left = re.sub(r"[^()\[\]{}]", "", text.translate(_NOT_BRACKETS))
-    for _ in range(MAX_BRACKETS):
-        inner = left.replace("()", "").replace("[]", "").replace("{}", "")
-        if len(inner) == len(left):
-            break
-        left = inner
-    opened = sum(left.count(bracket) for bracket in "([{")
-    return opened > MAX_BRACKETS or (len(text) > 1200 and MAX_CHAIN.search(text) is not None)
+LARGEST = 2_000_000
+"""Characters from which LibCST takes minutes and gigabytes; what is left of so large a file is generated code."""
 
 
 def parse(text: str) -> cst.Module:
     """The tree of a text. Raises SourceError with line and column, both from 1."""
+    if len(text) > LARGEST:
+        size = f"{len(text) / 1e6:.1f} MB"
+        raise SourceError(
+            f"too large to parse: {size} of code, {LARGEST / 1e6:.0f} MB is allowed; exclude generated code"
+        )
     if nested_too_deeply(text):
         raise SourceError("nested too deeply to parse")
     try:

@@ -58,7 +58,7 @@ class Ran:
         return found
 
 
-def run(module: str, recipes: Mapping[str, Mapping[str, Any]], timeout: float = 600.0) -> dict[str, Ran]:
+def run(module: str, recipes: Mapping[str, Mapping[str, Any]], timeout: float = 1500.0) -> dict[str, Ran]:
     """Every recipe, by its name: `{"function variant": {options}}`. Raises where a process fails to end."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "wanted.json"
@@ -66,27 +66,25 @@ def run(module: str, recipes: Mapping[str, Mapping[str, Any]], timeout: float = 
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent), str(CHECKOUT)]))
         environment.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
         environment["PRECAUDIT_DISABLE"] = "1"
+        # A build of an extension that is cut short leaves a lock on which every later run would wait for ever.
+        environment["TORCH_EXTENSIONS_DIR"] = folder
         ranks = []
         for rank in range(2):
             mine = dict(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, __file__, str(wanted)],
-                    env=mine,
-                    stdout=subprocess.DEVNULL if os.environ.get("PAIR_QUIET", "1") == "1" else None,
-                    stderr=subprocess.PIPE if os.environ.get("PAIR_QUIET", "1") == "1" else None,
-                    text=True,
-                )
-            )
+            with open(Path(folder) / f"stderr-{rank}", "w") as said:  # a pipe that nobody reads would stop the other
+                words = [sys.executable, __file__, str(wanted)]
+                ranks.append(subprocess.Popen(words, env=mine, stdout=subprocess.DEVNULL, stderr=said))
         try:
-            said = [rank.communicate(timeout=timeout)[1] for rank in ranks]
+            for one in ranks:
+                one.wait(timeout=timeout)
         finally:
-            for rank in ranks:
-                rank.kill()
+            for one in ranks:
+                one.kill()
         results = []
-        for number, rank in enumerate(ranks):
+        for number, one in enumerate(ranks):
             path = Path(folder) / f"rank-{number}.json"
-            assert path.exists(), f"rank {number} ended with {rank.returncode}: {(said[number] or '')[-2000:]}"
+            said = (Path(folder) / f"stderr-{number}").read_text()
+            assert path.exists(), f"rank {number} ended with {one.returncode}: {said[-2000:]}"
             results.append(json.loads(path.read_text()))
     return {name: _together([result[name] for result in results]) for name in recipes}
 

@@ -183,6 +183,7 @@ def fsdp1(
     buffer: str = "",
     use_orig_params: bool = True,
     strategy: str = "FULL_SHARD",
+    copies: int = 1,
     scaler: str = "",
     micro_batches: int = 1,
     no_sync: bool = False,
@@ -199,6 +200,8 @@ def fsdp1(
         mixed_precision=MixedPrecision(**chosen) if chosen else None,
         use_orig_params=use_orig_params,
         sharding_strategy=ShardingStrategy[strategy],
+        # Two processes that hold copies, each a shard of one, or two shards of a single copy.
+        device_mesh=init_device_mesh("cpu", (copies, 2 // copies)) if "HYBRID" in strategy else None,
         device_id=torch.device("cpu"),
     )
     settings: dict[str, Any] = {"momentum": 0.9} if optimizer == "SGD" else {"eps": 1e-4}

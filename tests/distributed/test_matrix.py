@@ -78,6 +78,8 @@ SLOW: dict[str, dict[str, Case]] = {
         "fsdp1 float32": case(),
         "fsdp1 flat float32": case(use_orig_params=False, micro_batches=2),
         "fsdp1 SHARD_GRAD_OP": case(param="bfloat16", reduce="float32", strategy="SHARD_GRAD_OP"),
+        "fsdp1 HYBRID_SHARD": case(param="bfloat16", reduce="float32", strategy="HYBRID_SHARD"),
+        "fsdp1 _HYBRID_SHARD_ZERO2": case(WRAPPED, "PA501", param="bfloat16", strategy="_HYBRID_SHARD_ZERO2", copies=2),
         "fsdp1 NO_SHARD, bfloat16 on purpose": case(
             param="bfloat16", reduce="bfloat16", strategy="NO_SHARD", use_orig_params=False
         ),
@@ -150,13 +152,20 @@ DEEPSPEED: dict[str, dict[str, Case]] = {
         "engine 3 fp16": case(BUILT, "PA208", "PA501", stage=3, precision="fp16"),
     },
     "torch_autocast": {
-        "engine 0 autocast": case(stage=0, autocast="bfloat16"),
+        "engine 0 autocast": case(
+            stage=0,
+            autocast="bfloat16",
+            differs={"forward_weight": {"bfloat16", "float32"}},  # norms stay float32
+        ),
         "engine 2 autocast": case(
             BUILT,
             "PA504",
             stage=2,
             autocast="bfloat16",
-            differs={"gradient_reduction": {"bfloat16", "float32"}},
+            differs={
+                "gradient_reduction": {"bfloat16", "float32"},
+                "forward_weight": {"bfloat16", "float32"},
+            },
         ),
     },
     "DeepSpeedCPUAdam": {

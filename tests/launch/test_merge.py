@@ -79,12 +79,6 @@ def test_ranks_that_set_up_differently_are_noted() -> None:
     assert merged(first, second).coverage.notes == ["rank 1: autocast is bfloat16, elsewhere "]
 
 
-def test_a_rank_that_ended_early_is_named() -> None:
-    killed = RankFile(format=1, rank=2, world_size=3, status="watching")
-    both = merged(rank_file(0, world_size=3), rank_file(1, world_size=3), killed)
-    assert both.coverage.notes == ["rank 2 ended before the traced steps were over"]
-
-
 def test_a_fact_of_a_newer_vocabulary_is_counted_not_fatal() -> None:
     strange = RankFile(format=1, status="stopped", facts=[{"kind": "vibes"}])
     assert merged(strange).coverage.notes == ["rank 0: 1 facts are not in this precaudit's words"]

@@ -103,6 +103,19 @@ def test_where_nothing_can_be_written_the_training_runs_all_the_same(desk: Desk)
     assert done.stderr.endswith(": cannot be written: Not a directory; running untraced\n")
 
 
+@pytest.mark.parametrize("form", [["train.py"], ["-m", "train"]], ids=" ".join)
+def test_the_rank_that_a_launcher_puts_before_the_script_is_the_scripts(desk: Desk, form: list[str]) -> None:
+    desk.write("train.py", "import sys\nprint(sys.argv[1:])\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "precaudit.run", "--local_rank=1", *form, "--lr", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "RANK": "1"},
+    )
+    assert (done.returncode, done.stdout) == (0, "['--local_rank=1', '--lr', '1']\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

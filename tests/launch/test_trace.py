@@ -225,6 +225,15 @@ def test_a_process_without_torch_is_neither_slowed_nor_recorded(desk: Desk) -> N
     assert traced.report["coverage"]["ranks"] == 1
 
 
+def test_a_worker_of_torch_compile_is_left_alone(desk: Desk) -> None:
+    desk.write("train.py", WRONG)
+    desk.write("compile_worker/__main__.py", "import torch\nprint(torch.on_step)\n")
+    traced = desk.precaudit(
+        "trace", "sh", "-c", f"{sys.executable} compile_worker/__main__.py; {sys.executable} train.py"
+    )
+    assert (traced.code, traced.stdout) == (1, "None\n")
+
+
 def test_spawned_processes_are_traced_too(desk: Desk) -> None:
     source = """
 import multiprocessing

@@ -55,11 +55,31 @@ def test_warnings_fail_only_when_asked_to(project: Path) -> None:
     assert run("bad.py", "--select", "PA101", "--fail-on", "warning").exit_code == 1
 
 
-def test_nothing_examined_is_exit_5(project: Path) -> None:
+def test_nothing_examined_is_exit_5(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "notes.txt").write_text("half")
     result = run(".")
     assert result.exit_code == 5
-    assert "nothing was examined" in result.stderr
+    assert result.stderr == "precaudit: .: nothing was examined: no Python file or training config here\n"
+    assert json.loads(run(".", "--output-format", "json").stdout)["status"] == "inconclusive"
+    (project / "broken.py").write_text("float16 = (")
+    assert run("broken.py").exit_code == 5
+    assert run().exit_code == 5
+
+
+def test_one_folder_that_holds_nothing_makes_a_clean_run_inconclusive(project: Path) -> None:
+    for folder in ("src", "scripts"):
+        (project / folder).mkdir()
+    (project / "src" / "good.py").write_text(GOOD)
+    result = run("src", "scripts")
+    assert result.exit_code == 5
+    assert result.stderr.startswith("precaudit: scripts: nothing was examined")
+    (project / "src" / "bad.py").write_text(BAD)
+    assert run("src", "scripts").exit_code == 1
+
+
+def test_no_file_from_pre_commit_is_exit_0(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRE_COMMIT", "1")
+    assert run().exit_code == 0
 
 
 def test_a_missing_path_is_one_line(project: Path) -> None:
@@ -122,7 +142,24 @@ def test_gitignore_holds_also_for_files_that_are_named(project: Path) -> None:
     (project / "made" / "bad.py").write_text(BAD)
     (project / "good.py").write_text(GOOD)
     assert rules(".") == []
-    assert run("made/bad.py").exit_code == 5
+    result = run("made/bad.py")
+    assert result.exit_code == 0
+    assert "made/bad.py: excluded by .gitignore or the settings" in result.stdout
+    assert run("made").exit_code == 0
+
+
+def test_the_nearest_gitignore_decides_and_exclude_adds_to_it(project: Path) -> None:
+    (project / ".git").mkdir()
+    (project / ".gitignore").write_text("*_gen.py\n")
+    for folder in ("a", "b"):
+        (project / folder).mkdir()
+        (project / folder / "x_gen.py").write_text(BAD)
+    (project / "b" / ".gitignore").write_text("!x_gen.py\n")
+    assert {line for _, line in rules(".")} == {3, 4}
+    assert run("a/x_gen.py").exit_code == 0
+    assert run("b/x_gen.py").exit_code == 1
+    assert rules(".", "--exclude", "b/") == []
+    assert rules("b/x_gen.py", "--exclude", "b/") == []
 
 
 def test_show_files_lists_what_would_be_checked(project: Path) -> None:
@@ -159,6 +196,10 @@ def test_a_baseline_survives_moved_code_and_prunes(project: Path) -> None:
         (b"# coding: nonsense\nfloat16 = 1\n", "bad.py: unknown encoding"),
         (b"float16\0\n", "bad.py: source code cannot contain null bytes"),
         (b"float16 = " + b"(" * 3000 + b")" * 3000, "bad.py"),
+        (
+            b"float16 = 1\n" + b"x = [1, 2, 3]\n" * 200_000,
+            "bad.py: too large to parse: 2.8 MB of code, 2 MB is allowed",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_the_run_goes_on(project: Path, content: bytes, message: str) -> None:
@@ -251,3 +292,62 @@ def test_neither_torch_nor_the_code_under_check_is_imported(project: Path) -> No
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_extend_select_adds_to_select_and_statistics_count(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    assert rules("bad.py", "--select", "PA1", "--extend-select", "PA301") == [("PA101", 3), ("PA301", 4)]
+    lines = [line.split() for line in run("bad.py", "--statistics").stdout.splitlines()]
+    assert lines == [
+        ["1", "PA101", "warning", "missing-master-weights"],
+        ["1", "PA301", "error", "low-precision-optimizer-state"],
+    ]
+
+
+CLIPPED = """import torch
+
+
+def train(model, optimizer, loader):
+    scaler = torch.amp.GradScaler("cuda")
+    for x in loader:
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = model(x)
+        scaler.scale(loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # keeps its comment
+        scaler.step(optimizer)
+        scaler.update()
+"""
+
+
+def test_diff_shows_what_fix_writes_and_a_fixed_file_is_clean(project: Path) -> None:
+    path = project / "train.py"
+    path.write_text(CLIPPED)
+    shown = run("train.py", "--diff")
+    assert shown.exit_code == 1
+    assert "+        scaler.unscale_(optimizer)" in shown.stdout
+    assert path.read_text() == CLIPPED
+    done = run("train.py", "--fix")
+    assert done.exit_code == 0
+    assert "precaudit: 1 fixed" in done.stderr
+    assert path.read_text().count("\n") == CLIPPED.count("\n") + 1
+    assert run("train.py", "--diff").exit_code == 0
+
+
+def test_fixing_standard_input_is_refused_in_one_line(project: Path) -> None:
+    result = run("-", "--fix", text=CLIPPED)
+    assert str(result.exception) == "'-': --fix and --diff need a file, not standard input"
+
+
+def test_a_script_is_held_against_the_deepspeed_file_that_it_names(project: Path) -> None:
+    (project / "conf").mkdir()
+    (project / "conf" / "ds.json").write_text(
+        json.dumps({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}})
+    )
+    (project / "src").mkdir()
+    call = "args = TrainingArguments('o', bf16=True, deepspeed='conf/ds.json')"
+    (project / "src" / "train.py").write_text(f"from transformers import TrainingArguments\n{call}\n")
+    assert rules("src") == [("PA805", 2)]
+    (project / "conf" / "ds.json").write_text(
+        json.dumps({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
+    )
+    assert rules("src") == []

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from precaudit.settings import Settings
@@ -37,6 +35,18 @@ CASES = {
         "import torch\n\n\ndef f(x, mask):\n    h = x.half()\n    return h.masked_fill(mask, -1e9)\n",
         "h.masked_fill(mask, torch.finfo(h.dtype).min)",
     ),
+    "needless scaling": (
+        "import torch\n\n\ndef f(o, xs):\n    m = torch.nn.Linear(4, 4)\n    s = torch.amp.GradScaler('cuda')\n    for x in xs:\n"
+        "        with torch.autocast('cuda', dtype=torch.bfloat16):\n            loss = m(x).float().mean()\n"
+        "        s.scale(loss).backward()\n        s.step(o)\n        s.update()\n",
+        "torch.amp.GradScaler('cuda', enabled=False)",
+    ),
+    "partial sums in float16": (
+        "import torch\n\ntorch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True  # kept\n\n\ndef f(m, s, xs):\n"
+        "    for x in xs:\n        with torch.autocast('cuda', dtype=torch.float16):\n            loss = m(x)\n"
+        "        s.scale(loss).backward()\n",
+        "allow_fp16_reduced_precision_reduction = False  # kept",
+    ),
     "reduce dtype": (
         "import torch\nfrom torch.distributed.fsdp import MixedPrecision\n\nmp = MixedPrecision(param_dtype=torch.bfloat16)\n",
         "MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)",
@@ -47,11 +57,22 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_safe_fix_mends_the_finding_and_nothing_else(name: str) -> None:
     text, wanted = CASES[name]
-    item = Found(Path("/nowhere/x.py"), "x.py")
+    item = Found("/nowhere/x.py", "x.py")
     fixed, count = fix_text(item, text, Settings(), unsafe=False)
     assert count == 1
     assert wanted in fixed
     assert fix_text(item, fixed, Settings(), unsafe=False) == (fixed, 0)
+
+
+def test_a_deprecated_import_is_mended_with_all_its_calls() -> None:
+    text = (
+        "import torch\nfrom torch.cuda.amp import GradScaler, autocast\n\n\ndef f(m, xs):\n    scaler = GradScaler()\n"
+        "    with autocast(dtype=torch.float16):\n        return m(xs), scaler\n"
+    )
+    fixed, _ = fix_text(Found("/nowhere/x.py", "x.py"), text, Settings(), unsafe=False)
+    assert "from torch.amp import GradScaler, autocast" in fixed
+    assert 'GradScaler("cuda")' in fixed
+    assert 'autocast("cuda", dtype=torch.float16)' in fixed
 
 
 def test_an_unsafe_fix_waits_to_be_asked_for() -> None:
@@ -59,6 +80,6 @@ def test_an_unsafe_fix_waits_to_be_asked_for() -> None:
         "import torch\n\n\ndef route(xs):\n    gate = torch.nn.Linear(4, 4).bfloat16()\n    for x in xs:\n"
         "        p = torch.softmax(gate(x), dim=-1)\n        print(p.topk(2))\n"
     )
-    item = Found(Path("/nowhere/x.py"), "x.py")
+    item = Found("/nowhere/x.py", "x.py")
     assert fix_text(item, text, Settings(), unsafe=False) == (text, 0)
     assert "torch.softmax(gate(x), dim=-1, dtype=torch.float32)" in fix_text(item, text, Settings(), unsafe=True)[0]

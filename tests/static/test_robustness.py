@@ -47,7 +47,7 @@ def mutated(seed: int) -> str:
 
 
 def check_once(seed: int) -> None:
-    result = examine(Found(Path("/nowhere/x.py"), "x.py"), mutated(seed).encode("utf-8", "surrogatepass"))
+    result = examine(Found("/nowhere/x.py", "x.py"), mutated(seed).encode("utf-8", "surrogatepass"))
     assert set(result) <= {"facts", "suppressions", "siblings", "error"}
 
 
@@ -75,5 +75,11 @@ def test_deep_nesting_is_no_recursion_error() -> None:
         "class A(A):\n    x = float16\nA()\n",
         "a = []\na.append(a)\nfor x in a:\n    for y in x: y.half()\n",
     ):
-        check = examine(Found(Path("/nowhere/x.py"), "x.py"), text.encode())
+        check = examine(Found("/nowhere/x.py", "x.py"), text.encode())
         assert set(check) <= {"facts", "suppressions", "error"}
+
+
+def test_a_lambda_among_the_methods_of_a_class_is_no_internal_error() -> None:
+    methods = "    low = lambda self, x: x.half()\n\n    def f(self, x):\n        return x.half()\n"
+    result = examine(Found("/nowhere/x.py", "x.py"), f"import torch\n\n\nclass A:\n{methods}".encode())
+    assert result["facts"] == []

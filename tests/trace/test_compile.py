@@ -86,12 +86,13 @@ class Traceable(torch.optim.Optimizer):
 
 def both_ways(what: str, **how: Any) -> tuple[Run, Run, Report]:
     """The run plain and under the trace, bit by bit the same, with the trace's report."""
+    Run(what, **how)()  # fills the caches, where the mode has any
     plain, under = Run(what, **how), Run(what, **how)
     plain()
     report = traced(under)
     assert under.losses == plain.losses
     assert under.bits == plain.bits
-    assert under.counted["graphs"] == plain.counted["graphs"], "the trace changed what is compiled"
+    assert under.counted == plain.counted, "the trace changed what is compiled, or a cache key"
     assert [note for note in report.coverage.notes if "could not follow" in note] == []
     assert report.coverage.traced_steps == [2, 3]
     assert reported(report, "optimizer_state") == inspected_state(under.optimizer)
@@ -128,9 +129,7 @@ def test_compiled_model_and_step_run_as_without_the_trace() -> None:
     ids=str,
 )
 def test_every_mode_computes_the_same_bits_from_the_same_graphs(what: str, how: dict[str, Any]) -> None:
-    _, under, report = both_ways(what, **how)
-    if "backend" not in how:
-        assert under.counted["cache hits"] == under.counted["graphs"], "the trace changed a cache key"
+    _, _, report = both_ways(what, **how)
     if what != "step":
         assert graph_level(report, "matmul_compute") == {"bfloat16": 2}
         assert 0 < report.coverage.compiled["share"] <= 1

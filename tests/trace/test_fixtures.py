@@ -17,16 +17,22 @@ SHARED = ("char_gpt.py", "digits_cnn.py")
 """Modules that the scripts import; no training happens in them."""
 
 
-NEEDS_A_FRAMEWORK = {f"PA{n}" for n in (502, 503, 504, 505, 801, 803, 805, 806, 808, 809)}
+NEEDS_A_FRAMEWORK = {f"PA{n}" for n in (504, 505, 801, 803, 805, 806, 808, 809)}
 """Rules that plain PyTorch in one process cannot break; their scripts are run where the framework is installed."""
 
 
+SOURCE_ONLY = "# source only"
+"""Says of a script that it cannot be run here, whoever reads it; the static pass alone is tried on it."""
+
+
 def scripts() -> list[Path]:
-    """Every script whose rule exists; those in `scripts/` and `clean/` belong to no single rule."""
+    """Every script that one process can run; those in `scripts/` and `clean/` belong to no single rule."""
+    traced = {rule.id for rule in RULES.values() if "trace" in rule.seen_by} - NEEDS_A_FRAMEWORK
     found = []
     for path in sorted(harness.FIXTURES.glob("*/*.py")):
         folder = path.parent.name
-        if path.name not in SHARED and (folder in RULES or not folder.startswith("PA")):
+        runs = path.name not in SHARED and SOURCE_ONLY not in path.read_text(encoding="utf-8")
+        if runs and (folder in traced or not folder.startswith("PA")):
             found.append(path)
     return found
 

@@ -8,7 +8,7 @@ an optimizer step. No adapter imports its framework. What one of them raises bec
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -201,7 +201,7 @@ class Adapters:
                 self._met[adapter] = None
                 self._ask(adapter, "meet", made, site)
 
-    def look(self, optimizer: Any, parameters: Iterable[Tensor]) -> None:
+    def look(self, optimizer: Any, parameters: Collection[Tensor]) -> None:
         """Shows what surrounds an optimizer step: the optimizer, its parameters, and who called it."""
         self.meet(optimizer)
         for parameter in parameters:
@@ -210,11 +210,14 @@ class Adapters:
             self.meet(caller)
         self.claimed.clear()
         self._declared = None
+        mine = {private.storage_key(private.local(parameter)) for parameter in parameters}
         held: dict[tuple[str, Role, str], list[Claim]] = {}
         for adapter, claim in self._answers("claims"):
-            self.claimed.set(claim.tensor, claim.role)
-            dtype = claim.dtype or DTYPE_NAMES[claim.tensor.dtype]
-            held.setdefault((adapter.title, claim.role, dtype), []).append(claim)
+            own = private.local(claim.tensor)
+            self.claimed.set(own, claim.role)
+            if private.storage_key(own) not in mine:
+                dtype = claim.dtype or DTYPE_NAMES[claim.tensor.dtype]
+                held.setdefault((adapter.title, claim.role, dtype), []).append(claim)
         self.session.stock.of_claims(held)
 
     def accumulating(self) -> None:

@@ -86,6 +86,12 @@ class DeepSpeed(Adapter):
                         return pattern([str(names[p]) for p in _flat(group) if p in names] or ["*"])
         return ""
 
+    def claims(self) -> Iterable[Claim]:
+        for _, wrapper, site in self._running():
+            for name in MASTERS:
+                for flat in _flat(getattr(wrapper, name, None)):
+                    yield Claim(flat, Role.MASTER_WEIGHT, name, site)
+
     def accumulates(self) -> Iterable[Claim]:
         for engine, wrapper, site in self._running():
             for name in SUMS:

@@ -37,7 +37,7 @@ class Walk:
 
     __slots__ = (
         "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms", "scalars",
-        "softmaxes",
+        "softmaxes", "unread",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -51,6 +51,8 @@ class Walk:
         """Leaf -> the dtype the forward pass read it in."""
         self.compiled: list[int] = []
         """AOT ids of the compiled regions it goes through."""
+        self.unread: set[int] = set()
+        """Leaves that enter a compiled region: in which dtype they are read inside of it does not show here."""
         self.scalars: list[tuple[Any, int]] = []
         """One-element values between the root and the first larger one: (dtype, sequence number), the loss first."""
 
@@ -106,6 +108,8 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
                 continue
             if name == CASTS and type(following).__name__ == LEAF:
                 found.casts_of_leaves[id(following.variable)] = dtype
+            elif name == private.COMPILED_NODE and type(following).__name__ == LEAF:
+                found.unread.add(id(following.variable))
             if following not in seen:
                 stack.append((following, scalar_path))
     return found

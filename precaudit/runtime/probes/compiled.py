@@ -4,9 +4,9 @@ The dtypes are those of the AOTAutograd graphs, after decomposition and before f
 run. A region counts where a backward of the traced steps goes through it.
 
 Known limitations: inside a fused kernel of inductor low-precision values are computed in float32, whatever the graph
-says of them, so nothing of a graph is called a mistake. The weights a region reads are shown in the dtype they enter
-it with. A step that is compiled as a whole is seen by its effect, at the next backward; under --keep-going it is
-compiled once more when the trace is taken out, for Dynamo guards on the table of optimizer hooks.
+says of them, so nothing of a graph is called a mistake. In which dtype a region reads its weights is not told. A step
+that is compiled as a whole is seen by its effect, at the next backward; under --keep-going it is compiled once more
+when the trace is taken out, for Dynamo guards on the table of optimizer hooks.
 """
 
 from __future__ import annotations

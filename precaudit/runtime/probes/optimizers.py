@@ -38,13 +38,13 @@ class OptimizerProbe:
         if torch.compiler.is_compiling():  # no op of ours in the user's graph, and no break of it either
             return
         self.depth += 1
-        if self.depth > 1:
-            self.session.construction.optimizers.discard(optimizer)  # the outer one steps for both
-        else:
+        if self.depth == 1:
             self.stepping = optimizer
             self.session.guard("before step", self.session.before_step, optimizer)
             self._outer_phase = self.session.window.phase
             self.session.window.phase = OPTIMIZER
+        elif optimizer is not self.stepping:  # it steps inside another one, which is waited for in its stead
+            self.session.construction.optimizers.discard(optimizer)
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():

@@ -76,7 +76,7 @@ class Writes:
 
     def reactions(self) -> Iterable[Registration]:
         yield OPTIMIZER, ("clone", "sub", "_foreach_sub", "_foreach_clone", "_to_copy"), self.differs, False
-        for phase in (OPTIMIZER, GRADIENTS, FORWARD):
+        for phase in (OPTIMIZER, GRADIENTS):
             yield phase, DRAWS, self.drawn, False
             yield phase, BITWISE, self.bits, False
 
@@ -127,9 +127,8 @@ class Writes:
             self.replay.finish(self.session.measured_other, "other", {private.storage_key(t) for t in targets})
             return
         unfollowed = phase == FORWARD and trains(args)
-        if phase == BACKWARD:
-            unfollowed = not (self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0]))
-        if unfollowed:
+        followed = self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0])
+        if unfollowed or (phase == BACKWARD and not followed):
             for target in targets:
                 self.replay.forget(target)
             return
@@ -140,17 +139,10 @@ class Writes:
     def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
         phase = self.session.window.phase
         targets = _targets(args, written)
-        if name in REDUCTION_COLLECTIVES:
-            return
         if phase == BACKWARD:
-            if name in RESETS:  # the framework has added this micro-batch to a sum of its own
-                for target in targets:
-                    self.session.gradient_reset(target)
-            # Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks.
-            for target, sources in _paired(targets, args) if name in BACKWARD_UPDATES else ():
-                rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
-                if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
-                    self._book_parameter(name, target, sources)
+            self._in_backward(name, targets, args)
+            return
+        if name in REDUCTION_COLLECTIVES:
             return
         if not targets or not targets[0].dtype.is_floating_point:
             return
@@ -172,6 +164,17 @@ class Writes:
             if name in COPIES and any(self.session.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
                 self.flow.mark(target, grad=True)
             self._book(name, target, sources)
+
+    def _in_backward(self, name: str, targets: list[Tensor], args: Any) -> None:
+        """Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks."""
+        if name in RESETS:  # the framework has added this micro-batch to a sum of its own
+            for target in targets:
+                self.session.gradient_reset(target)
+        elif name in BACKWARD_UPDATES:
+            for target, sources in _paired(targets, args):
+                rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
+                if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
+                    self._book_parameter(name, target, sources)
 
     def _of_gradients(self, name: str, targets: list[Tensor], args: Any) -> None:
         if name in RESETS:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from precaudit.model.wire import Finding
 from precaudit.settings import Settings
+from precaudit.static.decoding import SourceError, decode
 from precaudit.static.files import Found
 from precaudit.static.findings import findings_of
 from precaudit.static.fixes.edits import Edit, Tree, applied
 from precaudit.static.fixes.rules import FIXES
-from precaudit.static.source import SourceError, decode
 
 MAX_ROUNDS = 8
 """A fix can reveal the next; a file is fixed at most this often."""

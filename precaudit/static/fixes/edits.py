@@ -23,7 +23,7 @@ class Tree:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.source = Source("", text)
+        self.source = Source("", text, whole=True)
         self._starts = [0]
         for line in text.splitlines(True):
             self._starts.append(self._starts[-1] + len(line))
@@ -43,14 +43,15 @@ class Tree:
 
     def call_at(self, line: int, column: int) -> cst.Call | None:
         """The largest call that begins at a place (line and column from 1)."""
-        found = [n for n in self._nodes(cst.Call) if self._begins(n, line, column)]
+        found = [n for n in self.nodes(cst.Call) if self._begins(n, line, column)]
         return max(found, key=lambda n: self.span(n)[1], default=None)
 
     def calls_on(self, line: int) -> list[cst.Call]:
         """The calls that begin on a line."""
-        return [n for n in self._nodes(cst.Call) if self.source.positions[n].start.line == line]
+        return [n for n in self.nodes(cst.Call) if self.source.positions[n].start.line == line]
 
-    def _nodes(self, kind: type[Any]) -> list[Any]:
+    def nodes(self, kind: type[Any]) -> list[Any]:
+        """Every node of a kind."""
         return [node for node in self.source.positions if isinstance(node, kind)]
 
     def _begins(self, node: Any, line: int, column: int) -> bool:
@@ -60,7 +61,7 @@ class Tree:
     def statement_around(self, node: Any) -> cst.SimpleStatementLine | None:
         """The one-line statement that holds a node."""
         start, end = self.span(node)
-        for line in self._nodes(cst.SimpleStatementLine):
+        for line in self.nodes(cst.SimpleStatementLine):
             first, last = self.span(line)
             if first <= start and end <= last:
                 return line  # type: ignore[no-any-return]

@@ -28,6 +28,8 @@ def _deprecated_api(finding: Finding, tree: Tree) -> list[Edit]:
     call = _call(finding, tree)
     if call is None:
         return []
+    if isinstance(call.func, cst.Name):
+        return _deprecated_import(call.func.value, tree)
     name = dotted(call.func)
     for device in ("cuda", "cpu"):
         if name in (f"torch.{device}.amp.autocast", f"torch.{device}.amp.GradScaler"):
@@ -40,6 +42,64 @@ def _deprecated_api(finding: Finding, tree: Tree) -> list[Edit]:
                 Edit(start, end, f"torch.amp.{name.rsplit('.', 1)[1]}"),
                 Edit(opening, opening, f'"{device}"{comma}'),
             ]
+    return []
+
+
+def _deprecated_import(name: str, tree: Tree) -> list[Edit]:
+    """from torch.cuda.amp import … becomes from torch.amp import …, and every call of what it names gets its device."""
+    for device in ("cuda", "cpu"):
+        for statement in tree.nodes(cst.ImportFrom):
+            names = statement.names
+            if dotted(statement.module) != f"torch.{device}.amp" or isinstance(names, cst.ImportStar):
+                continue
+            bound = {dotted(alias.asname.name) if alias.asname else dotted(alias.name) for alias in names}
+            if name not in bound or not {dotted(alias.name) for alias in names} <= {"autocast", "GradScaler"}:
+                continue
+            calls = [c for c in tree.nodes(cst.Call) if dotted(c.func) in bound]
+            uses = [n for n in tree.nodes(cst.Name) if n.value in bound]
+            if len(uses) != len(calls) + len(names) or any(arg.keyword is None for c in calls for arg in c.args):
+                return []
+            start, end = tree.span(statement.module)
+            edits = [Edit(start, end, "torch.amp")]
+            for call in calls:
+                opening = tree.text.index("(", tree.span(call.func)[1]) + 1
+                edits.append(Edit(opening, opening, f'"{device}"{", " if call.args else ""}'))
+            return edits
+    return []
+
+
+def _without_scaling(finding: Finding, tree: Tree) -> list[Edit]:
+    """GradScaler(...) under bfloat16 gets enabled=False: every call of it stays, and does nothing."""
+    call = _call(finding, tree)
+    if call is None or any(a.star or (a.keyword is not None and a.keyword.value == "enabled") for a in call.args):
+        return []
+    if not call.args:
+        opening = tree.text.index("(", tree.span(call.func)[1]) + 1
+        return [Edit(opening, opening, "enabled=False")]
+    _, end = tree.span(call.args[-1].value)
+    return [Edit(end, end, ", enabled=False")]
+
+
+def _flag_off(finding: Finding, tree: Tree) -> list[Edit]:
+    """… .allow_fp16_reduced_precision_reduction = True becomes False."""
+    for node in tree.nodes(cst.Assign):
+        target = node.targets[0].target
+        on = isinstance(node.value, cst.Name) and node.value.value == "True"
+        flag = isinstance(target, cst.Attribute) and target.attr.value == "allow_fp16_reduced_precision_reduction"
+        if on and flag and tree.span(target)[0] == tree.offset(finding.line or 1, (finding.column or 1) - 1):
+            start, end = tree.span(node.value)
+            return [Edit(start, end, "False")]
+    return []
+
+
+def _float32_storage(finding: Finding, tree: Tree) -> list[Edit]:
+    """zeros(…, dtype=torch.bfloat16) becomes zeros(…, dtype=torch.float32), for storage that must last."""
+    for call in tree.calls_on(finding.line or 0):
+        for arg in call.args:
+            low = dotted(arg.value) in ("torch.bfloat16", "torch.float16", "torch.half")
+            if arg.keyword is not None and arg.keyword.value == "dtype" and low:
+                start, end = tree.span(arg.value)
+                return [Edit(start, end, "torch.float32")]
     return []
 
 
@@ -132,6 +192,12 @@ def _softmax_in_float32(finding: Finding, tree: Tree) -> list[Edit]:
 
 
 FIXES: dict[str, Fix] = {
+    "PA206": Fix(_without_scaling),
+    "PA208": Fix(_float32_storage, unsafe=True),
+    "PA303": Fix(_float32_storage, unsafe=True),
+    "PA304": Fix(_float32_storage, unsafe=True),
+    "PA408": Fix(_float32_storage, unsafe=True),
+    "PA709": Fix(_flag_off),
     "PA202": Fix(_unscale_before_clip),
     "PA204": Fix(_update_after_step),
     "PA401": Fix(_upcast_loss_input),

@@ -26,7 +26,7 @@ from precaudit.static.language.values import (
     join,
     unknown,
 )
-from precaudit.static.relevance import COMMON, relevant_names
+from precaudit.static.relevance import COMMON
 from precaudit.static.source import Source
 
 REST_BUDGET = 40_000
@@ -76,7 +76,7 @@ class Interpreter:
     def run_rest(self, source: Source, store: Store) -> None:
         """Calls each function and method that nothing called, with arguments about which nothing is known."""
         outer, self.scope = self.scope, Scope(store, None, source)
-        relevant = relevant_names(source.text)
+        relevant = source.relevant
         try:
             for value in list(store.values()):
                 self._run_uncalled(value, source, relevant)
@@ -89,7 +89,8 @@ class Interpreter:
                 self._isolated(lambda: calls.call_function(self, value, [], {}, value.node))
         elif isinstance(value, Class) and value.scope.source is source and value.name in relevant:
             members = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
-            methods = [m for m in members if m.node.name.value in relevant or m.node.name.value in COMMON]
+            named = [m for m in members if isinstance(m.node, cst.FunctionDef)]
+            methods = [m for m in named if m.node.name.value in relevant or m.node.name.value in COMMON]
             if methods:
                 self._isolated(lambda: self._run_methods(value, methods))
 

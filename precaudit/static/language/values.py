@@ -97,10 +97,14 @@ class Tensor(Value):
     """The low softmax these probabilities come from."""
     square: Spot | None = None
     """The low square this statistic comes from."""
+    one_plus_exp: bool = False
+    """1 + exp(something)."""
     tiny: tuple[float, Spot] | None = None
     """A literal added to it that is zero in its dtype."""
     origin: Spot | None = None
     """Where its low dtype was written, if that is not at `spot`."""
+    parts: tuple[Tensor, ...] = ()
+    """The kept tensors that it is a sum of: weights, gradients, storage that was created."""
 
     @property
     def low(self) -> bool:
@@ -124,6 +128,9 @@ MARKS = {
     "decayed": "was multiplied in place",
     "uniform": "low uniform draws",
     "penalty": "gradients of a scaled value, for a gradient penalty",
+    "recast": "was float32 in an autocast region and was cast low by hand",
+    "single": "storage for one number",
+    "schedule": "evenly spaced values: betas, sigmas, timesteps of a noise schedule",
     "small": "integers that every dtype holds",
     "asked_float32": "made float32 on purpose",
     "weights:<dtype>": "depends on a trainable parameter of that low dtype",
@@ -136,6 +143,8 @@ class Param(Value):
 
     store: Store
     name: str = ""
+    detached: bool = False
+    """Read through `.data`."""
 
     @property
     def dtype(self) -> Dtypes | None:
@@ -325,21 +334,25 @@ def options(value: Value) -> tuple[Value, ...]:
 def choice(values: Iterable[Value]) -> Value:
     """One of these values; a single one when they are all the same."""
     kept: list[Value] = []
-    for value in values:
-        for option in options(value):
-            if not any(_same(option, other) for other in kept):
-                kept.append(option)
+    for value in [option for each in values for option in options(each)]:
+        if not any(_same(value, other) for other in kept):
+            kept.append(value)
+            if len(kept) > MAX_OPTIONS:
+                return Opaque()
     if not kept:
         return Opaque()
-    return kept[0] if len(kept) == 1 else Choice(tuple(kept)) if len(kept) <= MAX_OPTIONS else Opaque()
+    return kept[0] if len(kept) == 1 else Choice(tuple(kept))
 
 
 def _same(one: Value, other: Value) -> bool:
     if one is other:
         return True
+    kind = type(one)
+    if kind is not type(other):
+        return False
     if isinstance(one, Const) and isinstance(other, Const):
         return type(one.value) is type(other.value) and one.value == other.value
-    if isinstance(one, (Number, Ref, Context)):
+    if kind is Ref or kind is Number or kind is Context:
         return one == other
     if isinstance(one, Function) and isinstance(other, Function):
         return one.node is other.node and one.receiver is other.receiver

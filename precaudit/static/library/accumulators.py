@@ -43,6 +43,10 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
         return
     if "gradient" in marks and "differentiable" in target.marks:
         return  # a leaf that the loop itself trains or perturbs, not a buffer for its gradients
+    counts = target.zero_dim or "single" in target.marks
+    squares = [a for a in added if isinstance(a, Tensor) and a.square is not None]
+    if "gradient" in marks and squares and target.zero_dim:
+        return  # a norm of the gradients, not their sum
     if "gradient" in marks:
         decays = "decayed" in target.marks or name in ("lerp", "addcmul")
         role = Role.OPTIMIZER_STATE if decays else Role.GRADIENT_ACCUMULATION
@@ -50,13 +54,22 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
     elif "weights" in marks and ("weights" in target.marks or "created" in target.marks) and name in ("add", "lerp"):
         if "differentiable" not in marks or "detached" in marks or not torch.grad():
             handwritten.average(torch, target.dtype, spot, node)
-    elif "created" in target.marks and name in ("add", "sub", "lerp") and _lasting(torch, target, attribute):
+    elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(torch, marks):
+        return
+    elif not attribute and not counts and not any(isinstance(a, Tensor) for a in added):
+        return  # a number, or who knows what, added to each element of a work space: not a counter
+    elif _lasting(torch, target, attribute):
         _long_lived(torch, target.dtype, target.spot, target.origin, node)
 
 
 def recurrence(torch: Torch, value: Tensor, node: Any) -> None:
     """A recurrence keeps its running value low at each step."""
     torch.facts.add(Kind.HOLDS, torch.spot(node), value.dtype, Role.REDUCTION, None, "", pattern="running")
+
+
+def _of_this_pass(torch: Torch, marks: frozenset[str]) -> bool:
+    """Whether what is added belongs to one forward pass: activations that are summed, not a loss that is logged."""
+    return "differentiable" in marks and "loss" not in marks and torch.grad()
 
 
 def _lasting(torch: Torch, target: Tensor, attribute: bool) -> bool:

@@ -35,6 +35,8 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.library import (
+    flags,
+    frameworks,
     mistakes,
     modules,
     operands,
@@ -70,6 +72,8 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
     if isinstance(value, Instance):
         if modules.is_module(torch, value) and name in ("module", "_orig_mod", "base_model"):
             return value
+        if name == "device" and value.library in frameworks.RUNNERS:
+            return Device(frozenset({"?"}))
         if name == "training":
             on = value.store.get("\0training", True)
             return Const(on) if isinstance(on, bool) and "\0training" in value.store else unknown()
@@ -91,12 +95,14 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
         return Bound(value, name)
     if isinstance(value, Function):
         return unknown()
+    if isinstance(value, Bound) and isinstance(value.receiver, Opaque):
+        return attribute(torch, operands.held(value), name, node)
     return Bound(value, name)
 
 
 def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
     if name == "data":
-        return value
+        return replace(value, detached=True)
     if name == "requires_grad":
         if "requires_grad" not in value.store:
             return unknown()
@@ -122,7 +128,9 @@ def _tensor_attribute(torch: Torch, value: Tensor, name: str, node: Any) -> Valu
         return Number()
     if name == "device":
         return unknown("device")
-    if name in ("T", "mT", "H", "data", "real"):
+    if name == "data":
+        return replace(value, marks=value.marks - {"differentiable", "float16", "bfloat16"})
+    if name in ("T", "mT", "H", "real"):
         return value
     if name == "grad":
         return Tensor(value.dtype, value.spot, "grad", frozenset({"gradient"}))
@@ -164,6 +172,8 @@ def attribute_set(torch: Torch, target: Value, name: str, value: Value, node: An
             scaling.gradient_written(torch, node)
             scaling.gradients_cleared(torch)
         return
+    if isinstance(target, Ref) and target.name.startswith("torch.backends."):
+        flags.flag_set(torch, f"{target.name}.{name}", value, node)
     if isinstance(target, Instance):
         _replaced_parameter(torch, target, name, value, node)
     if isinstance(target, Opaque):

@@ -28,6 +28,9 @@ def backward(torch: Torch, loss: Value, node: Any) -> None:
         )
     loss = operands.as_tensor(torch, loss)
     marks = operands.marks_of([loss])
+    torch.training.trained = True
+    if not marks & {"scaled", "hand_scaled"}:
+        torch.training.plain_backward = torch.spot(node)
     if isinstance(loss, Tensor) and loss.low and "hand_scaled" not in marks:
         torch.facts.add(
             Kind.HOLDS,
@@ -58,12 +61,17 @@ def _sum_gradients(torch: Torch, marks: frozenset[str], node: Any) -> None:
 def scaled_backward(torch: Torch, keys: list[int], node: Any) -> None:
     states = torch.interpreter.paths
     for key in keys:
-        lingering = [
-            all(any(e[0] == "unscaled" and e[1] == key and ("stepped", key, e[2]) not in s for e in s) for s in states)
-        ]
-        if states and lingering[0] and len(torch.training.optimizers) + len(torch.training.custom) == 1:
+        lingers = [_unstepped(s, "unscaled", key) for s in states]
+        certain = any(_unstepped(s, "unscaled-always", key) for s in states)
+        single = len(torch.training.optimizers) + len(torch.training.custom) == 1
+        if states and single and (all(lingers) or certain):
             scaling.misuse(torch, "backward-after-unscale", node, False)
         training.update(
             torch,
             lambda s, key=key: frozenset(e for e in s if not (e[0] == "updated" and e[1] == key)) | {("pending", key)},
         )
+
+
+def _unstepped(state: training.State, kind: str, key: int) -> bool:
+    """Whether gradients that this scaler unscaled still wait for their step."""
+    return any(e[0] == kind and e[1] == key and ("stepped", key, e[2]) not in state for e in state)

@@ -18,6 +18,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.library import (
+    mistakes,
     operands,
 )
 
@@ -77,8 +78,14 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
             )
         marks -= {"differentiable", "float16", "bfloat16", "cumulated"}
     spot = torch.spot(node)
+    region = torch.autocast()
+    if is_low(target) and region is not None and region.enabled and torch.grad() and "differentiable" in marks:
+        if value.dtype == frozenset({"float32"}):
+            marks |= {"recast"}
+        elif value.low and value.dtype == region.dtype and not target & (value.dtype or frozenset()):
+            mistakes.half_cast(torch, spot, target, region.spot)
     low_at = value.low_at
-    if is_low(target) and "positions" in marks:
+    if is_low(target) and marks & {"positions", "schedule"}:
         low_at = low_at or spot
     stays_low = is_low(target)
     return replace(
@@ -89,7 +96,7 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         else marks | (target & {"float16"}),
         spot=spot if value.dtype != target else value.spot,
         op="cast" if value.dtype != target else value.op,
-        low_at=low_at if is_low(target) or (low_at is not None and "positions" in marks) else None,
+        low_at=low_at if is_low(target) or (low_at is not None and marks & {"positions", "schedule"}) else None,
         square=value.square if stays_low else None,
         low_softmax=value.low_softmax if stays_low else None,
         tiny=None,

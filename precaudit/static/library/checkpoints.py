@@ -13,7 +13,6 @@ from precaudit.static.language.values import (
     StateDict,
     Tensor,
     Value,
-    is_low,
 )
 
 if TYPE_CHECKING:
@@ -27,26 +26,28 @@ def save(torch: Torch, value: Value, node: Any) -> None:
             torch.training.scaler_saved = True
         if any(_is_optimizer_state(v) for v in value.store.values()):
             torch.training.saves.append((torch.spot(node), True))
-            for held in value.store.values():
-                _low_weights_saved(torch, held, node)
+            _low_weights_saved(torch, list(value.store.values()), node)
 
 
-def _low_weights_saved(torch: Torch, value: Value, node: Any) -> None:
-    """Weights that were cast low are written beside the optimizer that goes on training them."""
-    if isinstance(value, Dict) and value.kind == "state_dict":
-        tensor = value.store.get(ANY)
-        if isinstance(tensor, Tensor) and tensor.low and torch.training.optimizers:
-            held = [p for o in torch.training.optimizers for p in o.store["params"]]
-            if held and all(p.dtype is not None and not is_low(p.dtype) for p in held):
-                return
-            torch.facts.add(
-                Kind.CHECKPOINT,
-                torch.spot(node),
-                tensor.dtype,
-                Role.MASTER_WEIGHT,
-                ("the weights were cast here", tensor.spot),
-                low=True,
-            )
+def _low_weights_saved(torch: Torch, entries: list[Value], node: Any) -> None:
+    """Weights are written low beside the optimizer's state, and nowhere in float32: a resumed run begins from them."""
+    weights = [w for entry in entries if isinstance(entry, Dict) for w in _weights(entry)]
+    low = [w for w in weights if w.low]
+    if not low or len(low) < len(weights):
+        return
+    torch.facts.add(
+        Kind.CHECKPOINT,
+        torch.spot(node),
+        low[0].dtype,
+        Role.MASTER_WEIGHT,
+        ("the weights were cast here", low[0].spot),
+        low=True,
+    )
+
+
+def _weights(entry: Dict) -> list[Tensor]:
+    """The tensors of a state dict, or of a dict made from one."""
+    return [v for v in entry.store.values() if isinstance(v, Tensor) and "weights" in v.marks]
 
 
 def _is_optimizer_state(value: Value) -> bool:

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.library import (
+    flags,
     optimizers,
+    quantized,
+    sharding,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +55,9 @@ def finish(torch: Torch) -> None:
                 loss_scaling="none",
             )
     _bare_regions(torch)
+    sharding.unscaled(torch)
+    quantized.finish(torch)
+    flags.finish(torch)
     for scaler in torch.training.scalers:
         seen = torch.training.losses.get(id(scaler.store))
         if scaler.enabled and seen == {"bfloat16"} and scaler.spot is not None:

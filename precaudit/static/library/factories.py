@@ -65,8 +65,13 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
         and name in ("tensor", "full", "scalar_tensor")
     ):
         marks.add("asked_float32")
+    if isinstance(source, Const) and source.value == 1 and name in ("zeros", "ones"):
+        marks.add("single")
     if name in ("rand", "rand_like") and is_low(dtype):
         marks.add("uniform")
+    if name in ("linspace", "logspace"):
+        marks.add("schedule")
+        low_at = spot if is_low(dtype) else None
     if name == "tensor" and wanted is not None and isinstance(source, Const):
         mistakes.low_hyperparameter(torch, dtype, origin, source, spot)
     if name == "arange":

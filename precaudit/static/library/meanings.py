@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from precaudit.static.language.values import Value
-from precaudit.static.library import frameworks, modules, regions, standard, torch_calls
+from precaudit.static.library import flags, frameworks, modules, quantized, regions, sharding, standard, torch_calls
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
@@ -62,15 +62,15 @@ MEANINGS: dict[str, Call] = {
     # Models, tensors and gradients.
     "torch.*.DistributedDataParallel": torch_calls.same_model,
     "torch.*.DataParallel": torch_calls.same_model,
-    "torch.*.FullyShardedDataParallel": torch_calls.same_model,
+    "torch.*.FullyShardedDataParallel": sharding.shard,
     "torch.*.FullyShardedDataParallelWrapper": torch_calls.same_model,
-    "torch.*.fully_shard": torch_calls.same_model,
+    "torch.*.fully_shard": sharding.shard,
     "torch.*.checkpoint_wrapper": torch_calls.same_model,
     "torch.*.convert_sync_batchnorm": torch_calls.same_model,
     "torch.*.compile": torch_calls.same_model,
     "torch.*.script": torch_calls.same_model,
-    "torch.*.MixedPrecision": torch_calls.mixed_precision,
-    "torch.*.MixedPrecisionPolicy": torch_calls.mixed_precision,
+    "torch.*.MixedPrecision": sharding.mixed_precision,
+    "torch.*.MixedPrecisionPolicy": sharding.mixed_precision,
     "torch.distributed.*": torch_calls.collective,
     "torch.nn.*": torch_calls.nn,
     "torch.nn.init.*": torch_calls.first,
@@ -83,6 +83,7 @@ MEANINGS: dict[str, Call] = {
     "torch.utils.checkpoint.checkpoint": torch_calls.checkpoint,
     "torch.set_default_dtype": torch_calls.set_default_dtype,
     "torch.finfo": torch_calls.finfo,
+    "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp": flags.reduce_in_float16,
     "torch.save": torch_calls.save,
     "torch.*": torch_calls.other,
     # Frameworks.
@@ -90,15 +91,22 @@ MEANINGS: dict[str, Call] = {
     "lightning.Trainer": frameworks.trainer,
     "lightning.pytorch.Trainer": frameworks.trainer,
     "pytorch_lightning.Trainer": frameworks.trainer,
-    "lightning.fabric.Fabric": frameworks.trainer,
-    "lightning.Fabric": frameworks.trainer,
+    "lightning.fabric.Fabric": frameworks.loop_runner,
+    "lightning.Fabric": frameworks.loop_runner,
+    "lightning_fabric.Fabric": frameworks.loop_runner,
+    "accelerate.Accelerator": frameworks.loop_runner,
     "transformers.Trainer": frameworks.trainer,
     "transformers.Seq2SeqTrainer": frameworks.trainer,
-    "trl.SFTTrainer": frameworks.trainer,
+    **dict.fromkeys((f"trl.{name}Trainer" for name in frameworks.TRL), frameworks.trl_trainer),
     "transformers.TrainingArguments": frameworks.training_arguments,
     "transformers.Seq2SeqTrainingArguments": frameworks.training_arguments,
-    "trl.SFTConfig": frameworks.training_arguments,
+    **dict.fromkeys((f"trl.{name}Config" for name in frameworks.TRL), frameworks.training_arguments),
     "*.from_pretrained": frameworks.from_pretrained,
+    "transformers.BitsAndBytesConfig": quantized.config,
+    "peft.prepare_model_for_kbit_training": quantized.prepare,
+    "peft.get_peft_model": quantized.adapters,
+    "bitsandbytes.optim.*": torch_calls.optimizer,
+    "lion_pytorch.Lion": torch_calls.optimizer,
     "torch.*.from_pretrained": torch_calls.other,
     # The standard library, and libraries that leave dtypes alone.
     "copy.deepcopy": torch_calls.deepcopy,
@@ -107,6 +115,7 @@ MEANINGS: dict[str, Call] = {
     "types.SimpleNamespace": standard.namespace,
     "argparse.Namespace": standard.namespace,
     "argparse.ArgumentParser": standard.parser,
+    "tyro.cli": standard.built,
     "math.*": standard.arithmetic,
     "builtins.isinstance": standard.isinstance_,
     "builtins.zip": standard.zip_,

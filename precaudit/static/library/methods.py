@@ -13,6 +13,7 @@ from precaudit.static.language.values import (
     ANY,
     NONE,
     Choice,
+    Class,
     Const,
     Context,
     Dict,
@@ -30,6 +31,7 @@ from precaudit.static.language.values import (
     Value,
     choice,
     constant,
+    is_float,
     options,
     seq,
     truth,
@@ -38,6 +40,8 @@ from precaudit.static.language.values import (
 from precaudit.static.library import (
     accumulators,
     backward,
+    frameworks,
+    functions,
     meanings,
     mistakes,
     modules,
@@ -45,7 +49,9 @@ from precaudit.static.library import (
     opnames,
     ops,
     optimizers,
+    rebinding,
     scaling,
+    standard,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +77,10 @@ def call_method(
     if isinstance(receiver, Tensor):
         return _tensor_method(torch, receiver, name, args, kwargs, node)
     if isinstance(receiver, Instance):
+        if receiver.library in frameworks.RUNNERS:
+            return frameworks.runner_method(torch, receiver, name, args, kwargs, node)
+        if receiver.library == "argparse.ArgumentParser":
+            return standard.parser_method(torch, receiver, name, args, kwargs, node)
         if modules.is_module(torch, receiver) or name in ("half", "bfloat16"):
             found = modules.method(torch, receiver, name, args, kwargs, node)
             if found is not None:
@@ -78,6 +88,8 @@ def call_method(
         elif "param_groups" in receiver.store:
             return _optimizer_method(torch, receiver, name, args, kwargs, node)
         return torch.opaque_result([*args, *kwargs.values()], node)
+    if isinstance(receiver, Class) and name == "apply" and torch.is_autograd_function(receiver):
+        return functions.applied(torch, receiver, args, node)
     if isinstance(receiver, Opaque):
         return _opaque_method(torch, receiver, name, args, kwargs, node)
     if isinstance(receiver, (Seq, Dict)):
@@ -153,6 +165,8 @@ def _tensor_method(
         return NONE
     if name == "item":
         return Number()
+    if name == "is_floating_point" and receiver.dtype is not None:
+        return Const(is_float(receiver.dtype))
     if name == "requires_grad_":
         on = truth(args[0]) if args else True
         return replace(
@@ -171,11 +185,8 @@ def _in_place(
 ) -> Value:
     if "gradient" in receiver.marks and name in ("mul", "div", "clamp", "copy"):
         _gradient_changed(torch, name, args, node)
-    attribute = (
-        not isinstance(node.func.value, cst.Name)
-        if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
-        else False
-    )
+    called = isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
+    attribute = called and rebinding.outlives_its_loop(torch, node.func.value)
     if name in ("add", "sub", "lerp", "addcmul", "addcdiv"):
         accumulators.accumulate(torch, receiver, args, node, name, attribute)
     values = [operands.as_tensor(torch, a) for a in args]

@@ -65,6 +65,32 @@ def low_positions(torch: Torch, tensor: Tensor, node: Any) -> None:
     )
 
 
+def half_cast(torch: Torch, spot: Spot | None, dtype: Dtypes | None, region: Spot | None) -> None:
+    """A value was cast low by hand inside a region, so that an operation in float32 gets rounded values."""
+    if spot is not None and region is not None:
+        torch.facts.add(Kind.CAST, spot, dtype, None, ("the region begins here", region), under_autocast=True)
+
+
+def consumes_recast(torch: Torch, tensor: Tensor) -> None:
+    """An operation that autocast runs in float32 reads a value that was cast low by hand just before."""
+    region = torch.autocast()
+    if tensor.op == "cast" and tensor.low and "recast" in tensor.marks and region is not None:
+        half_cast(torch, tensor.spot, tensor.dtype, region.spot)
+
+
+def low_schedule(torch: Torch, tensor: Tensor, result: Tensor, node: Any) -> None:
+    """1 - beta of a noise schedule stands within 2**-8 of 1, where bfloat16 has two values."""
+    torch.facts.add(
+        Kind.HOLDS,
+        tensor.low_at or torch.spot(node),
+        result.dtype,
+        Role.POSITIONS,
+        ("it is multiplied up or its root is taken here", torch.spot(node)),
+        "a noise schedule loses its steps near 0 and 1",
+        representable=False,
+    )
+
+
 def low_running_count(torch: Torch, tensor: Tensor, result: Tensor, node: Any) -> None:
     if "counts" in tensor.marks:
         torch.facts.add(

@@ -114,6 +114,12 @@ FUNCTIONAL = {
 """torch.nn class -> the functional operation it calls."""
 
 
+CARE = frozenset(("parameters", "named_parameters", "enable_input_require_grads"))
+"""Methods by which a script may prepare a k-bit model itself."""
+BEGINNINGS = frozenset(("__init__", "setup", "configure_model", "on_fit_start", "on_train_start"))
+"""Methods in which a module makes itself ready to be trained; the last four are Lightning's."""
+
+
 def short(cls: Value) -> str:
     """`Linear` of torch.nn.Linear or torch.nn.modules.linear.Linear; empty for anything else."""
     if isinstance(cls, Ref) and cls.name.startswith(NN):
@@ -158,6 +164,8 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
         if made is not None:
             torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
     origin = given.origin if given is not None else None
+    if origin is not None and made is not None and origin.function not in ("", made.function):
+        made = origin  # the caller chose the dtype
     if (
         kind in WEIGHTED
         or kind in ("Embedding", "EmbeddingBag")
@@ -255,6 +263,7 @@ def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
             if isinstance(item, (Param, Opaque)):
                 stores.append(item.store)
     put = torch.interpreter.heap.put
+    by_itself = _halves_itself(torch, value)
     for store in stores:
         current = store.get("dtype")
         if current is not None and not is_float(current):
@@ -262,8 +271,20 @@ def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
         put(store, "dtype", target)
         put(store, "spot", spot)
         put(store, "origin", dtype.origin)
+        if by_itself:
+            put(store, "half_call", spot)
     if is_low(target):
         optimizers.cast_after_optimizer(torch, stores, target, spot)
+
+
+def _halves_itself(torch: Torch, value: Value) -> bool:
+    """Whether a module is cast by its own method, before or when its training starts."""
+    frames = torch.interpreter.frames
+    if not frames or not isinstance(value, Instance) or not isinstance(frames[-1].receiver, Instance):
+        return False
+    function = frames[-1].function
+    begins = function is not None and function.name.value in BEGINNINGS
+    return begins and frames[-1].receiver.store is value.store
 
 
 def set_trainable(torch: Torch, value: Value, requires_grad: bool | None) -> None:
@@ -400,7 +421,7 @@ def method(
         dtype = DType(frozenset({opnames.CASTS[name]}), torch.spot(node))
         cast_module(torch, value, dtype, node)
         return casts.cast(torch, value, dtype, node) if isinstance(value, Opaque) else value
-    if name == "to":
+    if name == "to" or (name == "type" and args):
         return _to(torch, value, args, kwargs, node)
     if name in ("cuda", "cpu", "xpu", "npu", "to_empty", "share_memory", "compile", "gradient_checkpointing_enable"):
         return value
@@ -412,6 +433,8 @@ def method(
         mode = args[0] if args else kwargs.get("mode", Const(True))
         set_training(torch, value, truth(mode) if name == "train" else False)
         return value
+    if name in CARE and isinstance(value, Opaque) and "\0kbit" in value.store:
+        torch.interpreter.heap.put(value.store, "\0cared", True)
     if name in ("parameters", "named_parameters", "buffers", "named_buffers"):
         found = parameters(torch, value, buffers="buffers" in name)
         items: list[Value] = [p for _, p in found]

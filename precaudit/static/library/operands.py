@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precaudit.static.language.values import (
+    Bound,
     Choice,
     Const,
     DType,
@@ -31,6 +32,8 @@ def as_tensor(torch: Torch, value: Value) -> Value:
     """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
     if isinstance(value, Param):
         return _read_parameter(torch, value)
+    if isinstance(value, Bound):
+        return held(value)
     if isinstance(value, Opaque) and value.dtype is not None:
         return Tensor(value.dtype, value.spot, "", value.marks)
     if isinstance(value, Choice):
@@ -45,10 +48,19 @@ def as_tensor(torch: Torch, value: Value) -> Value:
     return value
 
 
+def held(value: Bound) -> Value:
+    """`outputs.loss` of something unknown: one more unknown thing, the same each time; of anything else, itself."""
+    if not isinstance(value.receiver, Opaque):
+        return value
+    found: Value = value.receiver.store.setdefault("value:" + value.name, Opaque(marks=value.receiver.marks))
+    return found
+
+
 def _read_parameter(torch: Torch, value: Param) -> Tensor:
     marks = {"weights"}
     dtype = value.dtype
-    if value.store.get("kind") != "buffer" and value.trainable is not False and torch.grad():
+    tracked = torch.grad() and not value.detached
+    if value.store.get("kind") != "buffer" and value.trainable is not False and tracked:
         marks.add("differentiable")
         if is_low(dtype) and dtype is not None and len(dtype) == 1:
             marks.add("weights:" + min(dtype))
@@ -94,7 +106,7 @@ def names(dtype: DType | None) -> Dtypes | None:
 KEPT = frozenset(
     """
     differentiable gradient weights positions float16 bfloat16 scaled hand_scaled probabilities loss counts
-    penalty uniform weights:bfloat16 weights:float16
+    penalty uniform cumulated schedule weights:bfloat16 weights:float16
     """.split()
 )
 """Marks that pass from operands to results."""

@@ -167,3 +167,15 @@ FLOAT32_MATH = frozenset(
 
 LINEAR = frozenset({"Add", "Subtract", "Multiply", "Divide", "add", "sub", "mul", "div", "lerp", "stack", "cat"})
 """Operations after which a weight is still a weight, or an average of weights."""
+
+PARTS = frozenset({"created", "weights", "gradient"})
+"""The marks of a tensor that a sum remembers as a part of it."""
+
+
+COMPOSED = {
+    "square": "pow",
+    "softmin": "softmax",
+    "gumbel_softmax": "softmax",
+    "multilabel_soft_margin_loss": "sum",
+}
+"""Operations that are made of another before autocast sees them, so that its table lists only that other one."""

@@ -112,7 +112,7 @@ def result_of(torch: Torch, name: str, dtype: Dtypes | None, tensors: list[Value
         marks |= dtype & {"float16", "bfloat16"}
     spot = torch.spot(node)
     low_at = next((t.low_at for t in tensors if isinstance(t, Tensor) and t.low_at), None)
-    if is_low(dtype) and "positions" in marks and low_at is None:
+    if is_low(dtype) and marks & {"positions", "schedule"} and low_at is None:
         low_at = spot
     return Tensor(dtype, spot, name, marks, low_at=low_at, loops=torch.loops(), **more)
 
@@ -123,6 +123,7 @@ def autocast_dtype(torch: Torch, name: str, dtype: Dtypes | None) -> tuple[Dtype
     if region is None or region.enabled is False:
         return dtype, False
     table = table_for(region.devices)
+    name = opnames.COMPOSED.get(name, name)
     if name in table.lower:
         decided: Dtypes | None = region.dtype
         if dtype is not None and not is_float(dtype):
@@ -165,6 +166,9 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
         mistakes.constant_overflows(torch, dtype, value, node, "Add" if name == "where" else op)
     result = result_of(torch, name, dtype, [*tensors, *opaque], node)
     changes: dict[str, Any] = {"zero_dim": all(t.zero_dim for t in tensors) and not opaque}
+    if name in opnames.LINEAR:
+        kept = (t.parts or ((t,) if t.marks & opnames.PARTS else ()) for t in tensors)
+        changes["parts"] = tuple(part for parts in kept for part in parts)[:4]
     if result.low:
         for tensor in tensors:
             if op == "Divide" and tensor is tensors[-1] and len(tensors) > 1:
@@ -187,6 +191,7 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
             )
         if op == "Add" and len(tensors) == 1:
             changes["tiny"] = mistakes.vanishing_constant(torch, result.dtype, plain, node)
+            changes["one_plus_exp"] = tensors[0].op == "exp" and any(float_constant(v) == 1.0 for v in plain)
         if op == "Multiply" and len(tensors) == 2 and tensors[0].spot is tensors[1].spot is not None:
             changes["square"] = torch.spot(node)
     marks = result.marks
@@ -248,6 +253,8 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if integral and name not in ("sum", "cumsum", "abs", "neg", "clamp", "clip", "prod", "pad", "sign", "amax", "amin"):
         dtype = frozenset({"float32"})
     decided, by_autocast = (dtype, False) if integral else autocast_dtype(torch, name, dtype)
+    if by_autocast and decided == frozenset({"float32"}):
+        mistakes.consumes_recast(torch, tensor)
     if wanted is not None and name not in ("normalize",):
         decided = operands.names(wanted)
         by_autocast = True
@@ -292,20 +299,20 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
                 name,
                 feeds="loss",
             )
+        if name == "log" and tensor.one_plus_exp:
+            torch.facts.add(Kind.OP, before, decided, op="log1p-exp")
         if name == "log" and "uniform" in tensor.marks:
             torch.facts.add(Kind.OP, before, decided, op="low-precision-sampling")
         if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
             mistakes.consumes_vanishing(torch, tensor, node, "rsqrt" if name == "rsqrt" else "log")
+        if "schedule" in marks and name in ("cumprod", "sqrt", "rsqrt", "pow"):
+            mistakes.low_schedule(torch, tensor, result, node)
         if name in ("cumsum", "cumprod"):
             mistakes.low_running_count(torch, tensor, result, node)
             if "counts" in marks or "positions" in marks:
                 marks |= {"positions"}
                 changes["low_at"] = before
             marks |= {"cumulated"}
-    if name == "norm" and "penalty" in tensor.marks and tensor.low_at is not None:
-        torch.facts.add(
-            Kind.OP, tensor.low_at, "", None, ("its norm is penalised here", before), op="gradient-penalty-scaled"
-        )
     if name in ("log", "log_softmax"):
         mistakes.consumes_softmax(torch, "log", tensor, node)
     if name in ("sin", "cos") and "positions" in tensor.marks and tensor.low and not by_autocast:
@@ -352,7 +359,9 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             "",
             op="bce-on-probabilities",
         )
-    decided, _ = autocast_dtype(torch, name, dtype)
+    decided, by_autocast = autocast_dtype(torch, name, dtype)
+    if by_autocast and decided == frozenset({"float32"}):
+        mistakes.consumes_recast(torch, first)
     if is_low(decided):
         if torch.disabled_region() is not None:
             mistakes.low_in_disabled_region(torch, first, node)

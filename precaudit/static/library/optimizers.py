@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 ADAPTIVE = frozenset(
     {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "SparseAdam", "Rprop", "ASGD"}
 )
+"""Optimizers that divide by a second moment plus eps."""
 
 ADAPTER = re.compile(r"lora|adapter|\bia3\b|prompt", re.IGNORECASE)
 
@@ -146,7 +147,7 @@ def examine(torch: Torch, made: Optimizer) -> None:
             continue
         if isinstance(param, (Tensor, Param)):
             low.append(param)
-    if not low:
+    if not low or store.get("elsewhere"):
         return
     trained = [p for p in store["params"] if isinstance(p, Param) and trainable(p)]
     adapters = bool(trained) and all(ADAPTER.search(p.name) for p in trained)
@@ -167,10 +168,18 @@ def examine(torch: Torch, made: Optimizer) -> None:
     )
     if adapters and dtype == frozenset({"float16"}):
         torch.training.low_adapters.append((spot, made_low))
-    has_state = store["adaptive"] or float_constant(store["momentum"]) not in (0.0, None)
-    if not store["library"].startswith("torch.optim") or not has_state:
+    half_call = first.store.get("half_call") if isinstance(first, Param) else None
+    if half_call is not None and dtype == frozenset({"float16"}):
+        facts.add(Kind.CONFIG, half_call, dtype, None, ("the optimizer is built here", spot), precision="half-call")
+    has_state = (
+        store["adaptive"] or store["cls"] in ("Lion", "Muon") or float_constant(store["momentum"]) not in (0.0, None)
+    )
+    own_dtype = store["library"].startswith(("torch.optim", "lion_pytorch"))
+    if not own_dtype or not has_state:
         return
     extra: dict[str, Any] = {"adapter_only": True} if adapters else {}
+    if store.get("framework"):
+        extra["chosen"] = "framework"
     facts.add(
         Kind.HOLDS,
         spot,

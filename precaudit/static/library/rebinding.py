@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> Value:
     """`target op= value`."""
-    attribute = isinstance(node.target, (cst.Attribute, cst.Subscript))
+    attribute = outlives_its_loop(torch, node.target)
     short = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div"}.get(op, op)
     tensor = operands.as_tensor(torch, target)
     if isinstance(target, Param):
@@ -44,23 +44,29 @@ def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> 
 
 
 def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
-    """`x = f(x)`: an update of x from itself, when x stands as a term on the right; it stays the same storage."""
+    """`x = f(x)`: an update of x from itself, when x is a term on the right or a part of it: one storage."""
     tensor = operands.as_tensor(torch, value)
     if not isinstance(tensor, Tensor) or not tensor.low:
         return value
     terms = _terms(expression)
     mine = [t for t in terms if _same_expression(t, target)]
-    if not mine or len(terms) < 2:
+    if not (len(terms) > 1 if mine else len(tensor.parts) > 1 and not isinstance(target, cst.Name)):
         return value
     before = operands.as_tensor(torch, torch.interpreter.eval(target))
     if not isinstance(before, Tensor) or not before.low:
         return value
-    others = [torch.interpreter.eval(t) for t in terms if t not in mine]
-    attribute = isinstance(target, (cst.Attribute, cst.Subscript))
+    if mine:
+        others = [torch.interpreter.eval(t) for t in terms if t not in mine]
+    elif any(part is before for part in tensor.parts):
+        others = [part for part in tensor.parts if part is not before]
+    else:
+        return value
+    attribute = outlives_its_loop(torch, target)
     if torch.in_forward() and isinstance(target, cst.Name) and torch.loops() and _recurs(expression, target):
         accumulators.recurrence(torch, tensor, expression)
         return value
-    accumulators.accumulate(torch, before, others, expression, "add", attribute)
+    how = "add" if not mine or _adds(expression) else "mul"
+    accumulators.accumulate(torch, before, others, expression, how, attribute)
     kept = before.marks & {"created", "weights"}
     if not kept:
         return value
@@ -75,6 +81,27 @@ def rebuilding(torch: Torch, expression: Any, names: frozenset[str], value: Valu
             if isinstance(before, Tensor) and before.low and before.marks & {"created", "weights"}:
                 return rebinding(torch, term, expression, value)
     return value
+
+
+def outlives_its_loop(torch: Torch, target: Any) -> bool:
+    """Whether a target is kept somewhere: an attribute, an item of a container; not a stretch of a local tensor."""
+    while isinstance(target, cst.Call) and isinstance(target.func, cst.Attribute):
+        target = target.func.value  # the tensor that a view is of
+    if isinstance(target, cst.Attribute):
+        if target.attr.value in ("T", "mT", "data", "real"):
+            return outlives_its_loop(torch, target.value)
+        return True
+    if isinstance(target, cst.Subscript):
+        held = torch.interpreter.eval(target.value)
+        return outlives_its_loop(torch, target.value) if isinstance(held, (Tensor, Param)) else True
+    return False
+
+
+def _adds(node: Any) -> bool:
+    """Whether a sum stands in it: a product of equals keeps its relative precision."""
+    if not isinstance(node, cst.BinaryOperation):
+        return False
+    return isinstance(node.operator, (cst.Add, cst.Subtract)) or _adds(node.left) or _adds(node.right)
 
 
 def _terms(node: Any) -> list[Any]:

@@ -105,6 +105,10 @@ def _scale(torch: Torch, made: Scaler, args: list[Value], node: Any) -> Value:
     if made.enabled is False:
         return loss
     marks = operands.marks_of([loss])
+    penalty = torch.training.penalty
+    if "penalty" in marks and penalty is not None:
+        because = ("they are penalised in the loss here", torch.spot(node))
+        torch.facts.add(Kind.OP, penalty, "", None, because, op="gradient-penalty-scaled")
     kinds = {"float16" if "float16" in marks else "bfloat16" if "bfloat16" in marks else "unknown"}
     torch.training.losses.setdefault(id(made.store), set()).update(kinds)
     if isinstance(loss, Tensor):
@@ -123,13 +127,15 @@ def _unscale(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
     key, which = id(made.store), _identity(optimizer)
     states = torch.interpreter.paths
     event = ("unscaled", key, which)
-    if states and all(event in s for s in states):
+    always = ("unscaled-always", key, which)
+    if states and (all(event in s for s in states) or any(always in s for s in states)):
         misuse(torch, "unscale-twice", node, True)
-    training.update(torch, lambda s: s | {event})
-    _float16_gradients(torch, optimizer, node)
+    # What no condition guards happens in each turn of the loop, whether or not a step follows.
+    training.update(torch, lambda s: s | {event} | (frozenset() if training.has(s, "assume") else {always}))
+    float16_gradients(torch, optimizer, node)
 
 
-def _float16_gradients(torch: Torch, optimizer: Value, node: Any) -> None:
+def float16_gradients(torch: Torch, optimizer: Value, node: Any) -> None:
     params: tuple[Value, ...] = ()
     for option in options(optimizer):
         if isinstance(option, Optimizer):
@@ -158,7 +164,7 @@ def misuse(torch: Torch, word: str, node: Any, raises: bool) -> None:
 def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
     key, which = id(made.store), _identity(optimizer)
     torch.training.stepped_scalers.add(key)
-    _float16_gradients(torch, optimizer, node)
+    float16_gradients(torch, optimizer, node)
     optimizers.under_autocast(torch, node)
     for option in options(optimizer):
         optimizers.stepped(torch, option, node)
@@ -219,7 +225,7 @@ def _advance(torch: Torch, made: Scaler, node: Any) -> None:
     training.update(
         torch,
         lambda s: (
-            frozenset(e for e in s if e[0] not in ("stepped", "unscaled") or e[1] != key)
+            frozenset(e for e in s if e[0] not in ("stepped", "unscaled", "unscaled-always") or e[1] != key)
             | ({event} if any(e[0] == "stepped" and e[1] == key for e in s) else frozenset())
         ),
     )

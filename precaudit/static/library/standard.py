@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from precaudit.static.language import calls, classes, objects
@@ -34,6 +35,9 @@ from precaudit.static.library import (
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
+LOW_NAME = re.compile(r"(?:torch\.)?(?:bf16|bfloat16|fp16|float16|half)|(?:bf)?16-(?:mixed|true)")
+"""Words for a low dtype on a command line."""
+
 
 def arithmetic(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     name = name.removeprefix("math.")
@@ -59,9 +63,63 @@ def namespace(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Valu
 
 
 def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    return Instance(
-        Ref("argparse.ArgumentParser"), {"\0arguments": Dict({}), "add_argument": Ref("argparse.add_argument")}
-    )
+    return Instance(Ref("argparse.ArgumentParser"), {"\0arguments": Dict({})})
+
+
+def parser_method(
+    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """argparse: `add_argument` remembers what a value can be, `parse_args` gives an object with these values."""
+    arguments: Dict = receiver.store["\0arguments"]
+    if name == "add_argument":
+        flags = [constant(a) for a in args]
+        named = [f for f in flags if isinstance(f, str)]
+        given = constant(kwargs.get("dest")) or next(
+            (f for f in named if f.startswith("--")), named[0] if named else ""
+        )
+        key = str(given).lstrip("-").replace("-", "_")
+        torch.interpreter.heap.put(arguments.store, key, _argument(kwargs))
+        return unknown()
+    if name in ("add_argument_group", "add_mutually_exclusive_group"):
+        return receiver
+    if name == "set_defaults":
+        for key in kwargs:
+            torch.interpreter.heap.put(arguments.store, key, unknown())
+        return NONE
+    if name in ("parse_args", "parse_known_args"):
+        made = Instance(Ref("argparse.Namespace"), dict(arguments.store))
+        return made if name == "parse_args" else seq([made, unknown()], "tuple")
+    return unknown()
+
+
+def _argument(kwargs: dict[str, Value]) -> Value:
+    """What an argument can be: one of its choices, or a default that names a low dtype; else nothing is known."""
+    choices = kwargs.get("choices")
+    known = objects_of(choices)
+    if known:
+        return choice(known)
+    default = constant(kwargs.get("default"))
+    if isinstance(default, str) and LOW_NAME.fullmatch(default):
+        return Const(default)
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        return Number()
+    return unknown()
+
+
+def objects_of(value: Value | None) -> list[Value]:
+    """The constants in a list, tuple, set or dict's keys that is wholly known; empty otherwise."""
+    if isinstance(value, Seq) and not value.open and all(isinstance(i, Const) for i in value.items):
+        return list(value.items)
+    if isinstance(value, Dict) and ANY not in value.store:
+        return [Const(key) for key in value.store]
+    return []
+
+
+def built(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`tyro.cli(Config)`: an object of a dataclass, with its defaults unless the command line says otherwise."""
+    if args and isinstance(args[0], Class):
+        return calls.call(torch.interpreter, args[0], [], {}, node)
+    return unknown()
 
 
 def isinstance_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

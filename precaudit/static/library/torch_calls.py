@@ -43,11 +43,6 @@ def same_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
     return args[0] if args else kwargs.get("module", unknown())
 
 
-def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    reduction.mixed_precision(torch, name.rpartition(".")[2], args, kwargs, node)
-    return unknown()
-
-
 def clip(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     scaling.clip(torch, args, kwargs, node)
     return Tensor(frozenset({"float32"}), torch.spot(node), "norm", zero_dim=True)
@@ -150,6 +145,7 @@ def autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, 
     marks = {"gradient"}
     if keys and truth(kwargs.get("create_graph", Const(False))):
         marks |= {"penalty"}
+        torch.training.penalty = torch.spot(node)
     found = Tensor(None, torch.spot(node), "grad", frozenset(marks), low_at=torch.spot(node))
     return seq([found], "tuple", open=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from precaudit.static.language import calls, classes, expressions
@@ -51,6 +52,8 @@ class Torch:
         self.training = Training()
         self.interpreter: Interpreter = Interpreter(self)
         self.outside_scaling = False
+        self.read_beside: Callable[[Any, str], bytes | None] = lambda source, name: None
+        """source, relative path -> the content of a file near it, None where there is none."""
         self._nodes: dict[int, Spot] = {}
         self.float16_region: Spot | None = None
         """The last region that ran something in float16."""

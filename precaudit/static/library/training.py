@@ -39,6 +39,24 @@ class Training:
         self.low_adapters: list[tuple[Spot, Spot | None]] = []
         self.regions_used: dict[int, Autocast] = {}
         self.summed: list[tuple[Spot, Dtypes]] = []
+        self.trained = False
+        """Whether anything is trained here: a backward pass, a trainer."""
+        self.plain_backward: Spot | None = None
+        """A backward pass from a loss that nothing scaled."""
+        self.sharded_float16: list[tuple[Spot, bool]] = []
+        """Where float16 is sharded, and whether by FSDP1."""
+        self.compute_dtypes: list[tuple[Spot, str]] = []
+        """Of 4-bit models."""
+        self.unprepared: list[tuple[Spot, Spot | None]] = []
+        """Where adapters are put on a k-bit base that nothing prepared, and where that was loaded."""
+        self.trainer_prepares = False
+        """A trainer that prepares k-bit models itself is built."""
+        self.arguments: list[Instance] = []
+        """The TrainingArguments of trainers that are built."""
+        self.flags: dict[str, Spot] = {}
+        """Backend flags that are set, as `matmul.allow_tf32`."""
+        self.penalty: Spot | None = None
+        """Where gradients of a scaled value were taken, to be differentiated again."""
 
 
 def has(state: State, kind: str) -> bool:

@@ -1,0 +1,90 @@
+"""FSDP: what its mixed precision makes of gradients and buffers, and which loss scaler sees all shards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language.values import (
+    Instance,
+    Ref,
+    Value,
+    is_low,
+    options,
+    unknown,
+)
+from precaudit.static.library import (
+    modules,
+    operands,
+    reduction,
+)
+
+if TYPE_CHECKING:
+    from precaudit.static.library.torch_model import Torch
+
+FIELDS = {
+    "MixedPrecision": ("param_dtype", "reduce_dtype", "buffer_dtype"),
+    "MixedPrecisionPolicy": ("param_dtype", "reduce_dtype", "output_dtype"),
+}
+"""Positional order of the dtypes. Source: https://pytorch.org/docs/stable/fsdp.html and distributed.fsdp.fully_shard"""
+
+
+def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`MixedPrecision(...)` of FSDP1 and `MixedPrecisionPolicy(...)` of FSDP2."""
+    short = name.rpartition(".")[2]
+    if "\0rest" in kwargs:
+        return unknown()
+    reduction.mixed_precision(torch, short, args, kwargs, node)
+    given = {**dict(zip(FIELDS[short], args, strict=False)), **kwargs}
+    dtypes = {field: operands.names(operands.dtype_argument(torch, given.get(field))) for field in FIELDS[short]}
+    return Instance(Ref(name), {"\0dtypes": dtypes, "\0spot": torch.spot(node)})
+
+
+def shard(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`FullyShardedDataParallel(model, ...)` and `fully_shard(model, ...)`, which give the model back."""
+    model = args[0] if args else kwargs.get("module", unknown())
+    policy = kwargs.get("mixed_precision", kwargs.get("mp_policy"))
+    strategy = kwargs.get("sharding_strategy")
+    whole = any(isinstance(s, Ref) and s.name.endswith("NO_SHARD") for s in options(strategy)) if strategy else False
+    if not isinstance(policy, Instance) or "\0dtypes" not in policy.store:
+        return model
+    dtypes = policy.store["\0dtypes"]
+    first = name.endswith("FullyShardedDataParallel")
+    if dtypes["param_dtype"] == frozenset({"float16"}) and not whole:
+        torch.training.sharded_float16.append((torch.spot(node) if first else policy.store["\0spot"], first))
+    if first and is_low(dtypes["buffer_dtype"]) and "auto_wrap_policy" not in kwargs and _has_statistics(torch, model):
+        # With a wrap policy FSDP1 wraps every BatchNorm by itself, without mixed precision.
+        torch.facts.add(
+            Kind.HOLDS,
+            policy.store["\0spot"],
+            dtypes["buffer_dtype"],
+            Role.NORM_RUNNING_STATISTICS,
+            ("the model is wrapped here", torch.spot(node)),
+            by="buffer_dtype",
+        )
+    return model
+
+
+def _has_statistics(torch: Torch, model: Value) -> bool:
+    """Whether running statistics are certainly among the buffers, in a model that is not in eval mode."""
+    return any(
+        isinstance(item, Instance) and "running_var" in item.store and item.store.get("\0training", True) is True
+        for _, item in modules.walk(torch, model)
+    )
+
+
+def unscaled(torch: Torch) -> None:
+    """Sharded float16 that is trained with no loss scaling, or by a scaler that sees one rank's shards only."""
+    held = torch.training
+    if not held.trained or torch.outside_scaling:
+        return
+    plain = [s for s in held.scalers if not s.store["sharded"] and s.enabled and id(s.store) in held.stepped_scalers]
+    for spot, first in held.sharded_float16:
+        if first and plain and plain[0].spot is not None:
+            _report(torch, plain[0].spot, ("the model is sharded here", spot))
+        elif not held.saw_scaler and held.plain_backward is not None:
+            _report(torch, spot, ("backward starts here, with no loss scaling", held.plain_backward))
+
+
+def _report(torch: Torch, spot: Any, because: tuple[str, Any]) -> None:
+    torch.facts.add(Kind.LOSS_SCALING, spot, "float16", Role.LOSS_SCALE, because, sharded_without_scaler=True)

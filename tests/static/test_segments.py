@@ -1,0 +1,122 @@
+"""Leaving out what no finding can depend on changes no finding."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from precaudit.model.vocabulary import Fact
+from precaudit.static.analyze import analyze
+from precaudit.static.outline import Outline
+from precaudit.static.prefilter import code_of, may_hold_a_finding, triggers
+from precaudit.static.source import Source
+
+HERE = Path(__file__).parent
+SCRIPTS = sorted((HERE / "snippets").glob("*.py")) + sorted((HERE.parents[1] / "fixtures").glob("PA*/*.py"))
+UNRELATED = "\n\n" + inspect.getsource(textwrap) + "\n\n" + inspect.getsource(inspect)
+"""Real code that has nothing to do with training."""
+
+
+def places(facts: list[Fact]) -> list[tuple[object, ...]]:
+    return sorted((str(f.kind), str(f.role), f.dtype, f.site.line if f.site else 0, str(f.attrs)) for f in facts)
+
+
+@pytest.mark.parametrize("path", SCRIPTS[::3], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_script_shortened_says_what_the_whole_script_says(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if not may_hold_a_finding(text.encode()):
+        pytest.skip("holds nothing that a finding can start from")
+    whole = Source(path.name, text, path, whole=True)
+    facts, _ = analyze(whole)
+    shortened, _ = analyze(Source(path.name, text, path))
+    assert places(shortened) == places(facts)
+
+
+@pytest.mark.parametrize("path", SCRIPTS[::12], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_unrelated_code_around_a_script_is_left_out_and_lines_stay_right(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if not may_hold_a_finding(text.encode()):
+        pytest.skip("holds nothing that a finding can start from")
+    alone, _ = analyze(Source(path.name, text, path))
+    around = Source(path.name, text + UNRELATED, path)
+    found, _ = analyze(around)
+    assert places(found) == places(alone)
+    assert around.tree.code.count("\n") < (text + UNRELATED).count("\n") / 2
+
+
+def parts(text: str) -> list[tuple[str, str, str]]:
+    return [(part.kind, part.owner, part.name) for part in Outline(textwrap.dedent(text)).parts]
+
+
+def test_a_file_is_divided_at_definitions_not_at_what_stands_in_strings() -> None:
+    text = '''
+        X = """
+        def not_a_function():
+        """
+        @decorated(
+            1,
+        )
+        def f(a,
+              b):
+            return """
+        class Not:
+        """
+        class A(B):
+            """Text."""
+            y = 1
+
+            @property
+            def g(self): return 1
+    '''
+    assert parts(text) == [
+        ("statement", "", ""),
+        ("statement", "", "X"),
+        ("function", "", "f"),
+        ("class", "", "A"),
+        ("class", "", "A"),
+        ("method", "A", "g"),
+    ]
+
+
+def test_a_class_of_which_only_the_head_is_needed_still_parses() -> None:
+    text = "import torch\nclass Base:\n    def helper(self):\n        return 1\n" + "# line\n" * 60
+    text += "class Model(Base):\n    def forward(self, x):\n        return x.to(torch.float16)\n"
+    tree = Source("x.py", text).tree
+    assert "class Base:\n    pass\n" in tree.code
+    assert "helper" not in tree.code
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if x.dtype == torch.bfloat16:",
+        "if x.dtype is not torch.float16:",
+        "assert dtype not in (torch.float16, torch.bfloat16)",
+        'raise ValueError("only float16 and bfloat16 are supported")',
+        "with maybe_autocast(device, enabled=False):",
+        "x = 1  # float16",
+        'color = "#fff"',
+    ],
+)
+def test_words_that_make_nothing_low_are_no_reason_to_parse(line: str) -> None:
+    assert triggers(code_of(line)) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.to(torch.bfloat16)",
+        "for dtype in (torch.float16, torch.float32):",
+        'dtype = "float16"',
+        'x = f(color="#fff", dtype=torch.float16)',
+        "with torch.autocast('cuda'):",
+        "model.half()",
+        "args = TrainingArguments(fp16=True)",
+        'config = {"bf16": {"enabled": True}}',
+    ],
+)
+def test_words_that_a_finding_can_start_from_are(line: str) -> None:
+    assert triggers(code_of(line)) != []

@@ -1,0 +1,175 @@
+"""What users put around autograd runs bit for bit as without the trace, and its roles equal inspection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from test_oracle import dtypes, inspected_state, loss_of, reported, small, traced
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+
+@torch.library.custom_op("precaudit_tests::squash", mutates_args=())
+def squash(x: torch.Tensor, by: float) -> torch.Tensor:
+    return torch.tanh(x * by)
+
+
+def _keep(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+    ctx.save_for_backward(output)
+    ctx.by = inputs[1]
+
+
+def _squash_backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    (out,) = ctx.saved_tensors
+    return gradient * (1 - out * out) * ctx.by, None
+
+
+squash.register_autograd(_squash_backward, setup_context=_keep)
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Doubling(TorchFunctionMode):
+    """Changes what it sees: a call more or less of it would change the numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out * 2 if func is torch.tanh else out
+
+
+Step = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+SEEN: list[str] = []
+
+
+def custom_op(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return squash(model(x), 0.5).float().square().mean()
+
+
+def under_a_dispatch_mode(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with Counting() as mode:
+        loss = loss_of(model, x)
+        loss.backward(retain_graph=True)
+    SEEN.extend(mode.seen)
+    model.zero_grad()
+    return loss
+
+
+def under_nested_modes(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with Counting() as outer, Doubling(), Counting() as inner:
+        loss = torch.tanh(model(x)).float().square().mean()
+    SEEN.extend(outer.seen + inner.seen)
+    return loss
+
+
+def with_hooks(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    out = model(x)
+    out.register_hook(lambda gradient: gradient * 1.5)
+    handle = model[0].register_forward_hook(lambda module, args, result: result + 0.25)  # type: ignore[operator]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        loss = (out + model(x)).float().square().mean()
+    handle.remove()
+    return loss
+
+
+def checkpointed(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return checkpoint(model, x, use_reentrant=False).float().square().mean()
+
+
+def checkpointed_reentrant(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return checkpoint(model, x.requires_grad_(), use_reentrant=True).float().square().mean()
+
+
+def functional_gradient(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    names = [name for name, _ in model.named_parameters()]
+
+    def loss_of_weights(*weights: torch.Tensor) -> torch.Tensor:
+        out = torch.func.functional_call(model, dict(zip(names, weights, strict=True)), (x,))
+        return out.float().square().mean()
+
+    weights = tuple(model.parameters())
+    slopes = torch.func.grad(loss_of_weights, argnums=tuple(range(len(weights))))(*weights)
+    return loss_of(model, x) + sum(slope.float().square().sum() for slope in slopes).detach()  # type: ignore[union-attr]
+
+
+def vectorised(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.vmap(lambda row: model(row).float().square().sum())(x).mean()
+
+
+def in_a_thread(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    losses: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: losses.append(loss_of(model, x)))
+    thread.start()
+    thread.join()
+    return losses[0]
+
+
+PROGRAMS: list[Step] = [
+    custom_op,
+    under_a_dispatch_mode,
+    under_nested_modes,
+    with_hooks,
+    checkpointed,
+    checkpointed_reentrant,
+    functional_gradient,
+    vectorised,
+    in_a_thread,
+]
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize(
+    "around", [nothing, Counting, Doubling], ids=["plain", "in a dispatch mode", "in a function mode"]
+)
+def test_runs_bit_for_bit_and_its_roles_equal_inspection(program: Step, dtype: str, around: Any) -> None:
+    made: list[Any] = []
+
+    def train() -> None:
+        SEEN.clear()
+        model = small(getattr(torch, dtype))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+        losses = []
+        with ExitStack() as stack:
+            stack.enter_context(around())
+            for _ in range(5):
+                loss = program(model, torch.randn(16, 6).to(getattr(torch, dtype)))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        bits = [p.detach().view(torch.uint8).numpy().tobytes() for p in model.parameters()]
+        made.append((losses, bits, list(SEEN), optimizer, torch.random.get_rng_state().tolist()))
+
+    torch.set_num_threads(1)
+    train()
+    report = traced(train)
+    plain, under = made
+    assert under[:3] == plain[:3]
+    assert under[4] == plain[4]
+    assert [note for note in report.coverage.notes if "could not follow" in note] == []
+    assert report.coverage.traced_steps == [2, 3]
+    assert reported(report, "optimizer_state") == inspected_state(under[3]) == {dtype: 4}
+    assert reported(report, "master_weight") == {dtype: 4}
+    inputs = program is checkpointed_reentrant  # its inputs are leaves with a gradient of their own
+    assert reported(report, "gradient") == {dtype: 4 + inputs}
+    assert dtypes(report, "loss") == {"float32"}
