@@ -46,6 +46,8 @@ ADAPTERS: Mapping[str, str] = {
 The order is that in which fixes are worded: what the user writes settings in comes before what it is built on.
 """
 
+ORDER = {name: place for place, name in enumerate(dict.fromkeys(ADAPTERS.values()))}
+
 AWAITED: Mapping[str, str] = {
     "torch.distributed.fsdp._fully_shard._fsdp_state": "fsdp2",
     "deepspeed.runtime.engine": "deepspeed",
@@ -272,8 +274,7 @@ class Adapters:
 
     def met(self) -> list[Adapter]:
         """The adapters of all frameworks of which an object was seen, in the order of ADAPTERS."""
-        found = (self._loaded.get(name) for name in dict.fromkeys(ADAPTERS.values()))
-        return [adapter for adapter in found if adapter is not None and adapter in self._met]
+        return sorted(self._met, key=lambda adapter: ORDER.get(type(adapter).__module__.rpartition(".")[2], len(ORDER)))
 
     def owner(self, parameter: Tensor) -> tuple[Any, str] | None:
         """A parameter's module and its name there by the first adapter that knows it."""
