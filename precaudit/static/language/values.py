@@ -71,6 +71,8 @@ class DType(Value):
 
     names: Dtypes
     origin: Spot | None = None
+    read: bool = False
+    """It is a tensor's own dtype, read off the tensor; `origin` is then where that was made so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -121,7 +121,7 @@ def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
 
 def _tensor_attribute(torch: Torch, value: Tensor, name: str, node: Any) -> Value:
     if name == "dtype":
-        return DType(value.dtype, value.origin) if value.dtype else unknown("dtype")
+        return DType(value.dtype, value.origin, read=True) if value.dtype else unknown("dtype")
     if name == "shape":
         return seq([Number()], "shape", open=True)
     if name in ("ndim", "itemsize", "nbytes"):

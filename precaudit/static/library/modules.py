@@ -164,8 +164,9 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
         if made is not None:
             torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
     origin = given.origin if given is not None else None
-    if origin is not None and made is not None and origin.function not in ("", made.function):
-        made = origin  # the caller chose the dtype
+    chosen = given is not None and not given.read
+    if chosen and origin is not None and made is not None and origin.function not in ("", made.function):
+        made = origin  # by the caller
     if (
         kind in WEIGHTED
         or kind in ("Embedding", "EmbeddingBag")
