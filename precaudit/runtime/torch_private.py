@@ -371,18 +371,25 @@ def _graph_ops(module: Any) -> GraphOps:
     return out
 
 
-PRINTED = re.compile(r'(?:: "(?P<dtype>\w+)\[(?P<shape>[\d, ]*)\][^"]*")? = torch\.ops\.\w+\.(?P<name>\w+)')
+TYPED = r': "(?P<dtype>\w+)\[(?P<shape>[\d, ]*)\][^"]*"'
+PRINTED = re.compile(rf"(?P<node>\w+)(?:{TYPED})? = torch\.ops\.\w+\.(?P<name>\w+)")
+FIRST_OF_SEVERAL = re.compile(rf"\w+{TYPED} = (?P<node>\w+)\[0\]")
 
 
 def _printed_ops(text: str) -> GraphOps:
-    """The operations of a graph that AOTAutograd's cache keeps as text: `mm: "bf16[4, 8][8, 1]cpu" = torch.ops...`."""
+    """The operations of a graph that AOTAutograd's cache keeps as text: `mm: "bf16[4, 8][8, 1]cpu" = torch.ops...`.
+
+    An operation with several results has no dtype of its own there; that of the first is written where it is taken out.
+    """
     from torch.utils._dtype_abbrs import dtype_abbrs
 
     dtypes = {short: dtype for dtype, short in dtype_abbrs.items()}
+    first = {found["node"]: found for found in FIRST_OF_SEVERAL.finditer(text)}
     out: GraphOps = []
     for found in PRINTED.finditer(text):
-        dtype = dtypes.get(found["dtype"])
-        lengths = [int(length) for length in (found["shape"] or "").split(",") if length.strip()]
+        typed = found if found["dtype"] else first.get(found["node"], found)
+        dtype = dtypes.get(typed["dtype"])
+        lengths = [int(length) for length in (typed["shape"] or "").split(",") if length.strip()]
         out.append((found["name"], dtype, math.prod(lengths) * dtype.itemsize if dtype is not None else 0))
     return out
 
