@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import sys
 import weakref
@@ -771,8 +772,14 @@ class Session:
             with contextlib.suppress(Exception):
                 stream.flush()
         self.peers.last_words()
-        # os._exit: no user `except`, `finally` or `atexit` may act on a model whose training was cut short.
-        os._exit(0)
+        try:
+            # As Python's own end would: below a forkserver, DataLoader workers do not see that this process has gone.
+            for child in multiprocessing.active_children():
+                if child.daemon:
+                    child.terminate()
+        finally:
+            # os._exit: no user `except`, `finally` or `atexit` may act on a model whose training was cut short.
+            os._exit(0)
 
     def facts(self) -> list[Observation]:
         """Everything confirmed so far, accumulators and hand-updated weights included."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from desk import Desk
@@ -224,3 +227,16 @@ def test_data_loader_workers_write_nothing(real_desk: Desk, how: str) -> None:
     stopped = real_desk.precaudit("trace", "train.py", how)
     assert (stopped.code, stopped.stdout) == (1, "")
     assert "Traceback" not in stopped.stderr
+    deadline = time.monotonic() + 20
+    while running(real_desk) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(real_desk) == []
+
+
+def running(desk: Desk) -> list[str]:
+    """The command lines of processes that name this desk; those of a forkserver do."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_text(errors="replace"))
+    return [line for line in lines if str(desk.folder) in line]
