@@ -114,6 +114,7 @@ def _examine_here(tasks: list[Task]) -> list[Result]:
     """The results of files one by one, with Python's own collector off: trees are large and hold no cycles."""
     enabled = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         results, held = [], 0
         for item, raw in tasks:
@@ -124,6 +125,7 @@ def _examine_here(tasks: list[Task]) -> list[Result]:
                 held = 0
         return results
     finally:
+        gc.unfreeze()
         if enabled:
             gc.enable()
 
