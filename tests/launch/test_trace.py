@@ -225,6 +225,16 @@ def test_a_process_without_torch_is_neither_slowed_nor_recorded(desk: Desk) -> N
     assert traced.report["coverage"]["ranks"] == 1
 
 
+def test_a_process_that_may_write_no_bytecode_does_not_compile_us(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    source = """
+import os, sys, torch
+ours = [m for name, m in list(sys.modules.items()) if name.startswith("_precaudit.")]
+print(len(ours) > 1 and all(os.path.exists(m.__cached__) for m in ours))
+"""
+    assert desk.trace(source + WRONG).stdout == "True\n"
+
+
 def test_a_worker_of_torch_compile_is_left_alone(desk: Desk) -> None:
     desk.write("train.py", WRONG)
     desk.write("compile_worker/__main__.py", "import torch\nprint(torch.on_step)\n")
