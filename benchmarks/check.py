@@ -140,13 +140,22 @@ def measure(run: Run, source: Path, rounds: int, peers: Mapping[str, Sequence[st
     return {name: min(seconds) for name, seconds in found.items()}
 
 
+def first(path: Path, most: int) -> list[str]:
+    """The first lines of a source, up to where a definition begins that would be cut."""
+    lines = path.read_text().splitlines()
+    if len(lines) <= most:
+        return lines
+    return lines[: max(n for n in range(most) if lines[n].startswith(("def ", "class ", "@")))]
+
+
 def single_files(run: Run, rounds: int, folder: Path) -> dict[str, float]:
     """CPU seconds of one file of 1,000 lines, above bare Python: rejected at a glance, parsed, and with findings."""
     models = download("transformers", LIBRARIES["transformers"], folder)
-    plain = (models / "generation" / "logits_process.py").read_text().splitlines()[:1000]
+    plain = first(models / "generation" / "logits_process.py", 1000)
     script = (ROOT / "fixtures" / "scripts" / "gpt_bf16_adamw.py").read_text().splitlines()
-    triggers = (models / "integrations" / "deepgemm.py").read_text().splitlines()[:1000]
-    files = {"rejected": plain, "triggers": triggers, "findings": triggers[: 1000 - len(script)] + script}
+    deepgemm = models / "integrations" / "deepgemm.py"
+    findings = first(deepgemm, 1000 - len(script)) + script
+    files = {"rejected": plain, "triggers": first(deepgemm, 1000), "findings": findings}
     made = folder / "single"
     made.mkdir(exist_ok=True)
     rows: dict[str, Sequence[str]] = {"bare Python": [sys.executable, "-c", "pass"]}

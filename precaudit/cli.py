@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from precaudit import __version__
-from precaudit.errors import PrecauditError
+from precaudit.errors import INTERNAL_ERROR, PrecauditError, internal_error
 
 COMMANDS: Mapping[str, str] = {
     "check": "precaudit.commands.check:check",
@@ -23,8 +23,6 @@ COMMANDS: Mapping[str, str] = {
     "doctor": "precaudit.commands.doctor:doctor",
 }
 """Every subcommand, and where its click object is; a module is imported only when its command is asked for."""
-
-INTERNAL_ERROR = 3
 
 
 class LazyCommands(click.Group):
@@ -101,7 +99,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return _internal_error(error)
+        return _complain(internal_error(error), INTERNAL_ERROR)
 
 
 def _complain(message: str, code: int) -> int:
@@ -115,18 +113,3 @@ def _one_line(error: click.ClickException) -> str:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f'{message[:1].lower()}{message[1:]}; see "{error.ctx.command_path} --help"'
     return f"{message[:1].lower()}{message[1:]}"
-
-
-def _internal_error(error: Exception) -> int:
-    if os.environ.get("PRECAUDIT_TRACEBACK"):
-        raise error
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    at = f" at {os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else ""
-    text = " ".join(str(error).split())[:300]
-    return _complain(
-        f"internal error{at}: {type(error).__name__}: {text}; this is a bug of precaudit: "
-        "set PRECAUDIT_TRACEBACK=1 to see the traceback, and please report it",
-        INTERNAL_ERROR,
-    )

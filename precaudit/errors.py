@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+INTERNAL_ERROR = 3
+"""The exit code of a mistake of ours."""
+
 
 class PrecauditError(Exception):
     """A mistake the user can mend; `cli.main` prints its one line after `precaudit: ` and exits with `exit_code`."""
@@ -38,3 +43,18 @@ class ReportError(PrecauditError):
     """A file that should hold a report or a rank's observations cannot be read as one."""
 
     slug = "report"
+
+
+def internal_error(error: Exception) -> str:
+    """One line on a mistake of ours; raises it where PRECAUDIT_TRACEBACK is set."""
+    if os.environ.get("PRECAUDIT_TRACEBACK"):
+        raise error
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    at = f" at {os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else ""
+    text = " ".join(str(error).split())[:300]
+    return (
+        f"internal error{at}: {type(error).__name__}: {text}; this is a bug of precaudit: "
+        "set PRECAUDIT_TRACEBACK=1 to see the traceback, and please report it"
+    )

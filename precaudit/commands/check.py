@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.errors import ConfigError, OutputError, UsageError
+from precaudit.errors import INTERNAL_ERROR, ConfigError, OutputError, UsageError
 from precaudit.settings import Settings
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
         _print(report, settings, given)
     threshold = {"error": 2, "warning": 1, "note": 0, "never": 99}[settings.fail_on]
     failing = [f for f in report.findings if not f.suppressed and f.severity.rank >= threshold]
+    if any(result.get("internal") for _, result in results):
+        return INTERNAL_ERROR
     if failing and not given["exit_zero"]:
         return EXIT_FINDINGS
     return EXIT_CLEAN if conclusive else EXIT_INCONCLUSIVE

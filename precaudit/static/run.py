@@ -5,17 +5,21 @@ from __future__ import annotations
 import gc
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from precaudit.errors import internal_error
 from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, Found
 from precaudit.static.prefilter import has_ignores, may_hold_a_finding
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
-EMPTY: dict[str, Any] = {}
-"""The result of a file that cannot hold a finding."""
+COMPILED_TO = 1_000_000
+"""Bytes of all files up to which those that cannot hold a finding are compiled, so that a syntax error is told."""
+COMPILED_ALONE_TO = 200_000
+"""Bytes of one such file up to which it is: generated tables take 300 times their size."""
 PARALLEL_FROM = 1_000_000
 """Bytes to parse from which several processes pay for their start."""
 COLLECT_EVERY = 500_000
@@ -26,28 +30,34 @@ Task = tuple[Found, bytes]
 
 def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tuple[Found, Result]]:
     """Each file with its result: `facts` and `suppressions` as JSON values, or `error`, one line."""
-    results: list[Result] = [EMPTY] * len(found)
-    waiting: list[tuple[int, bytes, os.stat_result]] = []
-    for number, item in enumerate(found):
-        path = item.file
+    results: list[Result] = [{} for _ in found]
+    stats: list[os.stat_result | None] = []
+    for item in found:
         try:
-            stat = os.stat(path)
-            known = cache.by_stat(path, stat)
-            if known is not None:
-                results[number] = known
-                continue
-            with open(path, "rb") as file:
+            stats.append(os.stat(item.file))
+        except OSError:
+            stats.append(None)
+    compiling = sum(stat.st_size for stat in stats if stat is not None) <= COMPILED_TO
+    waiting: list[tuple[int, bytes, os.stat_result]] = []
+    for number, (item, stat) in enumerate(zip(found, stats, strict=True)):
+        known = cache.by_stat(item.file, stat) if stat is not None else None
+        if known is not None and (known.get("compiled") or not compiling):
+            results[number] = known
+            continue
+        try:
+            stat = stat or os.stat(item.file)
+            with open(item.file, "rb") as file:
                 raw = file.read()
         except OSError as error:
             results[number] = {"error": f"cannot be read: {error.strerror}"}
             continue
-        known = cache.by_content(path, stat, raw)
-        if known is None:
-            known = _at_a_glance(item.path, raw)
+        known = cache.by_content(item.file, stat, raw)
+        if known is None or (compiling and not known.get("compiled")):
+            known = _at_a_glance(item.path, raw, compiling)
             if known is None:
                 waiting.append((number, raw, stat))
                 continue
-            cache.put(path, stat, raw, known)
+            cache.put(item.file, stat, raw, known)
         results[number] = known
     tasks = [(found[number], raw) for number, raw, _ in waiting]
     for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs), strict=True):
@@ -58,16 +68,30 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
     return list(zip(found, results, strict=True))
 
 
-def _at_a_glance(path: Path, raw: bytes) -> Result | None:
+def _at_a_glance(path: Path, raw: bytes, compiling: bool) -> Result | None:
     """The result of a file whose bytes alone show that it holds nothing; None where it has to be examined."""
     if path.name.endswith(CONFIGS):
-        return None if CONFIG_WORDS.search(raw) else EMPTY
-    if may_hold_a_finding(raw) or has_ignores(raw) or b"\0" in raw[:4096]:
+        return None if CONFIG_WORDS.search(raw) else {"compiled": True}
+    if may_hold_a_finding(raw) or has_ignores(raw) or b"\0" in raw[:4096] or (compiling and not compiles(raw)):
         return None
     beside = siblings_named(path, raw)
     if any(live for _, _, live in beside):
         return None
-    return {"siblings": [[path, value] for path, value, _ in beside]} if beside else EMPTY
+    result: Result = {"siblings": [[path, value] for path, value, _ in beside]} if beside else {}
+    return {**result, "compiled": True} if compiling else result
+
+
+def compiles(raw: bytes) -> bool:
+    """Whether this Python takes a source file; it may be too old for one, so a parser decides where it does not."""
+    if len(raw) > COMPILED_ALONE_TO:
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(raw, "<source>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+            return False
+    return True
 
 
 IMPORT = re.compile(rb"^(?:from|import)[ \t]+(\w+)", re.MULTILINE)
@@ -102,7 +126,7 @@ def _examine(tasks: list[Task], jobs: int) -> list[Result]:
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     order = sorted(range(len(tasks)), key=lambda number: -len(tasks[number][1]))
     shares = [order[start::workers] for start in range(workers)]
-    results: list[Result] = [EMPTY] * len(tasks)
+    results: list[Result] = [{} for _ in tasks]
     with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
         for share, found in zip(shares, pool.map(_examine_here, [[tasks[n] for n in s] for s in shares]), strict=True):
             for number, result in zip(share, found, strict=True):
@@ -131,21 +155,29 @@ def _examine_here(tasks: list[Task]) -> list[Result]:
 
 
 def examine(item: Found, raw: bytes) -> Result:
-    """The result for one file's bytes. Never raises: what goes wrong is in `error`."""
-    if item.path.name.endswith(CONFIGS):
-        from precaudit.static.configs import examine_config
-
-        return examine_config(item, raw)
-    from precaudit import suppressions
-    from precaudit.static.decoding import SourceError, decode
+    """The result for one file's bytes. Never raises: what goes wrong is in `error`; `internal` says by our fault."""
+    from precaudit.static.decoding import SourceError
 
     try:
-        text = decode(raw)
-        facts, siblings = _facts(item, raw, text)
+        if item.path.name.endswith(CONFIGS):
+            from precaudit.static.configs import examine_config
+
+            return {**examine_config(item, raw), "compiled": True}
+        return {**_examine_source(item, raw), "compiled": True}
     except SourceError as error:
         return {"error": f"not valid Python: {error}" if str(error)[:1].isdigit() else str(error)}
     except RecursionError:
         return {"error": "nested too deeply to follow"}
+    except Exception as error:
+        return {"error": internal_error(error), "internal": True}
+
+
+def _examine_source(item: Found, raw: bytes) -> Result:
+    from precaudit import suppressions
+    from precaudit.static.decoding import decode
+
+    text = decode(raw)
+    facts, siblings = _facts(item, raw, text)
     result: Result = {
         "facts": facts,
         "suppressions": [
@@ -162,6 +194,10 @@ def _facts(item: Found, raw: bytes, text: str) -> tuple[list[Any], list[list[str
     if not may_hold_a_finding(raw):
         beside = siblings_named(item.path, raw)
         if not any(live for _, _, live in beside):
+            if not compiles(raw):
+                from precaudit.static.source import parse
+
+                parse(text)
             return [], [[path, value] for path, value, _ in beside]
     from precaudit.static.analyze import analyze
     from precaudit.static.source import Source

@@ -14,6 +14,9 @@ from click.testing import CliRunner, Result
 from precaudit.commands.baseline import baseline
 from precaudit.commands.check import check
 from precaudit.errors import ConfigError, UsageError
+from precaudit.model.vocabulary import Fact
+from precaudit.static import analyze as analyze_module
+from precaudit.static.source import Source
 
 BAD = """import torch
 
@@ -192,6 +195,9 @@ def test_a_baseline_survives_moved_code_and_prunes(project: Path) -> None:
     [
         (b"import torch\nx = (torch.float16))\n", "bad.py:2:20: not valid Python:"),
         (b"print 'float16'\n", "bad.py:1:"),
+        (b"def f(:\n", "bad.py:1:7: not valid Python: invalid syntax"),
+        (b"print 'no word that a finding could start from'\n", "bad.py:1:1: not valid Python: Missing parentheses"),
+        (b"x = '\xff'\n", "bad.py: invalid or missing encoding declaration"),
         (b"float16 = '\xff'\n", "bad.py: "),
         (b"# coding: nonsense\nfloat16 = 1\n", "bad.py: unknown encoding"),
         (b"float16\0\n", "bad.py: source code cannot contain null bytes"),
@@ -211,6 +217,39 @@ def test_bad_input_is_one_line_and_the_run_goes_on(project: Path, content: bytes
     assert len(lines) == 1
     assert lines[0].startswith(f"precaudit: {message}")
     assert len(json.loads(result.stdout)["coverage"]["skipped"]) == 1
+
+
+def test_a_mistake_of_ours_in_one_file_is_one_line_and_the_run_goes_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
+        if source.path == "bad.py":
+            raise ZeroDivisionError("ours")
+        return real(source)
+
+    real = analyze_module.analyze
+    monkeypatch.setattr(analyze_module, "analyze", analyze)
+    for name in ("bad.py", "other.py"):
+        (project / name).write_text(BAD)
+    result = run("bad.py", "other.py", "--output-format", "json")
+    assert result.exit_code == 3
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("precaudit: bad.py: internal error at test_check.py:")
+    assert line.endswith(
+        "this is a bug of precaudit: set PRECAUDIT_TRACEBACK=1 to see the traceback, and please report it"
+    )
+    assert {f["path"] for f in json.loads(result.stdout)["findings"]} == {"other.py"}
+
+
+def test_a_syntax_error_is_told_where_an_earlier_run_over_much_more_had_not_looked_for_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "bad.py").write_text("def f(:\n")
+    monkeypatch.setattr("precaudit.static.run.COMPILED_TO", 1)
+    assert run(".").stderr == ""
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    assert run(".").stderr.startswith("precaudit: bad.py:1:7: not valid Python")
 
 
 def test_empty_files_broken_links_and_link_loops_are_no_errors(project: Path) -> None:
