@@ -155,7 +155,7 @@ def _examine_here(tasks: list[Task]) -> list[Result]:
 
 
 def examine(item: Found, raw: bytes) -> Result:
-    """The result for one file's bytes. Never raises: what goes wrong is in `error`; `internal` says by our fault."""
+    """The result for one file's bytes. Never raises: what goes wrong is in `error`, with `internal` where we did it."""
     from precaudit.static.decoding import SourceError
 
     try:
