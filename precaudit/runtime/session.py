@@ -578,7 +578,7 @@ class Session:
                 continue
             seen.evidence["gradient_underflow"] = share
             seen.evidence["gradient_zeros"] = self.gradients.zeros / (self.gradients.zeros + self.gradients.nonzeros)
-            falling = self.window.consecutive_skips >= 8  # skipped steps brought the scale down: PA210 says why
+            falling = self.window.stuck  # skipped steps brought the scale down: PA210 says why
             # Without any scaling PA201 says it, with the same number.
             if share >= UNDERFLOW and how == "scaled" and not falling:
                 seen.attrs["underflow"] = seen.confirmed = True

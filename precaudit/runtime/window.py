@@ -13,6 +13,9 @@ FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
 PATIENCE = 8
 """Steps of others after which an optimizer that has not stepped is no longer waited for."""
 
+MANY_SKIPS = 8
+"""Attempts skipped in a row from which on a loss scale is not looking for its first value any more."""
+
 
 class Window:
     """When op tracing starts and ends.
@@ -74,6 +77,11 @@ class Window:
         """Counts from the first step again: an Optimizer came that nobody saw being built."""
         self.round = 0
         self._attempted.clear()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the last attempts were all skipped, too many of them."""
+        return self.consecutive_skips >= MANY_SKIPS
 
     @property
     def step(self) -> int:

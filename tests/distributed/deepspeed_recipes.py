@@ -40,6 +40,8 @@ def engine(
     states: bool = False,
     micro_batches: int = 2,
     loss_scale: float = 0,
+    scale_power: int = 8,
+    steps: int = STEPS,
 ) -> Trained:
     if precision == "fp16":
         allow_float16()
@@ -54,7 +56,7 @@ def engine(
     if precision:
         config[precision] = {"enabled": True}
     if precision == "fp16":
-        config["fp16"].update({"initial_scale_power": 8, "loss_scale": loss_scale})
+        config["fp16"].update({"initial_scale_power": scale_power, "loss_scale": loss_scale})
     if accumulate:
         config["data_types"] = {"grad_accum_dtype": accumulate}
     if communicate:
@@ -79,7 +81,7 @@ def engine(
     accumulated: set[str] = set()
     forward: set[str] = set()
     made.module.embed.register_forward_hook(lambda module, args, out: forward.add(name(module.weight.dtype)))
-    for step in range(STEPS):
+    for step in range(steps):
         for micro in range(micro_batches):
             x, y = batch(10 * step + micro)
             loss = F.cross_entropy(made(x.to(low)).float(), y)

@@ -243,3 +243,27 @@ def test_all_configurations(group: str) -> None:
 @pytest.mark.parametrize("group", DEEPSPEED)
 def test_deepspeed(group: str) -> None:
     agree("deepspeed_recipes", DEEPSPEED[group])
+
+
+@pytest.mark.slow
+def test_steps_that_deepspeed_skips_are_counted() -> None:
+    options = {"precision": "fp16", "micro_batches": 1}
+    ran = pair.run(
+        "deepspeed_recipes",
+        {
+            "engine 2 first skipped": {"stage": 2, "scale_power": 24, "steps": 16, **options},
+            "engine 2 all skipped": {"stage": 2, "scale_power": 60, "steps": 12, **options},
+            "engine 3 all skipped": {"stage": 3, "scale_power": 60, "steps": 12, **options},
+        },
+    )
+    for name, one in ran.items():
+        assert one.plain == one.traced, name
+        cover = one.report.coverage
+        if "first" in name:
+            assert 0 < cover.skipped_steps < cover.attempts, name
+            assert "PA210" not in one.rules(), name
+        else:
+            assert (cover.skipped_steps, cover.attempts) == (12, 12), name
+            finding = one.finding("PA210")
+            assert finding.severity.value == "error", name
+            assert finding.evidence["loss_scale"] == 2.0**60, name

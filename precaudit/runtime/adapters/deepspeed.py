@@ -17,6 +17,7 @@ from torch import Tensor
 from ...model.vocabulary import Kind, Role, Site
 from ..flow import DTYPE_NAMES, LOW
 from ..ledger import Observation
+from ..probes.scaling import Skips
 from ..sites import user_site
 from . import Adapter, Claim, Declaration
 from .sharding import pattern
@@ -50,10 +51,14 @@ class DeepSpeed(Adapter):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._engines: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
+        self._skips: weakref.WeakKeyDictionary[Any, Skips] = weakref.WeakKeyDictionary()
 
     def install(self) -> list[Callable[[], None]]:
         engine = getattr(sys.modules.get("deepspeed.runtime.engine"), "DeepSpeedEngine", None)
-        return [self.session.patch(engine, "__init__", self._around_init)] if engine is not None else []
+        if engine is None:
+            return []
+        patch = self.session.patch
+        return [patch(engine, "__init__", self._around_init), patch(engine, "step", self._around_step)]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:
@@ -61,6 +66,21 @@ class DeepSpeed(Adapter):
             original(engine, *args, **kwargs)
 
         return __init__
+
+    def _around_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(engine: Any, *args: Any, **kwargs: Any) -> Any:
+            skipped, scale = engine.skipped_steps, _scale(engine.optimizer)
+            result = original(engine, *args, **kwargs)
+            if scale is not None and engine.skipped_steps > skipped:
+                self.session.guard("a step that DeepSpeed skipped", self._skipped, engine, scale)
+            return result
+
+        return step
+
+    def _skipped(self, engine: Any, scale: float) -> None:
+        """The inner optimizer was not called, so that none of its hooks told of this attempt."""
+        self._skips.setdefault(engine, Skips()).at(scale)
+        self.session.attempted(engine.basic_optimizer, True)
 
     def meet(self, made: Any, site: Site | None) -> None:
         if any(kind.__name__ == "DeepSpeedEngine" for kind in type(made).__mro__):
@@ -124,6 +144,9 @@ class DeepSpeed(Adapter):
             scale = _scale(wrapper)
             if scale is not None:
                 yield from self._scaling(engine, wrapper, scale, site)
+            if engine in self._skips:
+                told = self._skips[engine].observation(self.session.window, site)
+                yield from [told] if told is not None else []
 
     def _switches(self, engine: Any, site: Site | None) -> Iterator[Observation]:
         """Keys of the config that are wrong by themselves."""

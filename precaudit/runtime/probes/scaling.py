@@ -24,10 +24,41 @@ from .backward import Walk
 
 if TYPE_CHECKING:
     from ..session import Session
+    from ..window import Window
 
 LARGEST_SANE_SCALE = 2.0**24
 LONGEST_SANE_INTERVAL = 1_000_000
 """Steps between two growths; past this the scale is fixed for all practical purposes. The default is 2,000."""
+
+
+@dataclass
+class Skips:
+    """The loss scales at which steps were skipped."""
+
+    largest: float = 0.0
+    smallest: float = float("inf")
+
+    def at(self, scale: float) -> None:
+        self.largest, self.smallest = max(self.largest, scale), min(self.smallest, scale)
+
+    def observation(self, window: Window, site: Site | None) -> Observation | None:
+        """What is to be said of skipping that is more than the search for a first scale."""
+        if self.largest > LARGEST_SANE_SCALE:
+            reason = "scale-too-large"
+        elif self.smallest < 1:
+            reason = "scale-below-one"
+        elif window.stuck:
+            reason = "consecutive"
+        else:
+            return None
+        return Observation(
+            Kind.SKIPPED_STEPS,
+            site=site,
+            detail=f"{window.skipped} of {window.attempts} attempts skipped",
+            count=window.skipped,
+            attrs={"reason": reason},
+            evidence={"skipped_share": window.skipped / max(1, window.attempts), "loss_scale": self.largest},
+        )
 
 
 @dataclass
@@ -46,8 +77,7 @@ class ScalerState:
     saw_bfloat16: bool = False
     unscaled: set[int] = field(default_factory=set)
     """Parameters whose gradients were unscaled since the last update."""
-    largest_skip_scale: float = 0.0
-    smallest_skip_scale: float = float("inf")
+    skips: Skips = field(default_factory=Skips)
 
 
 class ScalingProbe:
@@ -267,9 +297,7 @@ class ScalingProbe:
         if not skipped and getattr(optimizer, "_step_supports_amp_scaling", False):
             skipped = any(bool(flag.item()) for flag in found.values())
         if skipped:
-            state, scale = self.state(scaler), self._scale(scaler)
-            state.largest_skip_scale = max(state.largest_skip_scale, scale)
-            state.smallest_skip_scale = min(state.smallest_skip_scale, scale)
+            self.state(scaler).skips.at(self._scale(scaler))
         # What was stepped is spent: the next backward may leave gradients in it that are zeroed before its next step.
         self.state(scaler).unscaled -= {id(p) for p in _parameters(optimizer)}
         self._forget(optimizer)
@@ -386,37 +414,13 @@ class ScalingProbe:
                 detail = f"init_scale={start:g}, growth_interval={interval}"
                 attrs = {"extreme": True, "dynamic": interval < LONGEST_SANE_INTERVAL, "scale": float(start)}
                 put("extreme", Kind.LOSS_SCALING, "float32", detail=detail, attrs=attrs)
-            self._take_stock_of_skips(key, state, site)
+            self.session.ledger.observations.pop(("skipped", key), None)
+            skipped = state.skips.observation(self.session.window, site)
+            if skipped is not None:
+                self.session.ledger.put(("skipped", key), skipped)
 
     def _put(self, key: int, site: Site | None, what: str, kind: Kind, dtype: str, **more: Any) -> None:
         self.session.ledger.put((what, key), Observation(kind, dtype, Role.LOSS_SCALE, site, count=1, **more))
-
-    def _take_stock_of_skips(self, key: int, state: ScalerState, site: Site | None) -> None:
-        window = self.session.window
-        reason = ""
-        if state.largest_skip_scale > LARGEST_SANE_SCALE:
-            reason = "scale-too-large"
-        elif state.smallest_skip_scale < 1:
-            reason = "scale-below-one"
-        elif window.consecutive_skips >= 8:
-            # A run of skips that ended was the search for the first scale that fits.
-            reason = "consecutive"
-        self.session.ledger.observations.pop(("skipped", key), None)
-        if reason:
-            self.session.ledger.put(
-                ("skipped", key),
-                Observation(
-                    Kind.SKIPPED_STEPS,
-                    site=site,
-                    detail=f"{window.skipped} of {window.attempts} attempts skipped",
-                    count=window.skipped,
-                    attrs={"reason": reason},
-                    evidence={
-                        "skipped_share": window.skipped / max(1, window.attempts),
-                        "loss_scale": state.largest_skip_scale,
-                    },
-                ),
-            )
 
     def carries_scale(self, optimizer: Any) -> bool:
         """Whether a gradient of this optimizer still carries a scale."""
