@@ -42,7 +42,7 @@ def report(
     """
     from precaudit import rulebook
     from precaudit.launch.gather import gather
-    from precaudit.launch.save import LATEST, check_writable, write_atomically
+    from precaudit.launch.save import check_writable, latest, write_atomically
     from precaudit.launch.trace import Choice
     from precaudit.launch.verdict import CLEAN, FINDINGS, INCONCLUSIVE, reaches
 
@@ -51,7 +51,7 @@ def report(
         check_writable(output)
     book = rulebook.load()
     choice = Choice(chosen_rules(book, select, ignore), fail_on=fail_on)
-    merged = gather(paths or (LATEST,), choice, book)
+    merged = gather(paths or latest(), choice, book)
     if output is None:
         print_report(merged, output_format, sys.stdout, verbosity=verbose)
     else:

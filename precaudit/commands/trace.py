@@ -138,7 +138,7 @@ def trace(
     text = traced.report.model_dump_json(indent=1) + "\n"
     failures = []
     try:
-        write_latest(text)
+        write_latest(text, os.environ)
     except OutputError as error:
         # The report on the screen and --output still tell everything, so this alone does not fail the run.
         say(str(error))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from precaudit.errors import OutputError
 
 LATEST = Path(".precaudit") / "latest" / "report.json"
 """Where every trace leaves its report, below the working directory."""
+TASKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+"""How launchers that start one trace per rank number it."""
 
 
 def check_writable(path: Path) -> None:
@@ -54,16 +57,37 @@ def write_atomically(path: Path, text: str) -> None:
         raise OutputError(f"{path}: cannot be written: {error.strerror}{kept}") from None
 
 
-def write_latest(text: str) -> None:
-    """Writes `.precaudit/latest/report.json`, with a .gitignore that keeps the folder out of the user's commits."""
+def latest() -> list[Path]:
+    """The report of the latest trace, or the reports of each task's trace where a launcher started several."""
+    return sorted(LATEST.parent.glob(f"rank-*/{LATEST.name}")) or [LATEST]
+
+
+def write_latest(text: str, environment: Mapping[str, str]) -> None:
+    """Writes `.precaudit/latest/report.json`, with a .gitignore that keeps the folder out of the user's commits.
+
+    Below a launcher that starts one trace per task (`srun precaudit trace train.py`) it is `latest/rank-N/report.json`.
+    """
+    rank, tasks = _task(environment)
+    path = LATEST if tasks == 1 else LATEST.parent / f"rank-{rank}" / LATEST.name
     try:
-        LATEST.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         ignore = LATEST.parent.parent / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n", encoding="utf-8")
+        same_run = {LATEST.parent / f"rank-{number}" / LATEST.name for number in range(tasks if tasks > 1 else 0)}
+        for other in {LATEST, *latest()} - {path} - same_run:
+            other.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{LATEST}: cannot be written: {error.strerror}") from None
-    write_atomically(LATEST, text)
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    write_atomically(path, text)
+
+
+def _task(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, number of tasks) that a launcher gave this process; (0, 1) where there is none."""
+    for rank, tasks in TASKS:
+        with contextlib.suppress(KeyError, ValueError):
+            return int(environment[rank]), max(int(environment[tasks]), 1)
+    return 0, 1
 
 
 def _is_device(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from desk import Desk
@@ -35,6 +37,31 @@ def test_reports_of_two_nodes_merge_into_one(desk: Desk) -> None:
     assert both["coverage"]["ranks"] == 2
     assert {f["rule"] for f in both["findings"]} >= {"PA301"}
     assert any(f["kind"] == "ranks_differ" for f in both["facts"])
+
+
+def test_traces_that_a_launcher_starts_one_per_task_do_not_overwrite_each_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tasks(number: int) -> None:
+        for rank in range(number):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", str(number))
+            desk.trace(f"import torch\ntorch.train(5, '{'bfloat16' if rank == 1 else 'float32'}')\n")
+
+    def ranks() -> list[int]:
+        coverage: Mapping[str, Any] = json.loads(desk.precaudit("report", "--output-format", "json").stdout)["coverage"]
+        return list(coverage["rank_ids"])
+
+    desk.trace(WRONG)
+    tasks(3)
+    assert ranks() == [0, 1, 2]
+    assert desk.precaudit("report").code == 1
+    tasks(2)
+    assert ranks() == [0, 1]
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    desk.trace(WRONG)
+    assert ranks() == [0]
 
 
 def test_rank_files_left_below_another_launcher_are_judged(desk: Desk) -> None:
