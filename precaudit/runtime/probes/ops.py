@@ -28,6 +28,8 @@ Asked = tuple[tuple[Reaction, bool], ...]
 class Plan(NamedTuple):
     """How to react to one op."""
 
+    func: Any
+    """The op, kept alive: plans are found by its id, since hashing one calls Python code of torch's."""
     name: str
     kind: str | None
     written: tuple[int, ...]
@@ -62,7 +64,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         for kind in types:
             if kind not in private.PLAIN and not private.is_plain(kind):
                 return func(*args, **(kwargs or {})) if private.simulates(kind) else NotImplemented
-        plan = self.plans.get(func)
+        plan = self.plans.get(id(func))
         if plan is None:
             plan = self.probe.plan(func)
         if plan.written:
@@ -88,7 +90,7 @@ class OpProbe:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.plans: dict[Any, Plan] = {}
+        self.plans: dict[int, Plan] = {}
         self.mode: OpMode | None = None
         self._registered: list[tuple[int, frozenset[str], Reaction, bool]] = []
 
@@ -131,7 +133,7 @@ class OpProbe:
         if name in REDUCTION_COLLECTIVES:
             in_place = (0,)  # their schemas do not say so
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
-        self.plans[func] = plan = Plan(name, kind_of(name), in_place, by_phase)
+        self.plans[id(func)] = plan = Plan(func, name, kind_of(name), in_place, by_phase)
         return plan
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:

@@ -179,8 +179,12 @@ def _nested(path: str, value: Any, parameter: Tensor | None, depth: int, box: in
         return
     elif isinstance(value, dict):
         for key, item in list(value.items()):
-            name = str(key) if isinstance(key, str) else ""
-            yield from _nested(f"{path}.{name}".strip("."), item, parameter, depth + 1, id(value))
+            name = key if isinstance(key, str) else ""
+            name = f"{path}.{name}".strip(".") if path else name
+            if type(item) is Tensor:  # nearly always, and there are thousands
+                yield Held(name, item, parameter, id(value))
+            else:
+                yield from _nested(name, item, parameter, depth + 1, id(value))
     elif isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
         for item in list(value):
             yield from _nested(path, item, parameter, depth + 1, id(value))

@@ -89,9 +89,10 @@ class Writes:
                 drawn = {"random": True} if "random" in self.flow.of(source) else {}
                 self.flow.mark(out, cast_of=made, **drawn)
             return
-        for result, sources in _paired(tensors_of([out]), (None, *args)):
+        for index, result in enumerate(tensors_of([out])):
             if result.dtype not in LOW:
                 continue
+            sources = _sources(args, index)
             if name.endswith("clone"):
                 if self.session.is_parameter(sources[0]):
                     self.flow.mark(result, before=True)
@@ -160,7 +161,8 @@ class Writes:
             return
         if any("grad" in self.flow.of(target) for target in targets) and name in ("mul_", "div_"):
             self.session.gradients.rescaled = True
-        for target, sources in _paired(targets, args):
+        for index, target in enumerate(targets):
+            sources = _sources(args[1:], index)
             if name in COPIES and any(self.session.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
                 self.flow.mark(target, grad=True)
             self._book(name, target, sources)
@@ -171,7 +173,8 @@ class Writes:
             for target in targets:
                 self.session.gradient_reset(target)
         elif name in BACKWARD_UPDATES:
-            for target, sources in _paired(targets, args):
+            for index, target in enumerate(targets):
+                sources = _sources(args[1:], index)
                 rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
                 if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
                     self._book_parameter(name, target, sources)
@@ -185,12 +188,12 @@ class Writes:
             self.session.gradients.wrote(name, targets, args)
 
     def _in_optimizer(self, name: str, targets: list[Tensor], args: Any) -> None:
-        for target, sources in _paired(targets, args):
+        for index, target in enumerate(targets):
             if self.session.is_parameter(target):
-                self._book_parameter(name, target, sources)
+                self._book_parameter(name, target, _sources(args[1:], index))
                 continue
             if target.dtype in LOW:
-                self._follow_compensation(name.removeprefix("_foreach_"), target, sources)
+                self._follow_compensation(name.removeprefix("_foreach_"), target, _sources(args[1:], index))
             if self.session.births.copies.get(target) is not None:
                 self.moved.set(target, True)
 
@@ -307,15 +310,7 @@ def _targets(args: Any, written: tuple[int, ...]) -> list[Tensor]:
     return tensors_of(args[index] for index in written if index < len(args))
 
 
-def _paired(targets: list[Tensor], args: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    """Each target with its own sources: foreach ops take lists of both."""
-    out = []
-    for index, target in enumerate(targets):
-        sources = []
-        for arg in args[1:]:
-            if isinstance(arg, (list, tuple)):
-                arg = arg[index] if index < len(arg) else None
-            if isinstance(arg, Tensor):
-                sources.append(arg)
-        out.append((target, sources))
-    return out
+def _sources(args: Any, index: int) -> list[Tensor]:
+    """The tensors that make the one at this index: foreach ops take lists of each argument."""
+    each = (arg[index : index + 1] if isinstance(arg, (list, tuple)) else (arg,) for arg in args)
+    return [source for found in each for source in found if isinstance(source, Tensor)]
