@@ -11,7 +11,7 @@ import libcst as cst
 from precaudit.static.language import calls, folding, objects
 from precaudit.static.language.folding import fold
 from precaudit.static.language.heap import MISSING, Store
-from precaudit.static.language.scopes import OutOfBudget, Scope
+from precaudit.static.language.scopes import Scope
 from precaudit.static.language.values import (
     ANY,
     FALSE,
@@ -38,6 +38,9 @@ from precaudit.static.language.values import (
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
+
+ITEMS_A_STATEMENT = 8
+"""Items of a display that cost as much of the budget as a statement: some tables have thousands."""
 
 _CONSTANTS: dict[str, Value] = {
     "True": TRUE,
@@ -182,6 +185,7 @@ def _if_exp(run: Interpreter, node: cst.IfExp) -> Value:
 
 
 def _sequence(run: Interpreter, node: Any) -> Value:
+    run.spend(len(node.elements) // ITEMS_A_STATEMENT)
     items: list[Value] = []
     open_ = False
     for element in node.elements:
@@ -196,6 +200,7 @@ def _sequence(run: Interpreter, node: Any) -> Value:
 
 
 def _dict(run: Interpreter, node: cst.Dict) -> Value:
+    run.spend(len(node.elements) // ITEMS_A_STATEMENT)
     store: Store = {}
     for element in node.elements:
         if not isinstance(element, cst.DictElement):
@@ -253,9 +258,7 @@ def _generate_into(run: Interpreter, for_in: Any, produce: Callable[[], Value], 
     items = objects.concrete(run, iterable)
     open_ = items is None
     for item in items if items is not None else [objects.element(run, iterable)]:
-        run.budget -= 1
-        if run.budget < 0:
-            raise OutOfBudget
+        run.spend(1)
         objects.assign(run, for_in.target, item)
         verdicts = [truth(run.eval(condition.test)) for condition in for_in.ifs]
         if False in verdicts:

@@ -29,10 +29,13 @@ from precaudit.static.language.values import (
 from precaudit.static.relevance import COMMON
 from precaudit.static.source import Source
 
-REST_BUDGET = 40_000
-"""Statements that all such functions of one file may take together."""
-ISOLATED_BUDGET = 6_000
-"""Statements that a function nobody calls may take."""
+BUDGET = 30_000
+"""Statements that a file's own run may take; a training script takes a few hundred."""
+REST_BUDGET = 12_000
+"""Statements that all functions nobody calls may take together."""
+ISOLATED_BUDGET = 3_000
+"""Statements that one of them may take."""
+
 
 GUARD = re.compile(r"version|hasattr|\btry\b|is_available|TORCH_|_GE_|_LT_|\bgte?_|getattr")
 """What the condition of a guard around an old or new API looks like."""
@@ -43,7 +46,7 @@ STATEMENTS = {**statements.STATEMENTS, **branches.STATEMENTS}
 class Interpreter:
     """Executes a module, then every function that nothing called. `library` gives everything else its meaning."""
 
-    def __init__(self, library: Library, budget: int = 60_000) -> None:
+    def __init__(self, library: Library, budget: int = BUDGET) -> None:
         self.heap: Heap[Any] = Heap(join)
         self.world: Store = {"paths": Paths(frozenset({frozenset()}))}
         self.library = library
@@ -168,10 +171,14 @@ class Interpreter:
         """Runs statements in order; False when the path ends inside (return, raise, break, continue)."""
         return all(self.statement(statement) for statement in statements)
 
-    def statement(self, node: Any) -> bool:
-        self.budget -= 1
+    def spend(self, statements: int) -> None:
+        """Takes this from the budget. Raises OutOfBudget."""
+        self.budget -= statements
         if self.budget < 0:
             raise OutOfBudget
+
+    def statement(self, node: Any) -> bool:
+        self.spend(1)
         handler = STATEMENTS.get(type(node))
         if handler is None:
             return True
