@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import harness
 import pytest
 
 from precaudit import rulebook
 
-ROOT = Path(__file__).resolve().parent.parent
-FIXTURES = ROOT / "fixtures"
+ROOT = harness.FIXTURES.parent
 RULES = rulebook.load().rules
-EXPECT = re.compile(r"#\s*expect(?: check)?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
-NEAR = 3
 RECORD: Mapping[str, str] = {
     "PA411/bad": "sizes of values are not known from the source",
     "PA602/bad": "a recursive helper lowers the state",
@@ -33,7 +30,7 @@ def name(path: Path) -> str:
 
 def scripts() -> list[object]:
     found = []
-    for path in sorted(FIXTURES.glob("*/*.py")):
+    for path in sorted(harness.FIXTURES.glob("*/*.py")):
         why = RECORD.get(name(path))
         marks = [pytest.mark.xfail(strict=True, reason=why)] if why else []
         found.append(pytest.param(path, id=name(path), marks=marks))
@@ -63,13 +60,8 @@ def report() -> Mapping[str, list[dict[str, object]]]:
 
 def expected(path: Path) -> dict[str, set[int]]:
     """Rule id -> the lines of this script where the source breaks it."""
-    wanted: dict[str, set[int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        for match in EXPECT.finditer(line):
-            for rule in re.split(r"\s*,\s*", match[1]):
-                if "check" in RULES[rule].seen_by:
-                    wanted.setdefault(rule, set()).add(number)
-    return wanted
+    marked = harness.expected(path, "check")
+    return {rule: lines for rule, lines in marked.items() if "check" in RULES[rule].seen_by}
 
 
 @pytest.mark.parametrize("path", scripts())
@@ -80,6 +72,6 @@ def test_source_of_a_fixture_reports_exactly_its_rules_near_their_lines(path: Pa
     ]
     for finding in found:
         lines = wanted[str(finding["rule"])]
-        assert any(abs(int(str(finding["line"])) - at) <= NEAR for at in lines), (
+        assert any(abs(int(str(finding["line"])) - at) <= harness.NEAR for at in lines), (
             f"{finding['rule']} at {finding['line']}"
         )
