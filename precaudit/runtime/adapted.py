@@ -11,6 +11,7 @@ from torch import Tensor
 from ..model.vocabulary import Role
 from . import torch_private as private
 from .flow import LOW
+from .identity import TensorMap
 
 if TYPE_CHECKING:
     from .session import Session
@@ -24,11 +25,20 @@ class Adapted:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._known: TensorMap[bool] = TensorMap()
+
+    def ask_again(self) -> None:
+        """What frameworks claim may have changed."""
+        self._known.clear()
 
     def is_adapter(self, parameter: Tensor) -> bool:
         """By the framework's account, else by name."""
-        claimed = self.session.adapters.claimed.get(private.local(parameter))
-        return claimed is Role.ADAPTER_PARAMETER or bool(NAMES.search(self.session.construction.name(parameter)))
+        known = self._known.get(parameter)
+        if known is None:
+            claimed = self.session.adapters.claimed.get(private.local(parameter)) is Role.ADAPTER_PARAMETER
+            known = claimed or bool(NAMES.search(self.session.construction.name(parameter)))
+            self._known.set(parameter, known)
+        return known
 
     def swapped(self, trained: Iterable[Tensor]) -> list[Tensor]:
         """Base weights among these that the adapters beside them were to replace.

@@ -810,7 +810,7 @@ class Session:
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
         devices = self._devices()
         seen_ops = self.flow.ops
-        met = [adapter.title for adapter in self.adapters.met()]
+        met = [adapter.title for adapter in self.adapters.met]
         return {
             "format": FORMAT,
             "rank": rank,

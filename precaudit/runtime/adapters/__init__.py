@@ -173,7 +173,8 @@ class Adapters:
         """Storages in which a framework sums gradients."""
         self._of_class: dict[type, tuple[Adapter, ...]] = {}
         self._loaded: dict[str, Adapter | None] = {}
-        self._met: dict[Adapter, None] = {}
+        self.met: list[Adapter] = []
+        """The adapters of all frameworks of which an object was seen, in the order of ADAPTERS."""
         self._declared: dict[Role, list[Declaration]] | None = None
         """The declarations of each role, until something new is met."""
         self._undo: list[Callable[[], None]] = []
@@ -200,7 +201,8 @@ class Adapters:
             site = where()
             self._declared = None
             for adapter in adapters:
-                self._met[adapter] = None
+                if adapter not in self.met:
+                    self.met = sorted([*self.met, adapter], key=_place)
                 self._ask(adapter, "meet", made, site)
 
     def look(self, optimizer: Any, parameters: Collection[Tensor]) -> None:
@@ -211,6 +213,7 @@ class Adapters:
         for caller in selves_on_stack():
             self.meet(caller)
         self.claimed.clear()
+        self.session.adapted.ask_again()
         self._declared = None
         mine = {private.storage_key(private.local(parameter)) for parameter in parameters}
         held: dict[tuple[str, Role, str], list[Claim]] = {}
@@ -263,7 +266,7 @@ class Adapters:
 
     def _answers(self, question: str) -> Iterator[tuple[Adapter, Any]]:
         """Everything every adapter has to say; an account that breaks off counts as far as it went."""
-        for adapter in self.met():
+        for adapter in self.met:
             try:
                 for answer in getattr(adapter, question)():
                     yield adapter, answer
@@ -272,17 +275,13 @@ class Adapters:
 
     # -- what they say
 
-    def met(self) -> list[Adapter]:
-        """The adapters of all frameworks of which an object was seen, in the order of ADAPTERS."""
-        return sorted(self._met, key=lambda adapter: ORDER.get(type(adapter).__module__.rpartition(".")[2], len(ORDER)))
-
     def owner(self, parameter: Tensor) -> tuple[Any, str] | None:
         """A parameter's module and its name there by the first adapter that knows it."""
-        return next(filter(None, (self._ask(adapter, "owner", parameter) for adapter in self.met())), None)
+        return next(filter(None, (self._ask(adapter, "owner", parameter) for adapter in self.met)), None)
 
     def parameter_name(self, parameter: Tensor) -> str:
         """A parameter's name by the first adapter that knows it; "" where none does."""
-        for adapter in self.met():
+        for adapter in self.met:
             name = self._ask(adapter, "parameter_name", parameter)
             if name:
                 return str(name)
@@ -290,7 +289,7 @@ class Adapters:
 
     def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
         """Why a parameter is low, by the first adapter that knows better; else what was found."""
-        answers = (self._ask(adapter, "cause", parameter, found) for adapter in self.met())
+        answers = (self._ask(adapter, "cause", parameter, found) for adapter in self.met)
         return next((answer for answer in answers if answer is not None), found)
 
     def reactions(self) -> Iterator[Registration]:
@@ -299,7 +298,7 @@ class Adapters:
 
     def describe(self, seen: Observation, tensors: Sequence[Tensor]) -> None:
         """Has every adapter add what it knows of these weights."""
-        for adapter in self.met():
+        for adapter in self.met:
             self._ask(adapter, "describe", seen, tensors)
 
     def inserted(self, module: Any, name: str) -> bool:
@@ -307,10 +306,10 @@ class Adapters:
         return any(name in adapter.inserts for adapter in self._of_class.get(type(module), ()))
 
     def scales_loss(self) -> bool:
-        return any(self._ask(adapter, "scales_loss") for adapter in self.met())
+        return any(self._ask(adapter, "scales_loss") for adapter in self.met)
 
     def tries_out(self, optimizer: Any) -> bool:
-        return any(self._ask(adapter, "tries_out", optimizer) for adapter in self.met())
+        return any(self._ask(adapter, "tries_out", optimizer) for adapter in self.met)
 
     def declarations(self) -> Iterator[tuple[Adapter, Declaration]]:
         yield from self._answers("declares")
@@ -363,6 +362,10 @@ class Adapters:
                 )
                 out.setdefault((declaration.role, declaration.dtype, dtype), fact)
         return list(out.values())
+
+
+def _place(adapter: Adapter) -> int:
+    return ORDER.get(type(adapter).__module__.rpartition(".")[2], len(ORDER))
 
 
 def _carries_out(one: Declaration, other: Declaration) -> bool:
