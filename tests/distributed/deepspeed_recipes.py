@@ -41,6 +41,7 @@ def engine(
     micro_batches: int = 2,
     loss_scale: float = 0,
     scale_power: int = 8,
+    grouped: bool = False,
     steps: int = STEPS,
 ) -> Trained:
     if precision == "fp16":
@@ -74,7 +75,9 @@ def engine(
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         inner: Any = DeepSpeedCPUAdam(model.parameters(), lr=1e-3, fp32_optimizer_states=not states)
     else:
-        inner = getattr(torch.optim, optimizer)(model.parameters(), lr=1e-3)
+        rest = [p for n, p in model.named_parameters() if not n.startswith("embed")]
+        groups: Any = [{"params": model.embed.parameters()}, {"params": rest}] if grouped else model.parameters()
+        inner = getattr(torch.optim, optimizer)(groups, lr=1e-3)
     made, wrapper, _, _ = deepspeed.initialize(model=model, optimizer=inner, config=config)
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     losses: list[float] = []

@@ -44,6 +44,8 @@ class Ran:
     """By rank: losses and digest of the run without the trace."""
     traced: list[Mapping[str, Any]]
     inspected: list[Inspected]
+    names: set[str]
+    """What the trace calls the tensors that training ended with."""
     errors: list[str] = field(default_factory=list)
 
     def dtypes(self, role: str) -> set[str]:
@@ -99,6 +101,7 @@ def _together(ranks: Sequence[Mapping[str, Any]]) -> Ran:
         plain=[rank["plain"] for rank in ranks],
         traced=[rank["traced"] for rank in ranks],
         inspected=[{role: set(dtypes) for role, dtypes in rank["inspected"].items()} for rank in ranks],
+        names={name for rank in ranks for name in rank["names"]},
     )
 
 
@@ -142,6 +145,7 @@ def _both(module: str, function: str, options: Mapping[str, Any], sessions: Any)
         recipe = getattr(importlib.import_module(module), function)
         traced = recipe(**options)
         file = session.rank_file()
+        names = [session.construction.name(tensor) for tensor in traced.weights]
     finally:
         session.remove()
     torch.manual_seed(0)
@@ -150,6 +154,7 @@ def _both(module: str, function: str, options: Mapping[str, Any], sessions: Any)
         "file": json.loads(json.dumps(file)),
         "plain": _bits(plain),
         "traced": _bits(traced),
+        "names": names,
         "inspected": {role: sorted(dtypes) for role, dtypes in traced.inspected.items()},
     }
 

@@ -6,14 +6,17 @@ made it so; what is right reports nothing above a note.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pair
 import pytest
+from recipes import Net
 
 HERE = Path(__file__).resolve().parent
+FQNS = [name for name, _ in Net(batch_norm=True).named_parameters()]
 PURE = {"PA101", "PA301"}
 """What training bfloat16 parameters without masters reports in every framework."""
 
@@ -26,10 +29,14 @@ class Case(NamedTuple):
     """A piece of the source line that at least one of them points at."""
     differs: Mapping[str, set[str]] = {}
     """Roles where the framework's own attributes do not tell what ran, and what ran."""
+    named: frozenset[str] = frozenset()
+    """What the tensors are called that stand for several parameters."""
 
 
-def case(at: str = "", *rules: str, differs: Mapping[str, set[str]] | None = None, **options: Any) -> Case:
-    return Case(options, frozenset(rules), at, differs or {})
+def case(
+    at: str = "", *rules: str, differs: Mapping[str, set[str]] | None = None, named: Sequence[str] = (), **options: Any
+) -> Case:
+    return Case(options, frozenset(rules), at, differs or {}, frozenset(named))
 
 
 WRAPPED = "model = FullyShardedDataParallel("
@@ -76,7 +83,7 @@ SLOW: dict[str, dict[str, Case]] = {
     },
     "FSDP1": {
         "fsdp1 float32": case(),
-        "fsdp1 flat float32": case(use_orig_params=False, micro_batches=2),
+        "fsdp1 flat float32": case(use_orig_params=False, micro_batches=2, named=("*", "blocks.0.*", "blocks.1.*")),
         "fsdp1 SHARD_GRAD_OP": case(param="bfloat16", reduce="float32", strategy="SHARD_GRAD_OP"),
         "fsdp1 HYBRID_SHARD": case(param="bfloat16", reduce="float32", strategy="HYBRID_SHARD"),
         "fsdp1 _HYBRID_SHARD_ZERO2": case(WRAPPED, "PA501", param="bfloat16", strategy="_HYBRID_SHARD_ZERO2", copies=2),
@@ -136,6 +143,8 @@ DEEPSPEED: dict[str, dict[str, Case]] = {
         "engine 1 BF16_Optimizer": case(stage=1, precision="bf16", accumulate="fp32"),
         "engine 2 bf16": case(BUILT, "PA208", stage=2, precision="bf16"),
         "engine 2 all float32": case(stage=2, precision="bf16", accumulate="fp32", communicate="fp32"),
+        "engine 1 groups": case(BUILT, "PA208", stage=1, precision="bf16", grouped=True, named=("embed.*", "*")),
+        "engine 2 groups": case(BUILT, "PA208", stage=2, precision="bf16", grouped=True, named=("embed.*", "*")),
         "engine 2 said to sum low": case(BUILT, "PA208", "PA803", stage=2, precision="bf16", accumulate="bf16"),
     },
     "fp16": {
@@ -148,6 +157,7 @@ DEEPSPEED: dict[str, dict[str, Case]] = {
     },
     "stage 3": {
         "engine 3 bf16": case(BUILT, "PA208", stage=3, precision="bf16"),
+        "engine 3 groups": case(BUILT, "PA208", stage=3, precision="bf16", grouped=True, named=("embed.*", "*")),
         "engine 3 all float32": case(stage=3, precision="bf16", accumulate="fp32", communicate="fp32"),
         "engine 3 fp16": case(BUILT, "PA208", "PA501", stage=3, precision="fp16"),
     },
@@ -222,6 +232,12 @@ def _differences(module: str, wanted: Case, ran: pair.Ran) -> list[str]:
     if ran.rules() != wanted.loud:
         out.append(f"wanted {sorted(wanted.loud)}, found {sorted(ran.rules())}")
     lines = (HERE / f"{module}.py").read_text().splitlines()
+    flat = module == "deepspeed_recipes" or any(name for name in ran.names if name.endswith("*"))
+    strange = [name for name in ran.names if not fnmatch.filter(FQNS, name) and (name or flat)]
+    if strange:
+        out.append(f"named {strange}")
+    if wanted.named and ran.names != wanted.named:
+        out.append(f"wanted the names {sorted(wanted.named)}, found {sorted(ran.names)}")
     located = {f.rule: lines[(f.line or 1) - 1].strip() for f in ran.report.findings if f.rule in wanted.loud - PURE}
     if wanted.at and not any(wanted.at in line for line in located.values()):
         out.append(f"nothing points at {wanted.at!r}: {located}")

@@ -104,6 +104,10 @@ class DeepSpeed(Adapter):
                     if flat is parameter:
                         names = getattr(wrapper, "param_names", {})
                         return pattern([str(names[p]) for p in _flat(group) if p in names] or ["*"])
+            both = (_flat(getattr(wrapper, name, ())) for name in ("fp32_groups", "fp16_groups"))
+            for master, own in zip(*both, strict=False):  # stage 0 keeps one master for each parameter
+                if master is parameter:
+                    return self.session.construction.name(own)
         return ""
 
     def claims(self) -> Iterable[Claim]:
