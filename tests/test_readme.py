@@ -9,6 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from precaudit import settings
+from precaudit.static.fixes.rules import FIXES
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 COMMAND = ("trace", "fixtures/scripts/gpt_bf16_adamw.py")
@@ -47,6 +50,14 @@ def test_every_local_link_of_the_readme_leads_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_setting_and_every_fix_is_documented() -> None:
+    text = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) == [key.replace("_", "-") for key in settings.KEYS]
+    safe, unsafe = re.search(r"`--fix` applies(.*?)`--unsafe-fixes` adds(.*?)\n\n", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    for words, kind in ((safe, False), (unsafe, True)):
+        assert set(re.findall(r"PA\d{3}", words)) == {rule for rule, fix in FIXES.items() if fix.unsafe is kind}
 
 
 if __name__ == "__main__":
