@@ -34,14 +34,14 @@ def least(run: Callable[[], object], repeats: int = 2) -> float:
     return min(found)
 
 
-def test_a_library_costs_less_than_parsing_it_with_ast() -> None:
+def test_a_library_costs_at_most_twice_what_parsing_it_with_ast_does() -> None:
     files = discover(LIBRARY, Excluder(TORCH, (), False)).found
     sources = [item.path.read_bytes() for item in files if item.path.suffix == ".py"]
     assert len(sources) > 100
     examine_all(files, Cache(None), jobs=1)
     parsed = least(lambda: [ast.parse(source) for source in sources])
     checked = least(lambda: examine_all(files, Cache(None), jobs=1))
-    assert checked < 3 * parsed, f"{checked / parsed:.2f} times ast.parse"
+    assert checked < 2 * parsed, f"{checked / parsed:.2f} times ast.parse"
 
 
 def test_files_that_hold_nothing_cost_a_fifth_of_parsing_them_with_ast() -> None:
