@@ -34,6 +34,7 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.library import (
     casts,
+    handwritten,
     operands,
     opnames,
     ops,
@@ -446,6 +447,11 @@ def method(
         return _modules(torch, value, name)
     if name == "state_dict":
         return _state_dict(torch, value)
+    if name == "update_parameters":
+        for _, param in parameters(torch, value):
+            if is_low(param.dtype):
+                handwritten.average(torch, param.dtype, param.store.get("spot") or torch.spot(node), node)
+        return Const(None)
     if name in ("apply", "_apply"):
         for _, item in list(walk(torch, value)):
             if isinstance(item, (Instance, Opaque)) and args and isinstance(args[0], Function):
@@ -556,6 +562,7 @@ def buffer(tensor: Value, name: str) -> Value:
             "requires_grad": False,
             "spot": tensor.spot,
             "kind": "buffer",
+            "name": name,
             "positions": positions,
             "origin": tensor.origin,
             "created": True,

@@ -106,7 +106,8 @@ def names(dtype: DType | None) -> Dtypes | None:
 KEPT = frozenset(
     """
     differentiable gradient weights positions float16 bfloat16 scaled hand_scaled probabilities loss counts
-    penalty uniform cumulated schedule weights:bfloat16 weights:float16
+    penalty uniform cumulated schedule weights:bfloat16 weights:float16 unscaled ratio inverse
+    was:bfloat16 was:float16
     """.split()
 )
 """Marks that pass from operands to results."""

@@ -155,6 +155,10 @@ def _is_instance(torch: Torch, value: Value, cls: Value) -> bool | None:
                 return bool(kinds & groups[wanted])
             return False if modules.is_module(torch, value) else None
         return None
+    if isinstance(value, Dict) and isinstance(cls, Ref) and cls.name.startswith("builtins."):
+        return cls.name == "builtins.dict"
+    if isinstance(value, Seq) and value.kind in ("list", "tuple") and isinstance(cls, Ref):
+        return cls.name == f"builtins.{value.kind}" if cls.name.startswith("builtins.") else None
     if isinstance(value, (Tensor, Param)) and isinstance(cls, Ref):
         if cls.name in ("torch.Tensor",):
             return True
