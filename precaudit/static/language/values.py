@@ -100,7 +100,7 @@ class Tensor(Value):
     square: Spot | None = None
     """The low square this statistic comes from."""
     unstable: str = ""
-    """Exponentials that nothing was subtracted from, or a sum of such, by the name of the formula that takes its log."""
+    """Exponentials that nothing was subtracted from, or their sum: the name of the formula that takes its log."""
     tiny: tuple[float, Spot] | None = None
     """A literal added to it that is zero in its dtype."""
     origin: Spot | None = None

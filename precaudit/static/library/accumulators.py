@@ -73,11 +73,11 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
         _long_lived(torch, target.dtype, target.spot, target.origin, node)
 
 
-def begun(torch: Torch, before: Value, after: Value) -> Value:
+def begun(torch: Torch, before: Value, after: Tensor) -> Tensor:
     """A sum of logged values that begins at a number, `total = 0.0`, has its storage from its first term."""
-    if not isinstance(before, (Const, Number)) or not isinstance(after, Tensor) or not after.low:
+    if not isinstance(before, (Const, Number)) or not after.low or not after.zero_dim:
         return after
-    if "differentiable" in after.marks and torch.grad():
+    if "gradient" in after.marks or ("differentiable" in after.marks and torch.grad()):
         return after
     return replace(after, marks=after.marks | {"created"})
 

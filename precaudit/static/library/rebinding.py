@@ -41,7 +41,7 @@ def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> 
             return replace(tensor, marks=tensor.marks | result.marks)
         return replace(tensor, marks=tensor.marks | operands.marks_of([result]))
     result = expressions.binary(torch.interpreter, op, target, value, node)
-    return accumulators.begun(torch, target, result) if op == "Add" else result
+    return accumulators.begun(torch, target, result) if op == "Add" and isinstance(result, Tensor) else result
 
 
 def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
