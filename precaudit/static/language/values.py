@@ -264,6 +264,8 @@ class Autocast(Value):
     enabled: bool | None
     spot: Spot | None = None
     dtype_given: bool = True
+    caches: bool = True
+    """It may keep its copies of weights until it ends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,8 +162,8 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
     made = spot if given is not None else None
     if given is None and is_low(dtype):
         made = torch.interpreter.world.get("default_spot")
-        if made is not None:
-            torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
+        if made is not None and dtype is not None:
+            torch.training.built_by_default.append((made, dtype, spot, into))
     origin = given.origin if given is not None else None
     chosen = given is not None and not given.read
     if chosen and origin is not None and made is not None and origin.function not in ("", made.function):

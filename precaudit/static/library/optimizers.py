@@ -215,5 +215,5 @@ def trainable(param: Param) -> bool:
 
 def used_in_region(torch: Torch, region: Autocast | None) -> None:
     """Autocast cached its copy of a weight in this region."""
-    if region is not None and region.enabled:
+    if region is not None and region.enabled and region.caches:
         torch.training.regions_used[id(region)] = region
