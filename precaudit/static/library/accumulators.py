@@ -34,7 +34,10 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
     target = operands.as_tensor(torch, target) if not isinstance(target, Param) else target
     if isinstance(target, Param):
         if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
-            _buffer(torch, target, node)
+            if "learnt" in operands.marks_of([operands.as_tensor(torch, a) for a in added]):
+                handwritten.average(torch, target.dtype, target.store.get("spot") or torch.spot(node), node)
+            else:
+                _buffer(torch, target, node)
             return
         handwritten.parameter_written(torch, target, name, added, node)
         return

@@ -105,7 +105,7 @@ def result_of(torch: Torch, name: str, dtype: Dtypes | None, tensors: list[Value
     if name not in opnames.LINEAR or not all(
         isinstance(t, Tensor) and t.marks & {"weights", "created"} for t in tensors
     ):
-        marks -= {"weights"}
+        marks -= {"weights", "learnt"}
     if not torch.grad():
         marks -= {"differentiable", "float16", "bfloat16"}
     if "differentiable" in marks and dtype is not None and len(dtype) == 1:

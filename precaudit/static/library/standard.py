@@ -211,7 +211,10 @@ def dict_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if args and isinstance(args[0], Dict):
         store.update(args[0].store)
     elif args:
-        store[ANY] = unknown()
+        pairs = objects.concrete(torch.interpreter, args[0])
+        for pair in pairs if pairs is not None else [unknown()]:
+            key, value = pair.items if isinstance(pair, Seq) and len(pair.items) == 2 else (unknown(), unknown())
+            objects.set_item(torch.interpreter, Dict(store), key, value, node)
     store.update({k: v for k, v in kwargs.items() if k != "\0rest"})
     if "\0rest" in kwargs:
         store[ANY] = unknown()
