@@ -82,3 +82,8 @@ def test_source_of_a_fixture_reports_exactly_its_rules_near_their_lines(path: Pa
         assert any(abs(int(str(finding["line"])) - at) <= NEAR for at in lines), (
             f"{finding['rule']} at {finding['line']}"
         )
+
+
+def test_every_rule_with_scripts_has_two_traps() -> None:
+    folders = [folder for folder in FIXTURES.glob("PA*") if folder.is_dir()]
+    assert not [f.name for f in folders if len(list(f.glob("trap_*.py"))) < 2]
