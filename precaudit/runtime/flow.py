@@ -24,6 +24,8 @@ DTYPE_NAMES = {d: str(d).removeprefix("torch.") for d in vars(torch).values() if
 FLOATING_DTYPES = frozenset(dtype for dtype, name in DTYPE_NAMES.items() if name in FLOATING)
 LOW = frozenset(dtype for dtype in FLOATING_DTYPES if FLOATING[DTYPE_NAMES[dtype]].bits < 32)
 
+MANY = 8
+"""Values that one is remembered to come from."""
 Marks = dict[str, Any]
 """What a value descends from; a mark carries the Observation it may confirm, or True."""
 
@@ -178,6 +180,7 @@ class Flow:
         if any(t.requires_grad and not is_parameter(t) for t in inputs):
             return
         origins: frozenset[int] = self.of(out).get("from", frozenset())
+        direct: frozenset[int] = frozenset()
         here, now, from_parameter, from_gradient = self.line(), self.window.clock, False, False
         line = Lineage(1, here, now, out.dtype)
         for tensor in inputs:
@@ -190,14 +193,17 @@ class Flow:
             from_gradient |= "grad" in marks
             if tensor.dtype not in LOW or tensor.numel() != out.numel():
                 continue
-            origins |= {private.storage_key(tensor)}
+            direct |= {private.storage_key(tensor)}
             older = self.lineage.get(tensor)
             if older is not None and older.clock == now and older.generation >= line.generation:
                 line = older
             elif older is not None and older.clock < now and older.start == here:
                 generation = max(line.generation, older.generation + 1)
                 line = replace(older, generation=generation, clock=now, dtype=out.dtype)
-        if origins and len(origins) <= 8:
+        if len(origins | direct) > MANY:
+            origins = frozenset()  # a long formula: only its last operands are still told apart
+        origins |= direct
+        if origins:
             self.mark(out, **{"from": origins})
             from_parameter |= line.from_parameter
             from_gradient |= line.from_gradient
@@ -223,7 +229,7 @@ class Flow:
             origins |= marks.get("from", frozenset())
             if tensor.dtype in LOW and tensor.numel() == out.numel():
                 origins |= {private.storage_key(tensor)}
-        if origins and len(origins) <= 8:
+        if origins and len(origins) <= MANY:
             self.mark(out, **{"from": origins})
         if from_parameter:
             self.mark(out, param=True)

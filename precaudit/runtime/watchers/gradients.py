@@ -98,11 +98,23 @@ class Gradients:
         if "grad" in found and name.startswith("clamp") and isinstance(out, Tensor) and out.numel() > 1:
             owner = next((a for a in args[:1] if isinstance(a, Tensor) and self.session.is_gradient(a)), None)
             if owner is not None and not self.rescaled:
-                self.flow.mark(out, clipped=(user_site(), self.session.gradient_owner(owner)))
+                self._clipped(out, owner)
+        for chosen in args if name == "where" else ():
+            if "clipped" in self.flow.of(chosen):
+                self.flow.mark(out, clipped=self.flow.of(chosen)["clipped"])
         if "grad" in found and name in SCALINGS:
-            self.rescaled = True
+            owner = next((a for a in args if isinstance(a, Tensor) and self.session.is_gradient(a)), None)
+            by_norm = any("grad_norm" in self.flow.of(a) for a in args if a is not owner)
+            if owner is None or not by_norm or self.session.scaling.scale_read:
+                self.rescaled = True
+            elif not self.rescaled:
+                self._clipped(out, owner)
         if isinstance(out, Tensor) and out.dtype in LOW and kind_of(name) == "pointwise":
             self.flow.passes(name, args, kwargs, out)
+
+    def _clipped(self, out: Any, owner: Tensor) -> None:
+        """Kept aside; it counts if it takes the gradient's place while that is scaled."""
+        self.flow.mark(out, clipped=(user_site(), self.session.gradient_owner(owner)))
 
     def norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         given = tensors_of(args[:1])
@@ -132,7 +144,8 @@ class Gradients:
         from_norm = any("grad_norm" in self.flow.of(f) for f in factors)
         by_number = self.norm_read and any(isinstance(f, (int, float)) and 0 <= f <= 1 for f in factors)
         base = name.removeprefix("_foreach_").rstrip("_")
-        if base.startswith("clamp") or (base in ("mul", "div") and (from_norm or by_number)):
+        put_back = base == "copy" and "clipped" in self.flow.of(factor)
+        if base.startswith("clamp") or put_back or (base in ("mul", "div") and (from_norm or by_number)):
             self.session.saw_clip(targets)
         elif base in ("mul", "div", "copy"):
             self.rescaled = True

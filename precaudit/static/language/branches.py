@@ -152,16 +152,16 @@ def loop(
     frame = run.frames[-1]
     loop = Loop(run.heap.mark())
     frame.loops.append(loop)
-    run._loop_ids += 1
-    outer, run.loops = run.loops, (*run.loops, run._loop_ids)
+    outer = run.loops
     single = items is not None and len(items) == 1
-    if single:
-        run.loops = outer
     alive = True
     try:
         for number in range(count):
             loop.iteration_mark = run.heap.mark()
             loop.continues = []
+            if not single:
+                run._turns += 1
+                run.loops = (*outer, run._turns)
             _forget_assumptions(run)
             begin(number)
             alive = run.body(node.body)

@@ -213,7 +213,7 @@ def _dict(run: Interpreter, node: cst.Dict) -> Value:
             store[ANY] = join(store.get(ANY, MISSING), value)
         else:
             store[key] = value
-    return Dict(store)
+    return Dict(store, spot=run.spot(node))
 
 
 def _comprehension(run: Interpreter, node: Any) -> Value:

@@ -63,7 +63,7 @@ class Interpreter:
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self._texts: dict[Any, str] = {}
         self._constants: dict[Any, Const] = {}
-        self._loop_ids = 0
+        self._turns = 0
 
     def run_module(self, source: Source, store: Store) -> None:
         """Executes a file's top level."""

@@ -92,15 +92,15 @@ class Tensor(Value):
     marks: frozenset[str] = NO_MARKS
     zero_dim: bool = False
     loops: tuple[int, ...] = ()
-    """The loops around its creation."""
+    """The turns of the loops around its creation."""
     low_at: Spot | None = None
     """Where positions or a loss became low."""
     low_softmax: Spot | None = None
     """The low softmax these probabilities come from."""
     square: Spot | None = None
     """The low square this statistic comes from."""
-    one_plus_exp: bool = False
-    """1 + exp(something)."""
+    unstable: str = ""
+    """Exponentials that nothing was subtracted from, or their sum: the name of the formula that takes its log."""
     tiny: tuple[float, Spot] | None = None
     """A literal added to it that is zero in its dtype."""
     origin: Spot | None = None
@@ -116,7 +116,12 @@ class Tensor(Value):
 MARKS = {
     "differentiable": "depends on a trainable parameter",
     "gradient": "comes from .grad",
-    "weights": "comes from a parameter",
+    "optimizer_state": "read from an optimizer's state_dict",
+    "ratio": "comes from gradients and does not grow with them",
+    "inverse": "comes from gradients and shrinks as they grow",
+    "unscaled": "comes from scaled gradients and was divided by the loss scale",
+    "weights": "comes from a parameter or a buffer",
+    "learnt": "comes from a parameter",
     "positions": "counts, indices or frequencies",
     "float16": "a gradient through float16 passes here",
     "bfloat16": "a gradient through bfloat16 passes here",
@@ -133,6 +138,7 @@ MARKS = {
     "recast": "was float32 in an autocast region and was cast low by hand",
     "single": "storage for one number",
     "schedule": "evenly spaced values: betas, sigmas, timesteps of a noise schedule",
+    "was:<dtype>": "was of that low dtype where it became low",
     "small": "integers that every dtype holds",
     "asked_float32": "made float32 on purpose",
     "weights:<dtype>": "depends on a trainable parameter of that low dtype",
@@ -182,6 +188,8 @@ class Dict(Value):
 
     store: Store
     kind: str = "dict"
+    spot: Spot | None = None
+    """Where it was written, if it began as a literal."""
 
 
 ANY = "\0any"
@@ -257,6 +265,8 @@ class Autocast(Value):
     enabled: bool | None
     spot: Spot | None = None
     dtype_given: bool = True
+    caches: bool = True
+    """It may keep its copies of weights until it ends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import (
+    Const,
     Dtypes,
+    Number,
     Param,
     Spot,
     Tensor,
@@ -21,18 +25,28 @@ from precaudit.static.library import (
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
+STATISTICS = re.compile(r"(?:running|moving)_(?:mean|var|std)")
+"""What buffers of a normalisation written by hand are called."""
+
 
 def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name: str, attribute: bool) -> None:
     """A low tensor was updated from itself; which mistake that is depends on what was added."""
     target = operands.as_tensor(torch, target) if not isinstance(target, Param) else target
     if isinstance(target, Param):
         if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
-            _long_lived(torch, target.dtype, target.store.get("spot"), target.store.get("origin"), node)
+            if "learnt" in operands.marks_of([operands.as_tensor(torch, a) for a in added]):
+                handwritten.average(torch, target.dtype, target.store.get("spot") or torch.spot(node), node)
+            else:
+                _buffer(torch, target, node)
             return
         handwritten.parameter_written(torch, target, name, added, node)
         return
     if not isinstance(target, Tensor) or not target.low:
         return
+    if name == "copy":
+        if not any(isinstance(a, Tensor) and any(part is target for part in a.parts) for a in added):
+            return
+        name = "add"
     if torch.interpreter.inside("forward") and not attribute:
         return
     marks = operands.marks_of([operands.as_tensor(torch, a) for a in added])
@@ -62,6 +76,15 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
         _long_lived(torch, target.dtype, target.spot, target.origin, node)
 
 
+def begun(torch: Torch, before: Value, after: Tensor) -> Tensor:
+    """A sum of logged values that begins at a number, `total = 0.0`, has its storage from its first term."""
+    if not isinstance(before, (Const, Number)) or not after.low or not after.zero_dim:
+        return after
+    if "gradient" in after.marks or ("differentiable" in after.marks and torch.grad()):
+        return after
+    return replace(after, marks=after.marks | {"created"})
+
+
 def recurrence(torch: Torch, value: Tensor, node: Any) -> None:
     """A recurrence keeps its running value low at each step."""
     torch.facts.add(Kind.HOLDS, torch.spot(node), value.dtype, Role.REDUCTION, None, "", pattern="running")
@@ -73,8 +96,22 @@ def _of_this_pass(torch: Torch, marks: frozenset[str]) -> bool:
 
 
 def _lasting(torch: Torch, target: Tensor, attribute: bool) -> bool:
-    loops = torch.loops()
-    return attribute or (len(loops) > len(target.loops) and loops[: len(target.loops)] == target.loops)
+    """Whether it is older than the present turn of a loop."""
+    now, then = torch.loops(), target.loops
+    return attribute or (len(now) >= len(then) and now != then)
+
+
+def _buffer(torch: Torch, buffer: Param, node: Any) -> None:
+    if not STATISTICS.fullmatch(buffer.store.get("name") or ""):
+        _long_lived(torch, buffer.dtype, buffer.store.get("spot"), buffer.store.get("origin"), node)
+        return
+    torch.facts.add(
+        Kind.HOLDS,
+        buffer.store.get("spot") or torch.spot(node),
+        buffer.dtype,
+        Role.NORM_RUNNING_STATISTICS,
+        ("they are updated here", torch.spot(node)),
+    )
 
 
 def _long_lived(torch: Torch, dtype: Dtypes | None, spot: Spot | None, origin: Spot | None, node: Any) -> None:

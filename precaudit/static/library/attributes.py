@@ -23,6 +23,7 @@ from precaudit.static.language.values import (
     Optimizer,
     Param,
     Ref,
+    Seq,
     Spot,
     StateDict,
     Tensor,
@@ -93,6 +94,8 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
         return Number() if name == "itemsize" else unknown()
     if isinstance(value, StateDict):
         return Bound(value, name)
+    if isinstance(value, Seq) and value.kind == "pair" and name in ("values", "indices"):
+        return value.items[name == "indices"]
     if isinstance(value, Function):
         return unknown()
     if isinstance(value, Bound) and isinstance(value.receiver, Opaque):
@@ -169,8 +172,8 @@ def attribute_set(torch: Torch, target: Value, name: str, value: Value, node: An
             put(target.store, "dtype", tensor.dtype if isinstance(tensor, Tensor) else None)
             put(target.store, "spot", torch.spot(node))
         elif name == "grad":
-            scaling.gradient_written(torch, node)
             scaling.gradients_cleared(torch)
+            scaling.gradient_replaced(torch, value, node)
         return
     if isinstance(target, Ref) and target.name.startswith("torch.backends."):
         flags.flag_set(torch, f"{target.name}.{name}", value, node)

@@ -88,6 +88,8 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
     if is_low(target) and marks & {"positions", "schedule"}:
         low_at = low_at or spot
     stays_low = is_low(target)
+    if value.low and not stays_low and low_at is not None and value.op != "parameter":
+        marks |= {"was:" + min(value.dtype or target)}
     return replace(
         value,
         dtype=target,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import Kind, Role
+from precaudit.model.vocabulary import LOW, Kind, Role
 from precaudit.static.language.values import (
     ANY,
     Dict,
     Opaque,
-    StateDict,
     Tensor,
     Value,
 )
@@ -24,9 +23,11 @@ def save(torch: Torch, value: Value, node: Any) -> None:
     if isinstance(value, Dict) and value.kind == "dict":
         if any(isinstance(v, Opaque) and _may_hold_scaler(k) for k, v in value.store.items()):
             torch.training.scaler_saved = True
-        if any(_is_optimizer_state(v) for v in value.store.values()):
+        states = [t for v in value.store.values() for t in _optimizer_state(v)]
+        if states:
             torch.training.saves.append((torch.spot(node), True))
             _low_weights_saved(torch, list(value.store.values()), node)
+            _low_state_saved(torch, states, node)
 
 
 def _low_weights_saved(torch: Torch, entries: list[Value], node: Any) -> None:
@@ -45,13 +46,27 @@ def _low_weights_saved(torch: Torch, entries: list[Value], node: Any) -> None:
     )
 
 
+def _low_state_saved(torch: Torch, states: list[Tensor], node: Any) -> None:
+    """Slots that were float32 in the optimizer were cast low for the file; a step counter among them may not be."""
+    low = [t for t in states if t.dtype is not None and t.dtype & LOW]
+    if low and low[0].dtype is not None:
+        because = ("the optimizer's state was cast here", low[0].spot)
+        dtype = low[0].dtype & LOW
+        torch.facts.add(Kind.CHECKPOINT, torch.spot(node), dtype, Role.OPTIMIZER_STATE, because, low=True)
+
+
 def _weights(entry: Dict) -> list[Tensor]:
     """The tensors of a state dict, or of a dict made from one."""
     return [v for v in entry.store.values() if isinstance(v, Tensor) and "weights" in v.marks]
 
 
-def _is_optimizer_state(value: Value) -> bool:
-    return isinstance(value, StateDict) and value.of == "optimizer"
+def _optimizer_state(value: Value, depth: int = 0) -> list[Tensor]:
+    """The slots in what `optimizer.state_dict()` gave, or in a dict made from it."""
+    if isinstance(value, Tensor):
+        return [value] if "optimizer_state" in value.marks else []
+    if not isinstance(value, Dict) or depth > 3:
+        return []
+    return [t for v in value.store.values() for t in _optimizer_state(v, depth + 1)]
 
 
 def _may_hold_scaler(key: Any) -> bool:

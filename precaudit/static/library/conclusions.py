@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language.values import Param
 from precaudit.static.library import (
     flags,
     optimizers,
@@ -24,6 +25,15 @@ def _bare_regions(torch: Torch) -> None:
             continue
         if region.dtype is not None and len(region.dtype) == 1 and region.dtype != same[0]:
             torch.facts.add(Kind.AUTOCAST, region.spot, region.dtype, enabled=True, dtype_given=False)
+
+
+def _built_by_default(torch: Torch) -> None:
+    """A module that a low default dtype made low, and that is not frozen, where anything is trained."""
+    training = torch.training
+    for set_at, dtype, built, store in training.built_by_default:
+        learns = any(isinstance(p, Param) and optimizers.trainable(p) for p in store.values())
+        if learns and (training.trained or training.optimizers or training.custom):
+            torch.facts.add(Kind.DEFAULT_DTYPE, set_at, dtype, None, ("a module is built here", built))
 
 
 def finish(torch: Torch) -> None:
@@ -55,6 +65,7 @@ def finish(torch: Torch) -> None:
                 loss_scaling="none",
             )
     _bare_regions(torch)
+    _built_by_default(torch)
     sharding.unscaled(torch)
     quantized.finish(torch)
     flags.finish(torch)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import libcst as cst
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static import configs
@@ -18,6 +21,7 @@ from precaudit.static.language.values import (
     Opaque,
     Optimizer,
     Ref,
+    Spot,
     Value,
     constant,
     is_low,
@@ -64,15 +68,28 @@ def deepspeed(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Valu
     config = kwargs.get("config", kwargs.get("config_params"))
     if isinstance(config, Dict):
         for remark in configs.deepspeed(plain(config)):
-            torch.facts.add(
-                remark.kind, torch.spot(node), remark.dtype, remark.role, None, remark.detail, **remark.attrs
-            )
+            spot, because = _written(config, remark.keys) or torch.spot(node), ("it is used here", torch.spot(node))
+            torch.facts.add(remark.kind, spot, remark.dtype, remark.role, because, remark.detail, **remark.attrs)
     torch.outside_scaling = True
     for value in (*args, *kwargs.values()):
         if isinstance(value, Optimizer):
             value.store["elsewhere"] = True
         modules.escape(torch, value)
     return seq([Opaque(), Opaque(), Opaque(), Opaque()], "tuple")
+
+
+def _written(config: Value, keys: tuple[str, ...]) -> Spot | None:
+    """The place of an item in nested literals, as near as they can be followed."""
+    spot = None
+    for key in keys:
+        if not isinstance(config, Dict) or config.spot is None:
+            break
+        pairs = [e for e in config.spot.node.elements if isinstance(e, cst.DictElement)]
+        mine = [e.key for e in pairs if isinstance(e.key, cst.SimpleString) and e.key.evaluated_value == key]
+        if not mine or key not in config.store:
+            break
+        spot, config = replace(config.spot, node=mine[-1]), config.store[key]
+    return spot
 
 
 def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

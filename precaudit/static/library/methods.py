@@ -112,7 +112,7 @@ def _optimizer_method(
         optimizers.step(torch, receiver, node)
         return unknown()
     if name == "state_dict":
-        return StateDict("optimizer")
+        return optimizers.state_dict(receiver)
     if name == "add_param_group" and isinstance(receiver, Optimizer) and args:
         added = tuple(optimizers.collect(torch, args[0]))
         torch.interpreter.heap.put(receiver.store, "params", receiver.store["params"] + added)
@@ -174,6 +174,9 @@ def _tensor_method(
         )
     if name == "copy_":
         source = operands.as_tensor(torch, args[0]) if args else unknown()
+        if "gradient" in receiver.marks:
+            scaling.gradient_replaced(torch, source, node)
+        accumulators.accumulate(torch, receiver, [source], node, "copy", True)
         return replace(receiver, marks=receiver.marks | (operands.marks_of([source]) & operands.KEPT))
     if name.endswith("_") and not name.startswith("_") and name not in opnames.VIEWS:
         return _in_place(torch, receiver, name.rstrip("_"), args, kwargs, node)
@@ -183,7 +186,7 @@ def _tensor_method(
 def _in_place(
     torch: Torch, receiver: Tensor, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
-    if "gradient" in receiver.marks and name in ("mul", "div", "clamp", "copy"):
+    if "gradient" in receiver.marks and name in ("mul", "div", "clamp"):
         _gradient_changed(torch, name, args, node)
     called = isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
     attribute = called and rebinding.outlives_its_loop(torch, node.func.value)
@@ -203,7 +206,7 @@ def _in_place(
 def _gradient_changed(torch: Torch, name: str, args: list[Value], node: Any) -> None:
     """Gradients are clamped or multiplied by something of their own size: clipped; by anything else: unscaled."""
     factor = operands.marks_of([operands.as_tensor(torch, a) for a in args])
-    if name == "clamp" or (name == "mul" and "gradient" in factor):
+    if name == "clamp" or (name == "mul" and "gradient" in factor and not factor & {"unscaled", "ratio"}):
         scaling.clip(torch, [unknown(), *args], {}, node)
     else:
         scaling.gradient_written(torch, node)

@@ -54,10 +54,14 @@ def consumes_vanishing(torch: Torch, tensor: Tensor, node: Any, feeds: str) -> N
 
 
 def low_positions(torch: Torch, tensor: Tensor, node: Any) -> None:
+    """Positions or timesteps that are low, or were before they were cast up again."""
+    was = frozenset(mark.removeprefix("was:") for mark in tensor.marks if mark.startswith("was:"))
+    if not tensor.low and not was:
+        return
     torch.facts.add(
         Kind.HOLDS,
         tensor.low_at or torch.spot(node),
-        tensor.dtype,
+        tensor.dtype if tensor.low else was,
         Role.POSITIONS,
         ("they feed sin or cos here", torch.spot(node)),
         "positions and frequencies feed sin and cos",

@@ -34,6 +34,7 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.library import (
     casts,
+    handwritten,
     operands,
     opnames,
     ops,
@@ -161,8 +162,8 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
     made = spot if given is not None else None
     if given is None and is_low(dtype):
         made = torch.interpreter.world.get("default_spot")
-        if made is not None:
-            torch.facts.add(Kind.DEFAULT_DTYPE, made, dtype, None, ("a module is built here", spot))
+        if made is not None and dtype is not None:
+            torch.training.built_by_default.append((made, dtype, spot, into))
     origin = given.origin if given is not None else None
     chosen = given is not None and not given.read
     if chosen and origin is not None and made is not None and origin.function not in ("", made.function):
@@ -446,6 +447,11 @@ def method(
         return _modules(torch, value, name)
     if name == "state_dict":
         return _state_dict(torch, value)
+    if name == "update_parameters":
+        for _, param in parameters(torch, value):
+            if is_low(param.dtype):
+                handwritten.average(torch, param.dtype, param.store.get("spot") or torch.spot(node), node)
+        return Const(None)
     if name in ("apply", "_apply"):
         for _, item in list(walk(torch, value)):
             if isinstance(item, (Instance, Opaque)) and args and isinstance(args[0], Function):
@@ -556,6 +562,7 @@ def buffer(tensor: Value, name: str) -> Value:
             "requires_grad": False,
             "spot": tensor.spot,
             "kind": "buffer",
+            "name": name,
             "positions": positions,
             "origin": tensor.origin,
             "created": True,

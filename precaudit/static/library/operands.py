@@ -60,6 +60,8 @@ def _read_parameter(torch: Torch, value: Param) -> Tensor:
     marks = {"weights"}
     dtype = value.dtype
     tracked = torch.grad() and not value.detached
+    if value.store.get("kind") != "buffer":
+        marks.add("learnt")
     if value.store.get("kind") != "buffer" and value.trainable is not False and tracked:
         marks.add("differentiable")
         if is_low(dtype) and dtype is not None and len(dtype) == 1:
@@ -105,8 +107,9 @@ def names(dtype: DType | None) -> Dtypes | None:
 
 KEPT = frozenset(
     """
-    differentiable gradient weights positions float16 bfloat16 scaled hand_scaled probabilities loss counts
-    penalty uniform cumulated schedule weights:bfloat16 weights:float16
+    differentiable gradient weights learnt positions float16 bfloat16 scaled hand_scaled probabilities loss counts
+    penalty uniform cumulated schedule weights:bfloat16 weights:float16 unscaled ratio inverse
+    was:bfloat16 was:float16
     """.split()
 )
 """Marks that pass from operands to results."""

@@ -79,7 +79,7 @@ def apply(
         if len(args) > 1 and isinstance(args[1], Tensor) and name in ("max", "min"):
             return _pointwise(torch, "Max", args[:2], node, name)
         mistakes.consumes_softmax(torch, name, tensors[0], node)
-        return seq([_derive(tensors[0], spot, name), Tensor(frozenset({"int64"}), spot, name)], "tuple")
+        return seq([_derive(tensors[0], spot, name), Tensor(frozenset({"int64"}), spot, name)], "pair")
     if name in ("max", "min"):
         return replace(_derive(tensors[0], spot, name), zero_dim=True)
     if name in ("masked_fill", "masked_fill_"):
@@ -105,7 +105,7 @@ def result_of(torch: Torch, name: str, dtype: Dtypes | None, tensors: list[Value
     if name not in opnames.LINEAR or not all(
         isinstance(t, Tensor) and t.marks & {"weights", "created"} for t in tensors
     ):
-        marks -= {"weights"}
+        marks -= {"weights", "learnt"}
     if not torch.grad():
         marks -= {"differentiable", "float16", "bfloat16"}
     if "differentiable" in marks and dtype is not None and len(dtype) == 1:
@@ -191,17 +191,27 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
             )
         if op == "Add" and len(tensors) == 1:
             changes["tiny"] = mistakes.vanishing_constant(torch, result.dtype, plain, node)
-            changes["one_plus_exp"] = tensors[0].op == "exp" and any(float_constant(v) == 1.0 for v in plain)
+            if tensors[0].op == "exp" and any(float_constant(v) == 1.0 for v in plain):
+                changes["unstable"] = "log1p-exp"
         if op == "Multiply" and len(tensors) == 2 and tensors[0].spot is tensors[1].spot is not None:
             changes["square"] = torch.spot(node)
-    marks = result.marks
+    marks = _homogeneity(op, tensors, result.marks)
     if any(isinstance(value, Number) and value.from_scale for value in plain):
-        marks -= {"penalty"}
+        marks = (marks - {"penalty"}) | ({"unscaled"} if "gradient" in marks else frozenset())
     if op in ("Multiply", "Divide") and ("differentiable" in marks or "loss" in marks or marks & {"float16"}):
         marks |= _hand_scaling(plain, opaque, op)
     elif op == "Multiply" and opaque:
         marks |= {"hand_scaled"}
     return replace(result, marks=marks, **changes)
+
+
+def _homogeneity(op: str, tensors: list[Tensor], marks: frozenset[str]) -> frozenset[str]:
+    """How a result grows with the gradients in it: as they do, not at all ("ratio"), or inversely ("inverse")."""
+    if "gradient" not in marks or op not in ("Multiply", "Divide"):
+        return marks
+    degrees = [0 if "ratio" in t.marks else -1 if "inverse" in t.marks else int("gradient" in t.marks) for t in tensors]
+    degree = degrees[0] - sum(degrees[1:]) if op == "Divide" and len(tensors) > 1 else sum(degrees)
+    return (marks - {"ratio", "inverse"}) | ({"ratio"} if degree == 0 else {"inverse"} if degree < 0 else frozenset())
 
 
 def _hand_scaling(plain: list[Value], opaque: list[Opaque], op: str) -> frozenset[str]:
@@ -276,6 +286,11 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             changes["low_softmax"] = before
         elif name in ("sum", "mean", "log", "clamp", "clip", "sqrt"):
             changes["low_softmax"] = tensor.low_softmax
+        if name in ("clamp", "clip", "clamp_min"):
+            floor = args[1] if len(args) > 1 else kwargs.get("min", NONE)
+            changes["tiny"] = mistakes.vanishing_constant(torch, decided, [floor], node)
+        elif name == "sqrt":
+            changes["tiny"] = tensor.tiny
         if name in ("square",) or (name == "pow" and len(args) > 1 and float_constant(args[1]) == 2.0):
             changes["square"] = before
         elif name == "pow" and len(args) > 1 and float_constant(args[1]) in (-0.5, 0.5):
@@ -299,8 +314,12 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
                 name,
                 feeds="loss",
             )
-        if name == "log" and tensor.one_plus_exp:
-            torch.facts.add(Kind.OP, before, decided, op="log1p-exp")
+        if name == "exp" and tensor.op not in ("Subtract", "sub", "neg"):
+            changes["unstable"] = "exp"
+        elif name == "sum" and tensor.op == "exp" and tensor.unstable:
+            changes["unstable"] = "log-sum-exp"
+        elif name == "log" and tensor.unstable not in ("", "exp"):
+            torch.facts.add(Kind.OP, before, decided, op=tensor.unstable)
         if name == "log" and "uniform" in tensor.marks:
             torch.facts.add(Kind.OP, before, decided, op="low-precision-sampling")
         if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
@@ -315,7 +334,7 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             marks |= {"cumulated"}
     if name in ("log", "log_softmax"):
         mistakes.consumes_softmax(torch, "log", tensor, node)
-    if name in ("sin", "cos") and "positions" in tensor.marks and tensor.low and not by_autocast:
+    if name in ("sin", "cos") and tensor.marks & {"positions", "schedule"} and not by_autocast:
         mistakes.low_positions(torch, tensor, node)
     if name == "cumsum" and (integral or "counts" in tensor.marks):
         marks |= {"positions"}

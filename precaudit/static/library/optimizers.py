@@ -14,6 +14,7 @@ from precaudit.static.language.values import (
     Const,
     Dict,
     Dtypes,
+    Number,
     Opaque,
     Optimizer,
     Param,
@@ -23,6 +24,7 @@ from precaudit.static.language.values import (
     Value,
     float_constant,
     is_low,
+    seq,
     unknown,
 )
 from precaudit.static.library import (
@@ -79,6 +81,15 @@ def collect(torch: Torch, value: Value, depth: int = 0) -> list[Value]:
         found = [collect(torch, option, depth + 1) for option in value.options]
         return [p for group in found for p in group]
     return []
+
+
+def state_dict(made: Value) -> Dict:
+    """What `optimizer.state_dict()` holds: a tensor in each slot, float32 where all parameters are."""
+    params = made.store["params"] if isinstance(made, Optimizer) else (unknown(),)
+    wide = all(isinstance(p, (Param, Tensor)) and p.dtype == frozenset({"float32"}) for p in params)
+    slot = Tensor(frozenset({"float32"}) if wide else None, marks=frozenset({"optimizer_state"}))
+    groups = seq([Dict({ANY: Number()})], open=True)
+    return Dict({"state": Dict({ANY: Dict({ANY: slot})}), "param_groups": groups}, "state_dict")
 
 
 def cast_after_optimizer(torch: Torch, stores: list[Store], dtype: Dtypes | None, spot: Spot) -> None:
@@ -204,5 +215,5 @@ def trainable(param: Param) -> bool:
 
 def used_in_region(torch: Torch, region: Autocast | None) -> None:
     """Autocast cached its copy of a weight in this region."""
-    if region is not None and region.enabled:
+    if region is not None and region.enabled and region.caches:
         torch.training.regions_used[id(region)] = region

@@ -40,7 +40,8 @@ def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> 
         if isinstance(result, Tensor):
             return replace(tensor, marks=tensor.marks | result.marks)
         return replace(tensor, marks=tensor.marks | operands.marks_of([result]))
-    return expressions.binary(torch.interpreter, op, target, value, node)
+    result = expressions.binary(torch.interpreter, op, target, value, node)
+    return accumulators.begun(torch, target, result) if op == "Add" and isinstance(result, Tensor) else result
 
 
 def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
@@ -52,9 +53,12 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
     mine = [t for t in terms if _same_expression(t, target)]
     if not (len(terms) > 1 if mine else len(tensor.parts) > 1 and not isinstance(target, cst.Name)):
         return value
-    before = operands.as_tensor(torch, torch.interpreter.eval(target))
+    held = torch.interpreter.eval(target)
+    before = operands.as_tensor(torch, held)
+    if mine and _adds(expression):
+        tensor = accumulators.begun(torch, before, tensor)
     if not isinstance(before, Tensor) or not before.low:
-        return value
+        return tensor
     if mine:
         others = [torch.interpreter.eval(t) for t in terms if t not in mine]
     elif any(part is before for part in tensor.parts):
@@ -66,6 +70,9 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
         accumulators.recurrence(torch, tensor, expression)
         return value
     how = "add" if not mine or _adds(expression) else "mul"
+    if isinstance(held, Param) and held.store.get("kind") == "buffer":
+        accumulators.accumulate(torch, held, others, expression, how, attribute)
+        return value
     accumulators.accumulate(torch, before, others, expression, how, attribute)
     kept = before.marks & {"created", "weights"}
     if not kept:

@@ -64,7 +64,9 @@ def autocast_region(torch: Torch, name: str, args: list[Value], kwargs: dict[str
     state = truth(enabled)
     if "\0rest" in kwargs:
         dtype, state = None, None
-    region = Autocast(devices, dtype, state, torch.spot(node), wanted is not None)
+    last = max(enabled_at, dtype_at) + 1
+    cached = kwargs.get("cache_enabled", rest[last] if len(rest) > last else Const(True))
+    region = Autocast(devices, dtype, state, torch.spot(node), wanted is not None, truth(cached) is True)
     if state is not False and dtype == frozenset({"float16"}):
         torch.float16_region = region.spot
         if wanted is not None and torch.training.saw_scaler and region.spot is not None:

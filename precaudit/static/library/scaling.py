@@ -257,6 +257,14 @@ def gradients_cleared(torch: Torch) -> None:
     training.update(torch, lambda s: frozenset(e for e in s if e[0] not in ("clipped", "summed")))
 
 
+def gradient_replaced(torch: Torch, value: Value, node: Any) -> None:
+    """Gradients were replaced: by a share of themselves that depends on their size, or by anything else."""
+    if "ratio" in operands.marks_of([operands.as_tensor(torch, value)]):
+        clip(torch, [], {}, node)
+    else:
+        gradient_written(torch, node)
+
+
 def gradient_written(torch: Torch, node: Any) -> None:
     """Gradients were changed in place by hand, perhaps to unscale them."""
     if any(training.has(s, "pending") for s in torch.interpreter.paths):

@@ -155,6 +155,10 @@ def _is_instance(torch: Torch, value: Value, cls: Value) -> bool | None:
                 return bool(kinds & groups[wanted])
             return False if modules.is_module(torch, value) else None
         return None
+    if isinstance(value, Dict) and isinstance(cls, Ref) and cls.name.startswith("builtins."):
+        return cls.name == "builtins.dict"
+    if isinstance(value, Seq) and value.kind in ("list", "tuple") and isinstance(cls, Ref):
+        return cls.name == f"builtins.{value.kind}" if cls.name.startswith("builtins.") else None
     if isinstance(value, (Tensor, Param)) and isinstance(cls, Ref):
         if cls.name in ("torch.Tensor",):
             return True
@@ -207,7 +211,10 @@ def dict_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if args and isinstance(args[0], Dict):
         store.update(args[0].store)
     elif args:
-        store[ANY] = unknown()
+        pairs = objects.concrete(torch.interpreter, args[0])
+        for pair in pairs if pairs is not None else [unknown()]:
+            key, value = pair.items if isinstance(pair, Seq) and len(pair.items) == 2 else (unknown(), unknown())
+            objects.set_item(torch.interpreter, Dict(store), key, value, node)
     store.update({k: v for k, v in kwargs.items() if k != "\0rest"})
     if "\0rest" in kwargs:
         store[ANY] = unknown()

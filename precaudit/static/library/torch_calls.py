@@ -24,7 +24,6 @@ from precaudit.static.library import (
     accumulators,
     backward,
     checkpoints,
-    handwritten,
     modules,
     operands,
     ops,
@@ -196,7 +195,5 @@ def averaged_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str,
         return unknown()
     copied = modules.deepcopy(torch, args[0])
     for _, param in modules.parameters(torch, copied):
-        if param.dtype is not None and param.dtype <= {"float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}:
-            handwritten.average(torch, param.dtype, torch.spot(node), node)
-            break
+        torch.interpreter.heap.put(param.store, "spot", torch.spot(node))
     return copied

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from precaudit.static.language.heap import Store
 from precaudit.static.language.values import (
     Autocast,
     Dtypes,
@@ -39,6 +40,8 @@ class Training:
         self.low_adapters: list[tuple[Spot, Spot | None]] = []
         self.regions_used: dict[int, Autocast] = {}
         self.summed: list[tuple[Spot, Dtypes]] = []
+        self.built_by_default: list[tuple[Spot, Dtypes, Spot, Store]] = []
+        """Where a low default dtype was set, that dtype, and the module that was built under it."""
         self.trained = False
         """Whether anything is trained here: a backward pass, a trainer."""
         self.plain_backward: Spot | None = None
