@@ -77,5 +77,5 @@ def test_source_of_a_fixture_reports_exactly_its_rules_near_their_lines(path: Pa
 
 
 def test_every_rule_with_scripts_has_two_traps() -> None:
-    folders = [folder for folder in FIXTURES.glob("PA*") if folder.is_dir()]
+    folders = [folder for folder in harness.FIXTURES.glob("PA*") if folder.is_dir()]
     assert not [f.name for f in folders if len(list(f.glob("trap_*.py"))) < 2]
