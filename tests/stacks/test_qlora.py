@@ -40,6 +40,7 @@ VARIANTS: dict[str, Callable[[], Variant]] = {
     "standard": lambda: Variant({}),
     "paged 8-bit, checkpointing": lambda: Variant({"make": qlora().paged, "double": False, "checkpointing": True}),
     "under autocast": lambda: Variant({"autocast": True}),
+    "default compute dtype, under autocast": lambda: Variant({"compute": None, "autocast": True}),
     "bfloat16 storage": lambda: Variant({"bnb_4bit_quant_storage": torch.bfloat16}),
     "default compute dtype": lambda: Variant({"compute": None}, notes=("PA808",), compute="float32"),
     "not prepared": lambda: Variant(BF16, {"PA809": "from_pretrained("}),

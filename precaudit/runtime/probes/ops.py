@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     """Positions of the arguments it writes to."""
     asked: tuple[Asked, Asked, Asked, Asked]
     """By phase: reactions, and whether each wants only low-precision results."""
+    foreign: bool
 
 
 class OpMode(private.DispatchMode):  # type: ignore[misc]
@@ -68,7 +69,10 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         if plan.written:
             self.probe.before_write(plan, func, args, kwargs or {})
         try:
-            out = func(*args, **kwargs) if kwargs else func(*args)
+            if plan.foreign:
+                out = private.run_foreign(func, args, kwargs or {})
+            else:
+                out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:
             self.probe.session.guard("a refused op", self.probe.session.refused, plan.name, args, error)
             raise
@@ -131,7 +135,7 @@ class OpProbe:
         if name in REDUCTION_COLLECTIVES:
             in_place = (0,)  # their schemas do not say so
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
-        self.plans[func] = plan = Plan(name, kind_of(name), in_place, by_phase)
+        self.plans[func] = plan = Plan(name, kind_of(name), in_place, by_phase, private.is_foreign(func))
         return plan
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:
