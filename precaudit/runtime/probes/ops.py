@@ -35,6 +35,8 @@ class Plan(NamedTuple):
     asked: tuple[Asked, Asked, Asked, Asked]
     """By phase: reactions, and whether each wants only low-precision results."""
     foreign: bool
+    by_kernel: tuple[int, ...]
+    """Positions of what a library's kernel writes to, in ways that nothing tells."""
 
 
 class OpMode(private.DispatchMode):  # type: ignore[misc]
@@ -82,7 +84,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         elif phase == GRADIENTS and self.window.steps_unseen and torch.is_grad_enabled():
             phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]
-        if asked or plan.written:
+        if asked or plan.written or plan.by_kernel:
             self.probe.react(plan, asked, func, args, kwargs, out)
         return out
 
@@ -135,7 +137,9 @@ class OpProbe:
         if name in REDUCTION_COLLECTIVES:
             in_place = (0,)  # their schemas do not say so
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
-        self.plans[func] = plan = Plan(name, kind_of(name), in_place, by_phase, private.is_foreign(func))
+        foreign = private.is_foreign(func)
+        by_kernel = written if foreign and not in_place else ()
+        self.plans[func] = plan = Plan(name, kind_of(name), in_place, by_phase, foreign, by_kernel)
         return plan
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:
@@ -157,6 +161,8 @@ class OpProbe:
                     reaction(plan.name, args, kwargs, out)
             if plan.written:
                 self.session.writes.after(plan.name, args, plan.written)
+            if plan.by_kernel:
+                self.session.writes.by_kernel(plan.name, args, plan.by_kernel)
         except Exception as error:
             self.session.note_fault(f"reaction to {func}", error)
 
