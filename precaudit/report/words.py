@@ -63,11 +63,15 @@ def plural(count: int, noun: str) -> str:
 
 
 def place(finding: Finding | Line) -> str:
-    """`train.py:42:17`, as editors and terminals make it a link; empty where the place is not known."""
+    """`train.py:42:17`, as editors and terminals make it a link; empty where the place is not known.
+
+    A script out of a wheel that lies elsewhere is named from its package on: `trl/scripts/sft.py:119:5`.
+    """
     if not finding.path:
         return ""
+    shown = re.sub(r"^\.\./.*-packages/", "", finding.path)
     numbers = [str(n) for n in (finding.line, finding.column if finding.line else None) if n]
-    return ":".join([visible(finding.path), *numbers])
+    return ":".join([visible(shown), *numbers])
 
 
 def evidence(finding: Finding) -> list[str]:

@@ -46,6 +46,32 @@ def simulates(kind: type) -> bool:
     return kind.__module__.startswith("torch._subclasses.")
 
 
+def is_foreign(func: Any) -> bool:
+    """Whether an op comes from a library, not from torch's core: its kernel is code that calls ops in its turn."""
+    schema = getattr(func, "_schema", None)
+    return schema is not None and schema.name.partition("::")[0] not in ("aten", "prim", "prims")
+
+
+def run_foreign(func: Any, args: Any, kwargs: Any) -> Any:
+    """Runs a library's op from inside our mode as it would run without: a mode's body has autocast and autograd off.
+
+    torch's own kernels ask neither. Below another mode, a tensor class or functorch they are off without us too.
+    """
+    if _below_another_dispatch() or torch._C._functorch.maybe_current_level() is not None:
+        return func(*args, **kwargs)
+    with torch._C._RestorePythonTLSSnapshot():
+        excluded = torch._C._dispatch_tls_local_exclude_set()
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        return func(*args, **kwargs)
+
+
+def _below_another_dispatch() -> bool:
+    frame = sys._getframe(2).f_back  # beyond our own mode
+    while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
+        frame = frame.f_back
+    return frame is not None
+
+
 def storage_key(tensor: Tensor) -> int:
     """What views of one allocation share; 0 for tensors without storage (sparse, fake, nested)."""
     try:

@@ -12,7 +12,7 @@ from precaudit.model.wire import Finding, Line
 from precaudit.report import render
 from precaudit.report.evidence import SENTENCES, number, sentence, share
 from precaudit.report.stories import stories
-from precaudit.report.words import opening_sentences, plural, size, visible
+from precaudit.report.words import opening_sentences, place, plural, size, visible
 from tests.report import samples
 
 GOLD = Path(__file__).parents[1] / "gold"
@@ -150,6 +150,14 @@ def test_a_source_file_that_is_gone_or_not_ours_to_quote_leaves_the_place_alone(
     text = render(report, "text", root=tmp_path, width=80)
     assert "train.py:10:17" in text
     assert "password" not in text
+
+
+def test_a_script_out_of_a_wheel_is_named_from_its_package_on() -> None:
+    elsewhere = samples.finding("PA101", path="../../env/lib/python3.11/site-packages/trl/scripts/sft.py", line=119)
+    assert place(elsewhere) == "trl/scripts/sft.py:119:17"
+    assert place(samples.finding("PA101", path="../other/train.py", line=3)) == "../other/train.py:3:17"
+    inside = ".venv/lib/python3.11/site-packages/trl/scripts/sft.py"
+    assert place(samples.finding("PA101", path=inside, line=3)) == f"{inside}:3:17"
 
 
 def test_a_cause_on_the_findings_own_line_is_not_quoted_twice(root: Path) -> None:

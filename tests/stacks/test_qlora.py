@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -40,6 +41,7 @@ VARIANTS: dict[str, Callable[[], Variant]] = {
     "standard": lambda: Variant({}),
     "paged 8-bit, checkpointing": lambda: Variant({"make": qlora().paged, "double": False, "checkpointing": True}),
     "under autocast": lambda: Variant({"autocast": True}),
+    "default compute dtype, under autocast": lambda: Variant({"compute": None, "autocast": True}),
     "bfloat16 storage": lambda: Variant({"bnb_4bit_quant_storage": torch.bfloat16}),
     "default compute dtype": lambda: Variant({"compute": None}, notes=("PA808",), compute="float32"),
     "not prepared": lambda: Variant(BF16, {"PA809": "from_pretrained("}),
@@ -222,3 +224,31 @@ def test_base_weights_trained_beside_or_instead_of_the_adapters_are_named(llama:
     assert "PA810" in train(lambda name, p: True)
     assert "PA810" in train(lambda name, p: "lora" not in name)
     assert "PA810" not in train(lambda name, p: "lora" in name or "lm_head" in name)
+
+
+@pytest.fixture(scope="module")
+def torchao_with_nf4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Only torchao 0.15 has NF4Tensor, and PEFT refuses it: it lies beside, for one script alone."""
+    beside = tmp_path_factory.mktemp("torchao")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(beside), "torchao==0.15.0"]
+    subprocess.run(install, check=True, capture_output=True, text=True)
+    return beside
+
+
+@pytest.mark.parametrize(("adapters", "rules"), [("float32", set()), ("bfloat16", {"PA301"})])
+def test_an_nf4_base_of_torchao_is_quantised_storage(
+    adapters: str, rules: set[str], torchao_with_nf4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_shipped_scripts import SCRIPTS, environment, trace
+
+    monkeypatch.setenv("PYTHONPATH", str(torchao_with_nf4))
+    words = [str(SCRIPTS / "nf4.py"), *(["low"] if adapters == "bfloat16" else [])]
+    plain = subprocess.run(
+        [sys.executable, *words], env=environment(tmp_path), capture_output=True, text=True, check=True
+    )
+    run = trace(tmp_path, "python", *words, options=("--keep-going",))
+    assert run.stdout == plain.stdout
+    assert run.loud == rules
+    assert run.held("quantized_storage") == {"nf4": 2}
+    assert run.held("adapter_parameter") == {adapters: 4}
+    assert run.held("matmul_compute")["bfloat16"] >= 1

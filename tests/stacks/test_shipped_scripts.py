@@ -135,6 +135,51 @@ def test_trl_sft(
         assert "TRL casts the adapters of a quantised base" in finding.fix
 
 
+def both(folder: Path, *words: str) -> Traced:
+    """Runs this Python command without the trace and with it: the numbers it prints are the same."""
+    plain = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+    assert plain.returncode == 0, plain.stderr[-3000:]
+    run = trace(folder, "python", *words, options=("--keep-going",))
+    numbers = re.compile(r"'(loss|grad_norm|kl|entropy|rewards/\w+)': '([^']+)'")
+    assert len(losses(plain.stdout)) == 4
+    assert numbers.findall(run.stdout) == numbers.findall(plain.stdout)
+    assert not [note for note in run.report.coverage.notes if "could not follow" in note]
+    return run
+
+
+def jsonl(folder: Path, *keys: str) -> Path:
+    (folder / "data").mkdir()
+    rows = [json.dumps({key: f"{key} {i}" for key in keys}) for i in range(16)]
+    (folder / "data" / "train.jsonl").write_text("\n".join(rows) + "\n")
+    return folder / "data"
+
+
+def test_trl_dpo_in_bfloat16_throughout(llama: Path, tmp_path: Path) -> None:
+    data = jsonl(tmp_path, "prompt", "chosen", "rejected")
+    run = both(tmp_path, shipped("trl.scripts.dpo"), *sft(llama, data, "--dtype", "bfloat16"))
+    assert run.loud == {"PA101", "PA301"}
+    assert run.held("master_weight") == {"bfloat16": 21}
+    assert all("--dtype float32" in f.fix for f in run.report.findings if f.rule in run.loud)
+    assert "\n    trl/scripts/dpo.py:" in run.stderr
+
+
+def test_trl_rloo_over_four_bits(llama: Path, tmp_path: Path) -> None:
+    """Autocast casts inside the one op in which bitsandbytes de-quantises and multiplies."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    reward = tmp_path / "reward"
+    AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1).save_pretrained(reward)
+    AutoTokenizer.from_pretrained(llama).save_pretrained(reward)
+    words = sft(llama, jsonl(tmp_path, "prompt"), *LORA, "--load_in_4bit", "--reward_model_name_or_path", str(reward))
+    place = words.index("--max_length")
+    words[place : place + 2] = ["--max_completion_length", "8", "--num_generations", "2"]
+    run = both(tmp_path, shipped("trl.scripts.rloo"), *words)
+    assert run.loud == {"PA301"}
+    assert run.held("quantized_storage") == {"nf4": 14}
+
+
 def test_the_report_of_a_trainer_tells_a_new_user_what_to_write(llama: Path, tmp_path: Path) -> None:
     """The terminal's text: the user's own lines, the library's line below, the fix in Trainer's words."""
     script = tmp_path / "finetune.py"

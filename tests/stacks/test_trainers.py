@@ -121,6 +121,17 @@ def test_a_bfloat16_checkpoint_under_trainer_bf16_has_no_master_weights(both: An
     assert "TrainingArguments(bf16=True)" in words(run, "PA101")
 
 
+@pytest.mark.parametrize("optim", ["adamw_8bit", "lion_32bit"])
+def test_an_optimizer_of_bitsandbytes_keeps_no_master_either(
+    optim: str, both: Any, llama: Path, tmp_path: Path
+) -> None:
+    import trainer
+
+    run = both(lambda: trainer.run(llama.with_name("bfloat16"), tmp_path, bf16=True, optim=optim))
+    assert run.loud == {"PA101"}
+    assert run.held("master_weight") == inspected(run)[0] == {"bfloat16": 21}
+
+
 def test_trainer_bf16_on_float32_parameters_is_clean(both: Any, llama: Path, tmp_path: Path) -> None:
     import trainer
 

@@ -34,6 +34,21 @@ def _squash_backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, No
 squash.register_autograd(_squash_backward, setup_context=_keep)
 
 
+@torch.library.custom_op("precaudit_tests::gram", mutates_args=())
+def gram(x: torch.Tensor) -> torch.Tensor:
+    return x @ x.T
+
+
+gram.register_autograd(
+    lambda ctx, gradient: (gradient + gradient.T).to(ctx.x.dtype) @ ctx.x,
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "x", inputs[0]),
+)
+
+LIBRARY = torch.library.Library("precaudit_tests", "FRAGMENT")
+LIBRARY.define("plain_gram(Tensor x) -> Tensor")
+LIBRARY.impl("plain_gram", lambda x: x @ x.T, "CPU")
+
+
 class Counting(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +73,17 @@ SEEN: list[str] = []
 
 def custom_op(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return squash(model(x), 0.5).float().square().mean()
+
+
+def custom_op_under_autocast(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Its kernel is code like any other: autocast casts what it multiplies."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return gram(model(x).float()).float().square().mean()
+
+
+def op_of_a_library_without_autograd(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Nothing says how to differentiate it, so autograd follows what its kernel calls."""
+    return torch.ops.precaudit_tests.plain_gram(model(x)).float().square().mean() + loss_of(model, x)
 
 
 def under_a_dispatch_mode(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -120,6 +146,8 @@ def in_a_thread(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 PROGRAMS: list[Step] = [
     custom_op,
+    custom_op_under_autocast,
+    op_of_a_library_without_autograd,
     under_a_dispatch_mode,
     under_nested_modes,
     with_hooks,

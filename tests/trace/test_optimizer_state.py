@@ -89,6 +89,44 @@ def test_state_is_found_outside_of_the_usual_dict(kind: Any, tensors: int, dtype
     assert report.coverage.traced_steps == [2, 3]
 
 
+@torch.library.custom_op("precaudit_tests::fused_step", mutates_args=("p", "kept"))
+def fused_step(p: torch.Tensor, gradient: torch.Tensor, kept: torch.Tensor, master: bool) -> None:
+    """A kernel such as those of bitsandbytes: its name does not end in _ and nothing tells how it writes."""
+    if master:
+        p.copy_(kept.sub_(gradient, alpha=1e-2))
+    else:
+        p.sub_(kept.lerp_(gradient.float(), 0.1).to(p.dtype), alpha=1e-2)
+
+
+class InKernel(Small):
+    """float32 momentum, and parameters written in place."""
+
+    master = False
+
+    def update(self, p: torch.Tensor, gradient: torch.Tensor, lr: float) -> None:
+        if p not in self.state:
+            self.state[p]["kept"] = p.detach().float().clone() if self.master else torch.zeros_like(p).float()
+        fused_step(p, gradient, self.state[p]["kept"], self.master)
+
+
+class InKernelWithMaster(InKernel):
+    """What is kept is the weight itself, and the parameter its rounding."""
+
+    master = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules", "weights"), [(InKernel, {"PA101"}, "bfloat16"), (InKernelWithMaster, set(), "float32")]
+)
+def test_parameters_that_a_librarys_kernel_updates_have_a_master_or_none(
+    kind: Any, rules: set[str], weights: str
+) -> None:
+    model = small(torch.bfloat16)
+    report = traced(lambda: loop(model, kind(model.parameters())))
+    assert {f.rule for f in report.findings} & {"PA101", "PA301"} == rules
+    assert reported(report, "master_weight") == {weights: 4}
+
+
 def verdicts(report: Report, role: str) -> dict[str, tuple[str, list[str]]]:
     return {row.dtype: (row.verdict, row.because) for row in report.roles if row.role == role and row.dtype}
 

@@ -40,6 +40,7 @@ ADAPTERS: Mapping[str, str] = {
     "torch.nn.parallel.distributed": "ddp",
     "transformers": "transformers",
     "bitsandbytes": "bitsandbytes",
+    "torchao.dtypes.nf4tensor": "torchao",
 }
 """The module a class comes from, or a package above it -> the module of this folder that knows the framework.
 

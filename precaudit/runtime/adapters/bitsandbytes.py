@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..session import Session
 
 FUSED = ("gemm_4bit", "gemv_4bit")
-"""Ops that de-quantise and multiply at once, in the dtype of their first argument."""
+"""Ops that de-quantise and multiply at once, in the dtype of their result: autocast may cast within them."""
 NAMED = 3
 """How many parameters a finding names."""
 
@@ -43,6 +43,8 @@ class Bitsandbytes(Adapter):
         """Where BitsAndBytesConfig was written."""
         self._computed: dict[Any, int] = {}
         """Dtype -> quantised matmuls of the traced forward passes."""
+        self._autocast: set[Any] = set()
+        """Those dtypes that autocast chose, whatever the layers were told."""
 
     def install(self) -> list[Callable[[], None]]:
         settings = imported("transformers.utils.quantization_config", "BitsAndBytesConfig")
@@ -77,8 +79,9 @@ class Bitsandbytes(Adapter):
         yield FORWARD, MATMULS, self._consumed, False
 
     def _multiplied(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if args[0].is_floating_point():
-            self._computed[args[0].dtype] = self._computed.get(args[0].dtype, 0) + 1
+        self._computed[out.dtype] = self._computed.get(out.dtype, 0) + 1
+        if out.dtype is not args[0].dtype:
+            self._autocast.add(out.dtype)
 
     def _dequantised(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self.session.flow.mark(out, dequantised=True)
@@ -121,7 +124,10 @@ class Bitsandbytes(Adapter):
                 count=count,
                 attrs=attrs,
             )
-        differs = relation(DTYPE_NAMES.get(declared, ""), [DTYPE_NAMES[dtype] for dtype in self._computed])
+        differs = relation(
+            DTYPE_NAMES.get(declared, ""),
+            [DTYPE_NAMES[dtype] for dtype in self._computed if dtype not in self._autocast],
+        )
         if differs is not None:
             how, actual = differs
             yield Observation(

@@ -19,7 +19,8 @@ MATMUL_NODES = frozenset(
     "ConvolutionBackward0 MkldnnConvolutionBackward0 LinearBackward0 "
     "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
     "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0 "
-    "LinearFunctionForZeroStage3Backward MatMul4BitBackward MatMul8bitLtBackward".split()
+    "LinearFunctionForZeroStage3Backward MatMul4BitBackward MatMul8bitLtBackward "
+    "LinearNF4Backward".split()
 )
 SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0", "LogsumexpBackward0"})
 NORM_NODES = frozenset(

@@ -36,6 +36,9 @@ class Plan(NamedTuple):
     """Positions of the arguments it writes to."""
     asked: tuple[Asked, Asked, Asked, Asked]
     """By phase: reactions, and whether each wants only low-precision results."""
+    foreign: bool
+    by_kernel: tuple[int, ...]
+    """Positions of what a library's kernel writes to, in ways that nothing tells."""
 
 
 class OpMode(private.DispatchMode):  # type: ignore[misc]
@@ -70,7 +73,10 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         if plan.written:
             self.probe.before_write(plan, func, args, kwargs or {})
         try:
-            out = func(*args, **kwargs) if kwargs else func(*args)
+            if plan.foreign:
+                out = private.run_foreign(func, args, kwargs or {})
+            else:
+                out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:
             self.probe.session.guard("a refused op", self.probe.session.refused, plan.name, args, error)
             raise
@@ -80,7 +86,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         elif phase == GRADIENTS and self.window.steps_unseen and torch.is_grad_enabled():
             phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]
-        if asked or plan.written:
+        if asked or plan.written or plan.by_kernel:
             self.probe.react(plan, asked, func, args, kwargs, out)
         return out
 
@@ -133,7 +139,9 @@ class OpProbe:
         if name in REDUCTION_COLLECTIVES:
             in_place = (0,)  # their schemas do not say so
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
-        self.plans[id(func)] = plan = Plan(func, name, kind_of(name), in_place, by_phase)
+        foreign = private.is_foreign(func)
+        by_kernel = written if foreign and not in_place else ()
+        self.plans[id(func)] = plan = Plan(func, name, kind_of(name), in_place, by_phase, foreign, by_kernel)
         return plan
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:
@@ -155,6 +163,8 @@ class OpProbe:
                     reaction(plan.name, args, kwargs, out)
             if plan.written:
                 self.session.writes.after(plan.name, args, plan.written)
+            if plan.by_kernel:
+                self.session.writes.by_kernel(plan.name, args, plan.by_kernel)
         except Exception as error:
             self.session.note_fault(f"reaction to {func}", error)
 

@@ -57,6 +57,7 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
         super().__init__()
         self.births = births
         self.makers: dict[Any, str] = {}
+        self.foreign: set[Any] = set()
         private.stays_out_of_forks(self)
 
     @classmethod
@@ -71,15 +72,20 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
         for kind in types:
             if kind not in private.PLAIN and not private.is_plain(kind):
                 return func(*args, **(kwargs or {})) if private.simulates(kind) else NotImplemented
-        try:
-            out = func(*args, **kwargs) if kwargs else func(*args)
-        except RuntimeError as error:
-            self.births.session.guard("a refused op", self.births.session.refused, str(func), args, error)
-            raise
         name = self.makers.get(func)
         if name is None:
             schema = getattr(func, "_schema", None)
             name = self.makers[func] = schema.name.partition("::")[2] if schema is not None else ""
+            if private.is_foreign(func):
+                self.foreign.add(func)
+        try:
+            if self.foreign and func in self.foreign:
+                out = private.run_foreign(func, args, kwargs or {})
+            else:
+                out = func(*args, **kwargs) if kwargs else func(*args)
+        except RuntimeError as error:
+            self.births.session.guard("a refused op", self.births.session.refused, str(func), args, error)
+            raise
         if name in MAKERS:
             self.births.made(name, args, kwargs, out)
         return out

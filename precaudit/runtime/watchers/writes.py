@@ -167,6 +167,18 @@ class Writes:
                 self.flow.mark(target, grad=True)
             self._book(name, target, sources)
 
+    def by_kernel(self, name: str, args: Any, written: tuple[int, ...]) -> None:
+        """A library's kernel updates parameters: from a master, where one that it wrote too rounds to the parameter."""
+        if self.session.window.phase != OPTIMIZER:
+            return
+        targets = _targets(args, written)
+        for target in filter(self.session.is_parameter, targets):
+            master = next((t for t in targets if t.dtype not in LOW and _rounds_to(t, target)), None)
+            if master is None:
+                self._book_parameter(name, target, [])
+            else:
+                self._book_parameter("copy_", target, [master])
+
     def _in_backward(self, name: str, targets: list[Tensor], args: Any) -> None:
         """Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks."""
         if name in RESETS:  # the framework has added this micro-batch to a sum of its own
@@ -304,6 +316,10 @@ class Writes:
             del self.places[key]
         for seen in (self.masters, self.moved, self.compensations, self.session.births.copies):
             seen.drop_expired()
+
+
+def _rounds_to(wide: Tensor, low: Tensor) -> bool:
+    return wide is not low and wide.shape == low.shape and torch.equal(wide.to(low.dtype), low)
 
 
 def _targets(args: Any, written: tuple[int, ...]) -> list[Tensor]:
