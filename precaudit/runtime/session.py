@@ -106,6 +106,10 @@ class Session:
         self._shapes: set[tuple[int, ...]] = set()
         self._leaf_batches: dict[int, int] = {}
         self._last_leaves: list[Tensor] = []
+        self._stepped_over: list[Tensor] = []
+        """The leaves whose gradients the step that is going on uses."""
+        self._stock_taken = 0
+        """The window's clock when their stock was taken."""
         self._accumulates = False
         """Some backward of this run wrote to `.grad`."""
         self._hand_written_step = False
@@ -485,22 +489,27 @@ class Session:
             )
         restored = optimizer not in self._stepped and bool(optimizer.state)
         self.hollow.look(optimizer, [p for p in mine if p.requires_grad], restored)
-        self._take_stock_of_gradients(optimizer, mine)
+        self._take_stock_of_gradients(optimizer)
         self.compiled.before_step(mine)
         self.adapters.look(optimizer, mine)
 
-    def _take_stock_of_gradients(self, optimizer: Any, mine: list[Tensor]) -> None:
+    def _take_stock_of_gradients(self, optimizer: Any) -> None:
         """The optimizer's own gradients, and those of leaves that no optimizer holds: low copies of masters."""
+        mine = parameters(optimizer)
         owned = {id(p) for other in (optimizer, *self.construction.optimizers) for p in parameters(other)}
         leaves = [ref() for ref in self._gradients.living()]
         strays = [leaf for leaf in leaves if leaf is not None and id(leaf) not in owned]
-        self.stock.of_gradients(optimizer, [*mine, *strays], lambda p: self._leaf_batches.get(id(p), 0))
-        for parameter in (*mine, *strays):
-            self._leaf_batches[id(parameter)] = 0
+        self._stepped_over, self._stock_taken = [*mine, *strays], self.window.clock
+        self.stock.of_gradients(optimizer, self._stepped_over, lambda p: self._leaf_batches.get(id(p), 0))
 
     def after_step(self, optimizer: Any) -> None:
         if self._tried_out(optimizer):
             return
+        if self.window.clock != self._stock_taken:  # the step's closure had a backward of its own, the last of the sum
+            self._take_stock_of_gradients(optimizer)
+        for parameter in self._stepped_over:
+            self._leaf_batches[id(parameter)] = 0
+        self._stepped_over = []
         self.scaling.last_optimizer_stepped = True
         self.seen_stepping.add(optimizer)
         self.compiled.after_step(optimizer)
