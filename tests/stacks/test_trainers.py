@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -222,6 +223,38 @@ def test_bf16_true_is_the_cause_of_low_master_weights(both: Any, tmp_path: Path,
     (own,) = run.said("PA807")
     assert (own.path, own.line) == (finding.cause.path, finding.cause.line)
     assert f'{word}(precision="bf16-mixed")' in words(run, "PA101")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")])
+def test_the_sums_of_accumulate_grad_batches_are_seen(both: Any, tmp_path: Path, precision: str, dtype: str) -> None:
+    import loops
+
+    run = both(lambda: loops.lightning(precision, tmp_path, accumulate_grad_batches=2))
+    assert run.held("gradient_accumulation") == {dtype: len(run.names)}
+    assert ("PA208" in run.loud) == (dtype == "bfloat16")
+
+
+def test_lightning_in_two_processes(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent / 'scripts')!r})\nimport loops\n"
+        "model, _, losses = loops.lightning('bf16-mixed', '.', devices=2, strategy='ddp', gradient_clip_val=1.0)\n"
+        "print(repr(losses), [p.double().sum().item() for p in model.parameters()])\n"
+    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *words, str(script)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(harness.FIXTURES.parent)}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+
+    plain, traced = run(), run("-m", "precaudit", "trace", "--keep-going")
+    assert plain.returncode == traced.returncode == 0, traced.stderr
+    assert sorted(plain.stdout.splitlines()) == sorted(traced.stdout.splitlines()) != []
+    report = Report.model_validate_json((tmp_path / ".precaudit" / "latest" / "report.json").read_bytes())
+    held = {row.role: row.dtype for row in report.roles if row.dtype}
+    assert (held["gradient_reduction"], held["master_weight"], report.coverage.ranks) == ("float32", "float32", 2)
+    assert report.findings == [f for f in report.findings if f.severity is Severity.NOTE]
+    assert run("-m", "precaudit", "trace").returncode == 0
 
 
 # -- Accelerate

@@ -38,12 +38,11 @@ def data():
     return torch.utils.data.DataLoader(rows, batch_size=8)
 
 
-def lightning(precision, folder):
+def lightning(precision, folder, **options):
     loader = data()
     model = Classifier()
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=1,
         precision=precision,
         max_steps=5,
         default_root_dir=folder,
@@ -51,6 +50,7 @@ def lightning(precision, folder):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **{"devices": 1, **options},
     )
     trainer.fit(model, loader)
     return model, trainer.optimizers[0], model.losses
