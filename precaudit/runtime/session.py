@@ -854,9 +854,12 @@ class Session:
     def _why_not(self) -> dict[str, str]:
         """Roles that were not observed for a reason better than that nothing of the kind ran."""
         rows = {seen.role for seen in self.ledger.observations.values() if seen.kind is Kind.HOLDS and seen.confirmed}
+        reasons = {}
         if Role.MASTER_WEIGHT not in rows and Role.ADAPTER_PARAMETER in rows:
-            return {Role.MASTER_WEIGHT.value: "only adapters are trained"}
-        return {}
+            reasons[Role.MASTER_WEIGHT.value] = "only adapters are trained"
+        if Role.FORWARD_WEIGHT not in rows and self.compiled.ran_in_window:
+            reasons[Role.FORWARD_WEIGHT.value] = "compiled regions do not tell how they read weights; --eager does"
+        return reasons
 
     def _devices(self) -> list[str]:
         return sorted({p.device.type for o in self._stepped if o is not self for p in parameters(o)})

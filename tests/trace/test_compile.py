@@ -127,6 +127,7 @@ def test_compiled_model_and_step_run_as_without_the_trace() -> None:
     assert graph_level(report, "norm_computation") == {"float32": 1}
     assert report.coverage.compiled["regions"] == 1
     assert report.coverage.compiled["operations"] > 10
+    assert report.coverage.not_observed["forward_weight"].startswith("compiled regions do not tell")
 
 
 @pytest.mark.slow
