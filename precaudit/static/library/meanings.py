@@ -112,6 +112,8 @@ MEANINGS: dict[str, Call] = {
     "copy.deepcopy": torch_calls.deepcopy,
     "copy.copy": torch_calls.deepcopy,
     "functools.partial": standard.partial,
+    "collections.defaultdict": standard.default_dict,
+    "functools.wraps": harmless,
     "types.SimpleNamespace": standard.namespace,
     "argparse.Namespace": standard.namespace,
     "argparse.ArgumentParser": standard.parser,

@@ -163,6 +163,8 @@ class Torch:
         region = self.autocast()
         if not self.grad():
             marks -= {"float16", "bfloat16", "differentiable"}
+        elif region is not None and region.enabled is None and region.dtype == frozenset({"bfloat16"}):
+            marks |= region.dtype
         elif region is not None and region.enabled is True and region.dtype is not None and len(region.dtype) == 1:
             low = region.dtype & {"float16", "bfloat16"}
             marks |= low
