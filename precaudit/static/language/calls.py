@@ -141,11 +141,12 @@ def _decorated(run: Interpreter, function: Function, node: Any) -> Function | No
         return None
     kept = tuple(d for d in function.decorators if not isinstance(d, Function))
     bare = replace(function, receiver=None, decorators=kept)
-    made: Value = bare
+    made = bare
     for decorator in reversed(mine):
-        made = call_function(run, decorator, [made], {}, node)
-        if not isinstance(made, Function):
+        wrapped = call_function(run, decorator, [made], {}, node)
+        if not isinstance(wrapped, Function):
             return None
+        made = wrapped
     return None if made is bare else made
 
 

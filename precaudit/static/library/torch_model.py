@@ -110,6 +110,12 @@ class Torch:
                 return decorator
         return None
 
+    def hook_arguments(self, cls: Class, name: str) -> dict[str, Value]:
+        """The model that transformers' Trainer hands to `compute_loss` is trained by what that returns."""
+        if name == "compute_loss" and any(base.endswith("Trainer") for base in classes.library_bases(cls)):
+            return {"model": unknown("differentiable")}
+        return {}
+
     def is_autograd_function(self, cls: Class) -> bool:
         return any(b.endswith("autograd.Function") for b in classes.library_bases(cls))
 
