@@ -42,6 +42,7 @@ MEANINGS: dict[str, Call] = {
     "torch.set_grad_enabled": regions.set_grad_enabled,
     "contextlib.nullcontext": regions.null,
     "contextlib.suppress": regions.null,
+    "contextlib.ExitStack": regions.exit_stack,
     "torch.profiler.record_function": regions.null,
     "torch.autograd.profiler.record_function": regions.null,
     "torch.device": regions.device,
