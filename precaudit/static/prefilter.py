@@ -7,6 +7,7 @@ import re
 TRIGGERS = re.compile(
     r"float16|half(?:(?<=\.half)\(|(?<=torch\.half)\b|(?<=[\"']half)[\"'])|float8_|autocast(?<!\wautocast)\b|GradScaler"
     r"|MixedPrecision|16-true|fp16_compress|bf16_compress|master_weights_and_grads"
+    r"|precision\s*=\s*[\"'](?:fp16|16-mixed)[\"']"
     r"|load_in_4bit|load_in_8bit|allow_fp16_"
     r"|fp16(?<!\wfp16)\s*=\s*True|bf16(?<!\wbf16)\s*=\s*True|fp16(?<=[\"']fp16)[\"']\s*:|bf16(?<=[\"']bf16)[\"']\s*:"
 )
@@ -22,6 +23,7 @@ LITERALS = (
     b"GradScaler",
     b"MixedPrecision",
     b"16-true",
+    b"16-mixed",
     b"16_compress",
     b"_and_grads",
     b"fp16",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
@@ -94,6 +95,10 @@ def call_function(
     if isinstance(definition, cst.Lambda):
         return _call_lambda(run, function, args, kwargs)
     run.called.add(definition)
+    wrapper = _decorated(run, function, node) if function.decorators and node is not definition else None
+    if wrapper is not None:
+        given = args if function.receiver is None else [function.receiver, *args]
+        return call_function(run, wrapper, given, kwargs, node)
     context = run.library.function_context(function)
     if context == "contextmanager" and on_yield is None:
         held = dict(function.defaults)
@@ -127,6 +132,22 @@ def call_function(
         del run.contexts[depth:]
         run.frames.pop()
         run.scope = outer
+
+
+def _decorated(run: Interpreter, function: Function, node: Any) -> Function | None:
+    """What decorators that the code under check defines make of a function, None where they keep it."""
+    mine = [d for d in function.decorators if isinstance(d, Function)]
+    if not mine or len(run.frames) >= MAX_DEPTH:
+        return None
+    kept = tuple(d for d in function.decorators if not isinstance(d, Function))
+    bare = replace(function, receiver=None, decorators=kept)
+    made = bare
+    for decorator in reversed(mine):
+        wrapped = call_function(run, decorator, [made], {}, node)
+        if not isinstance(wrapped, Function):
+            return None
+        made = wrapped
+    return None if made is bare else made
 
 
 def _leave(run: Interpreter, frame: Frame, alive: bool) -> Value:

@@ -102,7 +102,8 @@ class Interpreter:
         for method in methods:
             if method.node not in self.called:
                 bound = classes.bind(method, receiver, cls)
-                self._isolated(partial(calls.call, self, bound, [], {}, method.node))
+                given = self.library.hook_arguments(cls, method.node.name.value)
+                self._isolated(partial(calls.call, self, bound, [], given, method.node))
 
     def _isolated(self, run: Callable[[], Any]) -> None:
         paths, contexts, loops = self.world["paths"], self.contexts, self.loops

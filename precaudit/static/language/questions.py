@@ -31,6 +31,9 @@ class Library(Protocol):
     def function_context(self, function: Function) -> Any:
         """The region that a function's decorators put around its body, "contextmanager", or None."""
 
+    def hook_arguments(self, cls: Class, name: str) -> Keywords:
+        """What is known of the arguments that a library calls this method with."""
+
     def attribute(self, value: Value, name: str, node: Any) -> Value:
         """An attribute that the object's own store does not have."""
 

@@ -63,7 +63,8 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
         return  # a norm of the gradients, not their sum
     if "gradient" in marks:
         decays = "decayed" in target.marks or name in ("lerp", "addcmul")
-        role = Role.OPTIMIZER_STATE if decays else Role.GRADIENT_ACCUMULATION
+        summed = Role.GRADIENT_NORM if target.zero_dim else Role.GRADIENT_ACCUMULATION
+        role = Role.OPTIMIZER_STATE if decays else summed
         torch.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", torch.spot(node)), "")
     elif "weights" in marks and ("weights" in target.marks or "created" in target.marks) and name in ("add", "lerp"):
         if "differentiable" not in marks or "detached" in marks or not torch.grad():

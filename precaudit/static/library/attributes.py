@@ -200,7 +200,7 @@ def _replaced_parameter(torch: Torch, target: Instance, name: str, value: Value,
 
 
 def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
-    if isinstance(value, Param):
+    if isinstance(value, (Param, Bound)):
         value = operands.as_tensor(torch, value)
     if isinstance(value, Tensor):
         return replace(value, zero_dim=False)

@@ -66,6 +66,7 @@ def finish(torch: Torch) -> None:
             )
     _bare_regions(torch)
     _built_by_default(torch)
+    sharding.policies(torch)
     sharding.unscaled(torch)
     quantized.finish(torch)
     flags.finish(torch)

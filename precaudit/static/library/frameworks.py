@@ -220,6 +220,11 @@ def runner_method(
         return args[0] if len(args) == 1 else seq(args, "tuple")
     if name == "backward":
         torch.training.trained = True
+        if constant(receiver.store.get("mixed_precision")) in ("fp16", "16-mixed"):
+            scaling.runner_backward(torch, node)
+        return unknown()
+    if name in ("clip_grad_norm_", "clip_grad_value_", "clip_gradients", "unscale_gradients"):
+        scaling.runner_unscaled(torch)
         return unknown()
     if name == "autocast":
         low = {"bf16": "bfloat16", "fp16": "float16", "bf16-mixed": "bfloat16", "16-mixed": "float16"}

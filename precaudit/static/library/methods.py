@@ -50,6 +50,7 @@ from precaudit.static.library import (
     ops,
     optimizers,
     rebinding,
+    regions,
     scaling,
     standard,
 )
@@ -79,6 +80,8 @@ def call_method(
     if isinstance(receiver, Instance):
         if receiver.library in frameworks.RUNNERS:
             return frameworks.runner_method(torch, receiver, name, args, kwargs, node)
+        if receiver.library == "contextlib.ExitStack" and name == "enter_context" and args:
+            return regions.enter_context(torch, args[0], node)
         if receiver.library == "argparse.ArgumentParser":
             return standard.parser_method(torch, receiver, name, args, kwargs, node)
         if modules.is_module(torch, receiver) or name in ("half", "bfloat16"):

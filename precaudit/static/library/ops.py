@@ -108,8 +108,12 @@ def result_of(torch: Torch, name: str, dtype: Dtypes | None, tensors: list[Value
         marks -= {"weights", "learnt"}
     if not torch.grad():
         marks -= {"differentiable", "float16", "bfloat16"}
-    if "differentiable" in marks and dtype is not None and len(dtype) == 1:
-        marks |= dtype & {"float16", "bfloat16"}
+    if "differentiable" in marks and dtype is not None:
+        if len(dtype) == 1:
+            marks |= dtype & {"float16", "bfloat16"}
+        elif dtype == {"float32", "bfloat16"}:
+            # Under a region that may be switched off: nothing of it is float16 either way.
+            marks |= {"bfloat16"}
     spot = torch.spot(node)
     low_at = next((t.low_at for t in tensors if isinstance(t, Tensor) and t.low_at), None)
     if is_low(dtype) and marks & {"positions", "schedule"} and low_at is None:
@@ -357,11 +361,13 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if "input" in kwargs:
         first = operands.as_tensor(torch, kwargs["input"])
     tensors = [v for v in values[:2] if isinstance(v, Tensor)]
-    floats = [t for t in tensors if t.dtype is None or is_float(t.dtype)]
+    labelled = name in ("cross_entropy", "nll_loss")
+    # Their target is labels, or has the input's dtype: one of which nothing is known decides nothing.
+    floats = [t for t in tensors if (t.dtype is None and not (labelled and t is not first)) or is_float(t.dtype)]
     region = torch.autocast()
     if not isinstance(first, Tensor):
         return replace_marks(unknown(*(operands.marks_of(values) & operands.KEPT), "loss"), torch)
-    opaque = any(isinstance(v, Opaque) for v in values[:2]) and name not in ("cross_entropy", "nll_loss")
+    opaque = any(isinstance(v, Opaque) for v in values[:2]) and not labelled
     dtype = promote(floats) if floats and not opaque else first.dtype if not opaque else None
     covered = region is not None and region.spot is not None and region.enabled is not False
     if name == "binary_cross_entropy" and covered:

@@ -9,9 +9,12 @@ import libcst as cst
 
 from precaudit.static.language import expressions
 from precaudit.static.language.values import (
+    NONE,
+    Choice,
     Param,
     Tensor,
     Value,
+    choice,
 )
 from precaudit.static.library import (
     accumulators,
@@ -49,11 +52,18 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
     tensor = operands.as_tensor(torch, value)
     if not isinstance(tensor, Tensor) or not tensor.low:
         return value
+    if isinstance(expression, cst.IfExp):
+        sides = (expression.body, expression.orelse)
+        expression = next((s for s in sides if any(_same_expression(t, target) for t in _terms(s))), sides[0])
     terms = _terms(expression)
     mine = [t for t in terms if _same_expression(t, target)]
+    if not mine and isinstance(target, cst.Attribute) and tensor.zero_dim:
+        held = torch.interpreter.eval(target)
+        if held == NONE:
+            return accumulators.begun(torch, held, tensor)
     if not (len(terms) > 1 if mine else len(tensor.parts) > 1 and not isinstance(target, cst.Name)):
         return value
-    held = torch.interpreter.eval(target)
+    held = _present(torch.interpreter.eval(target))
     before = operands.as_tensor(torch, held)
     if mine and _adds(expression):
         tensor = accumulators.begun(torch, before, tensor)
@@ -78,6 +88,11 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
     if not kept:
         return value
     return replace(tensor, spot=before.spot, origin=before.origin, loops=before.loops, marks=tensor.marks | kept)
+
+
+def _present(value: Value) -> Value:
+    """A value that may be None, where it is not."""
+    return choice(o for o in value.options if o != NONE) if isinstance(value, Choice) else value
 
 
 def rebuilding(torch: Torch, expression: Any, names: frozenset[str], value: Value) -> Value:

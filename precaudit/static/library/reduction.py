@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import (
     Ref,
+    Spot,
     Tensor,
     Value,
     is_low,
@@ -31,17 +32,15 @@ def comm_hook(torch: Torch, values: list[Value], node: Any) -> None:
                 )
 
 
-def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
+def mixed_precision(torch: Torch, args: list[Value], kwargs: dict[str, Value], spot: Spot) -> None:
     """FSDP's MixedPrecision and MixedPrecisionPolicy: an unset reduce_dtype is param_dtype."""
     param = operands.dtype_argument(torch, kwargs.get("param_dtype", args[0] if args else None))
     reduce = operands.dtype_argument(torch, kwargs.get("reduce_dtype", args[1] if len(args) > 1 else None))
-    if "\0rest" in kwargs:
-        return
     dtype = operands.names(reduce) if reduce is not None else operands.names(param)
     if is_low(dtype):
         torch.facts.add(
             Kind.HOLDS,
-            torch.spot(node),
+            spot,
             dtype,
             Role.GRADIENT_REDUCTION,
             None,

@@ -25,6 +25,7 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.library import (
     operands,
+    training,
 )
 from precaudit.static.library.autocast import table
 
@@ -110,6 +111,8 @@ def enter(torch: Torch, value: Value, node: Any) -> tuple[Value | None, Value]:
         return None, value
     if isinstance(value, Opaque):
         return _unknown_region(torch, node), unknown()
+    if isinstance(value, Instance) and value.library == "contextlib.ExitStack":
+        return _unknown_region(torch, node), value
     return None, value
 
 
@@ -160,6 +163,21 @@ def set_grad_enabled(torch: Torch, name: str, args: list[Value], kwargs: dict[st
 
 def null(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Context("null")
+
+
+def exit_stack(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`ExitStack()`: of the regions that it enters, those are known that it enters in its own `with`."""
+    return Instance(Ref("contextlib.ExitStack"), {})
+
+
+def enter_context(torch: Torch, value: Value, node: Any) -> Value:
+    """`stack.enter_context(region)`; under a condition, the region may be on or off."""
+    region, bound = enter(torch, value, node)
+    if isinstance(region, Autocast) and any(training.has(s, "assume") for s in torch.interpreter.paths):
+        region = replace(region, enabled=None if region.enabled else region.enabled)
+    if region is not None and not isinstance(region, Function):
+        torch.interpreter.contexts.append(region)
+    return bound
 
 
 def device(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

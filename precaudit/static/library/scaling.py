@@ -236,11 +236,16 @@ def clip(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -
     limit = kwargs.get("max_norm", kwargs.get("clip_value", args[1] if len(args) > 1 else None))
     if isinstance(limit, Number) and limit.from_scale:
         return
+    if limit is not None and float_constant(limit) == float("inf"):
+        return
     states = torch.interpreter.paths
+    by_runner = [e for s in states for e in s if e[0] == "runner-scaled"]
+    if by_runner and all(training.has(s, "runner-scaled") for s in states):
+        because = ("the loss is scaled here", torch.known_spot(by_runner[0][1]))
+        torch.facts.add(Kind.CLIP, torch.spot(node), "", Role.GRADIENT, because, "", scaled=True)
+        return
     pending = [s for s in states if training.has(s, "pending")]
     if not pending or any(training.has(s, "unscaled") or training.has(s, "manual") for s in pending):
-        return
-    if limit is not None and float_constant(limit) == float("inf"):
         return
     torch.remember(node)
 
@@ -254,7 +259,18 @@ def clip(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -
 def gradients_cleared(torch: Torch) -> None:
     """`zero_grad()` or `p.grad = None`."""
     torch.training.cleared = True
-    training.update(torch, lambda s: frozenset(e for e in s if e[0] not in ("clipped", "summed")))
+    training.update(torch, lambda s: frozenset(e for e in s if e[0] not in ("clipped", "summed", "runner-scaled")))
+
+
+def runner_backward(torch: Torch, node: Any) -> None:
+    """`accelerator.backward(loss)` in float16, which scales the loss."""
+    torch.remember(node)
+    training.update(torch, lambda s: s | {("runner-scaled", id(node))})
+
+
+def runner_unscaled(torch: Torch) -> None:
+    """`accelerator.clip_grad_norm_(...)` and its like unscale first."""
+    training.update(torch, lambda s: frozenset(e for e in s if e[0] != "runner-scaled"))
 
 
 def gradient_replaced(torch: Torch, value: Value, node: Any) -> None:

@@ -34,16 +34,21 @@ def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str
     short = name.rpartition(".")[2]
     if "\0rest" in kwargs:
         return unknown()
-    reduction.mixed_precision(torch, short, args, kwargs, node)
     given = {**dict(zip(FIELDS[short], args, strict=False)), **kwargs}
     dtypes = {field: operands.names(operands.dtype_argument(torch, given.get(field))) for field in FIELDS[short]}
-    return Instance(Ref(name), {"\0dtypes": dtypes, "\0spot": torch.spot(node)})
+    made = Instance(Ref(name), {"\0dtypes": dtypes, "\0spot": torch.spot(node)})
+    torch.training.policies.append((made, args, kwargs))
+    return made
 
 
 def shard(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`FullyShardedDataParallel(model, ...)` and `fully_shard(model, ...)`, which give the model back."""
     model = args[0] if args else kwargs.get("module", unknown())
     policy = kwargs.get("mixed_precision", kwargs.get("mp_policy"))
+    if policy is not None:
+        torch.training.policies_used.update(
+            id(option.store) if isinstance(option, Instance) else None for option in options(policy)
+        )
     strategy = kwargs.get("sharding_strategy")
     whole = any(isinstance(s, Ref) and s.name.endswith("NO_SHARD") for s in options(strategy)) if strategy else False
     if not isinstance(policy, Instance) or "\0dtypes" not in policy.store:
@@ -63,6 +68,14 @@ def shard(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             by="buffer_dtype",
         )
     return model
+
+
+def policies(torch: Torch) -> None:
+    """Reports how gradients are reduced by the policies that models are sharded with, or by all if unknown."""
+    used = torch.training.policies_used
+    for policy, args, kwargs in torch.training.policies:
+        if not used or None in used or id(policy.store) in used:
+            reduction.mixed_precision(torch, args, kwargs, policy.store["\0spot"])
 
 
 def _has_statistics(torch: Torch, model: Value) -> bool:

@@ -14,6 +14,7 @@ from precaudit.static.language.values import (
     Class,
     Const,
     Dict,
+    Function,
     Instance,
     Number,
     Param,
@@ -56,6 +57,12 @@ def partial(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     return Instance(
         Ref("functools.partial"), {"\0call": args[0], "\0args": seq(args[1:]), "\0kwargs": Dict(dict(kwargs))}
     )
+
+
+def default_dict(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`defaultdict(lambda: torch.zeros(1))`: each key holds such a tensor; of other factories nothing is known."""
+    made = calls.call(torch.interpreter, args[0], [], {}, node) if args and isinstance(args[0], Function) else None
+    return Dict({ANY: made}) if isinstance(made, Tensor) else unknown()
 
 
 def namespace(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -110,6 +110,12 @@ class Torch:
                 return decorator
         return None
 
+    def hook_arguments(self, cls: Class, name: str) -> dict[str, Value]:
+        """The model that transformers' Trainer hands to `compute_loss` is trained by what that returns."""
+        if name == "compute_loss" and any(base.endswith("Trainer") for base in classes.library_bases(cls)):
+            return {"model": unknown("differentiable")}
+        return {}
+
     def is_autograd_function(self, cls: Class) -> bool:
         return any(b.endswith("autograd.Function") for b in classes.library_bases(cls))
 
@@ -163,6 +169,8 @@ class Torch:
         region = self.autocast()
         if not self.grad():
             marks -= {"float16", "bfloat16", "differentiable"}
+        elif region is not None and region.enabled is None and region.dtype == frozenset({"bfloat16"}):
+            marks |= region.dtype
         elif region is not None and region.enabled is True and region.dtype is not None and len(region.dtype) == 1:
             low = region.dtype & {"float16", "bfloat16"}
             marks |= low

@@ -12,6 +12,7 @@ from precaudit.static.language.values import (
     Optimizer,
     Scaler,
     Spot,
+    Value,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class Training:
         """A backward pass from a loss that nothing scaled."""
         self.sharded_float16: list[tuple[Spot, bool]] = []
         """Where float16 is sharded, and whether by FSDP1."""
+        self.policies: list[tuple[Instance, list[Value], dict[str, Value]]] = []
+        """FSDP's mixed-precision policies, and what they are made from."""
+        self.policies_used: set[int | None] = set()
+        """Those that models are sharded with; None where that is not known."""
         self.compute_dtypes: list[tuple[Spot, str]] = []
         """Of 4-bit models."""
         self.unprepared: list[tuple[Spot, Spot | None]] = []
