@@ -109,7 +109,11 @@ class Flow:
             return
         found: Marks = {}
         for tensor in tensors_of(args):
-            found.update(self.marks.get(tensor) or {})
+            marks = self.marks.get(tensor) or {}
+            origins = found.get("from", frozenset()) | marks.get("from", frozenset())
+            found.update(marks)
+            if origins:
+                found["from"] = origins
         kept = {mark: value for mark, value in found.items() if mark in SURVIVES[kind]}
         if kept:
             self.mark(out, **kept)
@@ -239,9 +243,10 @@ class Flow:
         for tensor in inputs:
             marks = self.of(tensor)
             if tensor.dtype in LOW:
-                self.mark(out, rounded=(tensor.dtype, self.session.births.site(tensor)))
-                if tensor.ndim == 0 and out.ndim:
-                    self.mark(out, factor=(tensor.dtype, self.session.births.site(tensor)))
+                made = self.session.births.site(tensor)
+                self.mark(out, rounded=(tensor.dtype, made))
+                if made is not None and tensor.ndim == 0 and out.ndim:
+                    self.mark(out, factor=(tensor.dtype, made))
             elif "rounded" in marks or "factor" in marks:
                 self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
             from_parameter |= "param" in marks or self.session.is_parameter(tensor)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LARGEST_PHASE_ERROR = 0.05
 """Radians. Half a unit in the last place of an angle; past this, neighbouring positions look alike."""
-LARGEST_UNKNOWN_ERROR = 0.5
+LARGEST_UNKNOWN_ERROR = 1.0
 """Radians: that of an angle past which the dtype does not hold every integer."""
 
 
