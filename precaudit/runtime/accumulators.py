@@ -34,8 +34,9 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     spent = [line for start, line in session.flow.sums.items() if start not in alive]
     for line in (*living, *spent):
         site = session.flow.lineage_sites.get(line.start)
-        what = "buffer" if line.from_gradient else "ema" if line.from_parameter else "value"
-        role = Role.GRADIENT_ACCUMULATION if line.from_gradient else Role.ACCUMULATOR
+        what, role = "ema" if line.from_parameter else "value", Role.ACCUMULATOR
+        if line.from_gradient:
+            what, role = ("moment", Role.OPTIMIZER_STATE) if line.decays else ("buffer", Role.GRADIENT_ACCUMULATION)
         seen = groups.setdefault(
             (role, what, line.dtype, line.start),
             Observation(
@@ -64,10 +65,6 @@ def _add(
     session: Session, groups: dict[Any, Observation], numbers: dict[Any, Any], write: Write, shapes: set[Any]
 ) -> None:
     like_parameter = write.shape in shapes
-    tensor = write.tensor()
-    low = write.dtype in LOW and tensor is not None
-    cause = session.construction.why_low(tensor) if low and tensor is not None else None
-    made = session.births.site(tensor) if low and tensor is not None else None
     role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
     if "grad" in write.sources and like_parameter and write.decays:
         role, what, detail = Role.OPTIMIZER_STATE, "moment", "buffers of a hand-written optimizer"
@@ -77,11 +74,12 @@ def _add(
         what, detail = "ema", "averaged weights"
     elif "loss" in write.sources:
         what, detail = "metric", "running sum of the loss"
-    site = (cause.site if cause else None) or made or write.site
-    key = (role, what, write.dtype, site)
+    key = (role, what, write.dtype, write.site)
     seen = groups.setdefault(
         key,
-        Observation(Kind.HOLDS, DTYPE_NAMES[write.dtype], role, site, cause, detail=detail, attrs={"what": what}),
+        Observation(
+            Kind.HOLDS, DTYPE_NAMES[write.dtype], role, write.site, write.cause, detail=detail, attrs={"what": what}
+        ),
     )
     seen.count += 1
     seen.bytes += math.prod(write.shape) * getattr(write.dtype, "itemsize", 4)

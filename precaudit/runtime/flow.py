@@ -15,7 +15,7 @@ from . import torch_private as private
 from .identity import StorageMap
 from .ledger import Observation
 from .optable import NORMS, POINTWISE, REDUCING, SHAPING
-from .sites import autocasts_cpu_alone, chooses_device, enclosing_module, user_frame, user_site
+from .sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
 
 if TYPE_CHECKING:
     from .session import Session
@@ -63,6 +63,8 @@ class Lineage:
     dtype: Any
     from_parameter: bool = False
     from_gradient: bool = False
+    decays: bool = False
+    """It is multiplied on its way: a moving average or a momentum, not a sum."""
 
 
 class Flow:
@@ -107,7 +109,11 @@ class Flow:
             return
         found: Marks = {}
         for tensor in tensors_of(args):
-            found.update(self.marks.get(tensor) or {})
+            marks = self.marks.get(tensor) or {}
+            origins = found.get("from", frozenset()) | marks.get("from", frozenset())
+            found.update(marks)
+            if origins:
+                found["from"] = origins
         kept = {mark: value for mark, value in found.items() if mark in SURVIVES[kind]}
         if kept:
             self.mark(out, **kept)
@@ -137,7 +143,7 @@ class Flow:
                 if self.cuda_float32:
                     self.cuda_scalars.add(number)
             if kind == "pointwise":
-                self._descend(args, out)
+                self.descend(name, args, out)
 
     def on_cuda_float32(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """An op that CPU autocast leaves low and CUDA's does not: the result, and what promotes with it, is marked."""
@@ -171,7 +177,13 @@ class Flow:
             return False
         return any(chooses_device(at) for at in (site, *entered))
 
-    def _descend(self, args: Any, out: Tensor) -> None:
+    def in_hook(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A sum of a parameter's shape that a hook of the user's makes inside backward is one of gradients."""
+        if self.session.has_shape_of_parameter(out) and in_user_hook():
+            self.mark(out, grad=True)
+            self.descend(name, args, out)
+
+    def descend(self, name: str, args: Any, out: Tensor) -> None:
         """Keeps which long-lived low-precision values a value without gradient was computed from, elementwise."""
         inputs = [arg for arg in args if isinstance(arg, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -181,7 +193,9 @@ class Flow:
             return
         origins: frozenset[int] = self.of(out).get("from", frozenset())
         direct: frozenset[int] = frozenset()
-        here, now, from_parameter, from_gradient = self.line(), self.window.clock, False, False
+        here, now, from_parameter = self.line(), self.window.clock, False
+        from_gradient = "grad" in self.of(out)
+        decays = False
         line = Lineage(1, here, now, out.dtype)
         for tensor in inputs:
             if is_parameter(tensor):
@@ -195,6 +209,7 @@ class Flow:
                 continue
             direct |= {private.storage_key(tensor)}
             older = self.lineage.get(tensor)
+            decays |= older is not None and older.clock < now and name in ("mul", "lerp")
             if older is not None and older.clock == now and older.generation >= line.generation:
                 line = older
             elif older is not None and older.clock < now and older.start == here:
@@ -207,11 +222,13 @@ class Flow:
             self.mark(out, **{"from": origins})
             from_parameter |= line.from_parameter
             from_gradient |= line.from_gradient
-            self.lineage.set(out, replace(line, from_parameter=from_parameter, from_gradient=from_gradient))
+            decays |= line.decays
+            line = replace(line, from_parameter=from_parameter, from_gradient=from_gradient, decays=decays)
+            self.lineage.set(out, line)
             if line.generation >= 2 and line.start not in self.lineage_sites:
                 self.lineage_sites[line.start] = user_site()
             if line.generation >= 2 and from_gradient:
-                self.sums[line.start] = replace(line, from_gradient=True)
+                self.sums[line.start] = line
 
     def raised(self, args: Any, out: Tensor) -> None:
         """A float32 value without gradient: which low-precision ones it was computed from, elementwise.
@@ -225,6 +242,13 @@ class Flow:
         from_parameter = False
         for tensor in inputs:
             marks = self.of(tensor)
+            if tensor.dtype in LOW:
+                made = self.session.births.site(tensor)
+                self.mark(out, rounded=(tensor.dtype, made))
+                if made is not None and tensor.ndim == 0 and out.ndim:
+                    self.mark(out, factor=(tensor.dtype, made))
+            elif "rounded" in marks or "factor" in marks:
+                self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
             from_parameter |= "param" in marks or self.session.is_parameter(tensor)
             origins |= marks.get("from", frozenset())
             if tensor.dtype in LOW and tensor.numel() == out.numel():

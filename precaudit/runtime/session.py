@@ -178,7 +178,7 @@ class Session:
         self.write()
 
     def watch_births(self) -> None:
-        """From the first optimizer on: remembers where low-precision tensors are made."""
+        """From the first parameter or optimizer on: remembers where low-precision tensors are made."""
         if self._birth_mode is None and self.ops.mode is None and not self.window.attempts:
             self._birth_mode = BirthMode(self.births)
             private.insert_at_bottom(self._birth_mode)
@@ -265,6 +265,9 @@ class Session:
 
     def is_parameter(self, tensor: Tensor) -> bool:
         return self._parameters.get(tensor) is not None
+
+    def has_shape_of_parameter(self, tensor: Tensor) -> bool:
+        return tuple(tensor.shape) in self._shapes
 
     def parameter_of(self, tensor: Tensor) -> Tensor | None:
         """The parameter whose memory this is: `p.data` and views of p lead to p."""
@@ -675,16 +678,15 @@ class Session:
             )
             seen.confirmed = True
 
-    def saw_low_hyperparameter(self, value: Tensor) -> None:
+    def saw_low_hyperparameter(self, dtype: Any, made: Site | None) -> None:
         """A long-lived 0-d factor in low precision: an EMA decay of 0.999 is 1 in bfloat16."""
-        made = self.births.site(value)
         if made is None:
             return
         self.once(
             ("factor", made),
             Observation(
                 Kind.HOLDS,
-                DTYPE_NAMES[value.dtype],
+                DTYPE_NAMES[dtype],
                 Role.OPTIMIZER_STATE,
                 made,
                 detail="a factor that long-lived values are multiplied by",

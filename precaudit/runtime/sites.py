@@ -130,6 +130,17 @@ def in_library(name: str, depth: int = 1) -> bool:
     return False
 
 
+def in_user_hook(depth: int = 1) -> bool:
+    """Whether the user's own code called the op in progress: inside backward, one of its hooks did."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not is_ours(filename) and os.path.basename(filename) not in _TRANSPARENT:
+            return is_user_file(filename)
+        frame = frame.f_back
+    return False
+
+
 def chooses_device(site: Site | None) -> bool:
     """Whether the source file at this site names an accelerator."""
     return site is not None and bool(site.path) and _devices_of(site.path)[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import torch_private as private
 from ..flow import LOW, kind_of
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
-from ..watchers import FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
+from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
 from ..watchers.births import MAKERS
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ class OpProbe:
                 asked[FORWARD].append((flow.on_cuda_float32, False))
             if kind_of(name) is not None or not written:
                 asked[FORWARD].append((flow.passes, True))
+            if name == "add":
+                asked[BACKWARD].append((flow.in_hook, True))
         for phase, names, reaction, low_only in self._registered:
             if name in names:
                 asked[phase].append((reaction, low_only))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import FLOATING, Role
+from ...model.vocabulary import FLOATING, Cause, Role
 from ..flow import DTYPE_NAMES, LOW
 from . import FORWARD, Registration
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LARGEST_PHASE_ERROR = 0.05
 """Radians. Half a unit in the last place of an angle; past this, neighbouring positions look alike."""
+LARGEST_UNKNOWN_ERROR = 1.0
+"""Radians: that of an angle past which the dtype does not hold every integer."""
 
 
 class Positions:
@@ -31,7 +33,7 @@ class Positions:
         yield FORWARD, ("arange",), self.arange, False
         yield FORWARD, ("cumsum",), self.cumsum, False
         yield FORWARD, ("_to_copy",), self.cast, True
-        yield FORWARD, ("sin", "cos"), self.angle, True
+        yield FORWARD, ("sin", "cos"), self.angle, False
 
     def arange(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if out.dtype in LOW:
@@ -92,14 +94,24 @@ class Positions:
     def angle(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """sin and cos of low-precision positions × frequencies: the angle itself is rounded."""
         angle = args[0]
-        if "position" not in self.flow.of(angle) or not angle.numel() or not self.ledger.measures:
+        marks = self.flow.of(angle)
+        low = angle.dtype in LOW
+        dtype, made = (angle.dtype, None) if low else marks.get("rounded", (None, None))
+        if dtype is None or not angle.numel() or not self.ledger.measures:
             return
+        known = low and "position" in marks
+        # Of anything else that no gradient flows to, only what lies past the dtype's integers is surely a position.
+        if not known and (angle.requires_grad or not torch.is_grad_enabled()):
+            return
+        bearable = LARGEST_PHASE_ERROR if known else LARGEST_UNKNOWN_ERROR
         detail = f"{name} of positions times frequencies"
-        seen = self.flow.suspect("angle", Role.POSITIONS, out.dtype, detail, representable=True)
-        half_step = 2.0 ** -(FLOATING[DTYPE_NAMES[out.dtype]].mantissa_bits + 1)
+        seen = self.flow.suspect("angle", Role.POSITIONS, dtype, detail, representable=True)
+        if made is not None and seen.cause is None:
+            seen.cause = Cause(f"they were rounded to {DTYPE_NAMES[dtype]}", made)
+        half_step = 2.0 ** -(FLOATING[DTYPE_NAMES[dtype]].mantissa_bits + 1)
 
         def use(numbers: list[float]) -> None:
-            if numbers[0] * half_step > LARGEST_PHASE_ERROR:
+            if numbers[0] * half_step > bearable:
                 self.flow.confirm(seen, representable=False)
                 seen.evidence["phase_error"] = max(seen.evidence.get("phase_error", 0.0), numbers[0] * half_step)
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import Site
+from ...model.vocabulary import Cause, Site
 from .. import torch_private as private
 from ..evidence import REPLAYABLE, Replay
 from ..flow import LOW, tensors_of, trains
 from ..identity import StorageMap
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
-from ..sites import user_site
+from ..sites import in_user_hook, user_site
 from ..window import BACKWARD, FORWARD, OPTIMIZER
 from . import GRADIENTS, Registration
 
@@ -40,6 +40,8 @@ class Write:
     dtype: Any
     shape: tuple[int, ...]
     site: Site | None
+    cause: Cause | None = None
+    """What put it into low precision."""
     clock: set[int] = field(default_factory=set)
     """The micro-batches it was written in: two of them make it long-lived."""
     sources: set[str] = field(default_factory=set)
@@ -185,8 +187,12 @@ class Writes:
             for target in targets:
                 self.session.gradient_reset(target)
         elif name in BACKWARD_UPDATES:
+            in_hook = bool(targets) and targets[0].dtype in LOW and name in SELF_UPDATES and in_user_hook()
             for index, target in enumerate(targets):
                 sources = _sources(args[1:], index)
+                if in_hook and self.session.has_shape_of_parameter(target) and not self._is_known(target):
+                    self._book(name, target, sources)
+                    self.places[_place(target)].sources.add("grad")
                 rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
                 if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
                     self._book_parameter(name, target, sources)
@@ -228,12 +234,10 @@ class Writes:
             return
         if self.session.is_input(target):  # an input moved along its gradient, for as long as its batch lasts
             return
-        place = (private.storage_key(target), target.storage_offset(), target.numel())
+        place = _place(target)
         write = self.places.get(place)
         if write is None or write.storage.expired():
-            write = self.places[place] = Write(
-                weakref.ref(target), private.weak_storage(target), target.dtype, tuple(target.shape), user_site()
-            )
+            write = self.places[place] = self._first_write(target)
         write.clock.add(self.session.window.clock)
         if name in SELF_UPDATES:
             write.updates_itself = True
@@ -242,6 +246,8 @@ class Writes:
             marks = self.flow.of(source)
             if name in COPIES and place[0] in marks.get("from", ()):
                 write.updates_itself = True
+            if name in COPIES and "factor" in marks:
+                self.session.saw_low_hyperparameter(*marks["factor"])
             write.sources |= {mark for mark in ("param", "grad") if mark in marks}
             if self.session.is_parameter(source):
                 write.sources.add("param")
@@ -250,7 +256,23 @@ class Writes:
             if self.session.is_loss(source):
                 write.sources.add("loss")
         if name in ("mul_", "lerp_") and sources and sources[-1].ndim == 0 and sources[-1].dtype in LOW:
-            self.session.saw_low_hyperparameter(sources[-1])
+            self.session.saw_low_hyperparameter(sources[-1].dtype, self.session.births.site(sources[-1]))
+
+    def _first_write(self, target: Tensor) -> Write:
+        """A place seen for the first time, with what made it low: its tensor may be a view that lives no longer."""
+        write = Write(weakref.ref(target), private.weak_storage(target), target.dtype, tuple(target.shape), user_site())
+        if target.dtype in LOW:
+            write.cause = self.session.construction.why_low(target)
+            made = self.session.births.site(target)
+            write.site = (write.cause.site if write.cause else None) or made or write.site
+            # A sum that began as a Python number: `total += loss` is out of place the first time.
+            older = self.flow.lineage.get(target)
+            if older is not None and older.start == self.flow.line():
+                write.clock.add(older.clock)
+        return write
+
+    def _is_known(self, target: Tensor) -> bool:
+        return self.session.is_gradient(target) or self.session.is_parameter(target)
 
     def _book_parameter(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Whether a parameter is updated in place, or only copied from a float32 master."""
@@ -316,6 +338,10 @@ class Writes:
             del self.places[key]
         for seen in (self.masters, self.moved, self.compensations, self.session.births.copies):
             seen.drop_expired()
+
+
+def _place(target: Tensor) -> tuple[int, int, int]:
+    return private.storage_key(target), target.storage_offset(), target.numel()
 
 
 def _rounds_to(wide: Tensor, low: Tensor) -> bool:
