@@ -178,7 +178,7 @@ class Session:
         self.write()
 
     def watch_births(self) -> None:
-        """From the first parameter or optimizer on: remembers where low-precision tensors are made."""
+        """From the first optimizer on: remembers where low-precision tensors are made."""
         if self._birth_mode is None and self.ops.mode is None and not self.window.attempts:
             self._birth_mode = BirthMode(self.births)
             private.insert_at_bottom(self._birth_mode)

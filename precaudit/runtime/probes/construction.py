@@ -72,7 +72,6 @@ class ConstructionProbe:
 
     def _parameter_registered(self, module: Any, name: str, parameter: Any) -> None:
         if isinstance(parameter, Tensor):
-            self.session.watch_births()
             self._see_untying(module, name, parameter)
             owners = self._owners.get(parameter)
             if owners is None:

@@ -46,7 +46,7 @@ class Births:
 
 
 class BirthMode(private.DispatchMode):  # type: ignore[misc]
-    """On from the first parameter or optimizer until the window opens, when state, averages and sums are made.
+    """On from the first optimizer's construction until the window opens, when state, averages and sums are made.
 
     A forked DataLoader worker would inherit it: it is taken out in the child.
     """
