@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -131,9 +132,11 @@ def test_a_rank_that_is_killed_is_named_in_a_readable_report(real_desk: Desk, mo
     seen = real_desk.precaudit("trace", "torchrun", "--nproc-per-node", "2", "train.py", moment)
     notes = seen.report["coverage"]["notes"]
     assert seen.code != 0
-    # After its last traced backward nobody needs it any more: rank 0 stops by itself.
-    first = "rank 1 ended" if moment == "backward 2" else "rank 1 ended first"
-    assert any(note.startswith(f"{first}, before the traced steps were over, without a word") for note in notes), notes
+    # After its last traced backward nobody needs it any more: rank 0 stops by itself. Before the first, rank 0 may not
+    # have come to a backward of its own either.
+    alone = moment in ("forward 0", "backward 2")
+    pattern = f"rank 1 ended( first){'?' if alone else ''}, before the traced steps were over, without a word"
+    assert any(re.match(pattern, note) for note in notes), notes
     if moment not in ("forward 0", "backward 0"):
         assert "PA301" in {finding["rule"] for finding in seen.report["findings"]}
 

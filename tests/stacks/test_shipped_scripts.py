@@ -132,7 +132,7 @@ def test_trl_sft(
         (finding,) = [f for f in run.report.findings if f.rule == "PA301"]
         assert finding.cause is not None
         assert finding.cause.text.endswith("their .data was recast to bfloat16 later")
-        assert "TRL casts the adapters of a quantised base" in finding.fix
+        assert "TRL undoes it over a quantised base" in finding.fix
 
 
 def both(folder: Path, *words: str) -> Traced:
