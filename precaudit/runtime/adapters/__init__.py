@@ -214,7 +214,6 @@ class Adapters:
         for caller in selves_on_stack():
             self.meet(caller)
         self.claimed.clear()
-        self.session.adapted.ask_again()
         self._declared = None
         mine = {private.storage_key(private.local(parameter)) for parameter in parameters}
         held: dict[tuple[str, Role, str], list[Claim]] = {}
@@ -224,6 +223,7 @@ class Adapters:
             if private.storage_key(own) not in mine:
                 dtype = claim.dtype or DTYPE_NAMES[claim.tensor.dtype]
                 held.setdefault((adapter.title, claim.role, dtype), []).append(claim)
+        self.session.adapted.ask_again()
         self.session.stock.of_claims(held)
 
     def accumulating(self) -> None:

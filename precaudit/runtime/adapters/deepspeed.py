@@ -69,18 +69,21 @@ class DeepSpeed(Adapter):
 
     def _around_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def step(engine: Any, *args: Any, **kwargs: Any) -> Any:
-            skipped, scale = engine.skipped_steps, _scale(engine.optimizer)
+            before: list[tuple[int, float | None]] = []
+            look = self.session.guard
+            look("DeepSpeed's step", lambda: before.append((engine.skipped_steps, _scale(engine.optimizer))))
             result = original(engine, *args, **kwargs)
-            if scale is not None and engine.skipped_steps > skipped:
-                self.session.guard("a step that DeepSpeed skipped", self._skipped, engine, scale)
+            if before:
+                look("DeepSpeed's step", self._after_step, engine, *before[0])
             return result
 
         return step
 
-    def _skipped(self, engine: Any, scale: float) -> None:
-        """The inner optimizer was not called, so that none of its hooks told of this attempt."""
-        self._skips.setdefault(engine, Skips()).at(scale)
-        self.session.attempted(engine.basic_optimizer, True)
+    def _after_step(self, engine: Any, skipped: int, scale: float | None) -> None:
+        """Where a step was skipped the inner optimizer was not called: none of its hooks told of the attempt."""
+        if scale is not None and engine.skipped_steps > skipped:
+            self._skips.setdefault(engine, Skips()).at(scale)
+            self.session.attempted(engine.basic_optimizer, True)
 
     def meet(self, made: Any, site: Site | None) -> None:
         if any(kind.__name__ == "DeepSpeedEngine" for kind in type(made).__mro__):

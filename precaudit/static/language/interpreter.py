@@ -36,7 +36,6 @@ REST_BUDGET = 12_000
 ISOLATED_BUDGET = 3_000
 """Statements that one of them may take."""
 
-
 GUARD = re.compile(r"version|hasattr|\btry\b|is_available|TORCH_|_GE_|_LT_|\bgte?_|getattr")
 """What the condition of a guard around an old or new API looks like."""
 
