@@ -239,7 +239,8 @@ def test_lightning_in_two_processes(tmp_path: Path) -> None:
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parent / 'scripts')!r})\nimport loops\n"
         "model, _, losses = loops.lightning('bf16-mixed', '.', devices=2, strategy='ddp', gradient_clip_val=1.0)\n"
-        "print(repr(losses), [p.double().sum().item() for p in model.parameters()])\n"
+        # In one write: what two unbuffered ranks print in pieces may come mixed.
+        "sys.stdout.write(f'{losses} {[p.double().sum().item() for p in model.parameters()]}\\n')\n"
     )
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
