@@ -102,9 +102,12 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
         except (OutOfBudget, RecursionError):
             interpreter.reset()
         interpreter.run_rest(source, store)
+        if source.misread:
+            return analyze(Source(source.path, source.text, source.file, whole=True))
         conclusions.finish(torch)
         return torch.facts.resolve(), siblings.hashes
     finally:
+        interpreter.forget()
         sys.setrecursionlimit(limit)
         if enabled:
             gc.enable()

@@ -17,7 +17,9 @@ Each alternative begins with letters, so that the search skips quickly to where 
 """
 LITERALS = (
     b"float16",
-    b"half",
+    b".half",
+    b'"half',
+    b"'half",
     b"float8_",
     b"autocast",
     b"GradScaler",

@@ -60,7 +60,7 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
             cache.put(item.file, stat, raw, known)
         results[number] = known
     tasks = [(found[number], raw) for number, raw, _ in waiting]
-    for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs), strict=True):
+    for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs, compiling), strict=True):
         results[number] = result
         if "error" not in result:
             cache.put(found[number].file, stat, raw, result)
@@ -94,7 +94,7 @@ def compiles(raw: bytes) -> bool:
     return True
 
 
-IMPORT = re.compile(rb"^(?:from|import)[ \t]+(\w+)", re.MULTILINE)
+NAME = re.compile(rb"[ \t]*(\w+)")
 
 
 def siblings_named(path: Path, raw: bytes) -> list[tuple[str, str, bool]]:
@@ -102,7 +102,8 @@ def siblings_named(path: Path, raw: bytes) -> list[tuple[str, str, bool]]:
     if b"optim" not in raw and b"backward" not in raw:
         return []
     found = []
-    for name in sorted(set(IMPORT.findall(raw))):
+    imports = (NAME.match(rest) for word in (b"\nimport ", b"\nfrom ") for rest in (b"\n" + raw).split(word)[1:])
+    for name in sorted({match[1] for match in imports if match is not None}):
         sibling = path.with_name(name.decode() + ".py")
         try:
             content = sibling.read_bytes()
@@ -112,14 +113,15 @@ def siblings_named(path: Path, raw: bytes) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _examine(tasks: list[Task], jobs: int) -> list[Result]:
+def _examine(tasks: list[Task], jobs: int, compiling: bool) -> list[Result]:
     """The results of files in several processes when there is enough to parse, the largest first."""
     workers = jobs or min(os.cpu_count() or 1, 8)
     size = sum(len(raw) for _, raw in tasks)
     if workers == 1 or len(tasks) < 2 or (not jobs and size < PARALLEL_FROM):
-        return _examine_here(tasks)
+        return _examine_here(compiling, tasks)
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from functools import partial
 
     import precaudit.static.analyze  # noqa: F401  once, for all processes
 
@@ -128,13 +130,14 @@ def _examine(tasks: list[Task], jobs: int) -> list[Result]:
     shares = [order[start::workers] for start in range(workers)]
     results: list[Result] = [{} for _ in tasks]
     with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
-        for share, found in zip(shares, pool.map(_examine_here, [[tasks[n] for n in s] for s in shares]), strict=True):
+        examined = pool.map(partial(_examine_here, compiling), [[tasks[n] for n in share] for share in shares])
+        for share, found in zip(shares, examined, strict=True):
             for number, result in zip(share, found, strict=True):
                 results[number] = result
     return results
 
 
-def _examine_here(tasks: list[Task]) -> list[Result]:
+def _examine_here(compiling: bool, tasks: list[Task]) -> list[Result]:
     """The results of files one by one, with Python's own collector off: trees are large and hold no cycles."""
     enabled = gc.isenabled()
     gc.disable()
@@ -142,7 +145,7 @@ def _examine_here(tasks: list[Task]) -> list[Result]:
     try:
         results, held = [], 0
         for item, raw in tasks:
-            results.append(examine(item, raw))
+            results.append(examine(item, raw, compiling))
             held += len(raw)
             if held > COLLECT_EVERY:
                 gc.collect()
@@ -154,8 +157,11 @@ def _examine_here(tasks: list[Task]) -> list[Result]:
             gc.enable()
 
 
-def examine(item: Found, raw: bytes) -> Result:
-    """The result for one file's bytes. Never raises: what goes wrong is in `error`, with `internal` where we did it."""
+def examine(item: Found, raw: bytes, compiling: bool = True) -> Result:
+    """The result for one file's bytes. Never raises: what goes wrong is in `error`, with `internal` where we did it.
+
+    Where it is not `compiling`, a syntax error in a function that no finding depends on may not be told.
+    """
     from precaudit.static.decoding import SourceError
 
     try:
@@ -163,7 +169,7 @@ def examine(item: Found, raw: bytes) -> Result:
             from precaudit.static.configs import examine_config
 
             return {**examine_config(item, raw), "compiled": True}
-        return {**_examine_source(item, raw), "compiled": True}
+        return {**_examine_source(item, raw, compiling), "compiled": compiling}
     except SourceError as error:
         return {"error": f"not valid Python: {error}" if str(error)[:1].isdigit() else str(error)}
     except RecursionError:
@@ -172,12 +178,12 @@ def examine(item: Found, raw: bytes) -> Result:
         return {"error": internal_error(error), "internal": True}
 
 
-def _examine_source(item: Found, raw: bytes) -> Result:
+def _examine_source(item: Found, raw: bytes, compiling: bool) -> Result:
     from precaudit import suppressions
     from precaudit.static.decoding import decode
 
     text = decode(raw)
-    facts, siblings = _facts(item, raw, text)
+    facts, siblings = _facts(item, raw, text, compiling)
     result: Result = {
         "facts": facts,
         "suppressions": [
@@ -189,16 +195,17 @@ def _examine_source(item: Found, raw: bytes) -> Result:
     return result
 
 
-def _facts(item: Found, raw: bytes, text: str) -> tuple[list[Any], list[list[str]]]:
+def _facts(item: Found, raw: bytes, text: str, compiling: bool) -> tuple[list[Any], list[list[str]]]:
     """The Facts of a file as JSON values, and [path, content hash] of each sibling they also rest on."""
-    if not may_hold_a_finding(raw):
-        beside = siblings_named(item.path, raw)
-        if not any(live for _, _, live in beside):
-            if not compiles(raw):
-                from precaudit.static.source import parse
+    may_hold = may_hold_a_finding(raw)
+    beside = [] if may_hold else siblings_named(item.path, raw)
+    worth_running = may_hold or any(live for _, _, live in beside)
+    if (compiling or not worth_running) and not compiles(raw):
+        from precaudit.static.source import parse
 
-                parse(text)
-            return [], [[path, value] for path, value, _ in beside]
+        parse(text)
+    if not worth_running:
+        return [], [[path, value] for path, value, _ in beside]
     from precaudit.static.analyze import analyze
     from precaudit.static.source import Source
 

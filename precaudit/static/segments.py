@@ -1,4 +1,4 @@
-"""Leaves out the functions, classes and methods of a file that no finding can depend on, before it is parsed."""
+"""Shortens a file before it is parsed: by what no finding can depend on, and by bodies until their functions run."""
 
 from __future__ import annotations
 
@@ -18,25 +18,84 @@ WHOLE = 60
 """Lines up to which a file is parsed as it is."""
 
 
-class Reduced(NamedTuple):
-    """The text that is left, and for each of its stretches: first line there, first line in the file."""
+SHORT = 200
+"""Characters up to which a body is parsed with its function."""
+LEFT_OUT = "__left_out__"
+MARK = re.compile(rf"[ \t]*{LEFT_OUT}\[(\d+)\]\n?")
+"""Stands for the body of this number."""
+DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def\b", re.MULTILINE)
+HEAD = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|(?P<bracket>[()\[\]{}])|(?P<colon>:)(?P<alone>[ \t\r]*\n)?")
+
+
+class Body(NamedTuple):
+    """The body of a function that was left out."""
 
     text: str
-    starts: list[int]
-    originals: list[int]
+    line: int
+    """Its first line in the file."""
+
+
+class Reduced:
+    """The text that is left, the bodies that are not in it, and where in the file its lines stand."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Body] = []
+        self._pieces: list[str] = []
+        self._starts: list[int] = []
+        self._originals: list[int] = []
+        self._here = 1
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def add(self, piece: str, line: int) -> None:
+        """Appends whole lines, of which the first is this line of the file."""
+        self._pieces.append(piece)
+        self._starts.append(self._here)
+        self._originals.append(line)
+        self._here += piece.count("\n")
+
+    def leave_out(self, body: str, line: int) -> None:
+        """Appends what stands for a body, which begins at this line of the file."""
+        self.add(f"{INDENT.match(body)[0]}{LEFT_OUT}[{len(self.bodies)}]\n", line)  # type: ignore[index]
+        self.bodies.append(Body(body, line))
 
     def original(self, line: int) -> int:
         """The line of the whole file that a line of the reduced text is."""
-        at = bisect_right(self.starts, line) - 1
-        return self.originals[at] + line - self.starts[at]
+        at = bisect_right(self._starts, line) - 1
+        return self._originals[at] + line - self._starts[at]
 
 
 def reduce(text: str, outline: Outline, roots: Iterable[str]) -> Reduced | None:
     """The text without what neither its statements nor the definitions named `roots` lead to; None to parse it all."""
     if outline.lines < WHOLE or "\f" in text or "\r" in text.replace("\r\n", ""):
         return None
-    kept = _Needed(outline, roots).kept
-    return _joined(text, outline.parts, kept) if len(kept) < len(outline.parts) else None
+    parts, kept = outline.parts, _Needed(outline, roots).kept
+    reduced, line = Reduced(), 1
+    for at, part in enumerate(parts):
+        if at in kept:
+            body = _body_of(outline.code, part)
+            reduced.add(text[part.start : body], line)
+            if body < part.stop:
+                reduced.leave_out(text[body : part.stop], line + text.count("\n", part.start, body))
+            if _bodiless(parts, at, kept):
+                reduced.add(INDENT.match(text, part.stop)[0] + "pass\n", line)  # type: ignore[index]
+        line += text.count("\n", part.start, part.stop)
+    return reduced
+
+
+def _body_of(code: str, part: Part) -> int:
+    """Where the body of a function begins that is left out for now; the end of the part where there is none."""
+    if part.kind in ("function", "method"):
+        head = DEF.search(code, part.start, part.stop)
+        depth = 0
+        for match in HEAD.finditer(code, head.start() if head else part.stop, part.stop):
+            if match["bracket"]:
+                depth += 1 if match["bracket"] in "([{" else -1
+            elif match["colon"] and not depth:
+                return match.end() if match["alone"] and part.stop - match.end() > SHORT else part.stop
+    return part.stop
 
 
 class _Needed:
@@ -82,28 +141,6 @@ class _Needed:
         """Whether a method of a class that is needed may run."""
         common = method.owner in self._roots and method.name in COMMON
         return common or method.name in self._wanted or IMPLICIT.match(method.name) is not None
-
-
-def _joined(text: str, parts: Sequence[Part], kept: set[int]) -> Reduced:
-    pieces: list[str] = []
-    starts: list[int] = []
-    originals: list[int] = []
-    here, there = 1, 1
-    for at, part in enumerate(parts):
-        piece = text[part.start : part.stop]
-        count = piece.count("\n")
-        if at in kept:
-            pieces.append(piece)
-            starts.append(here)
-            originals.append(there)
-            here += count
-            if _bodiless(parts, at, kept):
-                pieces.append(INDENT.match(text, part.stop)[0] + "pass\n")  # type: ignore[index]
-                starts.append(here)
-                originals.append(there)
-                here += 1
-        there += count
-    return Reduced("".join(pieces), starts, originals)
 
 
 def _bodiless(parts: Sequence[Part], at: int, kept: set[int]) -> bool:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import libcst as cst
+from libcst.metadata import CodeRange
 from libcst.metadata.position_provider import PositionProvidingCodegenState
 
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
 from precaudit.static.outline import Outline
 from precaudit.static.relevance import relevant_names
-from precaudit.static.segments import reduce
+from precaudit.static.segments import MARK, reduce
 
 
 class Source:
     """The text and the tree of a file. `path` is as the user wrote it.
 
-    Unless it is wanted `whole`, only that is parsed to which its statements and the definitions named in `roots` lead;
-    by default those that hold or call something that a finding can start from.
+    Unless it is wanted `whole`, only that is parsed to which its statements and the definitions named in `roots` lead,
+    by default those that hold or call something that a finding can start from; and a body when it is asked for.
     """
 
     def __init__(
@@ -31,37 +33,83 @@ class Source:
         self.path = path
         self.text = text
         self.file = file
-        self._positions: dict[Any, Any] | None = None
         outline = Outline(text)
         self.relevant = relevant_names(outline)
         """The functions and classes that are worth running with arguments about which nothing is known."""
         self._reduced = None if whole else reduce(text, outline, self.relevant if roots is None else roots)
         self.tree: cst.Module = self._parse()
+        self.misread = False
+        """A body did not parse: the file is at fault, or was divided where it should not have been."""
+        self._trees = [_Tree(self.tree, self._reduced.original if self._reduced is not None else None)]
+        self._bodies: dict[cst.FunctionDef, Sequence[Any]] = {}
 
     def _parse(self) -> cst.Module:
         if self._reduced is not None:
             try:
                 return parse(self._reduced.text)
             except SourceError:
-                # What looked like a definition stood inside a string, or the file does not parse anyway.
                 self._reduced = None
         return parse(self.text)
 
-    def line(self, line: int) -> int:
-        """The line of the file that a line of the tree is."""
-        return line if self._reduced is None else self._reduced.original(line)
+    def body(self, function: cst.FunctionDef) -> Sequence[Any]:
+        """The statements of a function."""
+        found = self._bodies.get(function)
+        if found is None:
+            found = self._bodies[function] = self._body(function.body.body)
+        return found
+
+    def _body(self, statements: Sequence[Any]) -> Sequence[Any]:
+        first = statements[0] if statements else None
+        mark = MARK.match(self.tree.code_for_node(first)) if isinstance(first, cst.SimpleStatementLine) else None
+        if mark is None or self._reduced is None:
+            return statements
+        body = self._reduced.bodies[int(mark[1])]
+        try:
+            tree = parse(f"if 1:\n{body.text}")
+        except SourceError:
+            self.misread = True
+            return ()
+        self._trees.append(_Tree(tree, lambda line: body.line + line - 2))
+        return tree.body[0].body.body  # type: ignore[union-attr]
+
+    def code(self, node: Any) -> str:
+        """The text of a function or class, with the bodies that were left out of it."""
+        bodies = self._reduced.bodies if self._reduced is not None else []
+        return MARK.sub(lambda mark: bodies[int(mark[1])].text, self.tree.code_for_node(node))
+
+    def place(self, node: Any) -> CodeRange | None:
+        """Where in the file a node stands: lines from 1, columns from 0."""
+        return next((tree.place(node) for tree in self._trees if node in tree.positions), None)
+
+    @property
+    def positions(self) -> dict[Any, CodeRange]:
+        """The nodes of a file that is parsed whole, with their places."""
+        return self._trees[0].positions
 
     @property
     def file_folder(self) -> Path | None:
         """Where the file is on disk; None for standard input."""
         return self.file.parent if self.file is not None else None
 
-    @property
-    def positions(self) -> dict[Any, Any]:
-        """Node -> CodeRange (lines from 1, columns from 0), from one code generation of the whole file."""
-        if self._positions is None:
-            self._positions = _positions(self.tree)
-        return self._positions
+
+class _Tree:
+    """A stretch of the file that was parsed, and how its lines are counted in the file."""
+
+    def __init__(self, module: cst.Module, line: Callable[[int], int] | None) -> None:
+        self._module = module
+        self._line = line
+
+    @cached_property
+    def positions(self) -> dict[Any, CodeRange]:
+        """Node -> place in the stretch, from one code generation of all of it."""
+        return _positions(self._module)
+
+    def place(self, node: Any) -> CodeRange:
+        found = self.positions[node]
+        if self._line is None:
+            return found
+        start, end = found.start, found.end
+        return CodeRange((self._line(start.line), start.column), (self._line(end.line), end.column))
 
 
 class _Recorder:
@@ -71,7 +119,7 @@ class _Recorder:
         self._computed: dict[Any, Any] = {}
 
 
-def _positions(tree: cst.Module) -> dict[Any, Any]:
+def _positions(tree: cst.Module) -> dict[Any, CodeRange]:
     recorder = _Recorder()
     state = PositionProvidingCodegenState(
         default_indent=tree.default_indent,

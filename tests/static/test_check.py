@@ -197,6 +197,10 @@ def test_a_baseline_survives_moved_code_and_prunes(project: Path) -> None:
         (b"print 'float16'\n", "bad.py:1:"),
         (b"def f(:\n", "bad.py:1:7: not valid Python: invalid syntax"),
         (b"print 'no word that a finding could start from'\n", "bad.py:1:1: not valid Python: Missing parentheses"),
+        (
+            b"import torch\nx = torch.float16\n" + b"# line\n" * 60 + b"def unrelated(x):\n    return x +* 3\n",
+            "bad.py:64:15: not valid Python: invalid syntax",
+        ),
         (b"x = '\xff'\n", "bad.py: invalid or missing encoding declaration"),
         (b"float16 = '\xff'\n", "bad.py: "),
         (b"# coding: nonsense\nfloat16 = 1\n", "bad.py: unknown encoding"),

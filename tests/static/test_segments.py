@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from pathlib import Path
 
+import libcst as cst
 import pytest
 
 from precaudit.model.vocabulary import Fact
@@ -87,6 +88,32 @@ def test_a_class_of_which_only_the_head_is_needed_still_parses() -> None:
     tree = Source("x.py", text).tree
     assert "class Base:\n    pass\n" in tree.code
     assert "helper" not in tree.code
+
+
+WORK = "".join(f"    y{n} = x * {n}\n" for n in range(30))
+
+
+OVERFLOWS = "x.masked_fill(x > 0, -1e9)"
+
+
+def test_a_body_is_parsed_when_its_function_runs() -> None:
+    text = f"import torch\ndef f(x):\n{WORK}    return g(x.half())\ndef g(x):\n{WORK}    return {OVERFLOWS}\n"
+    text += f"def unused(x):\n{WORK}    return x.half()\n" + "model = f(torch.ones(3))\n"
+    source = Source("x.py", text)
+    f, g, unused = (node for node in source.tree.body if isinstance(node, cst.FunctionDef))
+    assert OVERFLOWS not in source.tree.code
+    (fact,) = analyze(source)[0]
+    assert fact.site is not None
+    assert text.splitlines()[fact.site.line - 1][fact.site.column - 1 :] == OVERFLOWS
+    assert [len(source.body(function)) for function in (f, g, unused)] == [31, 31, 31]
+    assert source.body(f) is source.body(f)
+    assert source.code(g) == f"def g(x):\n{WORK}    return {OVERFLOWS}\n"
+
+
+def test_a_file_that_was_divided_where_it_should_not_have_been_is_read_whole() -> None:
+    text = f"import torch\ndef f(x):\n{WORK}    y = '\\\ndef g():'\n    return {OVERFLOWS}\n"
+    text += "f(torch.ones(3).half())\n" + "# line\n" * 60
+    assert [fact.kind for fact in analyze(Source("x.py", text))[0]] == ["constant"]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def call_function(
     if isinstance(context, Value):
         run.contexts.append(context)
     try:
-        alive = run.block(definition.body.body)
+        alive = run.block(function.scope.source.body(definition))
         return _leave(run, frame, alive)
     finally:
         del run.contexts[depth:]

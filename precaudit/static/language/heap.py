@@ -56,6 +56,12 @@ class Heap(Generic[T]):
             else:
                 store[key] = old
 
+    def forget(self) -> None:
+        """Empties every store that was written to, which breaks the cycles that run through them."""
+        for store, _, _ in self._log:
+            store.clear()
+        self._log.clear()
+
     def merge(self, outcomes: list[Changes]) -> None:
         """Joins the outcomes of several paths that all began in the present state."""
         keys: dict[tuple[int, Key], tuple[Store, Key]] = {}

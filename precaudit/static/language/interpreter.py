@@ -126,6 +126,11 @@ class Interpreter:
         """Leaves every call and region that an interruption left open."""
         self.frames, self.contexts, self.loops, self.guards = [], [], (), []
 
+    def forget(self) -> None:
+        """Lets go of everything, so that the trees are freed now and not by a collection of garbage."""
+        self.heap.forget()
+        self.__dict__.clear()
+
     def spot(self, node: Any) -> Spot:
         return Spot(self.scope.source, node, self.scope.function)
 

@@ -54,9 +54,8 @@ class Facts:
 
 def site(spot: Spot) -> Site:
     """Where a node stands; lines and columns from 1."""
-    position = spot.source.positions.get(spot.node)
-    if position is None:
+    place = spot.source.place(spot.node)
+    if place is None:
         return Site(spot.source.path, 1, 1, function=spot.function)
-    start, end = position.start, position.end
-    first, last = spot.source.line(start.line), spot.source.line(end.line)
-    return Site(spot.source.path, first, start.column + 1, last, end.column + 1, spot.function)
+    start, end = place.start, place.end
+    return Site(spot.source.path, start.line, start.column + 1, end.line, end.column + 1, spot.function)

@@ -34,7 +34,7 @@ def applied(torch: Torch, cls: Class, args: list[Value], node: Any) -> Value:
     if region is not None and region.enabled and region.spot is not None and torch.grad() and wide:
         forward, backward = (classes.find_method(cls, name) for name in ("forward", "backward"))
         if forward is not None and backward is not None:
-            texts = [found[0].scope.source.tree.code_for_node(found[0].node) for found in (forward, backward)]
+            texts = [found[0].scope.source.code(found[0].node) for found in (forward, backward)]
             if all(ELIGIBLE.search(text) and not CARE.search(text) for text in texts):
                 because = ("it is applied under autocast here", torch.spot(node))
                 spot = _place(forward[0])

@@ -62,7 +62,7 @@ def current_optimizer(torch: Torch) -> Instance | None:
 def compensated(instance: Instance) -> bool:
     """Whether the class compensates on purpose: Kahan summation or stochastic rounding."""
     cls = instance.cls
-    return isinstance(cls, Class) and bool(COMPENSATED.search(cls.scope.source.tree.code_for_node(cls.node)))
+    return isinstance(cls, Class) and bool(COMPENSATED.search(cls.scope.source.code(cls.node)))
 
 
 def state_stored(torch: Torch, key: Any, value: Value, node: Any) -> None:
