@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from precaudit.static.outline import Outline, Part
 
 COMMON = frozenset(
@@ -13,6 +15,26 @@ COMMON = frozenset(
 """Names that too many methods share for a call of one to mean anything; a trainer calls them without naming them."""
 LONG = 400
 """Lines from which a class that only uses a relevant class is left out: a library's models use each other endlessly."""
+
+TRAINING = re.compile(r"backward|optim|GradScaler")
+"""Words without which a file trains nothing."""
+
+
+def live_names(outline: Outline) -> frozenset[str] | None:
+    """Of a long file that trains nothing: its classes and functions, methods as `Class.method`, that have a trigger.
+
+    None for any other file, whose functions may matter for what they make before there is anything low.
+    """
+    if outline.lines < LONG or TRAINING.search(outline.code):
+        return None
+    named = {part.name for part in outline.parts if part.live and part.kind == "statement"}
+    if "" in named:
+        return None
+    return frozenset(
+        f"{part.owner}.{part.name}" if part.owner else part.name
+        for part in outline.parts
+        if part.kind != "statement" and (part.live or part.words & named)
+    )
 
 
 def relevant_names(outline: Outline) -> set[str]:

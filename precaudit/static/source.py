@@ -16,7 +16,7 @@ from libcst.metadata.position_provider import PositionProvidingCodegenState
 
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
 from precaudit.static.outline import Outline
-from precaudit.static.relevance import relevant_names
+from precaudit.static.relevance import live_names, relevant_names
 from precaudit.static.segments import MARK, reduce
 
 
@@ -36,6 +36,8 @@ class Source:
         outline = Outline(text)
         self.relevant = relevant_names(outline)
         """The functions and classes that are worth running with arguments about which nothing is known."""
+        self.live = live_names(outline)
+        """Those in which something low can begin, where a run may ignore calls that do not lead there."""
         self._reduced = None if whole else reduce(text, outline, self.relevant if roots is None else roots)
         self.tree: cst.Module = self._parse()
         self.misread = False

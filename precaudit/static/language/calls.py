@@ -94,6 +94,8 @@ def call_function(
     definition = function.node
     if isinstance(definition, cst.Lambda):
         return _call_lambda(run, function, args, kwargs)
+    if not run.matters(function) and node is not definition:
+        return unknown()
     run.called.add(definition)
     wrapper = _decorated(run, function, node) if function.decorators and node is not definition else None
     if wrapper is not None:

@@ -296,17 +296,21 @@ def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
     return Const("".join(pieces)) if known else unknown("string")
 
 
-def _integer(run: Interpreter, node: Any) -> Value:
-    try:
-        known = run._constants.get(node) or Const(node.evaluated_value)
-    except ValueError:
-        return Number()
-    run._constants[node] = known
+def _integer(run: Interpreter, node: cst.Integer) -> Value:
+    known = run._constants.get(node)
+    if known is None:
+        try:
+            known = run._constants[node] = Const(int(node.value, 0))
+        except ValueError:
+            return Number()
     return known
 
 
 def _float(run: Interpreter, node: cst.Float) -> Value:
-    return _integer(run, node)
+    known = run._constants.get(node)
+    if known is None:
+        known = run._constants[node] = Const(float(node.value))
+    return known
 
 
 def _named(run: Interpreter, node: cst.NamedExpr) -> Value:

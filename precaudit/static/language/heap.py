@@ -70,9 +70,10 @@ class Heap(Generic[T]):
                 keys.setdefault(at, (store, key))
         for at, (store, key) in keys.items():
             present = store.get(key, MISSING)
-            joined: Any = MISSING
-            for number, outcome in enumerate(outcomes):
+            joined: Any = outcomes[0][at][2] if at in outcomes[0] else present
+            for outcome in outcomes[1:]:
                 value = outcome[at][2] if at in outcome else present
-                joined = value if number == 0 else self._join(joined, value)
+                if value is not joined:
+                    joined = self._join(joined, value)
             if joined is not MISSING:
                 self.put(store, key, joined)

@@ -56,6 +56,8 @@ class Interpreter:
         self.budget = budget
         self.rest_budget = REST_BUDGET
         self.called: set[Any] = set()
+        self.all_matters = True
+        """What any call does may matter: something may be low, or be trained."""
         self.guards: list[str] = []
         self.rebuilt: frozenset[str] = frozenset()
         """Loop variables of a comprehension that replaces the list it iterates over."""
@@ -84,6 +86,7 @@ class Interpreter:
                 self._run_uncalled(value, source, relevant)
         finally:
             self.scope = outer
+            self.all_matters = True
 
     def _run_uncalled(self, value: Any, source: Source, relevant: set[str]) -> None:
         if isinstance(value, Function) and value.scope.source is source and value.node not in self.called:
@@ -108,6 +111,7 @@ class Interpreter:
         paths, contexts, loops = self.world["paths"], self.contexts, self.loops
         self.world["paths"] = Paths(frozenset({frozenset()}))
         self.contexts, self.loops = [], ()
+        self.all_matters = self.scope.source.live is None
         budget, self.budget = self.budget, min(ISOLATED_BUDGET, self.rest_budget)
         given = self.budget
         depth, scope = len(self.frames), self.scope
@@ -121,6 +125,16 @@ class Interpreter:
             self.budget = budget
             self.world["paths"] = paths
             self.contexts, self.loops = contexts, loops
+
+    def matters(self, function: Function) -> bool:
+        """Whether a call has to be followed; once one has led to where something low can begin, all have."""
+        if self.all_matters:
+            return True
+        name, owner, source = function.node.name.value, function.owner, function.scope.source
+        path = name if owner is None else f"{owner.name}.{name}"
+        live = source.live
+        self.all_matters = live is None or path in live or (owner is not None and owner.name in live)
+        return self.all_matters or name == "__init__" or name in source.relevant
 
     def reset(self) -> None:
         """Leaves every call and region that an interruption left open."""

@@ -215,6 +215,17 @@ def _gradient_changed(torch: Torch, name: str, args: list[Value], node: Any) -> 
         scaling.gradient_written(torch, node)
 
 
+COMPUTING = (
+    opnames.VIEWS
+    | opnames.SAME
+    | opnames.MATMULS
+    | set(opnames.POINTWISE)
+    | opnames.PREDICATES
+    | opnames.INTEGER_RESULTS
+)
+"""Methods that only a tensor has."""
+
+
 def _opaque_method(
     torch: Torch, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
@@ -251,15 +262,7 @@ def _opaque_method(
         tensor = operands.as_tensor(torch, receiver)
         if isinstance(tensor, Tensor):
             return _tensor_method(torch, tensor, name, args, kwargs, node)
-    if (
-        name
-        in opnames.VIEWS
-        | opnames.SAME
-        | opnames.MATMULS
-        | set(opnames.POINTWISE)
-        | opnames.PREDICATES
-        | opnames.INTEGER_RESULTS
-    ):
+    if name in COMPUTING:
         return ops.apply(torch, name, [receiver, *args], kwargs, node, receiver)
     for value in (*args, *kwargs.values()):
         modules.escape(torch, value)
