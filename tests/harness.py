@@ -185,7 +185,7 @@ def run(path: Path, argv: Sequence[str] = (), *, traced: bool = False, **setting
             held.sha.update(torch.random.get_rng_state().numpy().tobytes())
             held.sha.update(repr(random.getstate()).encode())
             if session is not None:
-                rank_file = session.rank_file()
+                rank_file = session.rank_file.content()
                 session.remove()
     if traced:
         report = judged(rank_file, exit_code)
@@ -205,7 +205,7 @@ def trace_call(
         try:
             train()
         finally:
-            report = judged(session.rank_file())
+            report = judged(session.rank_file.content())
             session.remove()
             if sink is not None:
                 sink(report)

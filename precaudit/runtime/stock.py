@@ -245,7 +245,7 @@ class Stock:
             if dtype in LOW:
                 self.updates(seen)
                 self._compensated(optimizer, seen, params)
-                if role is Role.ADAPTER_PARAMETER and self.session.unscaled_float16:
+                if role is Role.ADAPTER_PARAMETER and self.session.losses.unscaled_float16:
                     seen.attrs["loss_scaling"] = "none"
             if role is Role.MASTER_WEIGHT and self.session.adapted.swapped(params):
                 seen.attrs["swapped"] = True

@@ -232,7 +232,7 @@ def test_an_adapter_that_breaks_is_a_note_and_training_goes_on(
     for group in optimizer.param_groups:
         session.construction.name(group["params"][0])
     session.adapters.scales_loss()
-    notes = session.rank_file()["coverage"]["notes"]
+    notes = session.rank_file.content()["coverage"]["notes"]
     assert f"precaudit could not follow Says: {question}: RuntimeError: renamed in the next release" in notes
 
 

@@ -110,7 +110,7 @@ class Bitsandbytes(Adapter):
         site = self._configured or next((self._layers[layer] for layer in layers), None)
         for dtype, count in self._computed.items():
             attrs: dict[str, Scalar] = {"training": True}
-            if self.session.unscaled_float16:
+            if self.session.losses.unscaled_float16:
                 attrs["loss_scaling"] = "none"
             elif any(state.uses for state in self.session.scaling.scalers.values()):
                 attrs["loss_scaling"] = "scaled"

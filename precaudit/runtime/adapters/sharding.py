@@ -50,7 +50,7 @@ def unscaled_shards(session: Session, site: Site | None, word: str, needs: str =
     if scalers and not fit:
         made = type(scalers[0]).__name__
         detail = f"{word} with {made}, which sees inf in this rank's shard only"
-    elif session.unscaled_float16:
+    elif session.losses.unscaled_float16:
         detail = f"{word} with no loss scaling"
     else:
         return

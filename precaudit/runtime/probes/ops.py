@@ -18,6 +18,7 @@ from ..flow import LOW, kind_of
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
 from ..watchers.births import MAKERS
+from ..watchers.constants import refused
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -78,7 +79,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
             else:
                 out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:
-            self.probe.session.guard("a refused op", self.probe.session.refused, plan.name, args, error)
+            self.probe.session.guard("a refused op", refused, self.probe.session, plan.name, args, error)
             raise
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():

@@ -201,7 +201,7 @@ class ScalingProbe:
                     count=len(low),
                 ),
             )
-            self.session.write()
+            self.session.rank_file.write()
         self._check_generation(scaler, optimizer)
 
     def _unscaled(self, scaler: Any, optimizer: Any) -> None:
@@ -219,7 +219,7 @@ class ScalingProbe:
         for words, misuse in known.items():
             if words in text:
                 self._misuse(scaler, misuse, user_site(), text.partition(". ")[0], raises=True)
-                self.session.write()
+                self.session.rank_file.write()
 
     def _misuse(self, scaler: Any, misuse: str, site: Site | None, detail: str, raises: bool) -> None:
         self.session.once(
@@ -274,7 +274,7 @@ class ScalingProbe:
         for p in _parameters(optimizer):
             clipped = self.session.flow.of(p.grad).get("clipped")
             if clipped is not None and clipped[1] is not None and clipped[1]() is p and self.scaled.get(p) is not None:
-                self.session.clip_is_scaled(p, clipped[0])
+                self.session.gradients.clip_is_scaled(p, clipped[0])
 
     def _step_failed(self, scaler: Any, optimizer: Any, error: BaseException) -> None:
         if "has already been called since the last update" in str(error):
@@ -288,7 +288,7 @@ class ScalingProbe:
                     attrs={"update": "missing", "raises": True},
                 ),
             )
-            self.session.write()
+            self.session.rank_file.write()
 
     def _after_step(self, scaler: Any, optimizer: Any) -> None:
         """Whether this attempt was skipped: the hook did not fire, or a fused kernel was told to do nothing."""

@@ -12,6 +12,7 @@ from .. import torch_private as private
 from ..flow import LOW
 from ..identity import StorageMap
 from ..sites import user_site
+from .constants import refused
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -84,7 +85,7 @@ class BirthMode(private.DispatchMode):  # type: ignore[misc]
             else:
                 out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:
-            self.births.session.guard("a refused op", self.births.session.refused, str(func), args, error)
+            self.births.session.guard("a refused op", refused, self.births.session, str(func), args, error)
             raise
         if name in MAKERS:
             self.births.made(name, args, kwargs, out)

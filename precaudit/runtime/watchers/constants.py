@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
 from ..evidence import nonfinite
-from ..flow import DTYPE_NAMES
+from ..flow import DTYPE_NAMES, LOW
 from ..ledger import Observation
 from ..optable import POINTWISE
 from ..sites import in_library, user_site
@@ -84,3 +85,19 @@ class Constants:
                 attrs={"overflows": False, "rounds_to": "zero", "feeds": feeds, "value": number},
             ),
         )
+
+
+def refused(session: Session, name: str, args: Any, error: BaseException) -> None:
+    """torch itself refuses a literal that the tensor's dtype cannot hold."""
+    if "cannot be converted to type" not in str(error):
+        return
+    tensor = next((arg for arg in args if isinstance(arg, Tensor) and arg.dtype in LOW), None)
+    value = next((arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)), None)
+    if tensor is None:
+        return
+    said = f"{value:g} in {name}" if value is not None else name
+    seen = session.flow.suspect_kind(
+        "refused", Kind.CONSTANT, Role.ACTIVATION, tensor.dtype, f"{said}, which torch refuses", overflows=True
+    )
+    seen.confirmed = True
+    session.rank_file.write()

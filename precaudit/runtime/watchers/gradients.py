@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import Role
+from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
 from ..evidence import nonfinite, underflow
-from ..flow import FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
+from ..flow import DTYPE_NAMES, FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
+from ..ledger import Observation
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
 from ..sites import user_site
 from . import BACKWARD, FORWARD, GRADIENTS, Registration
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..session import Session
 
 SAMPLED_PER_STEP = 8
+UNDERFLOW = 0.3
+"""Share of subnormals among non-zero float16 gradients from which on the loss scale is called too small."""
 SCALINGS = frozenset({"mul", "div", "_foreach_mul", "_foreach_div"})
 TO_ONE_NUMBER = frozenset({"sum", "mean", "amax", "max"})
 EXACT = frozenset({"amax", "max"})
@@ -72,7 +75,29 @@ class Gradients:
                 continue
             inside = self.session.window.phase == BACKWARD and not private.differentiates_forward()
             if inside or self.session.is_gradient(tensor) or "grad" in self.flow.of(tensor):
-                self.session.saw_gradient_reduction(tensor, name)
+                self._reduction(tensor, name)
+
+    def _reduction(self, tensor: Tensor, name: str) -> None:
+        seen = self.ledger.get(("reduction", tensor.dtype))
+        if seen is None:
+            seen = self.ledger.put(("reduction", tensor.dtype), self._first_reduction(DTYPE_NAMES[tensor.dtype], name))
+        seen.count += 1
+        seen.bytes += tensor.nbytes
+
+    def _first_reduction(self, dtype: str, name: str) -> Observation:
+        """Who chose this dtype: the declaration for it, else the framework that reduces, else the user's own loop."""
+        declared = self.session.adapters.declared(Role.GRADIENT_REDUCTION, dtype)
+        chosen = "explicit" if self.session.window.phase == GRADIENTS else "default"
+        if declared is not None:
+            chosen = declared.chosen if declared.dtype in ("", dtype) else "framework"
+        return Observation(
+            Kind.HOLDS,
+            dtype,
+            Role.GRADIENT_REDUCTION,
+            (declared.site if declared else None) or user_site(),
+            detail=f"{name.strip('_')}, {declared.by}" if declared else name.strip("_"),
+            attrs={"chosen": chosen},
+        )
 
     def computed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Values computed from gradients, and from their norms."""
@@ -146,9 +171,45 @@ class Gradients:
         base = name.removeprefix("_foreach_").rstrip("_")
         put_back = base == "copy" and "clipped" in self.flow.of(factor)
         if base.startswith("clamp") or put_back or (base in ("mul", "div") and (from_norm or by_number)):
-            self.session.saw_clip(targets)
+            self._clip(targets)
         elif base in ("mul", "div", "copy"):
             self.rescaled = True
+
+    def _clip(self, gradients: list[Tensor]) -> None:
+        owners = [ref() for ref in (self.session.gradient_owner(g) for g in gradients) if ref is not None]
+        alive = [owner for owner in owners if owner is not None]
+        if not self.session.scaling.any_scaled(alive) or self.session.scaling.scale_read or self.rescaled:
+            return
+        self.clip_is_scaled(gradients[0], user_site())
+
+    def clip_is_scaled(self, gradient: Tensor, site: Site | None) -> None:
+        """A clip at this line met gradients that carry the loss scale."""
+        self.session.once(
+            ("clip", "scaled"),
+            Observation(
+                Kind.CLIP,
+                DTYPE_NAMES.get(gradient.dtype, ""),
+                Role.GRADIENT,
+                site,
+                detail="the gradients still carried the loss scale",
+                attrs={"scaled": True},
+            ),
+        )
+
+    def take_stock(self) -> None:
+        """float16 gradients that are subnormal although the loss was scaled: the scale is too small."""
+        share = self.subnormals / self.nonzeros if self.nonzeros else 0.0
+        for how in ("unscaled", "scaled"):
+            seen = self.ledger.get(("gradient", "float16", how))
+            if seen is None or not self.nonzeros:
+                continue
+            seen.evidence["gradient_underflow"] = share
+            seen.evidence["gradient_zeros"] = self.zeros / (self.zeros + self.nonzeros)
+            falling = self.session.window.stuck  # skipped steps brought the scale down: PA210 says why
+            # Without any scaling PA201 says it, with the same number.
+            if share >= UNDERFLOW and how == "scaled" and not falling:
+                seen.attrs["underflow"] = seen.confirmed = True
+            seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 
     def step_boundary(self) -> None:
         self.norm_read = self.rescaled = False

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from ...model.vocabulary import Role
+from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
 from ..evidence import nonfinite
-from ..flow import trains
+from ..flow import DTYPE_NAMES, LOW, trains
+from ..identity import StorageMap
+from ..ledger import Observation
 from ..optable import BATCH_NORMS
+from ..sites import enclosing_module, user_site
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ class Normalisation:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.flow = session.flow
+        self._running: StorageMap[bool] = StorageMap()
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("pow", "square", "mul"), self.square, True
@@ -69,4 +74,27 @@ class Normalisation:
         training = name in ("_batch_norm_with_update", "batch_norm_gather_stats") or any(a is True for a in args[3:])
         if training:
             for buffer in buffers:
-                self.session.saw_running_statistics(buffer)
+                self._running_statistics(buffer)
+
+    def _running_statistics(self, buffer: Tensor) -> None:
+        if self._running.get(buffer) is not None:
+            return
+        self._running.set(buffer, True)
+        module = enclosing_module(torch.nn.Module)
+        cause = self.session.construction.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
+        name = DTYPE_NAMES[buffer.dtype]
+        declared = self.session.adapters.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
+        made_so = declared is not None and declared.dtype == name
+        seen = self.session.once(
+            ("running", buffer.dtype),
+            Observation(
+                Kind.HOLDS,
+                name,
+                Role.NORM_RUNNING_STATISTICS,
+                (declared.site if declared and made_so else cause.site if cause else None) or user_site(),
+                cause,
+                self.session.module_name(module),
+                attrs={"by": "buffer_dtype"} if made_so else {},
+            ),
+        )
+        seen.bytes += buffer.nbytes

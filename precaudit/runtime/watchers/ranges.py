@@ -17,7 +17,7 @@ from torch import Tensor
 from ...model.vocabulary import FLOATING, Kind, Role
 from .. import torch_private as private
 from ..evidence import nonfinite
-from ..flow import tensors_of, trains
+from ..flow import DTYPE_NAMES, LOW, tensors_of, trains
 from ..ledger import Observation
 from ..optable import MATMULS, POINTWISE
 from ..sites import user_frame
@@ -64,7 +64,21 @@ class Ranges:
     def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self.matmuls += 1
         if isinstance(out, Tensor) and out.dtype is torch.float32 and trains(args):
-            self.session.saw_float32_matmul()
+            self._float32_matmul()
+
+    def _float32_matmul(self) -> None:
+        """A float32 matmul that trains, in a run that declared mixed precision."""
+        declared = [dtype for _, dtype in self.session.autocast.declared if dtype in LOW]
+        if declared:
+            seen = self.flow.suspect_kind(
+                "float32 matmul",
+                Kind.OP,
+                Role.MATMUL_COMPUTE,
+                torch.float32,
+                f"autocast({DTYPE_NAMES[declared[0]]}) was entered elsewhere",
+                op="float32-matmul-under-mixed-precision",
+            )
+            seen.confirmed = True
 
     def result(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A float16 result whose largest values come near the end of the range."""

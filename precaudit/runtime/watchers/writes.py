@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import Cause, Site
+from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
 from ..evidence import REPLAYABLE, Replay
-from ..flow import LOW, tensors_of, trains
+from ..flow import DTYPE_NAMES, LOW, tensors_of, trains
 from ..identity import StorageMap
+from ..ledger import Observation
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..sites import in_user_hook, user_site
 from ..window import BACKWARD, FORWARD, OPTIMIZER
@@ -247,16 +248,32 @@ class Writes:
             if name in COPIES and place[0] in marks.get("from", ()):
                 write.updates_itself = True
             if name in COPIES and "factor" in marks:
-                self.session.saw_low_hyperparameter(*marks["factor"])
+                self._low_hyperparameter(*marks["factor"])
             write.sources |= {mark for mark in ("param", "grad") if mark in marks}
             if self.session.is_parameter(source):
                 write.sources.add("param")
             if self.session.is_gradient(source):
                 write.sources.add("grad")
-            if self.session.is_loss(source):
+            if self.session.losses.is_loss(source):
                 write.sources.add("loss")
         if name in ("mul_", "lerp_") and sources and sources[-1].ndim == 0 and sources[-1].dtype in LOW:
-            self.session.saw_low_hyperparameter(sources[-1].dtype, self.session.births.site(sources[-1]))
+            self._low_hyperparameter(sources[-1].dtype, self.session.births.site(sources[-1]))
+
+    def _low_hyperparameter(self, dtype: Any, made: Site | None) -> None:
+        """A long-lived 0-d factor in low precision: an EMA decay of 0.999 is 1 in bfloat16."""
+        if made is None:
+            return
+        self.session.once(
+            ("factor", made),
+            Observation(
+                Kind.HOLDS,
+                DTYPE_NAMES[dtype],
+                Role.OPTIMIZER_STATE,
+                made,
+                detail="a factor that long-lived values are multiplied by",
+                attrs={"what": "hyperparameter", "key": "decay"},
+            ),
+        )
 
     def _first_write(self, target: Tensor) -> Write:
         """A place seen for the first time, with what made it low: its tensor may be a view that lives no longer."""
