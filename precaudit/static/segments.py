@@ -16,13 +16,13 @@ IMPLICIT = re.compile(r"__\w+__$|forward$")
 INDENT = re.compile(r"[ \t]*")
 WHOLE = 60
 """Lines up to which a file is parsed as it is."""
-
-
 SHORT = 200
 """Characters up to which a body is parsed with its function."""
 LEFT_OUT = "__left_out__"
 MARK = re.compile(rf"[ \t]*{LEFT_OUT}\[(\d+)\]\n?")
 """Stands for the body of this number."""
+FIRST = re.compile(r"^([ \t]+)\S", re.MULTILINE)
+"""The first statement of a body."""
 DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def\b", re.MULTILINE)
 HEAD = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|(?P<bracket>[()\[\]{}])|(?P<colon>:)(?P<alone>[ \t\r]*\n)?")
 
@@ -56,9 +56,9 @@ class Reduced:
         self._originals.append(line)
         self._here += piece.count("\n")
 
-    def leave_out(self, body: str, line: int) -> None:
+    def leave_out(self, body: str, indent: str, line: int) -> None:
         """Appends what stands for a body, which begins at this line of the file."""
-        self.add(f"{INDENT.match(body)[0]}{LEFT_OUT}[{len(self.bodies)}]\n", line)  # type: ignore[index]
+        self.add(f"{indent}{LEFT_OUT}[{len(self.bodies)}]\n", line)
         self.bodies.append(Body(body, line))
 
     def original(self, line: int) -> int:
@@ -76,9 +76,13 @@ def reduce(text: str, outline: Outline, roots: Iterable[str]) -> Reduced | None:
     for at, part in enumerate(parts):
         if at in kept:
             body = _body_of(outline.code, part)
+            indent = FIRST.search(outline.code, body, part.stop)
+            if indent is None:
+                body = part.stop
             reduced.add(text[part.start : body], line)
-            if body < part.stop:
-                reduced.leave_out(text[body : part.stop], line + text.count("\n", part.start, body))
+            if indent is not None:
+                first = line + text.count("\n", part.start, body)
+                reduced.leave_out(text[body : part.stop], indent[1], first)
             if _bodiless(parts, at, kept):
                 reduced.add(INDENT.match(text, part.stop)[0] + "pass\n", line)  # type: ignore[index]
         line += text.count("\n", part.start, part.stop)

@@ -97,7 +97,8 @@ OVERFLOWS = "x.masked_fill(x > 0, -1e9)"
 
 
 def test_a_body_is_parsed_when_its_function_runs() -> None:
-    text = f"import torch\ndef f(x):\n{WORK}    return g(x.half())\ndef g(x):\n{WORK}    return {OVERFLOWS}\n"
+    text = f"import torch\ndef f(\n    x,\n):  # noqa\n\n # text\n{WORK}    return g(x.half())\n"
+    text += f"def g(x):\n{WORK}    return {OVERFLOWS}\n"
     text += f"def unused(x):\n{WORK}    return x.half()\n" + "model = f(torch.ones(3))\n"
     source = Source("x.py", text)
     f, g, unused = (node for node in source.tree.body if isinstance(node, cst.FunctionDef))
