@@ -42,6 +42,7 @@ from precaudit.static.library import (
     modules,
     operands,
     opnames,
+    optimizers,
     scaling,
 )
 
@@ -84,7 +85,7 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
             params = seq(value.store["params"], open=True)
             return seq([Dict({"params": params, ANY: Number()})], open=True)
         if name == "state":
-            return Dict({ANY: unknown()})
+            return optimizers.state(value)
         return Bound(value, name)
     if isinstance(value, Device):
         return choice(Const(t) for t in sorted(value.types)) if name == "type" and "?" not in value.types else unknown()

@@ -97,6 +97,7 @@ def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     precision = constant(kwargs.get("precision"))
     if precision in configs.TRAINER_PRECISIONS:
         torch.facts.add(Kind.CONFIG, torch.spot(node), precision=precision, key="precision")
+    torch.training.mixed |= "\0rest" in kwargs or not _unmixed(kwargs.get("precision"))
     arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
     model = kwargs.get("model", args[0] if args else None)
     torch.training.trained = True
@@ -105,6 +106,17 @@ def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
         if model is not None and "peft_config" not in kwargs:
             _trains(torch, model, arguments, node)
     return unknown()
+
+
+def _unmixed(precision: Value | None) -> bool:
+    """Whether Lightning runs the training step without autocast."""
+    return precision is None or str(constant(precision)) in (
+        "32",
+        "64",
+        "32-true",
+        "64-true",
+        *configs.TRAINER_PRECISIONS,
+    )
 
 
 def trl_trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -65,26 +65,24 @@ def compensated(instance: Instance) -> bool:
     return isinstance(cls, Class) and bool(COMPENSATED.search(cls.scope.source.tree.code_for_node(cls.node)))
 
 
-def state_stored(torch: Torch, key: Any, value: Value, node: Any) -> None:
-    """A value was put into `optimizer.state[p]`."""
+def state_stored(torch: Torch, state: Dict, key: Any, value: Value, node: Any) -> None:
+    """A value was put into `optimizer.state[p]`, by the optimizer itself or from outside."""
     instance = current_optimizer(torch)
     value = operands.as_tensor(torch, value)
-    if instance is None or not isinstance(value, Tensor) or not value.low or compensated(instance):
+    if not isinstance(value, Tensor) or not value.low or (instance is not None and compensated(instance)):
+        optimizers.state_written(torch, state, key, None)
         return
     counter = isinstance(key, str) and (key in ("step", "t", "steps", "iter", "count") or "beta" in key or key == "lr")
     spot = value.origin or value.spot or torch.spot(node)
     attrs: dict[str, Any] = {}
     if counter or value.zero_dim:
         attrs = {"what": "hyperparameter", "key": "step" if key in ("t", "steps", "iter", "count") else str(key)}
-    torch.facts.add(
-        Kind.HOLDS,
-        spot,
-        value.dtype,
-        Role.OPTIMIZER_STATE,
-        ("it is stored here", torch.spot(node)),
-        f"state['{key}']" if isinstance(key, str) else "",
-        **attrs,
-    )
+    because = ("it is stored here", torch.spot(node))
+    detail = f"state['{key}']" if isinstance(key, str) else ""
+    if instance is not None:
+        torch.facts.add(Kind.HOLDS, spot, value.dtype, Role.OPTIMIZER_STATE, because, detail, **attrs)
+    else:
+        optimizers.state_written(torch, state, key, (spot, value.dtype, because, detail, attrs))
 
 
 def parameter_written(torch: Torch, param: Param, name: str, args: list[Value], node: Any) -> None:

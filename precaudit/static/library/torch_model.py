@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from precaudit.static.language import calls, classes, expressions
+from precaudit.static.language import calls, classes, expressions, objects
 from precaudit.static.language.heap import MISSING
 from precaudit.static.language.interpreter import Interpreter
 from precaudit.static.language.values import (
+    ANY,
     Autocast,
     Bound,
     Choice,
@@ -116,6 +117,13 @@ class Torch:
             return {"model": unknown("differentiable")}
         return {}
 
+    def returned(self, cls: Class, name: str, value: Value, node: Any) -> None:
+        """The loss that Lightning gets from `training_step`."""
+        if name == "training_step" and any(base.endswith("LightningModule") for base in classes.library_bases(cls)):
+            loss = value.store.get("loss") if isinstance(value, Dict) else value
+            if isinstance(loss, Value):
+                self.training.returned.append((operands.as_tensor(self, loss), self.spot(node)))
+
     def is_autograd_function(self, cls: Class) -> bool:
         return any(b.endswith("autograd.Function") for b in classes.library_bases(cls))
 
@@ -182,7 +190,11 @@ class Torch:
 
     def stored(self, target: Dict, key: Any, value: Value, node: Any) -> None:
         if target.kind == "param_state":
-            handwritten.state_stored(self, key, value, node)
+            handwritten.state_stored(self, target, key, value, node)
+        elif target.kind == "optimizer_state" and isinstance(value, Dict):
+            for slot, held in value.store.items():
+                index = unknown() if slot == ANY else Const(slot)
+                objects.set_item(self.interpreter, self.param_state(target), index, held, node)
 
     def param_state(self, state: Dict) -> Value:
         """`self.state[p]` of a hand-written optimizer: one dict that stands for all parameters."""
