@@ -56,7 +56,10 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
     if handwritten.current_optimizer(torch) is not None:
         return
     if "gradient" in marks and "differentiable" in target.marks:
-        return  # a leaf that the loop itself trains or perturbs, not a buffer for its gradients
+        # A leaf that the loop itself trains, or perturbs: not a buffer for its gradients.
+        if name in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(torch, target):
+            handwritten.trained_by_hand(torch, target.dtype, spot, node)
+        return
     counts = target.zero_dim or "single" in target.marks
     squares = [a for a in added if isinstance(a, Tensor) and a.square is not None]
     if "gradient" in marks and squares and target.zero_dim:
@@ -101,6 +104,12 @@ def _lasting(torch: Torch, target: Tensor, attribute: bool) -> bool:
     """Whether it is older than the present turn of a loop."""
     now, then = torch.loops(), target.loops
     return attribute or (len(now) >= len(then) and now != then)
+
+
+def _older(torch: Torch, target: Tensor) -> bool:
+    """Whether it is older than the present turn of the outermost loop."""
+    now = torch.loops()[:1]
+    return bool(now) and now != target.loops[:1]
 
 
 def _buffer(torch: Torch, buffer: Param, node: Any) -> None:

@@ -117,7 +117,7 @@ def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
     tensor = operands.as_tensor(torch, value)
     if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
         return _tensor_attribute(torch, tensor, name, node) if isinstance(tensor, Tensor) else unknown()
-    if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created"):
+    if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created", "zero_dim"):
         stored: Value = value.store[name]
         return stored
     return Bound(value, name)

@@ -118,20 +118,20 @@ def parameter_written(torch: Torch, param: Param, name: str, args: list[Value], 
         )
         return
     if "gradient" in source and name in ("add", "sub", "addcdiv") and optimizers.trainable(param) and not torch.grad():
-        torch.facts.add(
-            Kind.HOLDS,
-            torch.spot(node),
-            dtype,
-            Role.MASTER_WEIGHT,
-            ("parameters were cast here", param.store.get("spot")),
-            "gradients are applied to them in place",
-        )
+        trained_by_hand(torch, dtype, param.store.get("spot"), node)
         return
     averaged = name in ("add", "lerp", "sub") or (
         name == "copy" and any(isinstance(a, Tensor) and a.op in ("Add", "Subtract", "lerp") for a in args)
     )
     if averaged and "weights" in source and "gradient" not in source:
         average(torch, dtype, param.store.get("spot") or torch.spot(node), node)
+
+
+def trained_by_hand(torch: Torch, dtype: Dtypes | None, made: Spot | None, node: Any) -> None:
+    """Gradients are applied to low weights in place, outside any optimizer."""
+    because = ("parameters were cast here", made)
+    detail = "gradients are applied to them in place"
+    torch.facts.add(Kind.HOLDS, torch.spot(node), dtype, Role.MASTER_WEIGHT, because, detail)
 
 
 def average(torch: Torch, dtype: Dtypes | None, spot: Spot, node: Any) -> None:

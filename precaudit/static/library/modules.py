@@ -566,5 +566,6 @@ def buffer(tensor: Value, name: str) -> Value:
             "positions": positions,
             "origin": tensor.origin,
             "created": True,
+            "zero_dim": tensor.zero_dim,
         }
     )

@@ -279,6 +279,8 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if reduces_all or tensor.zero_dim:
         changes["zero_dim"] = True
     marks = result.marks
+    if name == "sign" and "gradient" in marks:
+        marks |= {"ratio"}
     if name in ("sigmoid", "softmax"):
         marks |= {"probabilities"}
     elif name not in ("mean", "sum", "dropout", "clamp", "squeeze"):
@@ -385,6 +387,8 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             op="bce-on-probabilities",
         )
     decided, by_autocast = autocast_dtype(torch, name, dtype)
+    if name == "binary_cross_entropy" and covered:
+        decided = None  # PyTorch raises
     if by_autocast and decided == frozenset({"float32"}):
         mistakes.consumes_recast(torch, first)
     if is_low(decided):

@@ -229,6 +229,14 @@ def examine(torch: Torch, made: Optimizer) -> None:
             facts.add(Kind.EPS, spot, dtype, Role.OPTIMIZER_STATE, cause, f"eps={eps:g}", rounds_to=min(rounded))
 
 
+def trains(torch: Torch, model: Opaque) -> bool:
+    """Whether a model of unknown insides is float16 and in the hands of an optimizer."""
+    if model.store.get("dtype") != frozenset({"float16"}):
+        return False
+    held = [p for made in torch.training.optimizers for p in made.store["params"] if isinstance(p, Param)]
+    return any(p.store is model.store and trainable(p) for p in held)
+
+
 def trainable(param: Param) -> bool:
     if "requires_grad" not in param.store:
         return True

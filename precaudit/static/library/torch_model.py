@@ -32,12 +32,14 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.library import (
     attributes,
+    frameworks,
     handwritten,
     meanings,
     methods,
     modules,
     operands,
     ops,
+    optimizers,
     rebinding,
     regions,
 )
@@ -109,6 +111,8 @@ class Torch:
                 decorator = decorator.options[0]
             if isinstance(decorator, (Autocast, Context)):
                 return decorator
+        if isinstance(function.owner, Class) and frameworks.is_lightning(function.owner):
+            return Context("no_grad") if function.node.name.value in frameworks.WITHOUT_GRAD else None
         return None
 
     def hook_arguments(self, cls: Class, name: str) -> dict[str, Value]:
@@ -119,7 +123,7 @@ class Torch:
 
     def returned(self, cls: Class, name: str, value: Value, node: Any) -> None:
         """The loss that Lightning gets from `training_step`."""
-        if name == "training_step" and any(base.endswith("LightningModule") for base in classes.library_bases(cls)):
+        if name == "training_step" and frameworks.is_lightning(cls):
             loss = value.store.get("loss") if isinstance(value, Dict) else value
             if isinstance(loss, Value):
                 self.training.returned.append((operands.as_tensor(self, loss), self.spot(node)))
@@ -184,6 +188,9 @@ class Torch:
             marks |= low
             if low == {"float16"}:
                 self.float16_region = region.spot
+        if self.grad() and (halved := [v for v in values if isinstance(v, Opaque) and optimizers.trains(self, v)]):
+            marks |= {"float16", "differentiable"}
+            self.float16_region = halved[0].store.get("spot")
         if any(isinstance(v, Scaler) for v in values):
             self.outside_scaling = True
         return Opaque(marks=marks)
