@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import FLOATING, Kind
-from precaudit.static.language import calls, classes
+from precaudit.static.language import calls, classes, objects
 from precaudit.static.language.values import (
     ANY,
     Bound,
@@ -265,7 +265,7 @@ def element(torch: Torch, value: Value) -> Value:
         return choice(children) if children else unknown()
     if isinstance(value, Dict):
         keys = [k for k in value.store if k != ANY]
-        return choice(Const(k) for k in keys) if keys and ANY not in value.store else unknown("string")
+        return choice(Const(k) for k in keys) if keys and ANY not in value.store else objects.any_key(value)
     if isinstance(value, Opaque):
         return Opaque(marks=value.marks)
     return unknown()

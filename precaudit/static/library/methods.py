@@ -328,12 +328,12 @@ def _dict_method(
     store = receiver.store
     known = {k: v for k, v in store.items() if not (isinstance(k, str) and k.startswith("\0m"))}
     if name == "items":
-        pairs = [seq([unknown("string") if k == ANY else Const(k), v], "tuple") for k, v in known.items()]
+        pairs = [seq([objects.any_key(receiver) if k == ANY else Const(k), v], "tuple") for k, v in known.items()]
         return seq(pairs, "iterator", open=ANY in store)
     if name == "values":
         return seq(known.values(), "iterator", open=ANY in store)
     if name == "keys":
-        return seq([unknown() if k == ANY else Const(k) for k in known], "iterator", open=ANY in store)
+        return seq([objects.any_key(receiver) if k == ANY else Const(k) for k in known], "iterator", open=ANY in store)
     if name in ("get", "setdefault", "pop") and args:
         key = constant(args[0])
         if isinstance(args[0], Const) and key in store:
