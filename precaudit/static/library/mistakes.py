@@ -35,7 +35,7 @@ def constant_overflows(torch: Torch, dtype: Dtypes | None, value: Value, node: A
 def vanishing_constant(torch: Torch, dtype: Dtypes | None, plain: list[Value], node: Any) -> tuple[float, Spot] | None:
     for value in plain:
         number = float_constant(value)
-        if number and dtype and all(rounds_to(number, name) == "zero" for name in dtype):
+        if number and is_low(dtype) and dtype and all(rounds_to(number, name) == "zero" for name in dtype):
             return number, torch.spot(node)
     return None
 
