@@ -105,7 +105,7 @@ class Kind(str, Enum):
     OP = "op"
     """An operation on `dtype`. attrs: under_autocast (bool) and op, which is PyTorch's name or one of
 
-    gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, bce-on-probabilities, no-promotion,
+    gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, log-sigmoid-by-hand, bce-on-probabilities, no-promotion,
     low-precision-sampling, float32-matmul-under-mixed-precision."""
     CHECKPOINT = "checkpoint"
     """A checkpoint was written or read. attrs: saves_optimizer, saves_scaler, low (masters or state in `dtype`),

@@ -13,6 +13,7 @@ from precaudit.static.language.scopes import Loop
 from precaudit.static.language.values import (
     NONE,
     Choice,
+    Class,
     Const,
     Value,
     choice,
@@ -214,6 +215,8 @@ def _continue(run: Interpreter, node: Any) -> bool:
 def _return(run: Interpreter, node: cst.Return) -> bool:
     value = run.eval(node.value) if node.value is not None else NONE
     frame = run.frames[-1]
+    if node.value is not None and isinstance(frame.owner, Class):
+        run.library.returned(frame.owner, frame.function.name.value, value, node)
     frame.exits.append((run.heap.changes(frame.mark), value))
     return False
 

@@ -21,6 +21,7 @@ from precaudit.static.language.values import (
     Instance,
     ModuleRef,
     Number,
+    Opaque,
     Ref,
     Seq,
     Super,
@@ -191,13 +192,19 @@ def key_of(index: Value) -> Any:
     return MISSING
 
 
+def any_key(value: Dict) -> Opaque:
+    """A key of a dict that a loop runs over: what is stored under it is stored under each."""
+    return Opaque({"\0key of": value.store}, marks=frozenset({"string"}))
+
+
 def set_item(run: Interpreter, target: Value, index: Value, value: Value, node: Any) -> None:
     for option in options(target):
         if isinstance(option, Dict):
             run.library.stored(option, constant(index), value, node)
             key = key_of(index)
             if key is MISSING:
-                run.heap.put(option.store, ANY, join(option.store.get(ANY, MISSING), value))
+                every = isinstance(index, Opaque) and index.store.get("\0key of") is option.store
+                run.heap.put(option.store, ANY, value if every else join(option.store.get(ANY, MISSING), value))
             else:
                 run.heap.put(option.store, key, value)
         elif isinstance(option, Seq):

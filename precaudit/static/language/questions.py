@@ -34,6 +34,9 @@ class Library(Protocol):
     def hook_arguments(self, cls: Class, name: str) -> Keywords:
         """What is known of the arguments that a library calls this method with."""
 
+    def returned(self, cls: Class, name: str, value: Value, node: Any) -> None:
+        """Notes what this method of the class returns: to a library that calls it, it may mean something."""
+
     def attribute(self, value: Value, name: str, node: Any) -> Value:
         """An attribute that the object's own store does not have."""
 

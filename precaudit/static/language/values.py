@@ -141,6 +141,7 @@ MARKS = {
     "was:<dtype>": "was of that low dtype where it became low",
     "small": "integers that every dtype holds",
     "asked_float32": "made float32 on purpose",
+    "of:<identity>": "from the state dict of that module",
     "weights:<dtype>": "depends on a trainable parameter of that low dtype",
 }
 

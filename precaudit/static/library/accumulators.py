@@ -56,17 +56,21 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
     if handwritten.current_optimizer(torch) is not None:
         return
     if "gradient" in marks and "differentiable" in target.marks:
-        return  # a leaf that the loop itself trains or perturbs, not a buffer for its gradients
+        # A leaf that the loop itself trains, or perturbs: not a buffer for its gradients.
+        if name in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(torch, target):
+            handwritten.trained_by_hand(torch, target.dtype, spot, node)
+        return
     counts = target.zero_dim or "single" in target.marks
     squares = [a for a in added if isinstance(a, Tensor) and a.square is not None]
     if "gradient" in marks and squares and target.zero_dim:
         return  # a norm of the gradients, not their sum
+    nears = name == "sub" and any(isinstance(a, Tensor) and any(p is target for p in a.parts) for a in added)
     if "gradient" in marks:
         decays = "decayed" in target.marks or name in ("lerp", "addcmul")
         summed = Role.GRADIENT_NORM if target.zero_dim else Role.GRADIENT_ACCUMULATION
         role = Role.OPTIMIZER_STATE if decays else summed
         torch.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", torch.spot(node)), "")
-    elif "weights" in marks and ("weights" in target.marks or "created" in target.marks) and name in ("add", "lerp"):
+    elif "weights" in marks and target.marks & {"weights", "created"} and (name in ("add", "lerp") or nears):
         if "differentiable" not in marks or "detached" in marks or not torch.grad():
             handwritten.average(torch, target.dtype, spot, node)
     elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(torch, marks):
@@ -100,6 +104,12 @@ def _lasting(torch: Torch, target: Tensor, attribute: bool) -> bool:
     """Whether it is older than the present turn of a loop."""
     now, then = torch.loops(), target.loops
     return attribute or (len(now) >= len(then) and now != then)
+
+
+def _older(torch: Torch, target: Tensor) -> bool:
+    """Whether it is older than the present turn of the outermost loop."""
+    now = torch.loops()[:1]
+    return bool(now) and now != target.loops[:1]
 
 
 def _buffer(torch: Torch, buffer: Param, node: Any) -> None:

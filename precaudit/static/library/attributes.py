@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import FLOATING, Kind
-from precaudit.static.language import calls, classes
+from precaudit.static.language import calls, classes, objects
 from precaudit.static.language.values import (
     ANY,
     Bound,
@@ -42,6 +42,7 @@ from precaudit.static.library import (
     modules,
     operands,
     opnames,
+    optimizers,
     scaling,
 )
 
@@ -84,7 +85,7 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
             params = seq(value.store["params"], open=True)
             return seq([Dict({"params": params, ANY: Number()})], open=True)
         if name == "state":
-            return Dict({ANY: unknown()})
+            return optimizers.state(value)
         return Bound(value, name)
     if isinstance(value, Device):
         return choice(Const(t) for t in sorted(value.types)) if name == "type" and "?" not in value.types else unknown()
@@ -116,7 +117,7 @@ def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
     tensor = operands.as_tensor(torch, value)
     if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
         return _tensor_attribute(torch, tensor, name, node) if isinstance(tensor, Tensor) else unknown()
-    if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created"):
+    if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created", "zero_dim"):
         stored: Value = value.store[name]
         return stored
     return Bound(value, name)
@@ -264,7 +265,7 @@ def element(torch: Torch, value: Value) -> Value:
         return choice(children) if children else unknown()
     if isinstance(value, Dict):
         keys = [k for k in value.store if k != ANY]
-        return choice(Const(k) for k in keys) if keys and ANY not in value.store else unknown("string")
+        return choice(Const(k) for k in keys) if keys and ANY not in value.store else objects.any_key(value)
     if isinstance(value, Opaque):
         return Opaque(marks=value.marks)
     return unknown()

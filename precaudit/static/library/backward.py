@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import (
+    Spot,
     Tensor,
     Value,
 )
@@ -31,20 +32,25 @@ def backward(torch: Torch, loss: Value, node: Any) -> None:
     torch.training.trained = True
     if not marks & {"scaled", "hand_scaled"}:
         torch.training.plain_backward = torch.spot(node)
-    if isinstance(loss, Tensor) and loss.low and "hand_scaled" not in marks:
-        torch.facts.add(
-            Kind.HOLDS,
-            (loss.low_at if "loss" in loss.marks else None) or loss.spot or torch.spot(node),
-            loss.dtype,
-            Role.LOSS,
-            ("backward starts from it here", torch.spot(node)),
-        )
+    begins(torch, loss, torch.spot(node))
     _sum_gradients(torch, marks, node)
     keys = [mark.split(":")[1] for mark in marks if mark.startswith("scaler:")]
     if keys:
         scaled_backward(torch, [int(key) for key in keys], node)
     elif "float16" in marks and not marks & {"hand_scaled", "scaled"}:
         torch.training.unscaled_backward.append((torch.spot(node), torch.float16_region))
+
+
+def begins(torch: Torch, loss: Value, spot: Spot) -> None:
+    """A backward pass begins at this loss."""
+    if isinstance(loss, Tensor) and loss.low and "hand_scaled" not in loss.marks:
+        torch.facts.add(
+            Kind.HOLDS,
+            (loss.low_at if "loss" in loss.marks else None) or loss.spot or spot,
+            loss.dtype,
+            Role.LOSS,
+            ("backward starts from it here", spot),
+        )
 
 
 def _sum_gradients(torch: Torch, marks: frozenset[str], node: Any) -> None:

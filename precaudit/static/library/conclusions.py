@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import Param
 from precaudit.static.library import (
+    backward,
     flags,
     optimizers,
     quantized,
@@ -64,6 +65,8 @@ def finish(torch: Torch) -> None:
                 "",
                 loss_scaling="none",
             )
+    for loss, spot in () if torch.training.mixed else torch.training.returned:
+        backward.begins(torch, loss, spot)
     _bare_regions(torch)
     _built_by_default(torch)
     sharding.policies(torch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import libcst as cst
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static import configs
+from precaudit.static.language import classes
 from precaudit.static.language.values import (
     Autocast,
+    Class,
     Const,
     Context,
     Device,
@@ -50,6 +53,13 @@ ENGINES = re.compile(r"deepspeed|fsdp|fully_?shard|megatron", re.IGNORECASE)
 WIDE_OPTIMIZERS = re.compile(r"8bit|4bit|adafactor|galore|apollo|paged|stable|lomo|schedule_free", re.IGNORECASE)
 """Values of TrainingArguments.optim whose state does not simply have the parameters' dtype."""
 
+WITHOUT_GRAD = frozenset({"validation_step", "test_step", "predict_step", "on_validation_epoch_end"})
+"""Methods that Lightning calls under no_grad."""
+
+
+def is_lightning(cls: Class) -> bool:
+    return any(base.endswith("LightningModule") for base in classes.library_bases(cls))
+
 
 def plain(value: Value) -> Any:
     """The Python object behind nested constants; None stands for what is not known."""
@@ -84,12 +94,20 @@ def _written(config: Value, keys: tuple[str, ...]) -> Spot | None:
     for key in keys:
         if not isinstance(config, Dict) or config.spot is None:
             break
-        pairs = [e for e in config.spot.node.elements if isinstance(e, cst.DictElement)]
-        mine = [e.key for e in pairs if isinstance(e.key, cst.SimpleString) and e.key.evaluated_value == key]
+        mine = [at for name, at in _keys(config.spot.node) if name == key]
         if not mine or key not in config.store:
             break
         spot, config = replace(config.spot, node=mine[-1]), config.store[key]
     return spot
+
+
+def _keys(node: Any) -> Iterator[tuple[Any, Any]]:
+    """(key, its place) in `{"key": ...}` or `dict(key=...)`."""
+    for part in node.args if isinstance(node, cst.Call) else node.elements:
+        if isinstance(part, cst.Arg) and part.keyword is not None:
+            yield part.keyword.value, part.keyword
+        elif isinstance(part, cst.DictElement) and isinstance(part.key, cst.SimpleString):
+            yield part.key.evaluated_value, part.key
 
 
 def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -97,6 +115,7 @@ def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     precision = constant(kwargs.get("precision"))
     if precision in configs.TRAINER_PRECISIONS:
         torch.facts.add(Kind.CONFIG, torch.spot(node), precision=precision, key="precision")
+    torch.training.mixed |= "\0rest" in kwargs or not _unmixed(kwargs.get("precision"))
     arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
     model = kwargs.get("model", args[0] if args else None)
     torch.training.trained = True
@@ -105,6 +124,17 @@ def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
         if model is not None and "peft_config" not in kwargs:
             _trains(torch, model, arguments, node)
     return unknown()
+
+
+def _unmixed(precision: Value | None) -> bool:
+    """Whether Lightning runs the training step without autocast."""
+    return precision is None or str(constant(precision)) in (
+        "32",
+        "64",
+        "32-true",
+        "64-true",
+        *configs.TRAINER_PRECISIONS,
+    )
 
 
 def trl_trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

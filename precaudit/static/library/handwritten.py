@@ -65,26 +65,24 @@ def compensated(instance: Instance) -> bool:
     return isinstance(cls, Class) and bool(COMPENSATED.search(cls.scope.source.code(cls.node)))
 
 
-def state_stored(torch: Torch, key: Any, value: Value, node: Any) -> None:
-    """A value was put into `optimizer.state[p]`."""
+def state_stored(torch: Torch, state: Dict, key: Any, value: Value, node: Any) -> None:
+    """A value was put into `optimizer.state[p]`, by the optimizer itself or from outside."""
     instance = current_optimizer(torch)
     value = operands.as_tensor(torch, value)
-    if instance is None or not isinstance(value, Tensor) or not value.low or compensated(instance):
+    if not isinstance(value, Tensor) or not value.low or (instance is not None and compensated(instance)):
+        optimizers.state_written(torch, state, key, None)
         return
     counter = isinstance(key, str) and (key in ("step", "t", "steps", "iter", "count") or "beta" in key or key == "lr")
     spot = value.origin or value.spot or torch.spot(node)
     attrs: dict[str, Any] = {}
     if counter or value.zero_dim:
         attrs = {"what": "hyperparameter", "key": "step" if key in ("t", "steps", "iter", "count") else str(key)}
-    torch.facts.add(
-        Kind.HOLDS,
-        spot,
-        value.dtype,
-        Role.OPTIMIZER_STATE,
-        ("it is stored here", torch.spot(node)),
-        f"state['{key}']" if isinstance(key, str) else "",
-        **attrs,
-    )
+    because = ("it is stored here", torch.spot(node))
+    detail = f"state['{key}']" if isinstance(key, str) else ""
+    if instance is not None:
+        torch.facts.add(Kind.HOLDS, spot, value.dtype, Role.OPTIMIZER_STATE, because, detail, **attrs)
+    else:
+        optimizers.state_written(torch, state, key, (spot, value.dtype, because, detail, attrs))
 
 
 def parameter_written(torch: Torch, param: Param, name: str, args: list[Value], node: Any) -> None:
@@ -120,20 +118,20 @@ def parameter_written(torch: Torch, param: Param, name: str, args: list[Value], 
         )
         return
     if "gradient" in source and name in ("add", "sub", "addcdiv") and optimizers.trainable(param) and not torch.grad():
-        torch.facts.add(
-            Kind.HOLDS,
-            torch.spot(node),
-            dtype,
-            Role.MASTER_WEIGHT,
-            ("parameters were cast here", param.store.get("spot")),
-            "gradients are applied to them in place",
-        )
+        trained_by_hand(torch, dtype, param.store.get("spot"), node)
         return
     averaged = name in ("add", "lerp", "sub") or (
         name == "copy" and any(isinstance(a, Tensor) and a.op in ("Add", "Subtract", "lerp") for a in args)
     )
     if averaged and "weights" in source and "gradient" not in source:
         average(torch, dtype, param.store.get("spot") or torch.spot(node), node)
+
+
+def trained_by_hand(torch: Torch, dtype: Dtypes | None, made: Spot | None, node: Any) -> None:
+    """Gradients are applied to low weights in place, outside any optimizer."""
+    because = ("parameters were cast here", made)
+    detail = "gradients are applied to them in place"
+    torch.facts.add(Kind.HOLDS, torch.spot(node), dtype, Role.MASTER_WEIGHT, because, detail)
 
 
 def average(torch: Torch, dtype: Dtypes | None, spot: Spot, node: Any) -> None:

@@ -152,6 +152,7 @@ def _param_method(
         return receiver
     if name.endswith("_") and not name.startswith("_"):
         accumulators.accumulate(torch, receiver, [*args, *kwargs.values()], node, name.rstrip("_"), True)
+        mistakes.divides(torch, name.rstrip("_"), args, node)
         return receiver
     if name in ("register_hook", "register_post_accumulate_grad_hook"):
         return unknown()
@@ -196,14 +197,26 @@ def _in_place(
     if name in ("add", "sub", "lerp", "addcmul", "addcdiv"):
         accumulators.accumulate(torch, receiver, args, node, name, attribute)
     values = [operands.as_tensor(torch, a) for a in args]
+    mistakes.divides(torch, name, values, node)
     if name in ("fill",) and args:
         mistakes.constant_overflows(torch, receiver.dtype, args[0], node, "Add")
     if name in ("masked_fill",):
         ops._masked_fill(torch, [receiver, *args], kwargs, node)
-    marks = receiver.marks | (operands.marks_of(values) & operands.KEPT)
+    after = _after(torch, receiver, name, args, node)
+    if after is not receiver and called and isinstance(node.func.value, (cst.Name, cst.Subscript)):
+        objects.assign(torch.interpreter, node.func.value, after)
+    return replace(after, marks=after.marks | (operands.marks_of(values) & operands.KEPT))
+
+
+def _after(torch: Torch, tensor: Tensor, name: str, args: list[Value], node: Any) -> Tensor:
+    """What a tensor is once it was changed in place, and stays under its name."""
+    if name == "add" and (tiny := mistakes.vanishing_constant(torch, tensor.dtype, args, node)):
+        return replace(tensor, tiny=tiny)
     if name == "mul":
-        marks |= {"decayed"}
-    return replace(receiver, marks=marks)
+        return replace(tensor, marks=tensor.marks | {"decayed"})
+    if name in ("zero", "fill") and "decayed" in tensor.marks:
+        return replace(tensor, marks=tensor.marks - {"decayed"})
+    return tensor
 
 
 def _gradient_changed(torch: Torch, name: str, args: list[Value], node: Any) -> None:
@@ -318,12 +331,12 @@ def _dict_method(
     store = receiver.store
     known = {k: v for k, v in store.items() if not (isinstance(k, str) and k.startswith("\0m"))}
     if name == "items":
-        pairs = [seq([unknown("string") if k == ANY else Const(k), v], "tuple") for k, v in known.items()]
+        pairs = [seq([objects.any_key(receiver) if k == ANY else Const(k), v], "tuple") for k, v in known.items()]
         return seq(pairs, "iterator", open=ANY in store)
     if name == "values":
         return seq(known.values(), "iterator", open=ANY in store)
     if name == "keys":
-        return seq([unknown() if k == ANY else Const(k) for k in known], "iterator", open=ANY in store)
+        return seq([objects.any_key(receiver) if k == ANY else Const(k) for k in known], "iterator", open=ANY in store)
     if name in ("get", "setdefault", "pop") and args:
         key = constant(args[0])
         if isinstance(args[0], Const) and key in store:

@@ -14,6 +14,9 @@ from precaudit.static.language.values import (
     float_constant,
     is_low,
 )
+from precaudit.static.library import (
+    handwritten,
+)
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
@@ -32,14 +35,24 @@ def constant_overflows(torch: Torch, dtype: Dtypes | None, value: Value, node: A
 def vanishing_constant(torch: Torch, dtype: Dtypes | None, plain: list[Value], node: Any) -> tuple[float, Spot] | None:
     for value in plain:
         number = float_constant(value)
-        if number and dtype and all(rounds_to(number, name) == "zero" for name in dtype):
+        if number and is_low(dtype) and dtype and all(rounds_to(number, name) == "zero" for name in dtype):
             return number, torch.spot(node)
     return None
+
+
+def divides(torch: Torch, name: str, values: list[Value], node: Any) -> None:
+    """A tensor is divided in place, or a quotient is added to it."""
+    if name in ("div", "addcdiv") and values and isinstance(values[-1], Tensor):
+        consumes_vanishing(torch, values[-1], node, "div")
 
 
 def consumes_vanishing(torch: Torch, tensor: Tensor, node: Any, feeds: str) -> None:
     if tensor.tiny is not None and tensor.low:
         number, spot = tensor.tiny
+        if handwritten.current_optimizer(torch) is not None:
+            role, because = Role.OPTIMIZER_STATE, ("it is to guard this", torch.spot(node))
+            torch.facts.add(Kind.EPS, spot, tensor.dtype, role, because, f"eps={number:g}", rounds_to="zero")
+            return
         torch.facts.add(
             Kind.CONSTANT,
             spot,

@@ -448,10 +448,12 @@ def method(
     if name == "state_dict":
         return _state_dict(torch, value)
     if name == "update_parameters":
-        for _, param in parameters(torch, value):
-            if is_low(param.dtype):
-                handwritten.average(torch, param.dtype, param.store.get("spot") or torch.spot(node), node)
+        _averaged(torch, value, node)
         return Const(None)
+    if name == "load_state_dict" and isinstance(value, Instance) and args and isinstance(args[0], Dict):
+        if any(isinstance(t, Tensor) and _is_average(t, value) for t in args[0].store.values()):
+            _averaged(torch, value, node)
+        return unknown()
     if name in ("apply", "_apply"):
         for _, item in list(walk(torch, value)):
             if isinstance(item, (Instance, Opaque)) and args and isinstance(args[0], Function):
@@ -494,6 +496,22 @@ def method(
     return None
 
 
+def _averaged(torch: Torch, value: Value, node: Any) -> None:
+    """A module's weights become an average of themselves and of others'."""
+    for _, param in parameters(torch, value):
+        if is_low(param.dtype):
+            handwritten.average(torch, param.dtype, param.store.get("spot") or torch.spot(node), node)
+
+
+def _is_average(tensor: Tensor, module: Instance) -> bool:
+    """Whether an entry of a state dict is a sum of the module's own weights and of other weights."""
+    return len(tensor.parts) > 1 and any(_owner(module) in part.marks for part in tensor.parts)
+
+
+def _owner(module: Instance) -> str:
+    return f"of:{id(module.store)}"
+
+
 def _to(torch: Torch, value: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     target = kwargs.get("dtype")
     for arg in args:
@@ -528,8 +546,9 @@ def _modules(torch: Torch, value: Value, name: str) -> Value:
 def _state_dict(torch: Torch, value: Value) -> Value:
     store: Store = {"\0module": True}
     tensors = [operands.as_tensor(torch, p) for _, p in parameters(torch, value)]
-    tensors = [replace(t, marks=frozenset({"weights"})) for t in tensors if isinstance(t, Tensor)]
     if tensors and isinstance(value, Instance):
+        marks = frozenset({"weights", _owner(value)})
+        tensors = [replace(t, marks=marks) for t in tensors if isinstance(t, Tensor)]
         joined = tensors[0]
         from precaudit.static.language.values import join
 
@@ -566,5 +585,6 @@ def buffer(tensor: Value, name: str) -> Value:
             "positions": positions,
             "origin": tensor.origin,
             "created": True,
+            "zero_dim": tensor.zero_dim,
         }
     )

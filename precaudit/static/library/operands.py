@@ -70,7 +70,8 @@ def _read_parameter(torch: Torch, value: Param) -> Tensor:
         marks.add("positions")
     spot = value.store.get("spot")
     low_at = spot if "positions" in marks and is_low(dtype) else None
-    return Tensor(dtype, spot, "parameter", frozenset(marks), low_at=low_at, origin=value.store.get("origin"))
+    zero_dim = value.store.get("zero_dim") is True
+    return Tensor(dtype, spot, "parameter", frozenset(marks), zero_dim, low_at=low_at, origin=value.store.get("origin"))
 
 
 def marks_of(values: Iterable[Value]) -> frozenset[str]:

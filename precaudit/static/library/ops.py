@@ -39,6 +39,9 @@ from precaudit.static.library.autocast import table_for
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
+BEFORE_THE_LOSS = frozenset({"mean", "sum", "softmax", "log_softmax", "logsumexp"})
+"""What a factor on many numbers goes into was no loss scale, which multiplies one."""
+
 
 def apply(
     torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any, receiver: Value | None = None
@@ -88,6 +91,9 @@ def apply(
         return _loss(torch, name, args, kwargs, node)
     if name in opnames.MATMULS:
         return _matmul(torch, name, tensors, flat, node)
+    if name == "where" and len(args) == 3:
+        condition = args[0] if receiver is None else args[1]
+        flat = [value for value in flat if value is not condition]
     if name in opnames.POINTWISE:
         return _pointwise(torch, opnames.POINTWISE[name], flat if name != "lerp" else flat[:2], node, name)
     if name in opnames.SAME:
@@ -279,6 +285,10 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if reduces_all or tensor.zero_dim:
         changes["zero_dim"] = True
     marks = result.marks
+    if name in BEFORE_THE_LOSS and not tensor.zero_dim:
+        marks -= {"hand_scaled"}
+    if name == "sign" and "gradient" in marks:
+        marks |= {"ratio"}
     if name in ("sigmoid", "softmax"):
         marks |= {"probabilities"}
     elif name not in ("mean", "sum", "dropout", "clamp", "squeeze"):
@@ -324,6 +334,8 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             changes["unstable"] = "log-sum-exp"
         elif name == "log" and tensor.unstable not in ("", "exp"):
             torch.facts.add(Kind.OP, before, decided, op=tensor.unstable)
+        if name == "log" and tensor.op == "sigmoid" and "differentiable" in marks:
+            torch.facts.add(Kind.OP, before, decided, op="log-sigmoid-by-hand")
         if name == "log" and "uniform" in tensor.marks:
             torch.facts.add(Kind.OP, before, decided, op="low-precision-sampling")
         if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
@@ -366,7 +378,7 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     floats = [t for t in tensors if (t.dtype is None and not (labelled and t is not first)) or is_float(t.dtype)]
     region = torch.autocast()
     if not isinstance(first, Tensor):
-        return replace_marks(unknown(*(operands.marks_of(values) & operands.KEPT), "loss"), torch)
+        return replace_marks(unknown(*(operands.marks_of(values) & operands.KEPT - {"hand_scaled"}), "loss"), torch)
     opaque = any(isinstance(v, Opaque) for v in values[:2]) and not labelled
     dtype = promote(floats) if floats and not opaque else first.dtype if not opaque else None
     covered = region is not None and region.spot is not None and region.enabled is not False
@@ -385,6 +397,8 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
             op="bce-on-probabilities",
         )
     decided, by_autocast = autocast_dtype(torch, name, dtype)
+    if name == "binary_cross_entropy" and covered:
+        decided = None  # PyTorch raises
     if by_autocast and decided == frozenset({"float32"}):
         mistakes.consumes_recast(torch, first)
     if is_low(decided):
@@ -404,7 +418,7 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     reduction = constant(kwargs.get("reduction"))
     result = result_of(torch, name, decided, [v for v in values if isinstance(v, (Tensor, Opaque))], node)
     low_at = result.spot if result.low else None
-    return replace(result, marks=result.marks | {"loss"}, zero_dim=reduction != "none", low_at=low_at)
+    return replace(result, marks=result.marks - {"hand_scaled"} | {"loss"}, zero_dim=reduction != "none", low_at=low_at)
 
 
 def replace_marks(value: Opaque, torch: Torch) -> Opaque:

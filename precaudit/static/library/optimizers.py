@@ -85,11 +85,31 @@ def collect(torch: Torch, value: Value, depth: int = 0) -> list[Value]:
 
 def state_dict(made: Value) -> Dict:
     """What `optimizer.state_dict()` holds: a tensor in each slot, float32 where all parameters are."""
+    groups = seq([Dict({ANY: Number()})], open=True)
+    return Dict({"state": Dict({ANY: Dict({ANY: _slot(made)})}), "param_groups": groups}, "state_dict")
+
+
+def state(made: Optimizer) -> Dict:
+    """`optimizer.state`: one dict of slots that stands for all parameters."""
+    if "state" not in made.store:
+        made.store["state"] = Dict({"each": Dict({ANY: _slot(made)}, "param_state")}, "optimizer_state")
+    found: Dict = made.store["state"]
+    return found
+
+
+def _slot(made: Value) -> Tensor:
     params = made.store["params"] if isinstance(made, Optimizer) else (unknown(),)
     wide = all(isinstance(p, (Param, Tensor)) and p.dtype == frozenset({"float32"}) for p in params)
-    slot = Tensor(frozenset({"float32"}) if wide else None, marks=frozenset({"optimizer_state"}))
-    groups = seq([Dict({ANY: Number()})], open=True)
-    return Dict({"state": Dict({ANY: Dict({ANY: slot})}), "param_groups": groups}, "state_dict")
+    return Tensor(frozenset({"float32"}) if wide else None, marks=frozenset({"optimizer_state"}))
+
+
+def state_written(torch: Torch, state: Dict, key: Any, fact: tuple[Any, ...] | None) -> None:
+    """Remembers that a slot was replaced by a low tensor, or by any other; it counts when the optimizer steps again."""
+    for made in torch.training.optimizers:
+        held = made.store.get("state")
+        if isinstance(held, Dict) and held.store["each"] is state:
+            kept = tuple(entry for entry in made.store.get("low_slots", ()) if entry[0] != key)
+            torch.interpreter.heap.put(made.store, "low_slots", (*kept, (key, fact)) if fact else kept)
 
 
 def cast_after_optimizer(torch: Torch, stores: list[Store], dtype: Dtypes | None, spot: Spot) -> None:
@@ -142,6 +162,8 @@ def stepped(torch: Torch, made: Value, node: Any) -> None:
                     ("the optimizer was built here", made.store["spot"]),
                     after_optimizer=True,
                 )
+        for _, (spot, dtype, because, detail, attrs) in made.store.get("low_slots", ()):
+            torch.facts.add(Kind.HOLDS, spot, dtype, Role.OPTIMIZER_STATE, because, detail, **attrs)
         made.store["examined"] = True
 
 
@@ -205,6 +227,14 @@ def examine(torch: Torch, made: Optimizer) -> None:
         rounded = {rounds_to(eps, name) for name in dtype}
         if rounded <= {"zero", "subnormal"}:
             facts.add(Kind.EPS, spot, dtype, Role.OPTIMIZER_STATE, cause, f"eps={eps:g}", rounds_to=min(rounded))
+
+
+def trains(torch: Torch, model: Opaque) -> bool:
+    """Whether a model of unknown insides is float16 and in the hands of an optimizer."""
+    if model.store.get("dtype") != frozenset({"float16"}):
+        return False
+    held = [p for made in torch.training.optimizers for p in made.store["params"] if isinstance(p, Param)]
+    return any(p.store is model.store and trainable(p) for p in held)
 
 
 def trainable(param: Param) -> bool:

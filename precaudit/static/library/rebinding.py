@@ -40,9 +40,9 @@ def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> 
             scaling.gradient_written(torch, node)
         accumulators.accumulate(torch, tensor, [value], node, short, attribute)
         result = ops.binary(torch, op, tensor, value, node)
-        if isinstance(result, Tensor):
-            return replace(tensor, marks=tensor.marks | result.marks)
-        return replace(tensor, marks=tensor.marks | operands.marks_of([result]))
+        decayed = {"decayed"} if op == "Multiply" else set()
+        tiny = result.tiny if isinstance(result, Tensor) else None
+        return replace(tensor, marks=tensor.marks | operands.marks_of([result]) | decayed, tiny=tiny)
     result = expressions.binary(torch.interpreter, op, target, value, node)
     return accumulators.begun(torch, target, result) if op == "Add" and isinstance(result, Tensor) else result
 
@@ -79,7 +79,7 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
     if torch.in_forward() and isinstance(target, cst.Name) and torch.loops() and _recurs(expression, target):
         accumulators.recurrence(torch, tensor, expression)
         return value
-    how = "add" if not mine or _adds(expression) else "mul"
+    how = "lerp" if mine and _decays(expression, target) else "add" if not mine or _adds(expression) else "mul"
     if isinstance(held, Param) and held.store.get("kind") == "buffer":
         accumulators.accumulate(torch, held, others, expression, how, attribute)
         return value
@@ -133,15 +133,27 @@ def _terms(node: Any) -> list[Any]:
     return [node]
 
 
+def _decays(node: Any, target: Any) -> bool:
+    """Whether a sum has `decay * target` in it."""
+    if not isinstance(node, cst.BinaryOperation):
+        return False
+    if isinstance(node.operator, (cst.Add, cst.Subtract)):
+        return any(_decays(side, target) or _is_product_of(side, target) for side in (node.left, node.right))
+    return False
+
+
+def _is_product_of(node: Any, target: Any) -> bool:
+    product = isinstance(node, cst.BinaryOperation) and isinstance(node.operator, cst.Multiply)
+    return product and any(_same_expression(term, target) for term in _terms(node))
+
+
 def _recurs(node: Any, target: Any) -> bool:
     """Whether an expression is `decay * target + something`: a recurrence, not a residual sum."""
     if not isinstance(node, cst.BinaryOperation) or not isinstance(node.operator, cst.Add):
         return False
     if any(isinstance(term, cst.Call) for term in _terms(node)):
         return False
-    sides = [side for side in (node.left, node.right) if isinstance(side, cst.BinaryOperation)]
-    products = [side for side in sides if isinstance(side.operator, cst.Multiply)]
-    return any(_same_expression(term, target) for side in products for term in _terms(side))
+    return any(_is_product_of(side, target) for side in (node.left, node.right))
 
 
 def _same_expression(one: Any, other: Any) -> bool:

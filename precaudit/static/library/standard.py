@@ -225,7 +225,7 @@ def dict_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     store.update({k: v for k, v in kwargs.items() if k != "\0rest"})
     if "\0rest" in kwargs:
         store[ANY] = unknown()
-    return Dict(store)
+    return Dict(store, spot=torch.spot(node))
 
 
 def number(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -124,7 +124,8 @@ def _parameter(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: 
     wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else Const(True))
     dtype = data.dtype if isinstance(data, Tensor) else None
     origin = data.origin if isinstance(data, Tensor) else None
-    return modules.new_param(dtype, truth(wanted), torch.spot(node), origin=origin, fresh=True)
+    zero_dim = isinstance(data, Tensor) and data.zero_dim
+    return modules.new_param(dtype, truth(wanted), torch.spot(node), origin=origin, fresh=True, zero_dim=zero_dim)
 
 
 def deepcopy(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

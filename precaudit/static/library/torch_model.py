@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from precaudit.static.language import calls, classes, expressions
+from precaudit.static.language import calls, classes, expressions, objects
 from precaudit.static.language.heap import MISSING
 from precaudit.static.language.interpreter import Interpreter
 from precaudit.static.language.values import (
+    ANY,
     Autocast,
     Bound,
     Choice,
@@ -31,12 +32,14 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.library import (
     attributes,
+    frameworks,
     handwritten,
     meanings,
     methods,
     modules,
     operands,
     ops,
+    optimizers,
     rebinding,
     regions,
 )
@@ -108,6 +111,8 @@ class Torch:
                 decorator = decorator.options[0]
             if isinstance(decorator, (Autocast, Context)):
                 return decorator
+        if isinstance(function.owner, Class) and frameworks.is_lightning(function.owner):
+            return Context("no_grad") if function.node.name.value in frameworks.WITHOUT_GRAD else None
         return None
 
     def hook_arguments(self, cls: Class, name: str) -> dict[str, Value]:
@@ -115,6 +120,13 @@ class Torch:
         if name == "compute_loss" and any(base.endswith("Trainer") for base in classes.library_bases(cls)):
             return {"model": unknown("differentiable")}
         return {}
+
+    def returned(self, cls: Class, name: str, value: Value, node: Any) -> None:
+        """The loss that Lightning gets from `training_step`."""
+        if name == "training_step" and frameworks.is_lightning(cls):
+            loss = value.store.get("loss") if isinstance(value, Dict) else value
+            if isinstance(loss, Value):
+                self.training.returned.append((operands.as_tensor(self, loss), self.spot(node)))
 
     def is_autograd_function(self, cls: Class) -> bool:
         return any(b.endswith("autograd.Function") for b in classes.library_bases(cls))
@@ -176,13 +188,20 @@ class Torch:
             marks |= low
             if low == {"float16"}:
                 self.float16_region = region.spot
+        if self.grad() and (halved := [v for v in values if isinstance(v, Opaque) and optimizers.trains(self, v)]):
+            marks |= {"float16", "differentiable"}
+            self.float16_region = halved[0].store.get("spot")
         if any(isinstance(v, Scaler) for v in values):
             self.outside_scaling = True
         return Opaque(marks=marks)
 
     def stored(self, target: Dict, key: Any, value: Value, node: Any) -> None:
         if target.kind == "param_state":
-            handwritten.state_stored(self, key, value, node)
+            handwritten.state_stored(self, target, key, value, node)
+        elif target.kind == "optimizer_state" and isinstance(value, Dict):
+            for slot, held in value.store.items():
+                index = unknown() if slot == ANY else Const(slot)
+                objects.set_item(self.interpreter, self.param_state(target), index, held, node)
 
     def param_state(self, state: Dict) -> Value:
         """`self.state[p]` of a hand-written optimizer: one dict that stands for all parameters."""

@@ -61,6 +61,10 @@ class Training:
         """A trainer that prepares k-bit models itself is built."""
         self.arguments: list[Instance] = []
         """The TrainingArguments of trainers that are built."""
+        self.returned: list[tuple[Value, Spot]] = []
+        """Losses that a framework starts the backward pass from, and where it gets them."""
+        self.mixed = False
+        """A framework's trainer is built here that may put autocast around the training step."""
         self.flags: dict[str, Spot] = {}
         """Backend flags that are set, as `matmul.allow_tf32`."""
         self.penalty: Spot | None = None
