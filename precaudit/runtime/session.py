@@ -22,7 +22,7 @@ from . import torch_private as private
 from .adapted import Adapted
 from .adapters import Adapters
 from .evidence import look_at
-from .flow import DTYPE_NAMES, LOW, Flow
+from .flow import DTYPE_NAMES, LOW, Flow, trains
 from .identity import StorageMap
 from .ledger import Ledger, Observation
 from .peers import Peers
@@ -703,6 +703,16 @@ class Session:
     def gradient_reset_of(self, leaf: Tensor) -> None:
         """What `.grad` of this leaf holds is no sum of micro-batches, or is told of by another."""
         self._leaf_batches[id(leaf)] = 0
+
+    def forward_begins(self, args: Any) -> bool:
+        """Whether an op outside no_grad, after backward, is of the next forward pass: the step told nobody of its end.
+
+        After a hand-written step it begins with what gradients flow through; `p.data` is updated outside no_grad too.
+        """
+        if self._hand_written_step and trains(args):
+            self.window.phase = FORWARD
+            return True
+        return self.window.steps_unseen
 
     def wrote_parameter(self) -> None:
         """A loop without an Optimizer wrote to a leaf that has a gradient: its step."""
