@@ -342,8 +342,13 @@ class Session:
         self._see_loss(tensors, found, scaler)
         gradient = args[0][0] if args and isinstance(args[0], (list, tuple)) and args[0] else None
         self._see_loss_scaling(tensors, found, scaler, gradient)
-        if any(torch.is_autocast_enabled(device) for device in {leaf.device.type for leaf in leaves}):
+        if self._autocasts(leaves):
             self.once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
+
+    def _autocasts(self, tensors: list[Tensor]) -> bool:
+        """Whether the script left autocast on, on a device where these are."""
+        on = any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in tensors})
+        return on and self.autocast.users_own()
 
     def _root_backward(self) -> None:
         for optimizer in self.optimizers.steps_unseen():
@@ -483,7 +488,7 @@ class Session:
             self._hand_scaling = None
         self.scaling.before_step(optimizer)
         self.construction.before_step(optimizer)
-        if any(torch.is_autocast_enabled(device) for device in {p.device.type for p in mine}):
+        if self._autocasts(mine):
             self.once(
                 ("autocast", "step", id(optimizer)),
                 Observation(
@@ -666,7 +671,7 @@ class Session:
 
     def saw_float32_matmul(self) -> None:
         """A float32 matmul that trains, in a run that declared mixed precision."""
-        declared = [dtype for _, dtype in self.autocast.declared if dtype in LOW]
+        declared = [dtype for dtype in self.autocast.trains_in() if dtype in LOW]
         if declared:
             seen = self.flow.suspect_kind(
                 "float32 matmul",
