@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_oracle import loss_of, small, traced
 
-TRAINER = '''
+TRAINER = """
 import contextlib
 import torch
 
@@ -35,7 +35,7 @@ def fit(step):
     for _ in range(4):
         with autocast():
             step()
-'''
+"""
 
 
 @pytest.fixture
