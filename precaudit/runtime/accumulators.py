@@ -58,7 +58,8 @@ def _is_accumulator(session: Session, write: Write) -> bool:
     if len(write.clock) < 2 or not write.updates_itself or write.storage.expired() or write.dtype not in DTYPE_NAMES:
         return False
     tensor = write.tensor()
-    return tensor is None or not (session.stock.labels.get(tensor) is not None or session.is_gradient(tensor))
+    others = (session.stock.labels, session.writes.compensations)
+    return tensor is None or not (session.is_gradient(tensor) or any(o.get(tensor) is not None for o in others))
 
 
 def _add(
@@ -105,10 +106,11 @@ def hand_updated(session: Session) -> list[Observation]:
     """Parameters that a loop without an Optimizer updates itself."""
     held: dict[Any, list[Tensor]] = {}
     for leaf in session.writes.leaves():
-        if "update" in session.writes.parameter_writes.get(private.storage_key(leaf), ()):
-            held.setdefault(leaf.dtype, []).append(leaf)
+        kinds = session.writes.parameter_writes.get(private.storage_key(leaf), ())
+        if "update" in kinds:
+            held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
     out = []
-    for dtype, leaves in held.items():
+    for (dtype, carried), leaves in held.items():
         seen = Observation(
             Kind.HOLDS,
             DTYPE_NAMES.get(dtype, str(dtype)),
@@ -122,5 +124,7 @@ def hand_updated(session: Session) -> list[Observation]:
         )
         if dtype in LOW:
             session.stock.updates(seen)
+        if carried:
+            seen.attrs["allowed_because"] = "kahan"
         out.append(seen)
     return out

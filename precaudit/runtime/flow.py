@@ -29,13 +29,18 @@ MANY = 8
 Marks = dict[str, Any]
 """What a value descends from; a mark carries the Observation it may confirm, or True."""
 
+CHOOSING = frozenset({"maximum", "minimum", "where", "clamp", "clamp_min", "clamp_max"})
+"""Their results are among their inputs: choosing rounds nothing, however often it is done."""
+DECAYING = frozenset({"mul", "lerp"})
+
 SURVIVES: dict[str, frozenset[str]] = {
     "pointwise": frozenset(
-        "position square_mean softmax grad grad_norm param from eps uniform delta unpromoted cuda_float32".split()
+        "position square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta unpromoted "
+        "cuda_float32".split()
     ),
     "shaping": frozenset(
-        "position square square_mean softmax grad grad_norm param from eps uniform delta unpromoted cast_of "
-        "cuda_float32".split()
+        "position square square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta "
+        "unpromoted cast_of cuda_float32".split()
     ),
     "reducing": frozenset({"softmax", "grad", "grad_norm", "position", "cuda_float32"}),
 }
@@ -142,7 +147,7 @@ class Flow:
                 self.scalar_sites[number] = user_site() or Site("", 0)
                 if self.cuda_float32:
                     self.cuda_scalars.add(number)
-            if kind == "pointwise":
+            if kind == "pointwise" or name == "_to_copy":
                 self.descend(name, args, out)
 
     def on_cuda_float32(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -191,10 +196,16 @@ class Flow:
         is_parameter = self.session.is_parameter
         if any(t.requires_grad and not is_parameter(t) for t in inputs):
             return
-        origins: frozenset[int] = self.of(out).get("from", frozenset())
+        if name in CHOOSING:
+            known = [line for line in map(self.lineage.get, inputs) if line is not None]
+            if known:
+                self.lineage.set(out, max(known, key=lambda line: line.generation))
+            return
+        marks = self.of(out)
+        origins: frozenset[int] = marks.get("from", frozenset())
         direct: frozenset[int] = frozenset()
         here, now, from_parameter = self.line(), self.window.clock, False
-        from_gradient = "grad" in self.of(out)
+        from_gradient = "grad" in marks
         decays = False
         line = Lineage(1, here, now, out.dtype)
         for tensor in inputs:
@@ -204,17 +215,22 @@ class Flow:
                 continue
             marks = self.of(tensor)
             from_parameter |= "param" in marks
-            from_gradient |= "grad" in marks
-            if tensor.dtype not in LOW or tensor.numel() != out.numel():
+            from_gradient |= "grad" in marks or "from_gradient" in marks
+            if tensor.numel() != out.numel():
                 continue
-            direct |= {private.storage_key(tensor)}
-            older = self.lineage.get(tensor)
-            decays |= older is not None and older.clock < now and name in ("mul", "lerp")
-            if older is not None and older.clock == now and older.generation >= line.generation:
-                line = older
-            elif older is not None and older.clock < now and older.start == here:
-                generation = max(line.generation, older.generation + 1)
-                line = replace(older, generation=generation, clock=now, dtype=out.dtype)
+            if tensor.dtype in LOW:
+                keys = frozenset({private.storage_key(tensor)})
+                direct |= keys
+            else:  # rounded back: what counts is which low values it was computed from
+                keys = marks.get("from", frozenset())
+                decays |= "decays" in marks
+            for older in filter(None, map(self.lineage.at, keys)):
+                decays |= older.clock < now and name in DECAYING
+                if older.clock == now and older.generation >= line.generation:
+                    line = older
+                elif older.clock < now and older.start == here:
+                    generation = max(line.generation, older.generation + 1)
+                    line = replace(older, generation=generation, clock=now, dtype=out.dtype)
         if len(origins | direct) > MANY:
             origins = frozenset()  # a long formula: only its last operands are still told apart
         origins |= direct
@@ -230,17 +246,18 @@ class Flow:
             if line.generation >= 2 and from_gradient:
                 self.sums[line.start] = line
 
-    def raised(self, args: Any, out: Tensor) -> None:
+    def raised(self, name: str, args: Any, out: Tensor) -> None:
         """A float32 value without gradient: which low-precision ones it was computed from, elementwise.
 
         An average that is upcast, moved and rounded back at each step accumulates in the lower dtype all the same.
+        What is only subtracted is no part of a sum: the rounded value in an error that is carried to the next step.
         """
         inputs = tensors_of(args)
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
             return
         origins: frozenset[int] = frozenset()
-        from_parameter = False
-        for tensor in inputs:
+        from_parameter = from_gradient = decays = False
+        for index, tensor in enumerate(inputs):
             marks = self.of(tensor)
             if tensor.dtype in LOW:
                 made = self.session.births.site(tensor)
@@ -250,13 +267,20 @@ class Flow:
             elif "rounded" in marks or "factor" in marks:
                 self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
             from_parameter |= "param" in marks or self.session.is_parameter(tensor)
+            from_gradient |= "grad" in marks or "from_gradient" in marks or self.session.is_gradient(tensor)
+            if name == "sub" and index:
+                continue
+            line = self.lineage.get(tensor)
+            decays |= "decays" in marks or (line is not None and line.decays)
             origins |= marks.get("from", frozenset())
             if tensor.dtype in LOW and tensor.numel() == out.numel():
                 origins |= {private.storage_key(tensor)}
         if origins and len(origins) <= MANY:
-            self.mark(out, **{"from": origins})
+            self.mark(out, **{"from": origins, **({"decays": True} if decays or name in DECAYING else {})})
         if from_parameter:
             self.mark(out, param=True)
+        if from_gradient:
+            self.mark(out, from_gradient=True)
 
     # -- observations
 

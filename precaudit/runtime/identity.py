@@ -58,6 +58,10 @@ class StorageMap(Generic[V]):
         """Whether the storage with this key, while it lives, has a value."""
         return key in self._entries and not self._entries[key][0].expired()
 
+    def at(self, key: int) -> V | None:
+        """The value of the storage with this key, while it lives."""
+        return self._entries[key][1] if key in self else None
+
     def set(self, tensor: Tensor, value: V) -> None:
         key = private.storage_key(tensor)
         if key:

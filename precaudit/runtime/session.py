@@ -20,7 +20,7 @@ from .adapted import Adapted
 from .adapters import Adapters
 from .ending import Ending
 from .evidence import look_at
-from .flow import Flow
+from .flow import Flow, trains
 from .identity import StorageMap
 from .ledger import Ledger, Observation
 from .losses import Losses
@@ -341,8 +341,13 @@ class Session:
         self.losses.saw(tensors, found, scaler)
         gradient = args[0][0] if args and isinstance(args[0], (list, tuple)) and args[0] else None
         self.losses.saw_scaling(tensors, found, scaler, gradient)
-        if any(torch.is_autocast_enabled(device) for device in {leaf.device.type for leaf in leaves}):
+        if self._autocasts(leaves):
             self.once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
+
+    def _autocasts(self, tensors: list[Tensor]) -> bool:
+        """Whether the script left autocast on, on a device where these are."""
+        on = any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in tensors})
+        return on and self.autocast.users_own()
 
     def _root_backward(self) -> None:
         for optimizer in self.optimizers.steps_unseen():
@@ -420,7 +425,7 @@ class Session:
         self.losses.before_step()
         self.scaling.before_step(optimizer)
         self.construction.before_step(optimizer)
-        if any(torch.is_autocast_enabled(device) for device in {p.device.type for p in mine}):
+        if self._autocasts(mine):
             self.once(
                 ("autocast", "step", id(optimizer)),
                 Observation(
@@ -529,6 +534,16 @@ class Session:
     def gradient_reset_of(self, leaf: Tensor) -> None:
         """What `.grad` of this leaf holds is no sum of micro-batches, or is told of by another."""
         self._leaf_batches[id(leaf)] = 0
+
+    def forward_begins(self, args: Any) -> bool:
+        """Whether an op outside no_grad, after backward, is of the next forward pass: the step told nobody of its end.
+
+        After a hand-written step it begins with what gradients flow through; `p.data` is updated outside no_grad too.
+        """
+        if self._hand_written_step and trains(args):
+            self.window.phase = FORWARD
+            return True
+        return self.window.steps_unseen
 
     def wrote_parameter(self) -> None:
         """A loop without an Optimizer wrote to a leaf that has a gradient: its step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import linecache
 import os
@@ -127,6 +128,22 @@ def in_library(name: str, depth: int = 1) -> bool:
         if not is_ours(filename) and os.path.basename(filename) not in _TRANSPARENT:
             return f"{os.sep}{name}{os.sep}" in filename and not is_user_file(filename)
         frame = frame.f_back
+    return False
+
+
+def entered_by_library(depth: int = 1) -> bool:
+    """Whether the `with` that enters a context now stands in an installed package: a trainer's, around the user's step.
+
+    What a package offers to the user's own `with` is skipped: generators that contextlib runs, `__enter__` methods.
+    """
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        code, back = frame.f_code, frame.f_back
+        ran = back is not None and back.f_code.co_filename == contextlib.__file__ and back.f_code.co_name == "__enter__"
+        transparent = is_ours(code.co_filename) or code.co_filename.startswith((_TORCH, contextlib.__file__))
+        if not (ran or transparent or code.co_name == "__enter__"):
+            return not is_user_file(code.co_filename)
+        frame = back
     return False
 
 

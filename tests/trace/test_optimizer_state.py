@@ -322,3 +322,61 @@ def test_an_optimizer_without_a_step_is_seen_by_what_it_does_in_backward() -> No
     assert report.coverage.steps == 2
     assert reported(report, "master_weight") == {"bfloat16": 4}
     assert "PA101" in {finding.rule for finding in report.findings}
+
+
+def without_an_optimizer(model: nn.Module, step: Callable[[], None]) -> Callable[[], None]:
+    """A loop whose weights are updated by a function of its own."""
+
+    def train() -> None:
+        for _ in range(5):
+            loss_of(model, torch.randn(16, 6)).backward()
+            with torch.no_grad():
+                step()
+            for p in model.parameters():
+                p.grad = None
+
+    return train
+
+
+def test_kahan_summation_without_an_optimizer_is_no_finding() -> None:
+    model = small().to(torch.bfloat16)
+    velocity = {p: torch.zeros_like(p, dtype=torch.float32) for p in model.parameters()}
+    lost = {p: torch.zeros_like(p) for p in model.parameters()}
+
+    def step() -> None:
+        for p in model.parameters():
+            velocity[p].mul_(0.9).add_(p.grad.float())
+            lost[p].add_(velocity[p].to(p.dtype), alpha=-0.01)
+            before = p.detach().clone()
+            p.add_(lost[p])
+            lost[p].add_(before.sub_(p))
+
+    report = traced(without_an_optimizer(model, step))
+    assert not {f.rule for f in report.findings} & {"PA101", "PA103", "PA301", "PA304"}
+
+
+def test_moments_rounded_back_and_filed_by_name_are_optimizer_state() -> None:
+    model = small()
+    moments = {n: torch.zeros_like(p, dtype=torch.bfloat16) for n, p in model.named_parameters()}
+
+    def step() -> None:
+        for name, p in model.named_parameters():
+            p.sub_(1e-3 * (0.9 * moments[name] + 0.1 * p.grad).sign())
+            moments[name] = (0.99 * moments[name] + 0.01 * p.grad).to(torch.bfloat16)
+
+    assert [f.rule for f in traced(without_an_optimizer(model, step)).findings] == ["PA301"]
+
+
+def test_rounded_gradients_with_a_float32_error_that_is_carried_on_are_no_state() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    error = {p: torch.zeros_like(p) for p in model.parameters()}
+
+    def step() -> None:
+        for p in model.parameters():
+            wanted = p.grad + error[p]
+            p.grad = wanted.to(torch.bfloat16).float()
+            error[p] = wanted - p.grad
+        optimizer.step()
+
+    assert not traced(without_an_optimizer(model, step)).findings

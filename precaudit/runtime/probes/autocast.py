@@ -16,7 +16,7 @@ from ...model.vocabulary import Kind, Role, Site
 from ..adapters import Declaration
 from ..flow import DTYPE_NAMES
 from ..ledger import Observation
-from ..sites import user_site
+from ..sites import entered_by_library, user_site
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -31,6 +31,8 @@ class Region(NamedTuple):
     inside: bool
     """Another region of the same device was enabled around it."""
     site: Site | None = None
+    by_library: bool = False
+    """A framework entered it around the user's code."""
 
 
 class AutocastProbe:
@@ -44,6 +46,8 @@ class AutocastProbe:
         """Regions entered without a dtype of their own."""
         self.declared: dict[tuple[str, Any], Site | None] = {}
         """(device, dtype) of every enabled region -> the line that entered the first of them."""
+        self._trains: set[tuple[str, Any]] = set()
+        """Those that were entered outside no_grad."""
 
     def install(self) -> list[Callable[[], None]]:
         autocast = torch.amp.autocast_mode.autocast
@@ -65,6 +69,15 @@ class AutocastProbe:
         """The innermost region, where it is enabled."""
         return self.regions[-1] if self.regions and self.regions[-1].enabled else None
 
+    def users_own(self) -> bool:
+        """Whether it is the script's doing that autocast is on."""
+        region = self.active()
+        return region is None or not region.by_library
+
+    def trains_in(self) -> list[Any]:
+        """The dtypes of the regions that training may have gone through."""
+        return [dtype for on, dtype in self.declared if (on, dtype) in self._trains]
+
     def disabled_inside(self) -> bool:
         """Whether the innermost region turns off one that is around it."""
         return bool(self.regions) and not self.regions[-1].enabled and self.regions[-1].inside
@@ -83,6 +96,7 @@ class AutocastProbe:
         return [
             Declaration(role, DTYPE_NAMES[dtype], f"autocast({device!r})", site)
             for (device, dtype), site in self.declared.items()
+            if (device, dtype) in self._trains
             for role in (Role.FORWARD_WEIGHT, Role.MATMUL_COMPUTE)
         ]
 
@@ -122,17 +136,20 @@ class AutocastProbe:
     def _around_enter(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __enter__(region: Any) -> Any:
             out = original(region)
-            self.session.guard("autocast", self._entered, region)
+            self.session.guard("autocast", self._entered, region, torch.is_grad_enabled())
             return out
 
         return __enter__
 
-    def _entered(self, region: Any) -> None:
+    def _entered(self, region: Any, trains: bool) -> None:
         around = any(r.enabled and r.device == region.device for r in self.regions)
         enabled = bool(region._enabled)
         key = (region.device, region.fast_dtype)
         site = user_site() if (enabled and key not in self.declared) or (around and not enabled) else None
-        self.regions.append(Region(region.device, region.fast_dtype, enabled, around, site))
+        by_library = enabled and entered_by_library()
+        self.regions.append(Region(region.device, region.fast_dtype, enabled, around, site, by_library))
+        if enabled and trains:
+            self._trains.add(key)
         if enabled and key not in self.declared:
             self.declared[key] = site
             if not self._given.get(region, True):

@@ -43,6 +43,8 @@ class ConstructionProbe:
         self.cast_at: weakref.WeakKeyDictionary[Any, Cause] = weakref.WeakKeyDictionary()
         """Module -> the last cast of its tensors."""
         self.cast_of: StorageMap[Cause] = StorageMap()
+        self.low_buffers: StorageMap[Cause] = StorageMap()
+        """Low-precision buffers of modules: where they were registered, or cast."""
         self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
         """Optimizer or GradScaler -> the user's line that made it."""
         self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -60,6 +62,7 @@ class ConstructionProbe:
         hooks = [
             modules.register_module_parameter_registration_hook(self._parameter_registered),
             modules.register_module_module_registration_hook(self._module_registered),
+            modules.register_module_buffer_registration_hook(self._buffer_registered),
         ]
         undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
         for name in CASTS:
@@ -87,6 +90,10 @@ class ConstructionProbe:
             if parameter.dtype in LOW and self.born_low.get(parameter) is None:
                 site = user_site()
                 self.born_low.set(parameter, Cause(f"parameters were made in {DTYPE_NAMES[parameter.dtype]}", site))
+
+    def _buffer_registered(self, module: Any, name: str, buffer: Any) -> None:
+        if isinstance(buffer, Tensor) and buffer.dtype in LOW:
+            self.low_buffers.set(buffer, Cause(f"it was registered in {DTYPE_NAMES[buffer.dtype]}", user_site()))
 
     def _see_untying(self, module: Any, name: str, parameter: Tensor) -> None:
         """A parameter shared with another module is replaced in this one alone."""
@@ -144,6 +151,9 @@ class ConstructionProbe:
         cause = Cause(f"parameters were cast to {words}", user_site())
         for child in module.modules():
             self.cast_at[child] = cause
+        for buffer in module.buffers():
+            if buffer.dtype in LOW and id(buffer) not in before:
+                self.low_buffers.set(buffer, cause)
         held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for parameter in module.parameters():
             if parameter.dtype in LOW:

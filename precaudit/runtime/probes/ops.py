@@ -84,7 +84,7 @@ class OpMode(private.DispatchMode):  # type: ignore[misc]
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():
             phase = FORWARD  # the forward pass of a closure
-        elif phase == GRADIENTS and self.window.steps_unseen and torch.is_grad_enabled():
+        elif phase == GRADIENTS and torch.is_grad_enabled() and self.probe.session.forward_begins(args):
             phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]
         if asked or plan.written or plan.by_kernel:
@@ -160,7 +160,7 @@ class OpProbe:
             if isinstance(out, Tensor):
                 low = out.dtype in LOW
                 if not low and plan.kind is not None:
-                    self._high(plan.kind, args, out)
+                    self._high(plan.name, plan.kind, args, out)
             for reaction, low_only in asked:
                 if low or not low_only:
                     reaction(plan.name, args, kwargs, out)
@@ -171,10 +171,10 @@ class OpProbe:
         except Exception as error:
             self.session.note_fault(f"reaction to {func}", error)
 
-    def _high(self, kind: str, args: Any, out: Tensor) -> None:
+    def _high(self, name: str, kind: str, args: Any, out: Tensor) -> None:
         """Marks go through integers, which positions are first, and through float32 values without gradient."""
         flow = self.session.flow
         if not out.dtype.is_floating_point:
             flow.inherit(kind, args, out)
         elif kind != "reducing" and self.session.window.phase in (FORWARD, GRADIENTS):
-            flow.raised(args, out)
+            flow.raised(name, args, out)

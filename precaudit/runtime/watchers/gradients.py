@@ -134,7 +134,7 @@ class Gradients:
                 self.rescaled = True
             elif not self.rescaled:
                 self._clipped(out, owner)
-        if isinstance(out, Tensor) and out.dtype in LOW and kind_of(name) == "pointwise":
+        if isinstance(out, Tensor) and out.dtype in LOW and (kind_of(name) == "pointwise" or name == "_to_copy"):
             self.flow.passes(name, args, kwargs, out)
 
     def _clipped(self, out: Any, owner: Tensor) -> None:

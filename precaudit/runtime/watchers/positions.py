@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Role
 from ..flow import DTYPE_NAMES, LOW
+from ..identity import StorageMap
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ LARGEST_UNKNOWN_ERROR = 1.0
 """Radians: that of an angle past which the dtype does not hold every integer."""
 
 
+SHORTEST_TABLE = 64
+COMPARED = sys.maxsize
+
+
 class Positions:
     """PA408, and PA405's counts."""
 
@@ -28,12 +34,16 @@ class Positions:
         self.session = session
         self.flow = session.flow
         self.ledger = session.ledger
+        self._tables: StorageMap[int] = StorageMap()
+        """What may be a table -> the clock when it was first met; a table is there again at the next backward."""
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("arange",), self.arange, False
         yield FORWARD, ("cumsum",), self.cumsum, False
         yield FORWARD, ("_to_copy",), self.cast, True
         yield FORWARD, ("sin", "cos"), self.angle, False
+        yield FORWARD, ("mul", "_to_copy"), self.rows, False
+        yield FORWARD, ("index", "index_select", "gather"), self.schedule, False
 
     def arange(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if out.dtype in LOW:
@@ -116,3 +126,54 @@ class Positions:
                 seen.evidence["phase_error"] = max(seen.evidence.get("phase_error", 0.0), numbers[0] * half_step)
 
         self.ledger.defer([angle.abs().amax().float()], use)
+
+    def rows(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A table by position, made before anything was watched: its rows repeat where the dtype's integers do."""
+        for table in args[:2]:
+            if not isinstance(table, Tensor) or table.ndim < 2 or not self._is_table(table):
+                continue
+            at = max(range(table.ndim - 1), key=table.shape.__getitem__)
+            length, limit = table.shape[at], FLOATING[DTYPE_NAMES[table.dtype]].max_exact_integer
+            if length < limit + SHORTEST_TABLE:
+                continue
+            rows = table.movedim(at, 0)
+            rows = rows.flatten(1, -2)[:, 0] if rows.ndim > 2 else rows
+            places = torch.arange(length, dtype=torch.float32, device=table.device).to(table.dtype)
+            repeat, wanted = (rows[1:] == rows[:-1]).all(-1), places[1:] == places[:-1]
+            detail = f"a table of {length} positions repeats its rows from {limit} on"
+            self._compare(table, detail, [(repeat != wanted).sum(), wanted.sum()], lambda n: n[0] * 50 <= n[1])
+
+    def schedule(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A buffer that rises or falls with its index, in steps of the last place that its dtype keeps, or of none."""
+        table = args[0]
+        if table.ndim != 1 or len(table) < SHORTEST_TABLE or table.dtype.itemsize != 2:
+            return
+        if self.session.construction.low_buffers.get(table) is None or not self._is_table(table):
+            return
+        steps, places = table.float().diff(), table.contiguous().view(torch.int16).int().diff().abs()
+        falls = (steps >= 0).all() | (steps <= 0).all()
+        detail = f"a schedule of {len(table)} steps gives the same value to neighbouring ones"
+        numbers = [falls, (places == 0).sum(), (places == 1).sum(), (places > 1).sum()]
+        self._compare(table, detail, numbers, lambda n: n[0] > 0 and n[1] * 10 >= len(table) and n[2] >= n[3])
+
+    def _is_table(self, table: Tensor) -> bool:
+        """Whether this is low, takes no gradient, and was met before, in another micro-batch; asked once of each."""
+        if table.dtype not in LOW or table.requires_grad or not self.ledger.measures:
+            return False
+        now, first = self.session.window.clock, self._tables.get(table)
+        if first is None:
+            self._tables.set(table, now)
+        elif first < now:
+            self._tables.set(table, COMPARED)
+        return first is not None and first < now
+
+    def _compare(self, table: Tensor, detail: str, numbers: list[Tensor], wrong: Callable[[list[float]], bool]) -> None:
+        seen = self.flow.suspect("table", Role.POSITIONS, table.dtype, detail, representable=True)
+        made = self.session.construction.low_buffers.get(table)
+
+        def use(values: list[float]) -> None:
+            if wrong(values):
+                self.flow.confirm(seen, representable=False)
+                seen.site = made.site if made is not None else seen.site
+
+        self.ledger.defer(numbers, use)

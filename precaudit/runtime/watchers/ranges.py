@@ -38,10 +38,9 @@ class Run:
 
     clock: int
     executed: int = 0
-    links: int = 0
     matmuls: int = 0
-    kept: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=4))
-    """Storage keys of its last results, pinned by weak references."""
+    kept: deque[tuple[int, Any, int]] = field(default_factory=lambda: deque(maxlen=4))
+    """Storage keys of its last results, pinned by weak references, and how many results of the line led to each."""
 
 
 class Ranges:
@@ -68,7 +67,7 @@ class Ranges:
 
     def _float32_matmul(self) -> None:
         """A float32 matmul that trains, in a run that declared mixed precision."""
-        declared = [dtype for _, dtype in self.session.autocast.declared if dtype in LOW]
+        declared = [dtype for dtype in self.session.autocast.trains_in() if dtype in LOW]
         if declared:
             seen = self.flow.suspect_kind(
                 "float32 matmul",
@@ -142,12 +141,12 @@ class Ranges:
         if run.executed < 3:
             return
         keys = {private.storage_key(arg) for arg in args if isinstance(arg, Tensor)}
-        linked = any(kept in keys for kept, _ in run.kept)
+        links = max((count for kept, _, count in run.kept if kept in keys), default=-1)
         # A matmul between two iterations makes this a residual stream or a recurrent cell: short-lived values.
-        run.links = run.links + 1 if linked and run.matmuls == self.matmuls else 0 if not linked else run.links
+        links += run.matmuls == self.matmuls or links < 0
         run.matmuls = self.matmuls
-        run.kept.append((private.storage_key(out), private.weak_storage(out)))
-        if run.links == LOOP and torch.is_grad_enabled():
+        run.kept.append((private.storage_key(out), private.weak_storage(out), links))
+        if links == LOOP and torch.is_grad_enabled():
             seen = self.flow.suspect("recurrence", Role.REDUCTION, out.dtype, "", pattern="running")
             seen.detail = f"the line ran {run.executed} times in one call, each time on its own last result"
             seen.confirmed = True

@@ -78,20 +78,22 @@ class Writes:
         self._leaves: dict[int, weakref.ref[Any]] = {}
 
     def reactions(self) -> Iterable[Registration]:
-        yield OPTIMIZER, ("clone", "sub", "_foreach_sub", "_foreach_clone", "_to_copy"), self.differs, False
+        yield OPTIMIZER, ("_to_copy",), self.rounded, False
         for phase in (OPTIMIZER, GRADIENTS):
+            yield phase, ("clone", "sub", "_foreach_sub", "_foreach_clone"), self.differs, False
             yield phase, DRAWS, self.drawn, False
             yield phase, BITWISE, self.bits, False
 
+    def rounded(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A low-precision copy of a wider value: of which one, and whether it rounds stochastically."""
+        source = args[0]
+        if out.dtype in LOW and source.dtype not in LOW:
+            made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
+            drawn = {"random": True} if "random" in self.flow.of(source) else {}
+            self.flow.mark(out, cast_of=made, **drawn)
+
     def differs(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
-        if name == "_to_copy":
-            if out.dtype in LOW and args[0].dtype not in LOW:
-                source = args[0]
-                made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
-                drawn = {"random": True} if "random" in self.flow.of(source) else {}
-                self.flow.mark(out, cast_of=made, **drawn)
-            return
         for index, result in enumerate(tensors_of([out])):
             if result.dtype not in LOW:
                 continue
@@ -160,7 +162,7 @@ class Writes:
             return
         if name in RESETS:
             for target in targets:
-                self.replay.forget(target)
+                self._forget(target)
             return
         if any("grad" in self.flow.of(target) for target in targets) and name in ("mul_", "div_"):
             self.session.gradients.rescaled = True
@@ -168,6 +170,8 @@ class Writes:
             sources = _sources(args[1:], index)
             if name in COPIES and any(self.session.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
                 self.flow.mark(target, grad=True)
+            if target.dtype in LOW and not self.session.is_parameter(target):
+                self._follow_compensation(name.removeprefix("_foreach_"), target, sources)
             self._book(name, target, sources)
 
     def by_kernel(self, name: str, args: Any, written: tuple[int, ...]) -> None:
@@ -201,7 +205,7 @@ class Writes:
     def _of_gradients(self, name: str, targets: list[Tensor], args: Any) -> None:
         if name in RESETS:
             for target in targets:
-                self.replay.forget(target)
+                self._forget(target)
                 self.session.gradient_reset(target)
         else:
             self.session.gradients.wrote(name, targets, args)
@@ -215,6 +219,11 @@ class Writes:
                 self._follow_compensation(name.removeprefix("_foreach_"), target, _sources(args[1:], index))
             if self.session.births.copies.get(target) is not None:
                 self.moved.set(target, True)
+
+    def _forget(self, target: Tensor) -> None:
+        """What is written over descends from nothing."""
+        self.replay.forget(target)
+        self.flow.lineage.pop(target)
 
     def _follow_compensation(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Kahan summation adds to a buffer what the parameter's rounding lost: the parameter before less after."""
