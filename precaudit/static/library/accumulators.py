@@ -32,6 +32,7 @@ STATISTICS = re.compile(r"(?:running|moving)_(?:mean|var|std)")
 def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name: str, attribute: bool) -> None:
     """A low tensor was updated from itself; which mistake that is depends on what was added."""
     target = operands.as_tensor(torch, target) if not isinstance(target, Param) else target
+    torch.training.updated |= "gradient" in operands.marks_of([operands.as_tensor(torch, a) for a in added])
     if isinstance(target, Param):
         if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
             if "learnt" in operands.marks_of([operands.as_tensor(torch, a) for a in added]):
