@@ -54,6 +54,8 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
     spot = target.origin or target.spot or torch.spot(node)
     if "gradient" in target.marks and "created" not in target.marks:
         return
+    if "gradient" in marks and not target.marks & {"created", "differentiable"}:
+        return  # who knows what, perhaps a leaf that the loop perturbs
     if handwritten.current_optimizer(torch) is not None:
         return
     if "gradient" in marks and "differentiable" in target.marks:
