@@ -32,6 +32,7 @@ STATISTICS = re.compile(r"(?:running|moving)_(?:mean|var|std)")
 def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name: str, attribute: bool) -> None:
     """A low tensor was updated from itself; which mistake that is depends on what was added."""
     target = operands.as_tensor(torch, target) if not isinstance(target, Param) else target
+    torch.training.updated |= "gradient" in operands.marks_of([operands.as_tensor(torch, a) for a in added])
     if isinstance(target, Param):
         if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
             if "learnt" in operands.marks_of([operands.as_tensor(torch, a) for a in added]):
@@ -53,6 +54,8 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
     spot = target.origin or target.spot or torch.spot(node)
     if "gradient" in target.marks and "created" not in target.marks:
         return
+    if "gradient" in marks and not target.marks & {"created", "differentiable"}:
+        return  # who knows what, perhaps a leaf that the loop perturbs
     if handwritten.current_optimizer(torch) is not None:
         return
     if "gradient" in marks and "differentiable" in target.marks:

@@ -30,6 +30,7 @@ def backward(torch: Torch, loss: Value, node: Any) -> None:
     loss = operands.as_tensor(torch, loss)
     marks = operands.marks_of([loss])
     torch.training.trained = True
+    torch.training.updated |= bool(torch.loops())
     if not marks & {"scaled", "hand_scaled"}:
         torch.training.plain_backward = torch.spot(node)
     begins(torch, loss, torch.spot(node))

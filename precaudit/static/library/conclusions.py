@@ -44,7 +44,8 @@ def finish(torch: Torch) -> None:
             optimizers.examine(torch, made)
     for spot, low in torch.training.summed if torch.training.cleared else ():
         torch.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
-    if not torch.training.saw_scaler and not torch.outside_scaling:
+    updated = torch.training.updated or torch.training.custom
+    if updated and not torch.training.saw_scaler and not torch.outside_scaling:
         for spot, region in torch.training.unscaled_backward:
             torch.facts.add(
                 Kind.HOLDS,
@@ -67,6 +68,9 @@ def finish(torch: Torch) -> None:
             )
     for loss, spot in () if torch.training.mixed else torch.training.returned:
         backward.begins(torch, loss, spot)
+    if torch.training.trained or torch.training.optimizers or torch.training.custom:
+        for spot, precision in torch.training.true_half:
+            torch.facts.add(Kind.CONFIG, spot, precision=precision, key="precision")
     _bare_regions(torch)
     _built_by_default(torch)
     sharding.policies(torch)

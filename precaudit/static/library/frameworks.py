@@ -12,7 +12,7 @@ import libcst as cst
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static import configs
-from precaudit.static.language import classes
+from precaudit.static.language import calls, classes
 from precaudit.static.language.values import (
     Autocast,
     Class,
@@ -230,7 +230,7 @@ def loop_runner(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Va
     """`Accelerator(...)` and `Fabric(...)`: the loss is scaled by them where that is needed."""
     precision = constant(kwargs.get("precision"))
     if precision in configs.TRAINER_PRECISIONS:
-        torch.facts.add(Kind.CONFIG, torch.spot(node), precision=precision, key="precision")
+        torch.training.true_half.append((torch.spot(node), precision))
     torch.outside_scaling = True
     store: dict[Any, Any] = {"\0plugins": [key for key in kwargs if "plugin" in key or key in ("strategy", "\0rest")]}
     mode = kwargs.get("mixed_precision", kwargs.get("precision"))
@@ -248,6 +248,8 @@ def runner_method(
         return prepared[0] if len(prepared) == 1 else seq(prepared, "tuple")
     if name in ("setup_optimizers", "setup_dataloaders", "prepare_scheduler"):
         return args[0] if len(args) == 1 else seq(args, "tuple")
+    if name == "launch" and args:
+        return calls.call(torch.interpreter, args[0], [receiver, *args[1:]], kwargs, node)
     if name == "backward":
         torch.training.trained = True
         if constant(receiver.store.get("mixed_precision")) in ("fp16", "16-mixed"):

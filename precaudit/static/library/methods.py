@@ -246,7 +246,7 @@ def _opaque_method(
         if not args:
             backward.backward(torch, receiver, node)
         else:
-            torch.outside_scaling = True
+            torch.outside_scaling = torch.training.trained = True
         return unknown()
     if name == "scale" and len(args) == 1:
         torch.training.saw_scaler = True
@@ -256,6 +256,8 @@ def _opaque_method(
         if name == "unscale_":
             torch.interpreter.set_paths(s | {("unscaled", id(receiver.store), 0)} for s in torch.interpreter.paths)
         return unknown()
+    if name == "step" or (name.endswith("_") and "gradient" in operands.marks_of([*args, *kwargs.values()])):
+        torch.training.updated = True
     if name == "step" and args and not isinstance(args[0], Function):
         return _opaque_scaler_step(torch, receiver, args, node)
     if name in ("clip_grad_norm_", "clip_grad_value_"):

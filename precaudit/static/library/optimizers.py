@@ -148,6 +148,7 @@ def under_autocast(torch: Torch, node: Any) -> None:
 
 def stepped(torch: Torch, made: Value, node: Any) -> None:
     """The optimizer's update ran: its parameters' dtypes at this moment are what it updates."""
+    torch.training.updated = True
     if isinstance(made, Optimizer):
         examine(torch, made)
         cast = made.store.get("cast_after")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> Value:
     """`target op= value`."""
+    torch.training.updated |= "gradient" in operands.marks_of([operands.as_tensor(torch, value)])
     attribute = outlives_its_loop(torch, node.target)
     short = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div"}.get(op, op)
     tensor = operands.as_tensor(torch, target)

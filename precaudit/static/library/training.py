@@ -45,6 +45,8 @@ class Training:
         """Where a low default dtype was set, that dtype, and the module that was built under it."""
         self.trained = False
         """Whether anything is trained here: a backward pass, a trainer."""
+        self.updated = False
+        """Whether weights are updated here: a step, gradients added to something, backward in a loop."""
         self.plain_backward: Spot | None = None
         """A backward pass from a loss that nothing scaled."""
         self.sharded_float16: list[tuple[Spot, bool]] = []
@@ -63,6 +65,8 @@ class Training:
         """The TrainingArguments of trainers that are built."""
         self.returned: list[tuple[Value, Spot]] = []
         """Losses that a framework starts the backward pass from, and where it gets them."""
+        self.true_half: list[tuple[Spot, str]] = []
+        """Where Fabric is asked for parameters in 16 bits, which a script that only predicts may do."""
         self.mixed = False
         """A framework's trainer is built here that may put autocast around the training step."""
         self.flags: dict[str, Spot] = {}
