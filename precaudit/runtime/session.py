@@ -386,7 +386,7 @@ class Session:
         self.gradients.norm_read = False
         for gradient in results if not accumulates and isinstance(results, tuple) else ():
             if isinstance(gradient, Tensor):
-                self.flow.mark(gradient, grad=True)
+                self.flow.mark(private.unwrapped(gradient), grad=True)
         if not accumulates and self._accumulates:
             for leaf in self._last_leaves:
                 if not self.is_parameter(leaf):

@@ -72,6 +72,13 @@ def _below_another_dispatch() -> bool:
     return frame is not None
 
 
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The plain tensor inside what torch.func's transforms hand around."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def storage_key(tensor: Tensor) -> int:
     """What views of one allocation share; 0 for tensors without storage (sparse, fake, nested)."""
     try:

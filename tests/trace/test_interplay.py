@@ -201,3 +201,25 @@ def test_runs_bit_for_bit_and_its_roles_equal_inspection(program: Step, dtype: s
     inputs = program is checkpointed_reentrant  # its inputs are leaves with a gradient of their own
     assert reported(report, "gradient") == {dtype: 4 + inputs}
     assert dtypes(report, "loss") == {"float32"}
+
+
+def test_low_sums_of_torch_func_gradients_are_gradient_accumulation() -> None:
+    net = small()
+
+    def of_task(params: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(lambda one: torch.func.functional_call(net, params, (one,)).square().mean())(x).mean()
+
+    def train() -> None:
+        params = {name: nn.Parameter(p.detach().clone()) for name, p in net.named_parameters()}
+        optimizer = torch.optim.SGD(params.values(), lr=0.01)
+        for _ in range(5):
+            now = {name: p.detach() for name, p in params.items()}
+            total = {name: torch.zeros_like(p, dtype=torch.bfloat16) for name, p in now.items()}
+            for _ in range(3):
+                for name, gradient in torch.func.grad(of_task)(now, torch.randn(16, 6)).items():
+                    total[name] = total[name] + gradient.to(torch.bfloat16)
+            for name, p in params.items():
+                p.grad = total[name].float() / 3
+            optimizer.step()
+
+    assert [finding.rule for finding in traced(train).findings] == ["PA208"]

@@ -24,6 +24,8 @@ LARGEST_UNKNOWN_ERROR = 1.0
 
 
 SHORTEST_TABLE = 64
+FEWEST_REPEATED = 32
+"""Rows past the dtype's integers; every second of them is the one before."""
 COMPARED = sys.maxsize
 
 
@@ -134,7 +136,7 @@ class Positions:
                 continue
             at = max(range(table.ndim - 1), key=table.shape.__getitem__)
             length, limit = table.shape[at], FLOATING[DTYPE_NAMES[table.dtype]].max_exact_integer
-            if length < limit + SHORTEST_TABLE:
+            if length < limit + FEWEST_REPEATED:
                 continue
             rows = table.movedim(at, 0)
             rows = rows.flatten(1, -2)[:, 0] if rows.ndim > 2 else rows

@@ -37,8 +37,10 @@ class Run:
     """A line that runs again and again within one call."""
 
     clock: int
+    began: int
+    """Matmuls of the whole run before it."""
+    matmuls: int
     executed: int = 0
-    matmuls: int = 0
     kept: deque[tuple[int, Any, int]] = field(default_factory=lambda: deque(maxlen=4))
     """Storage keys of its last results, pinned by weak references, and how many results of the line led to each."""
 
@@ -136,12 +138,14 @@ class Ranges:
         if run is None or run.clock != now:
             if len(self._runs) > 4096:
                 self._runs.clear()
-            run = self._runs[key] = Run(now, matmuls=self.matmuls)
+            run = self._runs[key] = Run(now, self.matmuls, self.matmuls)
         run.executed += 1
         if run.executed < 3:
             return
         keys = {private.storage_key(arg) for arg in args if isinstance(arg, Tensor)}
         links = max((count for kept, _, count in run.kept if kept in keys), default=-1)
+        if links < 0 and run.began != self.matmuls:
+            run.kept.clear()  # a cell's own gates: what a matmul feeds is no running value
         # A matmul between two iterations makes this a residual stream or a recurrent cell: short-lived values.
         links += run.matmuls == self.matmuls or links < 0
         run.matmuls = self.matmuls
