@@ -21,12 +21,12 @@ LARGEST_PHASE_ERROR = 0.05
 """Radians. Half a unit in the last place of an angle; past this, neighbouring positions look alike."""
 LARGEST_UNKNOWN_ERROR = 1.0
 """Radians: that of an angle past which the dtype does not hold every integer."""
-
-
 SHORTEST_TABLE = 64
+"""Steps of a noise schedule from which on it is looked at."""
 FEWEST_REPEATED = 32
 """Rows past the dtype's integers; every second of them is the one before."""
 COMPARED = sys.maxsize
+"""Stands for a clock: the table was looked at."""
 
 
 class Positions:

@@ -56,7 +56,7 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
         return
     if "gradient" in marks and not target.marks & {"created", "differentiable"}:
         return  # who knows what, perhaps a leaf that the loop perturbs
-    if handwritten.current_optimizer(torch) is not None:
+    if handwritten.current_optimizer(torch) is not None or handwritten.compensating(torch):
         return
     if "gradient" in marks and "differentiable" in target.marks:
         # A leaf that the loop itself trains, or perturbs: not a buffer for its gradients.

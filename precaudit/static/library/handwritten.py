@@ -26,11 +26,14 @@ from precaudit.static.library import (
     operands,
     optimizers,
 )
+from precaudit.static.prefilter import code_of
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
 COMPENSATED = re.compile(r"kahan|compensat|stochastic|_sr_|seeded_round", re.IGNORECASE)
+CARRIES = re.compile(r"\b(?:lost|carry|carried|error_feedback)\b")
+"""Names of what rounding took from one update and the next one gets."""
 
 
 def is_optimizer_class(cls: Value) -> bool:
@@ -63,6 +66,18 @@ def compensated(instance: Instance) -> bool:
     """Whether the class compensates on purpose: Kahan summation or stochastic rounding."""
     cls = instance.cls
     return isinstance(cls, Class) and bool(COMPENSATED.search(cls.scope.source.code(cls.node)))
+
+
+def compensating(torch: Torch) -> bool:
+    """Whether the class or function that runs speaks of compensation; in one that trains too, the word says nothing."""
+    for frame in reversed(torch.interpreter.frames):
+        if frame.function is not None:
+            owner = frame.owner if isinstance(frame.owner, Class) else None
+            source = owner.scope.source if owner is not None else torch.interpreter.scope.source
+            text = source.code(owner.node if owner is not None else frame.function)
+            found = COMPENSATED.search(text) or CARRIES.search(code_of(text))
+            return found is not None and "backward(" not in text
+    return False
 
 
 def state_stored(torch: Torch, state: Dict, key: Any, value: Value, node: Any) -> None:
