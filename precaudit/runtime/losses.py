@@ -36,7 +36,7 @@ class Losses:
         """The loss's dtype before any scaling; a low-precision value on its way counts, at the line that made it."""
         for root in roots:
             self._known.set(root, True)
-        low = sorted((number, dtype) for dtype, number in found.scalars if dtype in LOW)
+        low = sorted((number, dtype) for dtype, number in found.scalars if dtype in LOW and number not in found.outputs)
         located = [(n, d) for n, d in low if n in self.flow.scalar_sites and self.flow.scalar_sites[n].line]
         for root in roots:
             dtype, site = root.dtype, user_site()

@@ -98,7 +98,7 @@ class Session:
         self._parameters: StorageMap[weakref.ref[Any]] = StorageMap()
         self._gradients: StorageMap[weakref.ref[Any]] = StorageMap()
         self._inputs: StorageMap[bool] = StorageMap()
-        """Leaves that autograd.grad differentiated beside a loop that trains by .backward()."""
+        """Leaves that autograd.grad differentiated by, beside a loop that trains by .backward()."""
         self.shapes: set[tuple[int, ...]] = set()
         self._leaf_batches: dict[int, int] = {}
         self._last_leaves: list[Tensor] = []
@@ -106,6 +106,8 @@ class Session:
         """The leaves whose gradients the step that is going on uses."""
         self._stock_taken = 0
         """The window's clock when their stock was taken."""
+        self._differentiates = False
+        """The last backward was autograd.grad with a graph of its own."""
         self._accumulates = False
         """Some backward of this run wrote to `.grad`."""
         self._hand_written_step = False
@@ -312,6 +314,7 @@ class Session:
         self.window.clock += 1
         # A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative.
         self._accumulates |= accumulates
+        self._differentiates = create_graph and not accumulates
         trains = accumulates or not (create_graph or self._accumulates)
         if self.ending.peers_wait_in_vain():
             self.ending.close()
@@ -387,9 +390,9 @@ class Session:
         for gradient in results if not accumulates and isinstance(results, tuple) else ():
             if isinstance(gradient, Tensor):
                 self.flow.mark(private.unwrapped(gradient), grad=True)
-        if not accumulates and self._accumulates:
+        if not accumulates and (self._accumulates or self._differentiates):
             for leaf in self._last_leaves:
-                if not self.is_parameter(leaf):
+                if not self.is_parameter(leaf) and not isinstance(leaf, torch.nn.Parameter):
                     self._inputs.set(leaf, True)
             return
         for leaf in self._last_leaves:
@@ -443,7 +446,7 @@ class Session:
         mine = parameters(optimizer)
         owned = {id(p) for other in (optimizer, *self.construction.optimizers) for p in parameters(other)}
         leaves = [ref() for ref in self._gradients.living()]
-        strays = [leaf for leaf in leaves if leaf is not None and id(leaf) not in owned]
+        strays = [leaf for leaf in leaves if leaf is not None and id(leaf) not in owned and not self.is_input(leaf)]
         self._stepped_over, self._stock_taken = [*mine, *strays], self.window.clock
         self.stock.of_gradients(optimizer, self._stepped_over, lambda p: self._leaf_batches.get(id(p), 0))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -28,17 +28,28 @@ NORM_NODES = frozenset(
     "CudnnBatchNormBackward0 FusedRmsNormBackward0".split()
 )
 """Library kernels: whatever goes in, they compute their statistics in float32 (float64 for float64)."""
+TAKING = (
+    "MmBackward", "AddmmBackward", "BmmBackward", "BaddbmmBackward", "MvBackward", "LinearBackward",
+    "ConvolutionBackward", "MkldnnConvolutionBackward", "SelectBackward", "SliceBackward", "IndexBackward",
+    "IndexSelectBackward", "GatherBackward", "SplitBackward", "UnbindBackward", "NarrowBackward",
+)  # fmt: skip
+"""Beginnings of the nodes whose one-element results are outputs of a model or parts of them; a loss is reduced."""
+REDUCING = ("SumBackward", "MeanBackward", "BinaryCrossEntropyBackward", "KlDivBackward")
 ROOTS = frozenset({"RsqrtBackward0", "SqrtBackward0"})
 CASTS = "ToCopyBackward0"
 LEAF = "AccumulateGrad"
+
+
+Path = tuple[int, Any]
+"""One-element nodes from the root on: the sequence number of the last, and the path that led to it."""
 
 
 class Walk:
     """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
 
     __slots__ = (
-        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms", "scalars",
-        "softmaxes", "unread",
+        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms",
+        "outputs", "scalars", "softmaxes", "unread",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -56,18 +67,22 @@ class Walk:
         """Leaves that enter a compiled region: in which dtype they are read inside of it does not show here."""
         self.scalars: list[tuple[Any, int]] = []
         """One-element values between the root and the first larger one: (dtype, sequence number), the loss first."""
+        self.outputs: set[int] = set()
+        """Those of them that no loss is part of: what a model gives for one sample, and what is computed from it."""
 
 
 def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
     """Walks the autograd graph once, from the roots to the leaves."""
     found = Walk()
     seen: set[Any] = set()
-    stack = [(root.grad_fn, True) for root in roots if root.grad_fn is not None]
+    path: Path | None = (-1, None)
+    stack = [(root.grad_fn, path) for root in roots if root.grad_fn is not None]
+    losses: set[int] = set()
     for root in roots:
         if root.grad_fn is None and root.requires_grad:
             found.leaves[id(root)] = root
     while stack and len(seen) < node_budget:
-        node, scalar_path = stack.pop()
+        node, path = stack.pop()
         if node in seen:
             continue
         seen.add(node)
@@ -92,9 +107,17 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
                 tally = found.activations[dtype] = [0, 0]
             tally[0] += 1
             tally[1] += size * dtype.itemsize
-            scalar_path = scalar_path and size == 1
-        if scalar_path and dtype is not None:
-            found.scalars.append((dtype, private.sequence_number(node)))
+            if size != 1 and path is not None:
+                losses.update(_numbers(path))
+                path = None
+        if path is not None and dtype is not None:
+            path = (private.sequence_number(node), path)
+            found.scalars.append((dtype, path[0]))
+            if name.startswith(TAKING):
+                found.outputs.update(_numbers(path))
+                path = None
+            elif name.startswith(REDUCING) or "Loss" in name:
+                losses.update(_numbers(path))
         if name in MATMUL_NODES:
             found.matmuls[dtype] = found.matmuls.get(dtype, 0) + 1
         elif name in SOFTMAX_NODES:
@@ -112,8 +135,15 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             elif name == private.COMPILED_NODE and type(following).__name__ == LEAF:
                 found.unread.add(id(following.variable))
             if following not in seen:
-                stack.append((following, scalar_path))
+                stack.append((following, path))
+    found.outputs -= losses
     return found
+
+
+def _numbers(path: Path | None) -> Iterator[int]:
+    while path is not None:
+        number, path = path
+        yield number
 
 
 def _of_squares(node: Any) -> bool:
