@@ -110,7 +110,7 @@ def traced_steps(program: Program, count: int) -> list[float]:
         program.step()
         return program.steps(count)
     finally:
-        session.rank_file()
+        session.rank_file.content()
         session.remove()
 
 
