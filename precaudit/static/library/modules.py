@@ -28,6 +28,7 @@ from precaudit.static.language.values import (
     constant,
     is_float,
     is_low,
+    join_all,
     seq,
     truth,
     unknown,
@@ -549,12 +550,7 @@ def _state_dict(torch: Torch, value: Value) -> Value:
     if tensors and isinstance(value, Instance):
         marks = frozenset({"weights", _owner(value)})
         tensors = [replace(t, marks=marks) for t in tensors if isinstance(t, Tensor)]
-        joined = tensors[0]
-        from precaudit.static.language.values import join
-
-        for other in tensors[1:]:
-            joined = join(joined, other)
-        store[ANY] = joined
+        store[ANY] = join_all(tensors)
     else:
         store[ANY] = unknown("weights")
     return Dict(store, "state_dict")
