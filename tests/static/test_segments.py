@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import textwrap
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import libcst as cst
@@ -115,6 +118,73 @@ def test_a_file_that_was_divided_where_it_should_not_have_been_is_read_whole() -
     text = f"import torch\ndef f(x):\n{WORK}    y = '\\\ndef g():'\n    return {OVERFLOWS}\n"
     text += "f(torch.ones(3).half())\n" + "# line\n" * 60
     assert [fact.kind for fact in analyze(Source("x.py", text))[0]] == ["constant"]
+
+
+LONG = "# line\n" * 400
+
+
+def followed(text: str) -> tuple[list[str], list[str]]:
+    """The functions whose bodies were asked for, and the kinds of the Facts."""
+    source, asked = Source("x.py", text), []
+    body = source.body
+
+    def noted(function: cst.FunctionDef) -> Sequence[object]:
+        asked.append(function.name.value)
+        return body(function)
+
+    source.body = noted  # type: ignore[method-assign]
+    facts, _ = analyze(source)
+    return asked, [fact.kind.value for fact in facts]
+
+
+MODEL = f"""
+import torch
+class Model(torch.nn.Module):
+    def forward(self, x):
+        return self.late(self.lower(self.early(x)))
+    def early(self, x):
+        return x + 1
+    def lower(self, x):
+        return x.half()
+    def late(self, x):
+        return {OVERFLOWS}
+"""
+
+
+def test_a_long_file_that_trains_nothing_is_followed_from_its_first_low_word_on() -> None:
+    assert followed(MODEL + LONG) == (["forward", "lower", "late"], ["constant"])
+
+
+@pytest.mark.parametrize("rest", ["", LONG + "def train(loss):\n    loss.backward()\n"], ids=["short", "trains"])
+def test_any_other_file_is_followed_from_the_beginning(rest: str) -> None:
+    assert followed(MODEL + rest) == (["forward", "early", "lower", "late"], ["constant"])
+
+
+def test_what_the_constructor_made_low_is_followed_into_every_method() -> None:
+    text = f"""
+import torch
+class Model(torch.nn.Module):
+    def __init__(self):
+        self.table = torch.zeros(3, dtype=torch.float16)
+    def forward(self):
+        return self.masked(self.table)
+    def masked(self, x):
+        return {OVERFLOWS}
+"""
+    assert followed(text + LONG) == (["__init__", "forward", "masked"], ["constant"])
+
+
+def test_a_tree_is_freed_without_the_garbage_collector() -> None:
+    text = f"import torch\ndef f(x):\n{WORK}    return x.half()\ny = f(torch.ones(3))\n" + LONG
+    gc.disable()
+    try:
+        source = Source("x.py", text)
+        analyze(source)
+        tree = weakref.ref(source)
+        del source
+        assert tree() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -108,16 +108,16 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             tally[0] += 1
             tally[1] += size * dtype.itemsize
             if size != 1 and path is not None:
-                losses.update(_numbers(path))
+                _settle(path, losses)
                 path = None
         if path is not None and dtype is not None:
             path = (private.sequence_number(node), path)
             found.scalars.append((dtype, path[0]))
             if name.startswith(TAKING):
-                found.outputs.update(_numbers(path))
+                _settle(path, found.outputs)
                 path = None
             elif name.startswith(REDUCING) or "Loss" in name:
-                losses.update(_numbers(path))
+                _settle(path, losses)
         if name in MATMUL_NODES:
             found.matmuls[dtype] = found.matmuls.get(dtype, 0) + 1
         elif name in SOFTMAX_NODES:
@@ -140,10 +140,11 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
     return found
 
 
-def _numbers(path: Path | None) -> Iterator[int]:
-    while path is not None:
-        number, path = path
-        yield number
+def _settle(path: Path | None, into: set[int]) -> None:
+    """Adds the numbers of a path; those before one that is known are known."""
+    while path is not None and path[0] not in into:
+        into.add(path[0])
+        path = path[1]
 
 
 def _of_squares(node: Any) -> bool:

@@ -83,6 +83,7 @@ class Interpreter:
         relevant = source.relevant
         try:
             for value in list(store.values()):
+                self.all_matters = source.live is None
                 self._run_uncalled(value, source, relevant)
         finally:
             self.scope = outer
@@ -101,7 +102,9 @@ class Interpreter:
 
     def _run_methods(self, cls: Class, methods: list[Function]) -> None:
         receiver = calls.call_class(self, cls, [], {}, cls.node)
+        constructed = self.all_matters
         for method in methods:
+            self.all_matters = constructed
             if method.node not in self.called:
                 bound = classes.bind(method, receiver, cls)
                 given = self.library.hook_arguments(cls, method.node.name.value)
@@ -111,7 +114,6 @@ class Interpreter:
         paths, contexts, loops = self.world["paths"], self.contexts, self.loops
         self.world["paths"] = Paths(frozenset({frozenset()}))
         self.contexts, self.loops = [], ()
-        self.all_matters = self.scope.source.live is None
         budget, self.budget = self.budget, min(ISOLATED_BUDGET, self.rest_budget)
         given = self.budget
         depth, scope = len(self.frames), self.scope

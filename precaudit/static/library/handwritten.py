@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
 COMPENSATED = re.compile(r"kahan|compensat|stochastic|_sr_|seeded_round", re.IGNORECASE)
-CARRIES = re.compile(r"\b(?:lost|carry|carried|error_feedback)\b")
-"""Names of what rounding took from one update and the next one gets."""
+CARRIES = re.compile(r"\b(\w+) *= *(\w+)(?:\.data|\.detach\(\))?\.clone\(\).*\b\1(?:\.sub_?\( *| *- *)\2\b", re.DOTALL)
+"""A copy made before an update, less what is there after it: what rounding took."""
 
 
 def is_optimizer_class(cls: Value) -> bool:
@@ -69,7 +69,7 @@ def compensated(instance: Instance) -> bool:
 
 
 def compensating(torch: Torch) -> bool:
-    """Whether the class or function that runs speaks of compensation; in one that trains too, the word says nothing."""
+    """Whether the class or function that runs compensates, by words or deeds; one that trains is too long to tell."""
     for frame in reversed(torch.interpreter.frames):
         if frame.function is not None:
             owner = frame.owner if isinstance(frame.owner, Class) else None
