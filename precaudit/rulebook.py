@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from precaudit.errors import RuleError
 from precaudit.model.vocabulary import FLOATING, LOW, Kind, Role
 from precaudit.model.wire import RoleRow, Rule
+from precaudit.shipped import rules_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,15 +64,6 @@ def dtypes(names: Iterable[str]) -> frozenset[str]:
     for name in names:
         out |= GROUPS.get(name, frozenset({name}))
     return frozenset(out)
-
-
-def rules_folder() -> Path:
-    """Where the rule files are: inside the installed package, or in the checkout beside it."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "rules", package.parent / "rules"):
-        if (folder / "profiles").is_dir():
-            return folder
-    raise RuleError(f"no rules folder in {package} or beside it; reinstall precaudit")
 
 
 @cache

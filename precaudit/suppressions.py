@@ -34,7 +34,8 @@ class Suppression:
 
 def read(text: str) -> list[Suppression]:
     """The ignore comments of a Python text; what cannot be tokenized has none."""
-    if COMMENT.search(text) is None:
+    lowered = text.lower()
+    if ("precaudit" not in lowered and "noqa" not in lowered) or COMMENT.search(text) is None:
         return []
     comments: list[tuple[int, int, re.Match[str]]] = []
     spans: list[tuple[int, int]] = []

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from precaudit.rulebook import rules_folder
 from precaudit.runtime.optable import CUDA_FLOAT32
+from precaudit.shipped import rules_folder
 
 if sys.version_info >= (3, 11):
     import tomllib

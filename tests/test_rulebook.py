@@ -17,6 +17,7 @@ from precaudit.model.wire import Rule
 from precaudit.report.evidence import SENTENCES
 from precaudit.report.words import opening_sentences
 from precaudit.rulebook import GROUPS
+from precaudit.shipped import rules_folder
 
 BOOK = rulebook.load()
 RULES = list(BOOK.rules.values())
@@ -39,7 +40,7 @@ def test_every_published_id_has_a_rule() -> None:
 
 
 def test_ids_and_names_are_unique() -> None:
-    assert len(set(IDS)) == len({rule.name for rule in RULES}) == len(list(rulebook.rules_folder().glob("PA*.toml")))
+    assert len(set(IDS)) == len({rule.name for rule in RULES}) == len(list(rules_folder().glob("PA*.toml")))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
@@ -122,7 +123,7 @@ def test_a_nearly_right_name_is_suggested() -> None:
     )
 
 
-GOOD = (rulebook.rules_folder() / "PA301-low-precision-optimizer-state.toml").read_text(encoding="utf-8")
+GOOD = (rules_folder() / "PA301-low-precision-optimizer-state.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

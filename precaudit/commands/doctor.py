@@ -14,6 +14,7 @@ import click
 
 from precaudit import __version__
 from precaudit.errors import PrecauditError
+from precaudit.shipped import rules_folder
 
 
 class Answer(NamedTuple):
@@ -83,7 +84,7 @@ def _rules() -> Answer:
         book = rulebook.load()
     except PrecauditError as error:
         return Answer(False, str(error))
-    return Answer(True, f"{len(book.rules)} rules, {len(book.roles)} roles in {rulebook.rules_folder()}")
+    return Answer(True, f"{len(book.rules)} rules, {len(book.roles)} roles in {rules_folder()}")
 
 
 def _reports() -> Answer:

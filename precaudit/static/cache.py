@@ -14,13 +14,13 @@ FOLDER = ".precaudit_cache"
 
 
 def digest(raw: bytes) -> str:
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return hashlib.sha256(raw).hexdigest()[:32]
 
 
 def _tool() -> str:
     """Changes whenever the code or a rule of this package does."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    stamp = hashlib.blake2b(__version__.encode(), digest_size=8)
+    stamp = hashlib.sha256(__version__.encode())
     folders = [package, os.path.join(os.path.dirname(package), "rules")]
     while folders:
         for entry in _entries(folders.pop()):
@@ -29,7 +29,7 @@ def _tool() -> str:
                 stamp.update(f"{entry.name}{stat.st_size}{stat.st_mtime_ns}".encode())
             elif entry.is_dir():
                 folders.append(entry.path)
-    return stamp.hexdigest()
+    return stamp.hexdigest()[:16]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

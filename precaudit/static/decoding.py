@@ -6,8 +6,6 @@ import io
 import re
 import tokenize
 
-from precaudit.static.prefilter import code_of
-
 
 class SourceError(Exception):
     """A file that is not Python source as this parser knows it; `str()` is "line:column: reason" or a reason."""
@@ -29,25 +27,23 @@ MAX_BRACKETS = 200
 """CPython refuses deeper nesting too; LibCST's parser overflows the stack somewhere beyond."""
 MAX_DOTS, MAX_OPERATORS = 400, 2500
 """Chains on which LibCST's parser takes quadratic time."""
-DOTS = re.compile(rf"[^\n]{{{2 * MAX_DOTS},}}")
 DOTTED = re.compile(rf"(?:\.[A-Za-z_]\w*(?:\(\))?){{{MAX_DOTS}}}")
 OPERATORS = re.compile(rf"(?:\s*[\w.]+\s*[-+*|&]){{{MAX_OPERATORS}}}")
-BRACKETS = re.compile(r"[()\[\]{}]+")
+NO_BRACKETS = bytes(set(range(256)) - set(b"()[]{}"))
 
 
-def nested_too_deeply(text: str) -> bool:
-    """Whether brackets or chains go deeper than any parser of Python should be asked to follow."""
-    if len(text) <= MAX_BRACKETS:
+def nested_too_deeply(code: str) -> bool:
+    """Whether brackets or chains go deeper than any parser should be asked to follow; comments must be blanked."""
+    if len(code) <= MAX_BRACKETS:
         return False
-    code = code_of(text)
-    left = "".join(BRACKETS.findall(code))
+    left = code.encode("ascii", "replace").translate(None, NO_BRACKETS)
     for _ in range(MAX_BRACKETS):
-        inner = left.replace("()", "").replace("[]", "").replace("{}", "")
+        inner = left.replace(b"()", b"").replace(b"[]", b"").replace(b"{}", b"")
         if len(inner) == len(left):
             break
         left = inner
-    if sum(left.count(bracket) for bracket in "([{") > MAX_BRACKETS:
+    if sum(left.count(bracket) for bracket in b"([{") > MAX_BRACKETS:
         return True
-    if any(DOTTED.search(line) for line in DOTS.findall(code)):
+    if any(len(line) >= 2 * MAX_DOTS and DOTTED.search(line) for line in code.split("\n")):
         return True
     return sum(code.count(sign) for sign in "-+*|&") >= MAX_OPERATORS and OPERATORS.search(code) is not None

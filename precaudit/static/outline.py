@@ -77,16 +77,27 @@ class Outline:
 
     def nested(self, part: Part) -> Iterator[Part]:
         """The functions and classes inside other statements, such as `if`."""
-        heads = [(m.start(), len(m[1]), m[2]) for m in NESTED.finditer(self.code, part.start, part.stop)]
-        for number, (start, indent, name) in enumerate(heads):
-            stop = next((s for s, i, _ in heads[number + 1 :] if i <= indent), part.stop)
-            yield self._part(name, "", "function", start, stop)
+        for head in NESTED.finditer(self.code, part.start, part.stop):
+            after = _outside(len(head[1])).search(self.code, head.end(), part.stop)
+            yield self._part(head[2], "", "function", head.start(), after.start() if after else part.stop)
+
+    def loose(self, part: Part) -> bool:
+        """Whether a finding can start in a statement outside of the functions and classes in it."""
+        inner = [(each.start, each.stop) for each in self.nested(part)]
+        first, last = (bisect_left(self._triggers, at) for at in (part.start, part.stop))
+        return not all(any(start <= at < stop for start, stop in inner) for at in self._triggers[first:last])
 
 
 @cache
 def _member(indent: str) -> re.Pattern[str]:
     """The beginning of a statement in the body of a class."""
     return re.compile(f"^{indent}(?:{HEAD})", re.MULTILINE)
+
+
+@cache
+def _outside(indent: int) -> re.Pattern[str]:
+    """The beginning of a statement that is indented no more than this."""
+    return re.compile(rf"^[ \t]{{0,{indent}}}[^\s)\]}}]", re.MULTILINE)
 
 
 def _stretches(code: str, heads: re.Pattern[str], start: int, stop: int) -> Iterator[tuple[str, str, int, int]]:

@@ -15,24 +15,14 @@ TRIGGERS = re.compile(
 
 Each alternative begins with letters, so that the search skips quickly to where one may stand.
 """
-LITERALS = (
-    b"float16",
-    b".half",
-    b'"half',
-    b"'half",
-    b"float8_",
-    b"autocast",
-    b"GradScaler",
-    b"MixedPrecision",
-    b"16-true",
-    b"16-mixed",
-    b"16_compress",
-    b"_and_grads",
-    b"fp16",
-    b"bf16",
-    b"load_in_",
-)
-"""What every trigger contains one of: plain substrings, which are found much faster than patterns."""
+LITERALS = {
+    "16": ("float16", "fp16", "bf16", "16-true", "16-mixed", "16_compress"),
+    "half": (".half", '"half', "'half"),
+    "": ("autocast", "GradScaler", "MixedPrecision", "float8_", "load_in_", "_and_grads"),
+}
+"""What every trigger contains one of, by what those have in common: substrings are found much faster than patterns."""
+SUBSTRINGS = [literal for literals in LITERALS.values() for literal in literals]
+IN_BYTES = [(part.encode(), [literal.encode() for literal in literals]) for part, literals in LITERALS.items()]
 IGNORES = re.compile(rb"#[^\n]*(?:\bprecaudit\s*:|noqa: *PA)")
 """An ignore comment is to be reported when it silences nothing."""
 PROSE = re.compile(
@@ -40,6 +30,8 @@ PROSE = re.compile(
     re.DOTALL,
 )
 """Comments and strings."""
+CLOSING = "\n\"\"\"\n'''"
+"""Ends whichever documentation string a text was cut in."""
 COMPARED = re.compile(
     r"(?:[=!]=|\bis|\bis[ \t]+not)[ \t]*(?:torch\.)?b?$"
     r"|(?:\bnot[ \t]+|[\w\])][ \t]+)in[ \t]*[(\[{][^()\[\]{}]*$"
@@ -49,10 +41,11 @@ COMPARED = re.compile(
 
 def may_hold_a_finding(raw: bytes) -> bool:
     """Whether a source file is worth parsing."""
-    if not any(literal in raw for literal in LITERALS):
+    if not any(part in raw and any(literal in raw for literal in literals) for part, literals in IN_BYTES):
         return False
     text = raw.decode("latin-1")
-    return TRIGGERS.search(text) is not None and bool(triggers(code_of(text)))
+    found = triggers(text)
+    return bool(found) and bool(triggers(code_of(text[: _end_of_line(text, found[-1])] + CLOSING)))
 
 
 def has_ignores(raw: bytes) -> bool:
@@ -77,7 +70,29 @@ def code_of(text: str) -> str:
 
 def triggers(code: str) -> list[int]:
     """Where in the code of a file the words stand that a finding can start from."""
-    return [match.start() for match in TRIGGERS.finditer(code) if not _compared(code, match.start())]
+    return [
+        match.start()
+        for start, stop in sorted(_lines_to_search(code))
+        for match in TRIGGERS.finditer(code, start, stop)
+        if not _compared(code, match.start())
+    ]
+
+
+def _lines_to_search(code: str) -> set[tuple[int, int]]:
+    """Where the lines begin and end in which a trigger may stand."""
+    found = set()
+    for literal in SUBSTRINGS:
+        at = code.find(literal)
+        while at >= 0:
+            stop = _end_of_line(code, at)
+            found.add((code.rfind("\n", 0, at) + 1, stop))
+            at = code.find(literal, stop)
+    return found
+
+
+def _end_of_line(text: str, at: int) -> int:
+    stop = text.find("\n", at)
+    return stop if stop >= 0 else len(text)
 
 
 def _compared(code: str, at: int) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from precaudit.static.outline import Outline, Part
 
 COMMON = frozenset(
@@ -16,7 +14,7 @@ COMMON = frozenset(
 LONG = 400
 """Lines from which a class that only uses a relevant class is left out: a library's models use each other endlessly."""
 
-TRAINING = re.compile(r"backward|optim|GradScaler")
+TRAINING = (".backward(", ".step(", "ptimizer", "optim.", "import optim", "GradScaler")
 """Words without which a file trains nothing."""
 
 
@@ -25,15 +23,19 @@ def live_names(outline: Outline) -> frozenset[str] | None:
 
     None for any other file, whose functions may matter for what they make before there is anything low.
     """
-    if outline.lines < LONG or TRAINING.search(outline.code):
+    if outline.lines < LONG or any(word in outline.code for word in TRAINING):
         return None
-    named = {part.name for part in outline.parts if part.live and part.kind == "statement"}
-    if "" in named:
-        return None
+    named: set[str] = set()
+    units: list[Part] = []
+    for part in outline.parts:
+        nested = list(outline.nested(part)) if part.kind == "statement" else []
+        units += nested if part.kind == "statement" else [part]
+        if part.live and part.kind == "statement":
+            if not part.name and outline.loose(part):
+                return None
+            named |= {part.name} if part.name else {each.name for each in nested if each.live}
     return frozenset(
-        f"{part.owner}.{part.name}" if part.owner else part.name
-        for part in outline.parts
-        if part.kind != "statement" and (part.live or part.words & named)
+        f"{part.owner}.{part.name}" if part.owner else part.name for part in units if part.live or part.words & named
     )
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import libcst as cst
-from libcst.metadata import CodeRange
-from libcst.metadata.position_provider import PositionProvidingCodegenState
-
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
+from precaudit.static.nodes import CodeRange, PositionProvidingCodegenState, cst
 from precaudit.static.outline import Outline
+from precaudit.static.prefilter import code_of
 from precaudit.static.relevance import live_names, relevant_names
-from precaudit.static.segments import MARK, reduce
+from precaudit.static.segments import LEFT_OUT, MARK, reduce
 
 
 class Source:
@@ -34,6 +31,8 @@ class Source:
         self.text = text
         self.file = file
         outline = Outline(text)
+        self._deep = nested_too_deeply(outline.code)
+        """Each stretch has to be asked whether it is what goes too deep."""
         self.relevant = relevant_names(outline)
         """The functions and classes that are worth running with arguments about which nothing is known."""
         self.live = live_names(outline)
@@ -48,10 +47,10 @@ class Source:
     def _parse(self) -> cst.Module:
         if self._reduced is not None:
             try:
-                return parse(self._reduced.text)
+                return parse(self._reduced.text, self._deep)
             except SourceError:
                 self._reduced = None
-        return parse(self.text)
+        return parse(self.text, self._deep)
 
     def body(self, function: cst.FunctionDef) -> Sequence[Any]:
         """The statements of a function."""
@@ -62,12 +61,12 @@ class Source:
 
     def _body(self, statements: Sequence[Any]) -> Sequence[Any]:
         first = statements[0] if statements else None
-        mark = MARK.match(self.tree.code_for_node(first)) if isinstance(first, cst.SimpleStatementLine) else None
-        if mark is None or self._reduced is None:
+        number = _left_out(first)
+        if number is None or self._reduced is None:
             return statements
-        body = self._reduced.bodies[int(mark[1])]
+        body = self._reduced.bodies[number]
         try:
-            tree = parse(f"if 1:\n{body.text}")
+            tree = parse(f"if 1:\n{body.text}", self._deep)
         except SourceError:
             self.misread = True
             return ()
@@ -92,6 +91,16 @@ class Source:
     def file_folder(self) -> Path | None:
         """Where the file is on disk; None for standard input."""
         return self.file.parent if self.file is not None else None
+
+
+def _left_out(statement: Any) -> int | None:
+    """The number of the body that a statement stands for."""
+    expression: Any = statement.body[0] if type(statement) is cst.SimpleStatementLine else None
+    mark = expression.value if type(expression) is cst.Expr else None
+    if type(mark) is not cst.Subscript or type(mark.value) is not cst.Name or mark.value.value != LEFT_OUT:
+        return None
+    index: Any = mark.slice[0].slice
+    return int(index.value.value)
 
 
 class _Tree:
@@ -136,39 +145,23 @@ LARGEST = 2_000_000
 """Characters from which LibCST takes minutes and gigabytes; what is left of so large a file is generated code."""
 
 
-def parse(text: str) -> cst.Module:
+def parse(text: str, maybe_deep: bool = True) -> cst.Module:
     """The tree of a text. Raises SourceError with line and column, both from 1."""
     if len(text) > LARGEST:
         size = f"{len(text) / 1e6:.1f} MB"
         raise SourceError(
             f"too large to parse: {size} of code, {LARGEST / 1e6:.0f} MB is allowed; exclude generated code"
         )
-    if nested_too_deeply(text):
+    if maybe_deep and nested_too_deeply(code_of(text)):
         raise SourceError("nested too deeply to parse")
     try:
-        with _unvalidated():
-            return cst.parse_module(text.removeprefix("\ufeff"))
+        return cst.parse_module(text.removeprefix("\ufeff"))
     except cst.ParserSyntaxError as error:
         raise SourceError(_syntax_error(text, error)) from None
     except RecursionError:
         raise SourceError("nested too deeply to parse") from None
     except Exception as error:
         raise SourceError(f"cannot be parsed: {type(error).__name__}") from None
-
-
-@contextmanager
-def _unvalidated() -> Iterator[None]:
-    """Makes nodes without checking what they hold: the parser makes no wrong ones, and they cost it a fifth."""
-    validate = cst.CSTNode.__post_init__
-    cst.CSTNode.__post_init__ = _nothing  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        cst.CSTNode.__post_init__ = validate  # type: ignore[method-assign]
-
-
-def _nothing(node: cst.CSTNode) -> None:
-    """Takes the place of a node's own check."""
 
 
 def _syntax_error(text: str, error: cst.ParserSyntaxError) -> str:

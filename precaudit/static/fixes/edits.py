@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import libcst as cst
-
+from precaudit.static.nodes import cst
 from precaudit.static.source import Source
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import libcst as cst
-
 from precaudit.model.wire import Finding
 from precaudit.static.fixes.edits import Edit, Tree
 from precaudit.static.language.statements import dotted
+from precaudit.static.nodes import cst
 
 
 class Fix(NamedTuple):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.static.language import objects
 from precaudit.static.language.heap import Changes
 from precaudit.static.language.scopes import Loop
@@ -21,6 +19,7 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
@@ -46,17 +45,17 @@ def _if(run: Interpreter, node: Any) -> bool:
 def _else(run: Interpreter, node: Any) -> bool:
     if node.orelse is None:
         return True
-    if isinstance(node.orelse, cst.If):
+    if type(node.orelse) is cst.If:
         return run.statement(node.orelse)
     return run.body(node.orelse.body)
 
 
 def _is_main_guard(test: Any) -> bool:
-    return isinstance(test, cst.Comparison) and isinstance(test.left, cst.Name) and test.left.value == "__name__"
+    return type(test) is cst.Comparison and type(test.left) is cst.Name and test.left.value == "__name__"
 
 
 def _condition_text(run: Interpreter, test: Any) -> str:
-    while isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
+    while type(test) is cst.UnaryOperation and type(test.operator) is cst.Not:
         test = test.expression
     text = run.text(test)
     return text.removesuffix(" is not None").removesuffix(" is None").removeprefix("(").removesuffix(")")
@@ -64,9 +63,9 @@ def _condition_text(run: Interpreter, test: Any) -> str:
 
 def _negated(run: Interpreter, test: Any) -> bool:
     negated = False
-    while isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
+    while type(test) is cst.UnaryOperation and type(test.operator) is cst.Not:
         test, negated = test.expression, not negated
-    return negated != (isinstance(test, cst.Comparison) and run.text(test).endswith(" is None"))
+    return negated != (type(test) is cst.Comparison and run.text(test).endswith(" is None"))
 
 
 def fork(run: Interpreter, test: Any, then: Callable[[], bool], orelse: Callable[[], bool], text: str = "") -> bool:
@@ -94,11 +93,11 @@ def fork(run: Interpreter, test: Any, then: Callable[[], bool], orelse: Callable
 
 def _refine(run: Interpreter, test: Any, side: bool) -> None:
     """Narrows `x` inside `if x`, `if x is not None`, `if isinstance(x, T)` when x is one of several values."""
-    if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
+    if type(test) is cst.UnaryOperation and type(test.operator) is cst.Not:
         _refine(run, test.expression, not side)
         return
-    if isinstance(test, cst.BooleanOperation):
-        if isinstance(test.operator, cst.And) == side:
+    if type(test) is cst.BooleanOperation:
+        if (type(test.operator) is cst.And) == side:
             _refine(run, test.left, side)
             _refine(run, test.right, side)
         return
@@ -114,17 +113,17 @@ def _refine(run: Interpreter, test: Any, side: bool) -> None:
 
 def _subject(run: Interpreter, test: Any) -> tuple[Any, Callable[[Value], bool | None]]:
     simple = (cst.Name, cst.Attribute)
-    if isinstance(test, simple):
+    if type(test) in simple:
         return test, truth
-    if isinstance(test, cst.Comparison) and len(test.comparisons) == 1 and isinstance(test.left, simple):
+    if type(test) is cst.Comparison and len(test.comparisons) == 1 and type(test.left) in simple:
         part = test.comparisons[0]
         right = part.comparator
-        if isinstance(right, cst.Name) and right.value == "None":
-            wanted = isinstance(part.operator, (cst.Is, cst.Equal))
+        if type(right) is cst.Name and right.value == "None":
+            wanted = type(part.operator) in (cst.Is, cst.Equal)
             return test.left, lambda v: (isinstance(v, Const) and v.value is None) == wanted
-        if isinstance(part.operator, (cst.Equal, cst.NotEqual)):
+        if type(part.operator) in (cst.Equal, cst.NotEqual):
             other = constant(run.eval(right))
-            wanted = isinstance(part.operator, cst.Equal)
+            wanted = type(part.operator) is cst.Equal
             return test.left, lambda v: (v.value == other) == wanted if isinstance(v, Const) else None
     return None, truth
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.static.language import classes
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import Frame, Scope
@@ -26,6 +24,7 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter

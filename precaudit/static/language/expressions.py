@@ -6,8 +6,6 @@ import builtins
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.static.language import calls, folding, objects
 from precaudit.static.language.folding import fold
 from precaudit.static.language.heap import MISSING, Store
@@ -35,6 +33,7 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
@@ -135,13 +134,13 @@ def binary(run: Interpreter, op: str, left: Value, right: Value, node: Any) -> V
 
 def _unary(run: Interpreter, node: cst.UnaryOperation) -> Value:
     value = run.eval(node.expression)
-    if isinstance(node.operator, cst.Not):
+    if type(node.operator) is cst.Not:
         known = truth(value)
         return unknown() if known is None else Const(not known)
     if isinstance(value, Const) and isinstance(value.value, (int, float)):
-        if isinstance(node.operator, cst.Minus):
+        if type(node.operator) is cst.Minus:
             return Const(-value.value)
-        if isinstance(node.operator, cst.Plus):
+        if type(node.operator) is cst.Plus:
             return Const(+value.value)
         return Number()
     return value
@@ -150,7 +149,7 @@ def _unary(run: Interpreter, node: cst.UnaryOperation) -> Value:
 def _boolean(run: Interpreter, node: cst.BooleanOperation) -> Value:
     left = run.eval(node.left)
     known = truth(left)
-    conjunction = isinstance(node.operator, cst.And)
+    conjunction = type(node.operator) is cst.And
     if known is not None:
         return run.eval(node.right) if known == conjunction else left
     right = run.eval(node.right)
@@ -190,7 +189,7 @@ def _sequence(run: Interpreter, node: Any) -> Value:
     open_ = False
     for element in node.elements:
         value = run.eval(element.value)
-        if isinstance(element, cst.StarredElement):
+        if type(element) is cst.StarredElement:
             known = objects.concrete(run, value)
             items.extend(known if known is not None else [objects.element(run, value)])
             open_ = open_ or known is None
@@ -203,7 +202,7 @@ def _dict(run: Interpreter, node: cst.Dict) -> Value:
     run.spend(len(node.elements) // ITEMS_A_STATEMENT)
     store: Store = {}
     for element in node.elements:
-        if not isinstance(element, cst.DictElement):
+        if type(element) is not cst.DictElement:
             value = run.eval(element.value)
             store.update(value.store if isinstance(value, Dict) else {ANY: unknown()})
             continue
@@ -218,7 +217,7 @@ def _dict(run: Interpreter, node: cst.Dict) -> Value:
 
 def _comprehension(run: Interpreter, node: Any) -> Value:
     items, open_ = _generate(run, node.for_in, lambda: _element(run, node.elt))
-    return seq(items, "list" if isinstance(node, cst.ListComp) else "iterator", open_)
+    return seq(items, "list" if type(node) is cst.ListComp else "iterator", open_)
 
 
 def _element(run: Interpreter, node: Any) -> Value:
@@ -278,18 +277,26 @@ def _lambda(run: Interpreter, node: cst.Lambda) -> Value:
 def _string(run: Interpreter, node: Any) -> Value:
     known = run._constants.get(node)
     if known is None:
-        found = node.evaluated_value
+        found = _plain_text(node) or node.evaluated_value
         known = run._constants[node] = Const(found if isinstance(found, (str, bytes)) else "")
     return known
+
+
+def _plain_text(node: Any) -> str | None:
+    """What stands between the quotes of a string without prefix and escapes, for which no parser is needed."""
+    text = node.value if type(node) is cst.SimpleString else "\\"
+    if text[0] not in "'\"" or "\\" in text or "\r" in text:
+        return None
+    return str(text[3:-3] if text.startswith(('"""', "'''")) else text[1:-1])
 
 
 def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
     pieces: list[str] = []
     known = True
     for part in node.parts:
-        if isinstance(part, cst.FormattedStringText):
+        if type(part) is cst.FormattedStringText:
             pieces.append(part.value)
-        elif isinstance(part, cst.FormattedStringExpression):
+        elif type(part) is cst.FormattedStringExpression:
             value = run.eval(part.expression)
             known = known and isinstance(value, Const)
             pieces.append(str(constant(value)))

@@ -64,14 +64,14 @@ class Heap(Generic[T]):
 
     def merge(self, outcomes: list[Changes]) -> None:
         """Joins the outcomes of several paths that all began in the present state."""
-        keys: dict[tuple[int, Key], tuple[Store, Key]] = {}
-        for outcome in outcomes:
-            for at, (store, key, _) in outcome.items():
-                keys.setdefault(at, (store, key))
-        for at, (store, key) in keys.items():
+        first, *others = outcomes
+        written = first
+        for outcome in others:
+            written = written | outcome
+        for at, (store, key, _) in written.items():
             present = store.get(key, MISSING)
-            joined: Any = outcomes[0][at][2] if at in outcomes[0] else present
-            for outcome in outcomes[1:]:
+            joined: Any = first[at][2] if at in first else present
+            for outcome in others:
                 value = outcome[at][2] if at in outcome else present
                 if value is not joined:
                     joined = self._join(joined, value)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import libcst as cst
-
 from precaudit.static.language import branches, calls, classes, expressions, statements
 from precaudit.static.language.heap import Heap, Store
 from precaudit.static.language.questions import Library
@@ -26,6 +24,7 @@ from precaudit.static.language.values import (
     join,
     unknown,
 )
+from precaudit.static.nodes import cst
 from precaudit.static.relevance import COMMON
 from precaudit.static.source import Source
 
@@ -153,7 +152,8 @@ class Interpreter:
     def text(self, node: Any) -> str:
         found = self._texts.get(node)
         if found is None:
-            found = self._texts[node] = self.scope.source.tree.code_for_node(node).strip()
+            found = statements.dotted(node) or self.scope.source.tree.code_for_node(node).strip()
+            self._texts[node] = found
         return found
 
     def autocast(self) -> Autocast | None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.static.language import calls, classes
 from precaudit.static.language.heap import MISSING
 from precaudit.static.language.values import (
@@ -34,6 +32,7 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
@@ -221,23 +220,24 @@ def set_item(run: Interpreter, target: Value, index: Value, value: Value, node: 
 
 def assign(run: Interpreter, target: Any, value: Value) -> None:
     """Binds a value to a name, attribute, subscript or pattern of those."""
-    if isinstance(target, cst.Name):
+    kind = type(target)
+    if kind is cst.Name:
         store = run.scope.store
         if target.value in store.get("\0globals", ()):
             store = run.scope.top.store
         run.heap.put(store, target.value, value)
-    elif isinstance(target, cst.Attribute):
+    elif kind is cst.Attribute:
         set_attribute(run, run.eval(target.value), target.attr.value, value, target)
-    elif isinstance(target, cst.Subscript):
+    elif kind is cst.Subscript:
         set_item(run, run.eval(target.value), index_of(run, target), value, target)
-    elif isinstance(target, (cst.Tuple, cst.List)):
+    elif kind is cst.Tuple or kind is cst.List:
         _unpack(run, [e.value for e in target.elements], target.elements, value)
-    elif isinstance(target, cst.StarredElement):
+    elif kind is cst.StarredElement:
         assign(run, target.value, value)
 
 
 def _unpack(run: Interpreter, targets: list[Any], elements: Sequence[Any], value: Value) -> None:
-    starred = [i for i, e in enumerate(elements) if isinstance(e, cst.StarredElement)]
+    starred = [i for i, e in enumerate(elements) if type(e) is cst.StarredElement]
     if isinstance(value, Seq) and not value.open and not starred and len(value.items) == len(targets):
         for target, item in zip(targets, value.items, strict=True):
             assign(run, target, item)
@@ -264,7 +264,7 @@ def index_of(run: Interpreter, node: cst.Subscript) -> Value:
 
 
 def _one_index(run: Interpreter, part: Any) -> Value:
-    if isinstance(part, cst.Index):
+    if type(part) is cst.Index:
         return run.eval(part.value)
     ends = [run.eval(e) if e is not None else NONE for e in (part.lower, part.upper, part.step)]
     return seq(ends, "slice")

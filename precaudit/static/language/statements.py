@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.static.language import calls, objects
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import Scope
@@ -22,6 +20,7 @@ from precaudit.static.language.values import (
     Value,
     unknown,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
@@ -57,9 +56,9 @@ def _assign(run: Interpreter, node: cst.Assign) -> None:
 
 def _rebuilding(run: Interpreter, node: cst.Assign) -> None:
     """`xs = [f(x) for x in xs]`: its loop variables stand for what the new list replaces."""
-    made = node.value
+    made: Any = node.value
     target = node.targets[0].target
-    if not isinstance(made, (cst.ListComp, cst.DictComp)) or not isinstance(target, (cst.Name, cst.Attribute)):
+    if type(made) not in (cst.ListComp, cst.DictComp) or type(target) not in (cst.Name, cst.Attribute):
         return
     if run.text(target) in run.text(made.for_in.iter):
         run.rebuilt = frozenset(re.findall(r"\w+", run.text(made.for_in.target)))

@@ -6,6 +6,8 @@ import sys
 from functools import cache
 from typing import NamedTuple
 
+from precaudit.shipped import rules_folder
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -24,8 +26,6 @@ class Table(NamedTuple):
 @cache
 def table(device: str) -> Table:
     """The table of "cuda" or "cpu"."""
-    from precaudit.rulebook import rules_folder
-
     raw = tomllib.loads((rules_folder() / "profiles" / f"autocast-{device}.toml").read_text(encoding="utf-8"))
     lists = (frozenset(raw[name]) for name in ("lower", "float32", "banned"))
     return Table(raw["default_dtype"], *lists)

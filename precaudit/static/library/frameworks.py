@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static import configs
 from precaudit.static.language import calls, classes
@@ -38,6 +36,7 @@ from precaudit.static.library import (
     quantized,
     scaling,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch

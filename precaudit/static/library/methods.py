@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.model.vocabulary import Kind
 from precaudit.static.language import calls, objects
 from precaudit.static.language.values import (
@@ -54,6 +52,7 @@ from precaudit.static.library import (
     scaling,
     standard,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch

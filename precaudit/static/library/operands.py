@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 def as_tensor(torch: Torch, value: Value) -> Value:
     """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
+    if type(value) is Tensor:
+        return value
     if isinstance(value, Param):
         return _read_parameter(torch, value)
     if isinstance(value, Bound):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from precaudit.static.language import expressions
 from precaudit.static.language.values import (
     NONE,
@@ -22,6 +20,7 @@ from precaudit.static.library import (
     ops,
     scaling,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
