@@ -11,11 +11,6 @@ from typing import Any
 
 from precaudit.errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 SEVERITIES = ("error", "warning", "note", "never")
 
 
@@ -79,6 +74,11 @@ def load(
 
 
 def _from_file(settings: Settings, path: Path) -> Settings:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

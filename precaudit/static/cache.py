@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,25 @@ FOLDER = ".precaudit_cache"
 
 
 def digest(raw: bytes) -> str:
+    """What tells contents apart."""
+    import hashlib  # one file without a cache never needs it
+
     return hashlib.sha256(raw).hexdigest()[:32]
 
 
 def _tool() -> str:
     """Changes whenever the code or a rule of this package does."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    stamp = hashlib.sha256(__version__.encode())
+    stamp = [__version__]
     folders = [package, os.path.join(os.path.dirname(package), "rules")]
     while folders:
         for entry in _entries(folders.pop()):
             if entry.name.endswith((".py", ".toml")):
                 stat = entry.stat()
-                stamp.update(f"{entry.name}{stat.st_size}{stat.st_mtime_ns}".encode())
+                stamp.append(f"{entry.name}{stat.st_size}{stat.st_mtime_ns}")
             elif entry.is_dir():
                 folders.append(entry.path)
-    return stamp.hexdigest()[:16]
+    return digest("".join(stamp).encode())[:16]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -48,6 +49,8 @@ class Cache:
         self._rows: dict[str, list[Any]] = {}
         self._changed = False
         if self._file is not None:
+            import json
+
             try:
                 rows = json.loads(self._file.read_bytes())
                 if isinstance(rows, dict):
@@ -83,6 +86,8 @@ class Cache:
             return False
 
     def put(self, path: str, stat: os.stat_result, raw: bytes, result: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         self._rows[path] = [stat.st_mtime_ns, stat.st_size, digest(raw), result]
         self._changed = True
 
@@ -90,6 +95,8 @@ class Cache:
         """Writes atomically; a folder that cannot be written to is no error."""
         if self._file is None or self.folder is None or not self._changed:
             return
+        import json
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             ignore = self.folder / ".gitignore"

@@ -190,7 +190,7 @@ class Interpreter:
 
     def block(self, statements: Sequence[Any]) -> bool:
         """Runs statements in order; False when the path ends inside (return, raise, break, continue)."""
-        return all(self.statement(statement) for statement in statements)
+        return all(map(self.statement, statements))
 
     def spend(self, statements: int) -> None:
         """Takes this from the budget. Raises OutOfBudget."""
@@ -199,12 +199,11 @@ class Interpreter:
             raise OutOfBudget
 
     def statement(self, node: Any) -> bool:
-        self.spend(1)
+        self.budget -= 1
+        if self.budget < 0:
+            raise OutOfBudget
         handler = STATEMENTS.get(type(node))
-        if handler is None:
-            return True
-        result = handler(self, node)
-        return result is not False
+        return handler is None or handler(self, node) is not False
 
     def body(self, suite: Any) -> bool:
         return self.block(suite.body)

@@ -37,7 +37,7 @@ def dotted(node: Any) -> str:
 
 
 def _simple_line(run: Interpreter, node: Any) -> bool:
-    return all(run.statement(small) for small in node.body)
+    return run.block(node.body)
 
 
 def _expr(run: Interpreter, node: cst.Expr) -> None:

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from precaudit.model.vocabulary import FLOATING, LOW
 from precaudit.static.language.heap import MISSING, Store
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda decorator: decorator
+
+
+@dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(field,))
+def record(cls: type[T]) -> type[T]:
+    """A dataclass that is compared by identity. That nobody assigns to its fields is for mypy to see, not for a run."""
+    return dataclass(slots=True, eq=False)(cls)
+
 
 Dtypes = frozenset[str]
 """The dtypes a tensor may have, all of them known; None stands for "cannot know"."""
@@ -15,7 +31,7 @@ Dtypes = frozenset[str]
 NO_MARKS: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Spot:
     """A syntax node in a source file; its line and column are computed only when something is reported there."""
 
@@ -30,7 +46,7 @@ class Value:
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Opaque(Value):
     """Nothing is known, but it may be a module or a tensor: what is done to it afterwards is remembered in `store`."""
 
@@ -65,7 +81,7 @@ class Ref(Value):
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class DType(Value):
     """torch.dtype: one, or one of several. `origin` is where it was written."""
 
@@ -75,14 +91,14 @@ class DType(Value):
     """It is a tensor's own dtype, read off the tensor; `origin` is then where that was made so."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Device(Value):
     """torch.device, by type."""
 
     types: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Tensor(Value):
     """A tensor. `marks` say where it comes from (see `MARKS`); the spots say where a quality was acquired."""
 
@@ -146,7 +162,7 @@ MARKS = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Param(Value):
     """A parameter or buffer. The store holds dtype, requires_grad, spot (what made it so), kind."""
 
@@ -166,7 +182,7 @@ class Param(Value):
         return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Seq(Value):
     """A list, tuple, set or iterator. `open`: the items stand for an unknown number of such."""
 
@@ -183,7 +199,7 @@ class Seq(Value):
         return bool(self.store.get("open"))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Dict(Value):
     """A dict by constant key; key `ANY` holds what was stored under keys that are not known."""
 
@@ -196,7 +212,7 @@ class Dict(Value):
 ANY = "\0any"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Function(Value):
     """A function or lambda of the code under check."""
 
@@ -209,7 +225,7 @@ class Function(Value):
     kind: str = "function"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Class(Value):
     """A class of the code under check."""
 
@@ -221,7 +237,7 @@ class Class(Value):
     decorators: tuple[Value, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Instance(Value):
     """An object: of a class under check, or of a known library class named by a Ref."""
 
@@ -233,7 +249,7 @@ class Instance(Value):
         return self.cls.name if isinstance(self.cls, Ref) else ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Bound(Value):
     """A library method on a value: `tensor.float`, `optimizer.step`."""
 
@@ -241,14 +257,14 @@ class Bound(Value):
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Optimizer(Value):
     """An optimizer. The store holds params (tuple of Param or Tensor), cls, spot, stepped, eps, …"""
 
     store: Store
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Scaler(Value):
     """A GradScaler. `enabled` is None where `enabled=` is given and not known."""
 
@@ -257,7 +273,7 @@ class Scaler(Value):
     spot: Spot | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Autocast(Value):
     """An autocast region. dtype None: not known."""
 
@@ -277,7 +293,7 @@ class Context(Value):
     kind: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class StateDict(Value):
     """What `.state_dict()` of something returned."""
 
@@ -285,7 +301,7 @@ class StateDict(Value):
     store: Store = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Super(Value):
     """`super()` inside a method."""
 
@@ -293,7 +309,7 @@ class Super(Value):
     receiver: Value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class ModuleRef(Value):
     """A sibling source file, by its globals."""
 
@@ -301,14 +317,14 @@ class ModuleRef(Value):
     store: Store
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Choice(Value):
     """One of several values, which one is not known."""
 
     options: tuple[Value, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record
 class Paths(Value):
     """The event histories of the paths that lead here; each is a set of what has happened."""
 
