@@ -119,7 +119,7 @@ class Run:
 
 
 def check(*words: str) -> list[str]:
-    return [sys.executable, "-m", "precaudit", "check", *words]
+    return [str(Path(sys.executable).with_name("precaudit")), "check", *words]
 
 
 def judge(run: Run, source: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ LITERALS = {
 """What every trigger contains one of, by what those have in common: substrings are found much faster than patterns."""
 SUBSTRINGS = [literal for literals in LITERALS.values() for literal in literals]
 IN_BYTES = [(part.encode(), [literal.encode() for literal in literals]) for part, literals in LITERALS.items()]
+OPTIMIZERS = (b"ptimizer", b"optim.", b"optim=", b"import optim")
+"""How code speaks of optimizers, and not of what is optimized or optimal."""
 IGNORES = re.compile(rb"#[^\n]*(?:\bprecaudit\s*:|noqa: *PA)")
 """An ignore comment is to be reported when it silences nothing."""
 PROSE = re.compile(
@@ -51,6 +53,11 @@ def may_hold_a_finding(raw: bytes) -> bool:
 def has_ignores(raw: bytes) -> bool:
     """Whether a source file may have comments that silence findings."""
     return (b"precaudit" in raw or b"noqa" in raw) and IGNORES.search(raw) is not None
+
+
+def trains(raw: bytes) -> bool:
+    """Whether a source file may train anything."""
+    return b".backward(" in raw or b".step(" in raw or (b"ptim" in raw and any(word in raw for word in OPTIMIZERS))
 
 
 def code_of(text: str) -> str:

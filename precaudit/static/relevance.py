@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from precaudit.static.outline import Outline, Part
+from precaudit.static.prefilter import trains
 
 COMMON = frozenset(
     """
@@ -14,16 +15,13 @@ COMMON = frozenset(
 LONG = 400
 """Lines from which a class that only uses a relevant class is left out: a library's models use each other endlessly."""
 
-TRAINING = (".backward(", ".step(", "ptimizer", "optim.", "import optim", "GradScaler")
-"""Words without which a file trains nothing."""
-
 
 def live_names(outline: Outline) -> frozenset[str] | None:
     """Of a long file that trains nothing: its classes and functions, methods as `Class.method`, that have a trigger.
 
     None for any other file, whose functions may matter for what they make before there is anything low.
     """
-    if outline.lines < LONG or any(word in outline.code for word in TRAINING):
+    if outline.lines < LONG or trains(outline.code.encode()):
         return None
     named: set[str] = set()
     units: list[Part] = []

@@ -13,7 +13,7 @@ from typing import Any
 from precaudit.errors import internal_error
 from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, Found
-from precaudit.static.prefilter import has_ignores, may_hold_a_finding
+from precaudit.static.prefilter import has_ignores, may_hold_a_finding, trains
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
 COMPILED_TO = 1_000_000
@@ -99,7 +99,7 @@ NAME = re.compile(rb"[ \t]*(\w+)")
 
 def siblings_named(path: Path, raw: bytes) -> list[tuple[str, str, bool]]:
     """(path, content hash, may hold a finding) of each module beside a training script that it imports by name."""
-    if b"optim" not in raw and b"backward" not in raw:
+    if not trains(raw):
         return []
     found = []
     imports = (NAME.match(rest) for word in (b"\nimport ", b"\nfrom ") for rest in (b"\n" + raw).split(word)[1:])
