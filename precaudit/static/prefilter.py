@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 TRIGGERS = re.compile(
     r"float16|half(?:(?<=\.half)\(|(?<=torch\.half)\b|(?<=[\"']half)[\"'])|float8_|autocast(?<!\wautocast)\b|GradScaler"
@@ -46,8 +47,9 @@ def may_hold_a_finding(raw: bytes) -> bool:
     if not any(part in raw and any(literal in raw for literal in literals) for part, literals in IN_BYTES):
         return False
     text = raw.decode("latin-1")
-    found = triggers(text)
-    return bool(found) and bool(triggers(code_of(text[: _end_of_line(text, found[-1])] + CLOSING)))
+    lines = _lines_to_search(text)
+    found = _triggers_in(lines, text)
+    return bool(found) and bool(_triggers_in(lines, code_of(text[: _end_of_line(text, found[-1])] + CLOSING)))
 
 
 def has_ignores(raw: bytes) -> bool:
@@ -77,16 +79,20 @@ def code_of(text: str) -> str:
 
 def triggers(code: str) -> list[int]:
     """Where in the code of a file the words stand that a finding can start from."""
+    return _triggers_in(_lines_to_search(code), code)
+
+
+def _triggers_in(lines: Iterable[tuple[int, int]], code: str) -> list[int]:
     return [
         match.start()
-        for start, stop in sorted(_lines_to_search(code))
+        for start, stop in lines
         for match in TRIGGERS.finditer(code, start, stop)
         if not _compared(code, match.start())
     ]
 
 
-def _lines_to_search(code: str) -> set[tuple[int, int]]:
-    """Where the lines begin and end in which a trigger may stand."""
+def _lines_to_search(code: str) -> list[tuple[int, int]]:
+    """Where the lines begin and end in which a trigger may stand, in order."""
     found = set()
     for literal in SUBSTRINGS:
         at = code.find(literal)
@@ -94,7 +100,7 @@ def _lines_to_search(code: str) -> set[tuple[int, int]]:
             stop = _end_of_line(code, at)
             found.add((code.rfind("\n", 0, at) + 1, stop))
             at = code.find(literal, stop)
-    return found
+    return sorted(found)
 
 
 def _end_of_line(text: str, at: int) -> int:

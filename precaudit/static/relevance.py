@@ -26,12 +26,12 @@ def live_names(outline: Outline) -> frozenset[str] | None:
     named: set[str] = set()
     units: list[Part] = []
     for part in outline.parts:
-        nested = list(outline.nested(part)) if part.kind == "statement" else []
-        units += nested if part.kind == "statement" else [part]
+        units += outline.nested(part) if part.kind == "statement" else [part]
         if part.live and part.kind == "statement":
-            if not part.name and outline.loose(part):
+            if part.name:
+                named.add(part.name)
+            elif outline.loose(part):
                 return None
-            named |= {part.name} if part.name else {each.name for each in nested if each.live}
     return frozenset(
         f"{part.owner}.{part.name}" if part.owner else part.name for part in units if part.live or part.words & named
     )
@@ -48,10 +48,12 @@ def relevant_names(outline: Outline) -> set[str]:
     users: dict[str, list[tuple[str, bool]]] = {}
     relevant: set[str] = set()
     waiting: list[str] = []
-    for name, members, part in _blocks(outline):
+    blocks = _blocks(outline)
+    defined = {name for name, _, _ in blocks}
+    for name, members, part in blocks:
         if part.live:
             waiting.append(name)
-        for word in part.words - {name}:
+        for word in part.words & defined:
             users.setdefault(word, []).append((name, members))
     while waiting:
         name = waiting.pop()

@@ -7,7 +7,6 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from precaudit.errors import internal_error
@@ -53,7 +52,7 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
             continue
         known = cache.by_content(item.file, stat, raw)
         if known is None or (compiling and not known.get("compiled")):
-            known = _at_a_glance(item.path, raw, compiling)
+            known = _at_a_glance(item, raw, compiling)
             if known is None:
                 waiting.append((number, raw, stat))
                 continue
@@ -68,13 +67,13 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
     return list(zip(found, results, strict=True))
 
 
-def _at_a_glance(path: Path, raw: bytes, compiling: bool) -> Result | None:
+def _at_a_glance(item: Found, raw: bytes, compiling: bool) -> Result | None:
     """The result of a file whose bytes alone show that it holds nothing; None where it has to be examined."""
-    if path.name.endswith(CONFIGS):
+    if item.file.endswith(CONFIGS):
         return None if CONFIG_WORDS.search(raw) else {"compiled": True}
     if may_hold_a_finding(raw) or has_ignores(raw) or b"\0" in raw[:4096] or (compiling and not compiles(raw)):
         return None
-    beside = siblings_named(path, raw)
+    beside = siblings_named(item, raw)
     if any(live for _, _, live in beside):
         return None
     result: Result = {"siblings": [[path, value] for path, value, _ in beside]} if beside else {}
@@ -97,19 +96,20 @@ def compiles(raw: bytes) -> bool:
 NAME = re.compile(rb"[ \t]*(\w+)")
 
 
-def siblings_named(path: Path, raw: bytes) -> list[tuple[str, str, bool]]:
+def siblings_named(item: Found, raw: bytes) -> list[tuple[str, str, bool]]:
     """(path, content hash, may hold a finding) of each module beside a training script that it imports by name."""
     if not trains(raw):
         return []
     found = []
     imports = (NAME.match(rest) for word in (b"\nimport ", b"\nfrom ") for rest in (b"\n" + raw).split(word)[1:])
     for name in sorted({match[1] for match in imports if match is not None}):
-        sibling = path.with_name(name.decode() + ".py")
+        sibling = os.path.join(os.path.dirname(item.file), name.decode() + ".py")
         try:
-            content = sibling.read_bytes()
+            with open(sibling, "rb") as file:
+                content = file.read()
         except OSError:
             continue
-        found.append((str(sibling), digest(content), may_hold_a_finding(content)))
+        found.append((sibling, digest(content), may_hold_a_finding(content)))
     return found
 
 
@@ -198,7 +198,7 @@ def _examine_source(item: Found, raw: bytes, compiling: bool) -> Result:
 def _facts(item: Found, raw: bytes, text: str, compiling: bool) -> tuple[list[Any], list[list[str]]]:
     """The Facts of a file as JSON values, and [path, content hash] of each sibling they also rest on."""
     may_hold = may_hold_a_finding(raw)
-    beside = [] if may_hold else siblings_named(item.path, raw)
+    beside = [] if may_hold else siblings_named(item, raw)
     worth_running = may_hold or any(live for _, _, live in beside)
     if (compiling or not worth_running) and not compiles(raw):
         from precaudit.static.source import parse

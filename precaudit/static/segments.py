@@ -120,11 +120,11 @@ class _Needed:
         for at, part in enumerate(self.parts):
             if part.kind == "statement":
                 self.kept.add(at)
-                waiting |= part.words
+                waiting |= part.words & self._named.keys()
         while waiting:
             for at in self._lead_to(waiting):
                 self.kept.add(at)
-                waiting |= self.parts[at].words
+                waiting |= self.parts[at].words & self._named.keys()
             waiting -= self._wanted
 
     def _lead_to(self, names: set[str]) -> list[int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +67,70 @@ def test_a_mutated_source_is_no_internal_error(seed: int) -> None:
 @given(st.integers(0, 2**32))
 def test_two_thousand_mutated_sources_are_no_internal_error(seed: int) -> None:
     check_once(seed)
+
+
+PROLOGUE = """
+import torch, functools, copy, contextlib, itertools, math
+x = torch.zeros(3, dtype=torch.float16)
+module = torch.nn.Linear(3, 3).half()
+optimizer = torch.optim.AdamW(module.parameters())
+scaler = torch.amp.GradScaler("cuda")
+named, listed = {"a": x}, [x]
+"""
+MODULES = """
+torch torch.nn torch.nn.functional torch.nn.utils torch.nn.init torch.optim torch.amp torch.linalg torch.autograd
+""".split()
+FUNCTIONS = """
+isinstance getattr setattr map filter zip enumerate next iter list tuple dict set len min max sum range sorted float
+functools.partial functools.reduce copy.deepcopy copy.copy contextlib.nullcontext itertools.chain math.sqrt
+""".split()
+FUNCTIONS += [
+    f"{module}.{name}"
+    for module in MODULES
+    for name, value in sorted(vars(import_module(module)).items())
+    if callable(value) and name.isidentifier() and not name.startswith("_")
+]
+OBJECTS: dict[str, Any] = {
+    "x": torch.Tensor,
+    "x.grad": torch.Tensor,
+    "module": torch.nn.Linear,
+    "optimizer": torch.optim.AdamW,
+    "scaler": torch.amp.GradScaler,
+    "named": dict,
+    "listed": list,
+    "'text'": str,
+}
+METHODS = [f"{name}.{m}" for name, kind in OBJECTS.items() for m in dir(kind) if not m.startswith("__")]
+
+
+@pytest.mark.parametrize("called", [FUNCTIONS, METHODS], ids=["functions", "methods"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "x",
+        "input=x",
+        "other=x",
+        "x, x",
+        "x, x, x, x",
+        "None",
+        "*[]",
+        "**named",
+        "listed",
+        "[]",
+        "module",
+        "optimizer",
+    ],
+)
+def test_a_call_with_any_arguments_or_none_is_no_internal_error(called: list[str], arguments: str) -> None:
+    def fails(names: list[str]) -> bool:
+        lines = [f"def call_{number}():\n    return {name}({arguments}) + 1\n" for number, name in enumerate(names)]
+        calls = [f"call_{number}()\n" for number in range(len(names))]
+        return "error" in examine(Found("/nowhere/x.py", "x.py"), "".join([PROLOGUE, *lines, *calls]).encode())
+
+    assert len(called) > 500
+    if fails(called):
+        pytest.fail(f"({arguments}): " + ", ".join(name for name in called if fails([name])))
 
 
 def test_deep_nesting_is_no_recursion_error() -> None:

@@ -15,7 +15,7 @@ import pytest
 from precaudit.model.vocabulary import Fact
 from precaudit.static.analyze import analyze
 from precaudit.static.outline import Outline
-from precaudit.static.prefilter import code_of, may_hold_a_finding, triggers
+from precaudit.static.prefilter import code_of, may_hold_a_finding, trains, triggers
 from precaudit.static.source import Source
 
 HERE = Path(__file__).parent
@@ -160,6 +160,76 @@ def test_any_other_file_is_followed_from_the_beginning(rest: str) -> None:
     assert followed(MODEL + rest) == (["forward", "early", "lower", "late"], ["constant"])
 
 
+NESTED = f"""
+import torch
+if torch.cuda.is_available():
+    from kernels import lower
+else:
+    {{loose}}
+    def lower(x):
+        return x.half()
+def early(x):
+    return x + 1
+def late(x):
+    return {OVERFLOWS}
+def use(x):
+    return late(lower(early(x)))
+"""
+
+
+def test_a_low_word_in_a_function_under_a_condition_belongs_to_that_function() -> None:
+    assert followed(NESTED.format(loose="pass") + LONG) == (["use", "lower", "late"], ["constant"])
+
+
+def test_a_low_word_in_a_condition_itself_may_matter_to_everything() -> None:
+    assert followed(NESTED.format(loose="LOW = torch.float16") + LONG) == (
+        ["use", "early", "lower", "late"],
+        ["constant"],
+    )
+
+
+def test_a_method_whose_name_many_have_is_followed_for_its_class() -> None:
+    text = f"""
+import torch
+class Other(torch.nn.Module):
+    def forward(self, x):
+        return x + 1
+class Model(torch.nn.Module):
+    def __init__(self):
+        self.other = Other()
+    def forward(self, x):
+        return self.masked(self.lower(self.other(x)))
+    def lower(self, x):
+        return x.half()
+    def masked(self, x):
+        return {OVERFLOWS}
+"""
+    assert followed(text + LONG) == (["__init__", "forward", "lower", "masked"], ["constant"])
+    text = text.replace("self.lower(self.other(x))", "self.other(self.lower(x))")
+    assert followed(text + LONG) == (["__init__", "forward", "lower", "forward", "masked"], ["constant"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "loss.backward()",
+        "accelerator.backward(loss)",
+        "scaler.step(optimizer)",
+        "from torch import optim",
+        "torch.optim.SGD(w)",
+        "class Lion(Optimizer):",
+        'TrainingArguments(optim="adamw_torch")',
+    ],
+)
+def test_words_that_train(line: str) -> None:
+    assert trains(line.encode())
+
+
+@pytest.mark.parametrize("line", ["def backward(ctx, grad):", "optimal = 1", "x.optimize()", "is_optimum_available()"])
+def test_words_that_train_nothing(line: str) -> None:
+    assert not trains(line.encode())
+
+
 def test_what_the_constructor_made_low_is_followed_into_every_method() -> None:
     text = f"""
 import torch
@@ -201,6 +271,14 @@ def test_a_tree_is_freed_without_the_garbage_collector() -> None:
 )
 def test_words_that_make_nothing_low_are_no_reason_to_parse(line: str) -> None:
     assert triggers(code_of(line)) == []
+
+
+@pytest.mark.parametrize("quotes", ['"""', "'''"])
+def test_documentation_is_no_reason_to_parse_nor_does_it_hide_what_is(quotes: str) -> None:
+    text = f"def f(x):\n    {quotes}Makes it\n    torch.float16, or so.\n    {quotes}\n    return x"
+    assert not may_hold_a_finding(text.encode())
+    assert may_hold_a_finding((text + ".half()").encode())
+    assert may_hold_a_finding(f"x.half()\n{text}\n".encode())
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,7 @@ class Heap(Generic[T]):
 
     def changes(self, mark: int) -> Changes:
         """What differs now from the state at `mark`."""
-        out: Changes = {}
-        for store, key, _ in self._log[mark:]:
-            out[(id(store), key)] = (store, key, store.get(key, MISSING))
-        return out
+        return {(id(store), key): (store, key, store.get(key, MISSING)) for store, key, _ in self._log[mark:]}
 
     def undo(self, mark: int) -> None:
         """Puts the state at `mark` back."""
@@ -69,10 +66,10 @@ class Heap(Generic[T]):
         for outcome in others:
             written = written | outcome
         for at, (store, key, _) in written.items():
-            present = store.get(key, MISSING)
-            joined: Any = first[at][2] if at in first else present
+            present = (store, key, store.get(key, MISSING))
+            joined: Any = first.get(at, present)[2]
             for outcome in others:
-                value = outcome[at][2] if at in outcome else present
+                value = outcome.get(at, present)[2]
                 if value is not joined:
                     joined = self._join(joined, value)
             if joined is not MISSING:

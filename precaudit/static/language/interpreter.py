@@ -135,7 +135,8 @@ class Interpreter:
         path = name if owner is None else f"{owner.name}.{name}"
         live = source.live
         self.all_matters = live is None or path in live or (owner is not None and owner.name in live)
-        return self.all_matters or name == "__init__" or name in source.relevant
+        leads = owner.name if owner is not None and name in COMMON else name
+        return self.all_matters or name == "__init__" or leads in source.relevant
 
     def reset(self) -> None:
         """Leaves every call and region that an interruption left open."""
@@ -152,8 +153,7 @@ class Interpreter:
     def text(self, node: Any) -> str:
         found = self._texts.get(node)
         if found is None:
-            found = statements.dotted(node) or self.scope.source.tree.code_for_node(node).strip()
-            self._texts[node] = found
+            found = self._texts[node] = statements.plain(node) or self.scope.source.tree.code_for_node(node).strip()
         return found
 
     def autocast(self) -> Autocast | None:

@@ -28,12 +28,24 @@ if TYPE_CHECKING:
 
 def dotted(node: Any) -> str:
     """`a.b.c` of nested attributes; empty when it is anything else."""
-    if isinstance(node, cst.Name):
-        return node.value
-    if isinstance(node, cst.Attribute):
+    if type(node) is cst.Name:
+        return str(node.value)
+    if type(node) is cst.Attribute:
         front = dotted(node.value)
         return f"{front}.{node.attr.value}" if front else ""
     return ""
+
+
+SIGNS = {cst.Is: "is", cst.IsNot: "is not", cst.Equal: "==", cst.NotEqual: "!=", cst.In: "in", cst.NotIn: "not in"}
+
+
+def plain(node: Any) -> str:
+    """The text of a name or attribute, or of one compared with another; empty when it is anything else."""
+    if type(node) is not cst.Comparison or len(node.comparisons) != 1:
+        return dotted(node)
+    compared = node.comparisons[0]
+    left, sign, right = dotted(node.left), SIGNS.get(type(compared.operator)), dotted(compared.comparator)
+    return f"{left} {sign} {right}" if left and sign and right else ""
 
 
 def _simple_line(run: Interpreter, node: Any) -> bool:

@@ -43,10 +43,17 @@ BEFORE_THE_LOSS = frozenset({"mean", "sum", "softmax", "log_softmax", "logsumexp
 """What a factor on many numbers goes into was no loss scale, which multiplies one."""
 
 
+FIRST = ("input", "x", "A")
+"""What torch's functions call their first argument."""
+
+
 def apply(
     torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any, receiver: Value | None = None
 ) -> Value:
     """The result of `torch.<name>(*args)` or `args[0].<name>(*args[1:])`."""
+    named = next((word for word in FIRST if word in kwargs), None) if not args else None
+    if named is not None:
+        args, kwargs = [kwargs[named]], {word: value for word, value in kwargs.items() if word != named}
     args = [operands.as_tensor(torch, a) for a in args]
     flat: list[Value] = []
     for arg in (*args, *kwargs.values()):
@@ -72,7 +79,7 @@ def apply(
     if name in opnames.INTEGER_RESULTS:
         mistakes.sampled(torch, name, args, node)
         return Tensor(frozenset({"int64"}), spot, name)
-    if not tensors:
+    if not tensors or not args:
         return unknown(*(operands.marks_of(flat) & operands.KEPT))
     if name in opnames.VIEWS:
         return _view(torch, name, args, kwargs, node)
@@ -259,9 +266,6 @@ def binary(torch: Torch, op: str, left: Value, right: Value, node: Any) -> Value
 
 def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     tensor = args[0] if isinstance(args[0], Tensor) else next((a for a in args if isinstance(a, Tensor)), None)
-    given = kwargs.get("input", kwargs.get("x"))
-    if tensor is None and isinstance(given, Tensor):
-        tensor = given
     if tensor is None:
         return unknown(*(operands.marks_of(args) & operands.KEPT))
     dtype = tensor.dtype
