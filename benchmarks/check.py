@@ -176,7 +176,7 @@ def single_files(run: Run, rounds: int, folder: Path) -> dict[str, float]:
     for name, lines in files.items():
         (made / f"{name}.py").write_text("\n".join(lines) + "\n")
         rows[name] = check("--no-cache", "--output-format", "concise", str(made / f"{name}.py"))
-    return run.least(max(rounds, 5), rows)
+    return run.least(max(rounds, 20), rows)
 
 
 def machine() -> dict[str, Any]:

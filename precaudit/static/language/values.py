@@ -22,7 +22,7 @@ else:
 @dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
     """A dataclass that is compared by identity. That nobody assigns to its fields is for mypy to see, not for a run."""
-    return dataclass(slots=True, eq=False)(cls)
+    return dataclass(slots=True, eq=False, repr=False)(cls)
 
 
 Dtypes = frozenset[str]
@@ -43,7 +43,10 @@ class Spot:
 class Value:
     """Anything an expression can stand for."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
 
 
 @record
