@@ -22,11 +22,11 @@ def _plain_nodes() -> Iterator[None]:
 
     def dataclass(cls: type | None = None, /, **options: Any) -> Any:
         def make(cls: type) -> type:
-            if cls.__dict__.keys() >= OWN:
-                if "__post_init__" in cls.__dict__:
-                    del cls.__post_init__  # type: ignore[attr-defined]
-                options.update(repr=False, eq=False, frozen=False)
-            return made(cls, **options)
+            if not cls.__dict__.keys() >= OWN:
+                return made(cls, **options)
+            if "__post_init__" in cls.__dict__:
+                del cls.__post_init__  # type: ignore[attr-defined]
+            return made(cls, **{**options, "repr": False, "eq": False, "frozen": False})
 
         return make if cls is None else make(cls)
 

@@ -28,6 +28,20 @@ if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
 
+LEADING = """
+input x A outputs optimizer other src end exponent tensor1 data d modules model state_dict
+""".split()
+"""What torch calls the first parameter of a function or method."""
+
+
+def in_front(args: list[Value], kwargs: dict[str, Value]) -> tuple[list[Value], dict[str, Value]]:
+    """The arguments of a call of torch, the first by its place where it was given by its name."""
+    first = None if args else next((name for name in LEADING if name in kwargs), None)
+    if first is None:
+        return args, kwargs
+    return [kwargs[first]], {name: value for name, value in kwargs.items() if name != first}
+
+
 def as_tensor(torch: Torch, value: Value) -> Value:
     """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
     if type(value) is Tensor:

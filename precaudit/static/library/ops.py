@@ -43,17 +43,10 @@ BEFORE_THE_LOSS = frozenset({"mean", "sum", "softmax", "log_softmax", "logsumexp
 """What a factor on many numbers goes into was no loss scale, which multiplies one."""
 
 
-FIRST = ("input", "x", "A")
-"""What torch's functions call their first argument."""
-
-
 def apply(
     torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any, receiver: Value | None = None
 ) -> Value:
     """The result of `torch.<name>(*args)` or `args[0].<name>(*args[1:])`."""
-    named = next((word for word in FIRST if word in kwargs), None) if not args else None
-    if named is not None:
-        args, kwargs = [kwargs[named]], {word: value for word, value in kwargs.items() if word != named}
     args = [operands.as_tensor(torch, a) for a in args]
     flat: list[Value] = []
     for arg in (*args, *kwargs.values()):
