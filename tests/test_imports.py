@@ -35,7 +35,7 @@ MAY_USE: dict[str, set[str]] = {
 
 OWNERS = {
     "torch": {"runtime", "integrations"},
-    "libcst": {"static", "suppressions"},
+    "libcst": {"static"},
     "rich": {"report"},
     "click": {"cli", "commands"},
 }
@@ -96,6 +96,11 @@ def test_a_library_is_imported_only_by_the_part_that_owns_it() -> None:
 def test_only_the_terminal_imports_rich() -> None:
     users = {path.name for _, path in sources() if any(name.split(".")[0] == "rich" for name in imported(path))}
     assert users <= {"terminal.py"}
+
+
+def test_only_the_plain_nodes_come_from_libcst() -> None:
+    users = {path.name for _, path in sources() if any(name.split(".")[0] == "libcst" for name in imported(path))}
+    assert users == {"nodes.py"}
 
 
 def loaded_by(*words: str) -> set[str]:
