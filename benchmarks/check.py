@@ -1,7 +1,8 @@
 """Checks eight training libraries and single files, and prints CPU seconds beside ast.parse, ruff and TorchFix.
 
 Sources and peers are downloaded once into FOLDER. Every command of a row is run ROUNDS times, one after the other in
-each round, and the least CPU time (user and system, children included) of each counts; ratios are of these minima.
+each round, single files 20 times at least, and the least CPU time (user and system, children included) of each counts;
+ratios are of these minima.
 Take the ratios: seconds are this machine's. TorchFix runs on the small trees only, and once.
 Exits 1 where a library has errors, more than one warning per 100 files, or a file that could not be read.
 """

@@ -44,7 +44,6 @@ def nested_too_deeply(code: str) -> bool:
         left = inner
     if sum(left.count(bracket) for bracket in b"([{") > MAX_BRACKETS:
         return True
-    lines = code.split("\n")
-    if max(map(len, lines)) >= 2 * MAX_DOTS and any(len(e) >= 2 * MAX_DOTS and DOTTED.search(e) for e in lines):
+    if any(DOTTED.search(line) for line in code.split("\n") if len(line) >= 2 * MAX_DOTS):
         return True
     return sum(code.count(sign) for sign in "-+*|&") >= MAX_OPERATORS and OPERATORS.search(code) is not None

@@ -24,7 +24,7 @@ LITERALS = {
 """What every trigger contains one of, by what those have in common: substrings are found much faster than patterns."""
 SUBSTRINGS = [literal for literals in LITERALS.values() for literal in literals]
 IN_BYTES = [(part.encode(), [literal.encode() for literal in literals]) for part, literals in LITERALS.items()]
-OPTIMIZERS = (b"ptimizer", b"optim.", b"optim=", b"import optim")
+OPTIMIZERS = (b"ptimizer", b"optim.", b"optim=", b"optim import", b"import optim")
 """How code speaks of optimizers, and not of what is optimized or optimal."""
 IGNORES = re.compile(rb"#[^\n]*(?:\bprecaudit\s*:|noqa: *PA)")
 """An ignore comment is to be reported when it silences nothing."""

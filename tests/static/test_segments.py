@@ -216,6 +216,7 @@ class Model(torch.nn.Module):
         "accelerator.backward(loss)",
         "scaler.step(optimizer)",
         "from torch import optim",
+        "from torch.optim import AdamW",
         "torch.optim.SGD(w)",
         "class Lion(Optimizer):",
         'TrainingArguments(optim="adamw_torch")',

@@ -199,9 +199,7 @@ class Interpreter:
             raise OutOfBudget
 
     def statement(self, node: Any) -> bool:
-        self.budget -= 1
-        if self.budget < 0:
-            raise OutOfBudget
+        self.spend(1)
         handler = STATEMENTS.get(type(node))
         return handler is None or handler(self, node) is not False
 

@@ -66,6 +66,8 @@ def call_method(
     """A library method on a value."""
     if isinstance(receiver, Choice):
         return choice(call_method(torch, option, name, args, kwargs, node) for option in receiver.options)
+    if not isinstance(receiver, (Seq, Dict, Const, StateDict)):
+        args, kwargs = operands.in_front(operands.OF_METHODS, args, kwargs)
     if isinstance(receiver, Scaler):
         return scaling.scaler_method(torch, receiver, name, args, node)
     if isinstance(receiver, Optimizer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,15 +28,14 @@ if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
 
 
-LEADING = """
-input x A outputs optimizer other src end exponent tensor1 data d modules model state_dict
-""".split()
-"""What torch calls the first parameter of a function or method."""
+OF_FUNCTIONS = "input x A tensors tensor outputs optimizer data d modules model".split()
+OF_METHODS = "other src end exponent tensor1 outputs optimizer state_dict".split()
+"""What torch calls a first parameter."""
 
 
-def in_front(args: list[Value], kwargs: dict[str, Value]) -> tuple[list[Value], dict[str, Value]]:
-    """The arguments of a call of torch, the first by its place where it was given by its name."""
-    first = None if args else next((name for name in LEADING if name in kwargs), None)
+def in_front(names: Sequence[str], args: list[Value], kwargs: dict[str, Value]) -> tuple[list[Value], dict[str, Value]]:
+    """The arguments of a call of torch, the first by its place where it was given by one of these names."""
+    first = None if args else next((name for name in names if name in kwargs), None)
     if first is None:
         return args, kwargs
     return [kwargs[first]], {name: value for name, value in kwargs.items() if name != first}

@@ -72,8 +72,9 @@ def apply(
     if name in opnames.INTEGER_RESULTS:
         mistakes.sampled(torch, name, args, node)
         return Tensor(frozenset({"int64"}), spot, name)
-    if not tensors or not args:
+    if not tensors:
         return unknown(*(operands.marks_of(flat) & operands.KEPT))
+    args = args or list(tensors)
     if name in opnames.VIEWS:
         return _view(torch, name, args, kwargs, node)
     if name in opnames.SPLITS:

@@ -158,10 +158,9 @@ class Torch:
     def call(self, function: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
         if isinstance(function, Ref):
             if function.name.startswith("torch."):
-                args, kwargs = operands.in_front(args, kwargs)
+                args, kwargs = operands.in_front(operands.OF_FUNCTIONS, args, kwargs)
             return meanings.call_reference(self, function.name, args, kwargs, node)
         if isinstance(function, Bound):
-            args, kwargs = operands.in_front(args, kwargs)
             return methods.call_method(self, function.receiver, function.name, args, kwargs, node)
         if isinstance(function, Instance):
             if function.library == "functools.partial":
