@@ -217,7 +217,7 @@ class RankFile(BaseModel):
 
 
 class PeerFile(BaseModel):
-    """What a process that joined a process group last told its peers; see runtime/peers.py."""
+    """What a process that joined a process group last told its peers; see runtime/process/peers.py."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -16,32 +16,32 @@ from torch import Tensor
 
 from ..model.vocabulary import Kind, Site
 from . import torch_private as private
-from .adapted import Adapted
-from .adapters import Adapters
-from .ending import Ending
-from .evidence import look_at
-from .flow import Flow, trains
-from .identity import StorageMap
-from .ledger import Ledger, Observation
-from .losses import Losses
-from .peers import Peers
-from .probes.autocast import AutocastProbe
-from .probes.backward import BackwardProbe, walk
-from .probes.checkpoints import CheckpointProbe
-from .probes.compiled import CompileProbe
-from .probes.construction import ConstructionProbe
-from .probes.ops import OpMode, OpProbe
-from .probes.optimizers import OptimizerProbe, parameters
-from .probes.scaling import ScalingProbe
-from .probes.tracebacks import TracebackProbe
-from .rankfile import RankFile
+from .frameworks import Adapters
+from .process.ending import Ending
+from .process.ledger import Ledger, Observation
+from .process.peers import Peers
+from .process.rankfile import RankFile
 from .sites import user_site
-from .stock import Stock
+from .taps.autocast import AutocastProbe
+from .taps.backward import BackwardProbe, walk
+from .taps.checkpoints import CheckpointProbe
+from .taps.compiled import CompileProbe
+from .taps.construction import ConstructionProbe
+from .taps.ops import OpMode, OpProbe
+from .taps.optimizers import OptimizerProbe, parameters
+from .taps.scaling import ScalingProbe
+from .taps.tracebacks import TracebackProbe
+from .trackers.adapters import Adapted
+from .trackers.lineage import Flow, trains
+from .trackers.replay import look_at
+from .trackers.tensors import StorageMap
+from .trackers.window import BACKWARD, FORWARD, GRADIENTS, Window
 from .watchers.births import BirthMode, Births
 from .watchers.gradients import Gradients
 from .watchers.hollow import Hollow
+from .watchers.losses import Losses
+from .watchers.stock import Stock
 from .watchers.writes import Writes
-from .window import BACKWARD, FORWARD, GRADIENTS, Window
 
 DEFAULTS: Mapping[str, Any] = {
     "skip": 1,

@@ -20,8 +20,8 @@ from test_autocast_tables import CALLS, PAIRS, TABLES, first
 from torch import Tensor, nn
 
 from precaudit.model.wire import Report
-from precaudit.runtime.ledger import Ledger
-from precaudit.runtime.probes import ops as op_probe
+from precaudit.runtime.process.ledger import Ledger
+from precaudit.runtime.taps import ops as op_probe
 
 pytestmark = [
     pytest.mark.gpu,

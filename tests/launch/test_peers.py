@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from precaudit.runtime import peers
-from precaudit.runtime.peers import Peers
+from precaudit.runtime.process import peers
+from precaudit.runtime.process.peers import Peers
 
 FORK = multiprocessing.get_context("fork")
 BROKEN, ENDED, STOPPED = 3, 4, 0

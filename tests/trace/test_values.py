@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from precaudit.model.wire import Report
-from precaudit.runtime import evidence
+from precaudit.runtime.trackers import replay as evidence
 
 WIDTH = 300
 """300 x 300 is more than one sample."""

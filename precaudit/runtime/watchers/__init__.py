@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
+from ..trackers.window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..flow import LOW
-from ..identity import StorageMap
 from ..sites import user_site
+from ..trackers.lineage import LOW
+from ..trackers.tensors import StorageMap
 from .constants import refused
 
 if TYPE_CHECKING:

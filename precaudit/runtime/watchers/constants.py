@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
-from ..evidence import nonfinite
-from ..flow import DTYPE_NAMES, LOW
-from ..ledger import Observation
 from ..optable import POINTWISE
+from ..process.ledger import Observation
 from ..sites import in_library, user_site
+from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.replay import nonfinite
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..evidence import nonfinite, underflow
-from ..flow import DTYPE_NAMES, FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
-from ..ledger import Observation
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
+from ..process.ledger import Observation
 from ..sites import user_site
+from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
+from ..trackers.replay import nonfinite, underflow
 from . import BACKWARD, FORWARD, GRADIENTS, Registration
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..evidence import SAMPLE, limit
-from ..ledger import Observation
+from ..process.ledger import Observation
 from ..sites import user_site
+from ..trackers.replay import SAMPLE, limit
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
-from ..evidence import nonfinite
-from ..flow import DTYPE_NAMES, LOW, trains
-from ..identity import StorageMap
-from ..ledger import Observation
 from ..optable import BATCH_NORMS
+from ..process.ledger import Observation
 from ..sites import enclosing_module, user_site
+from ..trackers.lineage import DTYPE_NAMES, LOW, trains
+from ..trackers.replay import nonfinite
+from ..trackers.tensors import StorageMap
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Role
-from ..flow import DTYPE_NAMES, LOW
-from ..identity import StorageMap
+from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.tensors import StorageMap
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role
 from .. import torch_private as private
-from ..evidence import nonfinite
-from ..flow import DTYPE_NAMES, LOW, tensors_of, trains
-from ..ledger import Observation
 from ..optable import MATMULS, POINTWISE
+from ..process.ledger import Observation
 from ..sites import user_frame
+from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
+from ..trackers.replay import nonfinite
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
-from ..flow import LOW, trains
 from ..optable import MATMULS, POINTWISE, REDUCING
+from ..trackers.lineage import LOW, trains
 from . import FORWARD, OPTIMIZER, Registration
 
 if TYPE_CHECKING:

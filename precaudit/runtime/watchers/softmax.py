@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...model.vocabulary import Kind, Role
-from ..evidence import limit, sample
-from ..flow import DTYPE_NAMES, LOW, trains
+from ..trackers.lineage import DTYPE_NAMES, LOW, trains
+from ..trackers.replay import limit, sample
 from . import BACKWARD, FORWARD, Registration
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
-from ..evidence import REPLAYABLE, Replay
-from ..flow import DTYPE_NAMES, LOW, tensors_of, trains
-from ..identity import StorageMap
-from ..ledger import Observation
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
+from ..process.ledger import Observation
 from ..sites import in_user_hook, user_site
-from ..window import BACKWARD, FORWARD, OPTIMIZER
+from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
+from ..trackers.replay import REPLAYABLE, Replay
+from ..trackers.tensors import StorageMap
+from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
 from . import GRADIENTS, Registration
 
 if TYPE_CHECKING:

@@ -1,0 +1,92 @@
+"""fully_shard, alone and over tensor parallel meshes: its MixedPrecisionPolicy and its groups of DTensors.
+
+What it gathered for the forward pass it frees by shrinking the storage to nothing: of `_unsharded_param` and
+`all_gather_outputs` only dtype and shape may be read, values never; reading those ends the process.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Role, Site
+from .. import torch_private as private
+from ..process.ledger import Observation
+from ..sites import user_site
+from . import Adapter, Claim, Declaration
+from .sharding import policy_declares, unscaled_shards
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+class FSDP2(Adapter):
+    """One state per fully_shard call; the module keeps its place in the user's tree, so names are the user's own."""
+
+    title = "FSDP2"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._sharded_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
+        self._owners: dict[int, tuple[weakref.ref[Any], weakref.ref[Any], str]] = {}
+        """id of a sharded parameter -> it, its module, and its name there."""
+
+    def install(self) -> list[Callable[[], None]]:
+        owner, name = private.fsdp2_begins()
+        return [self.session.patch(owner, name, self._around_init)]
+
+    def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def init(state: Any, *args: Any, **kwargs: Any) -> Any:
+            self.session.adapters.meet(state, user_site)
+            return original(state, *args, **kwargs)
+
+        return init
+
+    def meet(self, made: Any, site: Site | None) -> None:
+        if not isinstance(made, (torch.nn.Module, Tensor)):
+            self._sharded_at.setdefault(made, site)
+
+    def _groups(self) -> Iterator[tuple[Any, Any, Site | None]]:
+        """(state, group of parameters that communicate together, the user's fully_shard line)"""
+        for state, site in list(self._sharded_at.items()):
+            several = getattr(state, "_fsdp_param_groups", None)
+            one = getattr(state, "_fsdp_param_group", None) if not several else None
+            for group in several or ([one] if one is not None else []):
+                yield state, group, site
+
+    def owner(self, parameter: Tensor) -> tuple[Any, str] | None:
+        if id(parameter) not in self._owners:
+            for _, group, _ in self._groups():
+                for held in group.fsdp_params:
+                    place = (weakref.ref(held.sharded_param), weakref.ref(held._module_info.module))
+                    self._owners[id(held.sharded_param)] = (*place, str(held._module_info.param_name))
+        known = self._owners.get(id(parameter))
+        module = known[1]() if known is not None and known[0]() is parameter else None
+        return (module, known[2]) if known is not None and module is not None else None
+
+    def accumulates(self) -> Iterable[Claim]:
+        for _, group, site in self._groups():
+            for held in group.fsdp_params:
+                whole = held.unsharded_accumulated_grad
+                if whole is not None:
+                    yield Claim(whole, Role.GRADIENT_ACCUMULATION, "unsharded_accumulated_grad", site)
+                elif held.sharded_param.grad is not None:
+                    yield Claim(held.sharded_param.grad, Role.GRADIENT_ACCUMULATION, "sharded .grad", site)
+
+    def declares(self) -> Iterable[Declaration]:
+        for _, group, site in self._groups():
+            original = next((held.sharded_param.dtype for held in group.fsdp_params), None)
+            yield from policy_declares("MixedPrecisionPolicy", group.mp_policy, original, site)
+
+    def observes(self) -> Iterable[Observation]:
+        for _, group, site in self._groups():
+            if group.mp_policy.param_dtype is torch.float16:
+                yield from unscaled_shards(self.session, site, "FSDP2")
+                return
+
+
+ADAPTER = FSDP2

@@ -1,0 +1,80 @@
+"""Lightning's Trainer: the precision it was given, which on some devices is not the one it uses."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from ...model.vocabulary import Cause, Kind, Role, Site
+from ..process.ledger import Observation
+from ..sites import user_site
+from ..trackers.lineage import DTYPE_NAMES
+from . import Adapter, Declaration, imported
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+MIXED: Mapping[str, str] = {"16-mixed": "float16", "16": "float16", "bf16-mixed": "bfloat16", "bf16": "bfloat16"}
+TRUE: Mapping[str, str] = {"16-true": "float16", "bf16-true": "bfloat16"}
+"""Lightning's words for its `precision`. Source: lightning.fabric.connector, its input and legacy names."""
+
+
+class Written(NamedTuple):
+    """What the user asked for, and where."""
+
+    precision: str
+    site: Site | None
+
+
+class Lightning(Adapter):
+    """Trainer forgets the word it was given where it replaces it, so it is remembered here."""
+
+    title = "Lightning"
+    maker = ("lightning.pytorch.trainer.trainer", "Trainer")
+    """The class that takes a `precision`."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._written: weakref.WeakKeyDictionary[Any, Written] = weakref.WeakKeyDictionary()
+
+    def install(self) -> list[Callable[[], None]]:
+        return [self.session.patch(kind, "__init__", self._around_init) for kind in imported(*self.maker)]
+
+    def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
+            self._written[trainer] = Written(str(kwargs.get("precision") or ""), user_site())
+            original(trainer, *args, **kwargs)
+
+        return __init__
+
+    def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
+        for precision, site in dict.fromkeys(self._written.values()):
+            if found is not None and TRUE.get(precision) == DTYPE_NAMES.get(parameter.dtype):
+                return Cause(f'{self.maker[1]}(precision="{precision}") casts the parameters', site)
+        return None
+
+    def declares(self) -> Iterable[Declaration]:
+        for precision, site in dict.fromkeys(self._written.values()):
+            if precision in MIXED:
+                by = f'{self.maker[1]}(precision="{precision}")'
+                yield Declaration(Role.MATMUL_COMPUTE, MIXED[precision], by, site, autocast=True)
+
+    def observes(self) -> Iterable[Observation]:
+        for precision, site in dict.fromkeys(self._written.values()):
+            dtype = TRUE.get(precision)
+            if dtype is not None and self.session.stock.holds(Role.MASTER_WEIGHT, dtype):
+                yield Observation(
+                    Kind.CONFIG,
+                    dtype,
+                    Role.MASTER_WEIGHT,
+                    site,
+                    detail=f'{self.maker[1]}(precision="{precision}")',
+                    count=1,
+                    attrs={"key": "precision", "precision": precision},
+                )
+
+
+ADAPTER = Lightning

@@ -1,0 +1,78 @@
+"""PEFT: which parameters are adapters, by PEFT's own account rather than by their names, and who recast them since."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...model.vocabulary import Cause, Role, Site
+from ..sites import user_site
+from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.tensors import TensorMap
+from . import Adapter, Claim, imported
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+class PEFT(Adapter):
+    """A tuner layer lists its containers of adapter weights in `adapter_layer_names`.
+
+    PEFT makes low adapters float32 (autocast_adapter_dtype) after it has added them. Where they are low at a step
+    nevertheless, someone set their `.data`, which no hook sees: the finding says so.
+    """
+
+    title = "PEFT"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._layers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._made: TensorMap[tuple[Any, Site | None]] = TensorMap()
+        """Adapter weight -> its dtype when PEFT was done with it, and the user's line that added it."""
+
+    def install(self) -> list[Callable[[], None]]:
+        tuners = imported("peft.tuners.tuners_utils", "BaseTuner")
+        return [self.session.patch(kind, "_cast_adapter_dtype", self._around_cast) for kind in tuners]
+
+    def _around_cast(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def _cast_adapter_dtype(tuner: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original(tuner, *args, **kwargs)
+            self.session.guard("PEFT's cast of its adapters", self._made_by, tuner, user_site())
+            return out
+
+        return _cast_adapter_dtype
+
+    def _made_by(self, tuner: Any, site: Site | None) -> None:
+        for layer in tuner.modules():
+            for parameter in _adapters_of(layer):
+                if self._made.get(parameter) is None:
+                    self._made.set(parameter, (parameter.dtype, site))
+
+    def meet(self, made: Any, site: Site | None) -> None:
+        if hasattr(made, "adapter_layer_names"):
+            self._layers.add(made)
+
+    def claims(self) -> Iterable[Claim]:
+        for layer in self._layers:
+            for parameter in _adapters_of(layer):
+                yield Claim(parameter, Role.ADAPTER_PARAMETER)
+
+    def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
+        dtype, site = self._made.get(parameter) or (None, None)
+        if dtype is None or dtype in LOW or parameter.dtype not in LOW:
+            return None
+        was, is_now = DTYPE_NAMES[dtype], DTYPE_NAMES[parameter.dtype]
+        return Cause(f"PEFT made the adapters {was} here; their .data was recast to {is_now} later", site)
+
+
+def _adapters_of(layer: Any) -> Iterator[Tensor]:
+    for name in getattr(layer, "adapter_layer_names", ()):
+        held = getattr(layer, name, None)
+        if isinstance(held, (nn.Module, nn.ParameterDict)):
+            yield from held.parameters()
+
+
+ADAPTER = PEFT

@@ -1,0 +1,85 @@
+"""Counts what the probes saw, by key, and reads measured numbers off the device once per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Cause, Fact, Kind, Role, Scalar, Site
+
+
+@dataclass(slots=True)
+class Observation:
+    """A Fact in the making. It becomes one when it is confirmed."""
+
+    kind: Kind
+    dtype: str = ""
+    role: Role | None = None
+    site: Site | None = None
+    cause: Cause | None = None
+    module: str = ""
+    detail: str = ""
+    count: int = 0
+    bytes: int = 0
+    attrs: dict[str, Scalar] = field(default_factory=dict)
+    evidence: dict[str, float] = field(default_factory=dict)
+    confirmed: bool = True
+    """False while it is only a suspicion: a square that has not yet met its rsqrt."""
+
+    def fact(self) -> Fact:
+        return Fact(
+            kind=self.kind,
+            dtype=self.dtype,
+            role=self.role,
+            site=self.site,
+            cause=self.cause,
+            module=self.module,
+            detail=self.detail,
+            count=self.count,
+            bytes=self.bytes,
+            attrs=dict(self.attrs),
+            evidence=dict(self.evidence),
+        )
+
+
+class Ledger:
+    """Observations by key, each made once and then only counted."""
+
+    def __init__(self) -> None:
+        self.observations: dict[Hashable, Observation] = {}
+        self.measures = True
+        """False where nothing beyond dtypes is to be measured."""
+        self._deferred: list[tuple[list[Tensor], Callable[[list[float]], None]]] = []
+
+    def get(self, key: Hashable) -> Observation | None:
+        return self.observations.get(key)
+
+    def put(self, key: Hashable, observation: Observation) -> Observation:
+        """Keeps an observation under a key, in place of what stood there."""
+        self.observations[key] = observation
+        return observation
+
+    def defer(self, numbers: list[Tensor], use: Callable[[list[float]], None]) -> None:
+        """Has `use` called with the values of these 0-d tensors at the next `settle`; no device sync until then."""
+        if self.measures:
+            self._deferred.append((numbers, use))
+
+    def settle(self) -> None:
+        """Reads every deferred number: one transfer per device."""
+        waiting, self._deferred = self._deferred, []
+        flat = [number for numbers, _ in waiting for number in numbers]
+        values: dict[int, float] = {}
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for number in flat:
+            by_device.setdefault(number.device, []).append(number)
+        for numbers in by_device.values():
+            read = torch.stack([number.detach().to(torch.float64).reshape(()) for number in numbers]).tolist()
+            values.update(zip((id(number) for number in numbers), read, strict=True))
+        for numbers, use in waiting:
+            use([values[id(number)] for number in numbers])
+
+    def facts(self) -> list[Fact]:
+        return [seen.fact() for seen in self.observations.values() if seen.confirmed]

@@ -1,0 +1,128 @@
+"""What one process saw, as the file that is merged with the other ranks'."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...model.vocabulary import Kind, Role
+from ..taps.optimizers import parameters
+from ..watchers import accumulators
+from .ledger import Observation
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+FORMAT = 1
+
+
+class RankFile:
+    """The facts and the coverage of a session, written anew at each step."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._final: dict[str, Any] | None = None
+        self._path = ""
+
+    def freeze(self) -> None:
+        """Keeps what is known now: the window has closed."""
+        self._final = self.content()
+
+    def stopped(self) -> None:
+        """Says that the run was ended here, and which ranks it was ended without."""
+        self._final = {**self.content(), "status": self.session.status, "without": sorted(self.session.peers.without)}
+        self.write()
+
+    def facts(self) -> list[Observation]:
+        """Everything confirmed so far, accumulators and hand-updated weights included."""
+        out = [seen for seen in self.session.ledger.observations.values() if seen.confirmed]
+        out += accumulators.find(self.session, self.session.shapes)
+        if not any(optimizer is not self.session for optimizer in self.session.stepped):
+            out += accumulators.hand_updated(self.session)
+        for seen in out:
+            sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
+            if sums and seen.dtype != "float32":
+                accumulators.summed(seen, self.session.stock.measured.get("accumulation"))
+        out += self.session.adapters.observations()
+        return out + self.session.adapters.dishonoured(out)
+
+    def content(self) -> dict[str, Any]:
+        """What this process saw, as the plain values of a RankFile."""
+        if self._final is not None:
+            return self._final
+        session = self.session
+        facts = [seen.fact().as_json() for seen in self.facts()]  # first: what fails meanwhile is among the notes
+        rank, world = session.peers.me.rank, session.peers.me.world_size
+        if rank < 0:  # no process group: what the launcher says
+            rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
+            world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
+        optimizers = [optimizer for optimizer in session.stepped if optimizer is not session]
+        names = sorted({type(optimizer).__name__ for optimizer in optimizers})
+        devices = session.devices()
+        seen_ops = session.flow.ops
+        met = [adapter.title for adapter in session.adapters.met]
+        return {
+            "format": FORMAT,
+            "rank": rank,
+            "world_size": world,
+            "pid": os.getpid(),
+            "status": session.status,
+            "steps": self._steps(),
+            "coverage": {
+                "steps": self._steps(),
+                "attempts": session.window.attempts,
+                "skipped_steps": session.window.skipped,
+                "micro_batches": session.window.micro_batches_inside,
+                "traced_steps": sorted(session.traced),
+                "ranks": 1,
+                "unattributed_ops": round(session.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
+                "compiled": session.compiled.coverage(seen_ops),
+                "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
+                "notes": list(session.notes),
+                "not_observed": self._why_not(),
+                "overhead": session.window.overhead(),
+                "setup": {
+                    "torch": torch.__version__,
+                    "device": ", ".join(devices),
+                    "autocast": session.autocast.setup(),
+                    "optimizer": ", ".join(names) or "none",
+                    **({"frameworks": ", ".join(met)} if met else {}),
+                },
+            },
+            "facts": facts,
+        }
+
+    def _why_not(self) -> dict[str, str]:
+        """Roles that were not observed for a reason better than that nothing of the kind ran."""
+        seen = self.session.ledger.observations.values()
+        rows = {each.role for each in seen if each.kind is Kind.HOLDS and each.confirmed}
+        reasons = {}
+        if Role.MASTER_WEIGHT not in rows and Role.ADAPTER_PARAMETER in rows:
+            reasons[Role.MASTER_WEIGHT.value] = "only adapters are trained"
+        if Role.FORWARD_WEIGHT not in rows and self.session.compiled.ran_in_window:
+            reasons[Role.FORWARD_WEIGHT.value] = "compiled regions do not tell how they read weights; --eager does"
+        return reasons
+
+    def _steps(self) -> int:
+        """Steps taken while every op was seen."""
+        return sum(self.session.traced.values())
+
+    def write(self) -> None:
+        """Renews this rank's file, atomically: what was seen survives any end of the process."""
+        folder = self.session.settings["ranks_folder"]
+        if not folder or not (self.session.window.micro_batches or self.session.ledger.observations):
+            return
+        content = self.content()
+        path = os.path.join(folder, f"rank-{content['rank']}-{os.getpid()}.json")
+        try:
+            if self._path not in ("", path):  # its rank was not known until now
+                os.unlink(self._path)
+            self._path = path
+            with open(path + ".new", "w", encoding="utf-8") as file:
+                json.dump(content, file)
+            os.replace(path + ".new", path)
+        except OSError as error:
+            self.session.note_fault("writing the rank file", error)

@@ -1,0 +1,332 @@
+"""Remembers where things were made: parameters in low precision, casts of modules, optimizers and scalers.
+
+Known limitations: copies made by `copy.deepcopy` or unpickling carry no registration site, only later casts.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as modules
+
+from ...model.vocabulary import Cause, Kind, Role, Site
+from ..process.ledger import Observation
+from ..sites import is_user_file, site_of, user_frame, user_site
+from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.tensors import StorageMap, TensorMap
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+Places = list[tuple[weakref.ref[Any], str]]
+"""Modules and the names under which they hold something."""
+DEEPEST = 64
+"""Levels of modules within modules that a name is followed through."""
+CASTS = ("to", "half", "bfloat16", "float", "double", "type")
+WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+"""Names under which torch.compile and torch's checkpoint wrapper hold the user's own module."""
+
+
+class ConstructionProbe:
+    """Owners, casts and construction sites, by weak reference."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._holders: TensorMap[Places] = TensorMap()
+        """Parameter -> the modules it was registered in, oldest first."""
+        self._parents: weakref.WeakKeyDictionary[Any, Places] = weakref.WeakKeyDictionary()
+        self.born_low: StorageMap[Cause] = StorageMap()
+        self.cast_at: weakref.WeakKeyDictionary[Any, Cause] = weakref.WeakKeyDictionary()
+        """Module -> the last cast of its tensors."""
+        self.cast_of: StorageMap[Cause] = StorageMap()
+        self.low_buffers: StorageMap[Cause] = StorageMap()
+        """Low-precision buffers of modules: where they were registered, or cast."""
+        self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
+        """Optimizer or GradScaler -> the user's line that made it."""
+        self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.loaded_at: Site | None = None
+        """Where weights were last read from a state dict."""
+        self._depth = 0
+        self._owners: TensorMap[set[int]] = TensorMap()
+        """Parameter -> ids of the modules that hold it: more than one where weights are tied."""
+        self._halved_itself: TensorMap[Site] = TensorMap()
+        self._cast_after: dict[int, Cause] = {}
+        """Parameters cast low while an optimizer held them."""
+        self._default: tuple[Any, Site | None] = (torch.float32, None)
+
+    def install(self) -> list[Callable[[], None]]:
+        hooks = [
+            modules.register_module_parameter_registration_hook(self._parameter_registered),
+            modules.register_module_module_registration_hook(self._module_registered),
+            modules.register_module_buffer_registration_hook(self._buffer_registered),
+        ]
+        undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
+        for name in CASTS:
+            undo.append(self.session.patch(torch.nn.Module, name, self._around_cast(name)))
+        undo.append(self.session.patch(torch.optim.Optimizer, "__init__", self._around_build))
+        undo.append(self.session.patch(torch.amp.GradScaler, "__init__", self._around_build))
+        undo.append(self.session.patch(torch, "set_default_dtype", self._around_default))
+        undo.append(self.session.patch(torch.nn.Module, "load_state_dict", self._around_load))
+        return undo
+
+    def _parameter_registered(self, module: Any, name: str, parameter: Any) -> None:
+        if isinstance(parameter, Tensor):
+            self._see_untying(module, name, parameter)
+            owners = self._owners.get(parameter)
+            if owners is None:
+                self._owners.set(parameter, {id(module)})
+            else:
+                owners.add(id(module))
+            places = self._holders.get(parameter)
+            if places is None:
+                self._holders.set(parameter, places := [])
+            _register(places, module, name)
+            self.session.adapters.meet(parameter, user_site)
+            self.session.adapters.meet(module, user_site)
+            if parameter.dtype in LOW and self.born_low.get(parameter) is None:
+                site = user_site()
+                self.born_low.set(parameter, Cause(f"parameters were made in {DTYPE_NAMES[parameter.dtype]}", site))
+
+    def _buffer_registered(self, module: Any, name: str, buffer: Any) -> None:
+        if isinstance(buffer, Tensor) and buffer.dtype in LOW:
+            self.low_buffers.set(buffer, Cause(f"it was registered in {DTYPE_NAMES[buffer.dtype]}", user_site()))
+
+    def _see_untying(self, module: Any, name: str, parameter: Tensor) -> None:
+        """A parameter shared with another module is replaced in this one alone."""
+        old = module._parameters.get(name)
+        if old is None or old is parameter or old.shape != parameter.shape:
+            return
+        if len(self._owners.get(old) or ()) > 1 and parameter.requires_grad:
+            self.session.once(
+                ("untied", id(module), name),
+                Observation(
+                    Kind.CAST,
+                    DTYPE_NAMES.get(parameter.dtype, str(parameter.dtype)),
+                    Role.MASTER_WEIGHT,
+                    user_site(),
+                    module=self.module_name(module),
+                    detail=f"{name} was shared with another module",
+                    attrs={"unties": True},
+                ),
+            )
+
+    def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
+        if isinstance(submodule, torch.nn.Module):
+            _register(self._parents.setdefault(submodule, []), module, name)
+            self.session.adapters.meet(module, user_site)
+
+    def _around_cast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def cast(module: Any, *args: Any, **kwargs: Any) -> Any:
+                if self._depth:
+                    return original(module, *args, **kwargs)
+                before = {id(p): p.dtype for p in module.parameters()}
+                before.update({id(b): b.dtype for b in module.buffers()})
+                self._depth += 1
+                try:
+                    out = original(module, *args, **kwargs)
+                finally:
+                    self._depth -= 1
+                self.session.guard("cast", self._cast_happened, module, before)
+                if name == "half":
+                    self.session.guard("half", self._halved, module)
+                return out
+
+            return cast
+
+        return wrap
+
+    def _cast_happened(self, module: Any, before: dict[int, Any]) -> None:
+        low = {p.dtype for p in module.parameters() if p.dtype in LOW and before.get(id(p), p.dtype) is not p.dtype}
+        low |= {b.dtype for b in module.buffers() if b.dtype in LOW and id(b) not in before}
+        changed = {p.dtype for p in module.parameters() if before.get(id(p), p.dtype) is not p.dtype}
+        changed |= {b.dtype for b in module.buffers() if id(b) not in before}
+        if not changed:
+            return
+        words = ", ".join(sorted(DTYPE_NAMES[dtype] for dtype in low or changed))
+        cause = Cause(f"parameters were cast to {words}", user_site())
+        for child in module.modules():
+            self.cast_at[child] = cause
+        for buffer in module.buffers():
+            if buffer.dtype in LOW and id(buffer) not in before:
+                self.low_buffers.set(buffer, cause)
+        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for parameter in module.parameters():
+            if parameter.dtype in LOW:
+                self.cast_of.set(parameter, cause)
+                if id(parameter) in held and before.get(id(parameter), parameter.dtype) is not parameter.dtype:
+                    self._cast_after[id(parameter)] = cause
+
+    def _halved(self, module: Any) -> None:
+        """`self.half()` inside the module's own methods: the model decides to train in true float16."""
+        frame = user_frame()
+        if frame is None or frame.f_locals.get("self", self) is not module:
+            return
+        for parameter in list(module.parameters()):
+            self._halved_itself.set(parameter, site_of(frame))
+
+    def before_step(self, optimizer: Any) -> None:
+        """A step on parameters that were cast after this optimizer was built, or by their own module's `half()`."""
+        mine = [p for group in optimizer.param_groups for p in group["params"] if isinstance(p, Tensor)]
+        for parameter in mine:
+            site = self._halved_itself.get(parameter)
+            if site is not None and parameter.dtype is torch.float16 and parameter.requires_grad:
+                self.session.ledger.put(
+                    ("half", site),
+                    Observation(
+                        Kind.CONFIG,
+                        "float16",
+                        Role.MASTER_WEIGHT,
+                        site,
+                        detail=f"and {type(optimizer).__name__} trains what it halved",
+                        count=1,
+                        attrs={"key": "half", "precision": "half-call"},
+                    ),
+                )
+                break
+        if not self._cast_after:
+            return
+        cast = [p for p in mine if id(p) in self._cast_after and p.dtype in LOW]
+        if cast:
+            cause = self._cast_after[id(cast[0])]
+            self.session.ledger.put(
+                ("cast after", id(optimizer)),
+                Observation(
+                    Kind.CAST,
+                    DTYPE_NAMES[cast[0].dtype],
+                    Role.MASTER_WEIGHT,
+                    cause.site,
+                    detail=f"{len(cast)}/{len(mine)} parameters of {type(optimizer).__name__}, then it stepped",
+                    count=len(cast),
+                    attrs={"after_optimizer": True},
+                ),
+            )
+
+    def _around_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def load_state_dict(module: Any, *args: Any, **kwargs: Any) -> Any:
+            out = original(module, *args, **kwargs)
+            self.loaded_at = user_site()
+            return out
+
+        return load_state_dict
+
+    def _around_default(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def set_default_dtype(dtype: Any) -> None:
+            original(dtype)
+            self._default = (dtype, user_site())
+
+        return set_default_dtype
+
+    def _around_build(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def build(made: Any, *args: Any, **kwargs: Any) -> None:
+            original(made, *args, **kwargs)
+            self.session.guard("construction", self._built, made)
+
+        return build
+
+    def _built(self, made: Any) -> None:
+        site = self._outside_of(made)
+        if site is not None and made not in self.built_at:
+            self.built_at[made] = site
+        if isinstance(made, torch.amp.GradScaler):
+            self.session.scaling.built(made)
+        if isinstance(made, torch.optim.Optimizer):
+            self.optimizers.add(made)
+            self.session.watch_births()
+            dtype = torch.get_default_dtype()
+            if dtype in LOW:
+                detail = "it was still so when the optimizer was built"
+                self.session.once(
+                    ("default dtype", dtype),
+                    Observation(
+                        Kind.DEFAULT_DTYPE,
+                        DTYPE_NAMES[dtype],
+                        Role.MASTER_WEIGHT,
+                        self._default[1] or site,
+                        detail=detail,
+                    ),
+                )
+
+    @staticmethod
+    def _outside_of(made: Any) -> Site | None:
+        """The user's line that called the constructor, not the `super().__init__()` inside the user's subclass."""
+        frame = user_frame()
+        while frame is not None and is_user_file(frame.f_code.co_filename) and frame.f_locals.get("self") is made:
+            frame = frame.f_back
+        while frame is not None and not is_user_file(frame.f_code.co_filename):
+            frame = frame.f_back
+        found = user_site()
+        if frame is None or found is None:
+            return found
+        site = site_of(frame)
+        return site._replace(library=found.library if found.line == site.line else "")
+
+    # -- questions
+
+    def why_low(self, parameter: Tensor) -> Cause | None:
+        """The cast or the construction that put this parameter into low precision."""
+        cause = self.cast_of.get(parameter)
+        if cause is None:
+            module = self.holder(parameter)
+            cause = self.cast_at.get(module) if module is not None else None
+        return self.session.adapters.cause(parameter, cause or self.born_low.get(parameter))
+
+    def _owner_of(self, parameter: Tensor) -> tuple[Any, str] | None:
+        """The module that holds a parameter, and its name there."""
+        return _place(self._holders.get(parameter), parameter) or self.session.adapters.owner(parameter)
+
+    def name(self, parameter: Tensor) -> str:
+        """The parameter's fully qualified name, by the framework that moved it or else by its modules."""
+        known = self.session.adapters.parameter_name(parameter)
+        if known:
+            return known
+        owner = self._owner_of(parameter)
+        if owner is None:
+            return ""
+        front = self.module_name(owner[0])
+        return f"{front}.{owner[1]}" if front else owner[1]
+
+    def module_name(self, module: Any) -> str:
+        """The module's fully qualified name below its root; the root itself is ""."""
+        parts: list[str] = []
+        for _ in range(DEEPEST):
+            place = _place(self._parents.get(module), module)
+            if place is None:
+                break
+            module, name = place
+            if name not in WRAPPERS and not self.session.adapters.inserted(module, name):
+                parts.append(name)
+        return ".".join(reversed(parts))
+
+    def around(self, module: Any) -> list[Any]:
+        """The module and those that hold it, innermost first."""
+        found = [module]
+        for _ in range(DEEPEST if module is not None else 0):
+            place = _place(self._parents.get(found[-1]), found[-1])
+            if place is None:
+                break
+            found.append(place[0])
+        return found
+
+    def holder(self, parameter: Tensor) -> Any:
+        """The module that holds this parameter."""
+        owner = self._owner_of(parameter)
+        return owner[0] if owner is not None else None
+
+
+def _register(places: Places, module: Any, name: str) -> None:
+    places[:] = [place for place in places if place[0]() is not None]
+    places.append((weakref.ref(module), name))
+
+
+def _place(places: Places | None, held: Any) -> tuple[Any, str] | None:
+    """The first module that still holds this one: not one it was taken out of, nor a slice of the list it is in."""
+    for ref, name in places or ():
+        module = ref()
+        if module is not None and getattr(module, name, None) is held:
+            return module, name
+    return None

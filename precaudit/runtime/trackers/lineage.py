@@ -1,0 +1,367 @@
+"""Follows what values descend from: marks on storages that survive some ops and end at others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import FLOATING, Kind, Role, Site
+from .. import torch_private as private
+from ..optable import NORMS, POINTWISE, REDUCING, SHAPING
+from ..process.ledger import Observation
+from ..sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
+from .tensors import StorageMap
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+DTYPE_NAMES = {d: str(d).removeprefix("torch.") for d in vars(torch).values() if isinstance(d, torch.dtype)}
+FLOATING_DTYPES = frozenset(dtype for dtype, name in DTYPE_NAMES.items() if name in FLOATING)
+LOW = frozenset(dtype for dtype in FLOATING_DTYPES if FLOATING[DTYPE_NAMES[dtype]].bits < 32)
+
+MANY = 8
+"""Values that one is remembered to come from."""
+Marks = dict[str, Any]
+"""What a value descends from; a mark carries the Observation it may confirm, or True."""
+
+CHOOSING = frozenset({"maximum", "minimum", "where", "clamp", "clamp_min", "clamp_max"})
+"""Their results are among their inputs: choosing rounds nothing, however often it is done."""
+DECAYING = frozenset({"mul", "lerp"})
+
+SURVIVES: dict[str, frozenset[str]] = {
+    "pointwise": frozenset(
+        "position square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta unpromoted "
+        "cuda_float32".split()
+    ),
+    "shaping": frozenset(
+        "position square square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta "
+        "unpromoted cast_of cuda_float32".split()
+    ),
+    "reducing": frozenset({"softmax", "grad", "grad_norm", "position", "cuda_float32"}),
+}
+"""Which marks live on through which class of op. A matmul ends all of them."""
+
+
+def kind_of(name: str) -> str | None:
+    """The class of an op by its aten name."""
+    if name in POINTWISE:
+        return "pointwise"
+    if name in SHAPING:
+        return "shaping"
+    if name in REDUCING or name in NORMS:
+        return "reducing"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How often a value was replaced by one computed from it, at the line where that begins."""
+
+    generation: int
+    start: tuple[str, int]
+    clock: int
+    dtype: Any
+    from_parameter: bool = False
+    from_gradient: bool = False
+    decays: bool = False
+    """It is multiplied on its way: a moving average or a momentum, not a sum."""
+
+
+class Flow:
+    """The marks of one session, and the observations they may confirm."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.ledger = session.ledger
+        self.window = session.window
+        self.marks: StorageMap[Marks] = StorageMap()
+        self.lineage: StorageMap[Lineage] = StorageMap()
+        self.lineage_sites: dict[tuple[str, int], Site | None] = {}
+        self.sums: dict[tuple[str, int], Lineage] = {}
+        """Low-precision sums of gradients over several backward passes, by the line that replaces them."""
+        self.scalar_sites: dict[int, Site] = {}
+        """Autograd sequence number -> the line of a low-precision one-element result."""
+        self.cuda_scalars: set[int] = set()
+        """Those of them that CUDA's autocast would have made in float32."""
+        self.ops = 0
+        self.unattributed = 0
+        self.device = ""
+        """Where the last low-precision result lies."""
+        self.cuda_float32 = False
+        """The op in progress would have a float32 result under CUDA's autocast."""
+
+    # -- marks
+
+    def of(self, tensor: Any) -> Marks:
+        """The marks of a tensor's storage; empty where it has none."""
+        return (self.marks.get(tensor) or {}) if isinstance(tensor, Tensor) else {}
+
+    def mark(self, out: Any, **marks: Any) -> None:
+        """Adds marks to a tensor, or to each of a list."""
+        for tensor in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(tensor, Tensor):
+                old = self.marks.get(tensor)
+                self.marks.set(tensor, {**old, **marks} if old else marks)
+
+    def inherit(self, kind: str, args: Iterable[Any], out: Any) -> None:
+        """Puts the marks of the inputs that survive this class of op on the output."""
+        if not self.marks:
+            return
+        found: Marks = {}
+        for tensor in tensors_of(args):
+            marks = self.marks.get(tensor) or {}
+            origins = found.get("from", frozenset()) | marks.get("from", frozenset())
+            found.update(marks)
+            if origins:
+                found["from"] = origins
+        kept = {mark: value for mark, value in found.items() if mark in SURVIVES[kind]}
+        if kept:
+            self.mark(out, **kept)
+
+    # -- the base reaction of the forward pass
+
+    def counts(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Every op is counted; one without gradient or role is counted as unattributed."""
+        self.ops += 1
+        self.cuda_float32 = False
+        if not torch.is_grad_enabled():
+            self.unattributed += 1
+
+    def passes(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A low-precision result, or one that is no floating value: marks go through, scalars are located."""
+        kind = kind_of(name)
+        if kind is not None:
+            self.inherit(kind, args, out)
+        if isinstance(out, Tensor) and out.dtype in LOW:
+            self.device = out.device.type
+            if self.marks:
+                self._follow_cuda(name, out)
+            if out.numel() == 1 and torch.is_grad_enabled() and differentiable(args):
+                # The node of this op was made just before it ran, so it has the number before the next one.
+                number = private.next_sequence_number() - 1
+                self.scalar_sites[number] = user_site() or Site("", 0)
+                if self.cuda_float32:
+                    self.cuda_scalars.add(number)
+            if kind == "pointwise" or name == "_to_copy":
+                self.descend(name, args, out)
+
+    def on_cuda_float32(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """An op that CPU autocast leaves low and CUDA's does not: the result, and what promotes with it, is marked."""
+        region = self.session.autocast.active()
+        if region is None or region.device != "cpu":
+            return
+        results = out if isinstance(out, (list, tuple)) else (out,)
+        low = [result for result in results if isinstance(result, Tensor) and result.dtype in LOW]
+        if low:
+            self.mark(low, cuda_float32=True)
+            self.cuda_float32 = True
+
+    def _follow_cuda(self, name: str, out: Tensor) -> None:
+        """Anything elementwise on a float32 value is float32; only the script's own cast lowers it again."""
+        marks = self.marks.get(out)
+        if not marks or "cuda_float32" not in marks:
+            return
+        if name == "_to_copy":
+            self.marks.set(out, {mark: value for mark, value in marks.items() if mark != "cuda_float32"})
+        else:
+            self.cuda_float32 = True
+
+    def only_on_cpu(self, site: Site | None) -> bool:
+        """Whether the op in progress is low only because this run of a script for any device is on the CPU."""
+        return self.cuda_float32 and self.runs_anywhere(site)
+
+    def runs_anywhere(self, site: Site | None) -> bool:
+        """Whether the script picks its device at run time, at this site or where it entered autocast."""
+        entered = [region for (device, _), region in self.session.autocast.declared.items() if device == "cpu"]
+        if any(autocasts_cpu_alone(at) for at in entered):
+            return False
+        return any(chooses_device(at) for at in (site, *entered))
+
+    def in_hook(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A sum of a parameter's shape that a hook of the user's makes inside backward is one of gradients."""
+        if self.session.has_shape_of_parameter(out) and in_user_hook():
+            self.mark(out, grad=True)
+            self.descend(name, args, out)
+
+    def descend(self, name: str, args: Any, out: Tensor) -> None:
+        """Keeps which long-lived low-precision values a value without gradient was computed from, elementwise."""
+        inputs = [arg for arg in args if isinstance(arg, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+            return
+        is_parameter = self.session.is_parameter
+        if any(t.requires_grad and not is_parameter(t) for t in inputs):
+            return
+        if name in CHOOSING:
+            known = [line for line in map(self.lineage.get, inputs) if line is not None]
+            if known:
+                self.lineage.set(out, max(known, key=lambda line: line.generation))
+            return
+        marks = self.of(out)
+        origins: frozenset[int] = marks.get("from", frozenset())
+        direct: frozenset[int] = frozenset()
+        here, now, from_parameter = self.line(), self.window.clock, False
+        from_gradient = "grad" in marks
+        decays = False
+        line = Lineage(1, here, now, out.dtype)
+        for tensor in inputs:
+            if is_parameter(tensor):
+                self.mark(out, param=True)
+                from_parameter = True
+                continue
+            marks = self.of(tensor)
+            from_parameter |= "param" in marks
+            from_gradient |= "grad" in marks or "from_gradient" in marks
+            if tensor.numel() != out.numel():
+                continue
+            if tensor.dtype in LOW:
+                keys = frozenset({private.storage_key(tensor)})
+                direct |= keys
+            else:  # rounded back: what counts is which low values it was computed from
+                keys = marks.get("from", frozenset())
+                decays |= "decays" in marks
+            for older in filter(None, map(self.lineage.at, keys)):
+                decays |= older.clock < now and name in DECAYING
+                if older.clock == now and older.generation >= line.generation:
+                    line = older
+                elif older.clock < now and older.start == here:
+                    generation = max(line.generation, older.generation + 1)
+                    line = replace(older, generation=generation, clock=now, dtype=out.dtype)
+        if len(origins | direct) > MANY:
+            origins = frozenset()  # a long formula: only its last operands are still told apart
+        origins |= direct
+        if origins:
+            self.mark(out, **{"from": origins})
+            from_parameter |= line.from_parameter
+            from_gradient |= line.from_gradient
+            decays |= line.decays
+            line = replace(line, from_parameter=from_parameter, from_gradient=from_gradient, decays=decays)
+            self.lineage.set(out, line)
+            if line.generation >= 2 and line.start not in self.lineage_sites:
+                self.lineage_sites[line.start] = user_site()
+            if line.generation >= 2 and from_gradient:
+                self.sums[line.start] = line
+
+    def raised(self, name: str, args: Any, out: Tensor) -> None:
+        """A float32 value without gradient: which low-precision ones it was computed from, elementwise.
+
+        An average that is upcast, moved and rounded back at each step accumulates in the lower dtype all the same.
+        What is only subtracted is no part of a sum: the rounded value in an error that is carried to the next step.
+        """
+        inputs = tensors_of(args)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+            return
+        origins: frozenset[int] = frozenset()
+        from_parameter = from_gradient = decays = False
+        for index, tensor in enumerate(inputs):
+            marks = self.of(tensor)
+            if tensor.dtype in LOW:
+                made = self.session.births.site(tensor)
+                self.mark(out, rounded=(tensor.dtype, made))
+                if made is not None and tensor.ndim == 0 and out.ndim:
+                    self.mark(out, factor=(tensor.dtype, made))
+            elif "rounded" in marks or "factor" in marks:
+                self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
+            from_parameter |= "param" in marks or self.session.is_parameter(tensor)
+            from_gradient |= "grad" in marks or "from_gradient" in marks or self.session.is_gradient(tensor)
+            if name == "sub" and index:
+                continue
+            line = self.lineage.get(tensor)
+            decays |= "decays" in marks or (line is not None and line.decays)
+            origins |= marks.get("from", frozenset())
+            if tensor.dtype in LOW and tensor.numel() == out.numel():
+                origins |= {private.storage_key(tensor)}
+        if origins and len(origins) <= MANY:
+            self.mark(out, **{"from": origins, **({"decays": True} if decays or name in DECAYING else {})})
+        if from_parameter:
+            self.mark(out, param=True)
+        if from_gradient:
+            self.mark(out, from_gradient=True)
+
+    # -- observations
+
+    @staticmethod
+    def line() -> tuple[str, int]:
+        """The user's file and line, cheaper than a Site."""
+        frame = user_frame()
+        return (frame.f_code.co_filename, frame.f_lineno or 0) if frame else ("", 0)
+
+    def suspect(self, what: str, role: Role, dtype: Any, detail: str = "", **attrs: Any) -> Observation:
+        """The HOLDS observation of this role at this line, counted once more; made unconfirmed if it is new."""
+        return self.suspect_kind(what, Kind.HOLDS, role, dtype, detail, **attrs)
+
+    def suspect_kind(
+        self, what: str, kind: Kind, role: Role | None, dtype: Any, detail: str = "", **attrs: Any
+    ) -> Observation:
+        """The observation of this kind at this line, counted once more; made unconfirmed if it is new."""
+        key = (what, kind, role, dtype, self.line())
+        seen = self.ledger.get(key)
+        if seen is not None and not self.cuda_float32:
+            seen.attrs.pop("only_on_cpu", None)
+        if seen is None:
+            module = self.session.module_name(enclosing_module(torch.nn.Module))
+            made = Observation(
+                kind, DTYPE_NAMES[dtype], role, user_site(), module=module, detail=detail, attrs=attrs, confirmed=False
+            )
+            region = self.session.autocast.words()
+            if region:
+                made.attrs["autocast"] = region
+            if self.device:
+                made.attrs["device"] = self.device
+            if self.only_on_cpu(made.site):
+                made.attrs["only_on_cpu"] = True
+            seen = self.ledger.put(key, made)
+        seen.count += 1
+        return seen
+
+    @staticmethod
+    def confirm(seen: Observation, **attrs: Any) -> None:
+        seen.confirmed = True
+        seen.attrs.update(attrs)
+
+    def confirm_all(self, detail: str, **attrs: Any) -> None:
+        """Confirms every suspicion of this name."""
+        for seen in self.ledger.observations.values():
+            if seen.detail == detail and not seen.confirmed:
+                self.confirm(seen, **attrs)
+
+    def share(self, seen: Observation, name: str) -> Callable[[list[float]], None]:
+        """A reader of (bad, total[, largest]) that keeps the largest share, and the headroom in bits."""
+
+        def use(values: list[float]) -> None:
+            bad, total = values[0], values[1]
+            seen.evidence[name] = max(seen.evidence.get(name, 0.0), bad / total if total else 0.0)
+            if len(values) > 2 and values[2] > 0 and seen.dtype in FLOATING:
+                bits = math.log2(FLOATING[seen.dtype].max / values[2])
+                seen.evidence["headroom"] = min(seen.evidence.get("headroom", bits), bits)
+
+        return use
+
+    def forget_expired(self) -> None:
+        self.marks.drop_expired()
+        self.lineage.drop_expired()
+
+
+def differentiable(args: Iterable[Any]) -> bool:
+    """Whether a gradient could flow into this op through a direct argument."""
+    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
+def trains(args: Iterable[Any]) -> bool:
+    """Whether this op is part of the graph that backward will walk."""
+    return torch.is_grad_enabled() and differentiable(args)
+
+
+def tensors_of(args: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments, those inside lists included."""
+    out: list[Tensor] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            out.append(arg)
+        elif isinstance(arg, (list, tuple)):
+            out += [item for item in arg if isinstance(item, Tensor)]
+    return out

@@ -1,0 +1,130 @@
+"""Turns long-lived writes into roles: averaged weights, running sums, gradient buffers, hand-updated weights."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...model.vocabulary import Kind, Role
+from .. import torch_private as private
+from ..process.ledger import Observation
+from ..taps.optimizers import nbytes
+from ..trackers.lineage import DTYPE_NAMES, LOW
+from .writes import Write
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
+    """Memory updated from itself over several backward passes, whatever its name.
+
+    `shapes` are those of the parameters: a buffer of such a shape that parameters flow into is an average of them.
+    """
+    groups: dict[Any, Observation] = {}
+    numbers: dict[Any, dict[str, float]] = {}
+    for place, write in session.writes.places.items():
+        if place[0] not in session.adapters.sums and _is_accumulator(session, write):
+            _add(session, groups, numbers, write, shapes)
+    living = [line for line in session.flow.lineage.living() if line.generation >= 2]
+    # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
+    alive = {line.start for line in living}
+    spent = [line for start, line in session.flow.sums.items() if start not in alive]
+    for line in (*living, *spent):
+        site = session.flow.lineage_sites.get(line.start)
+        what, role = "ema" if line.from_parameter else "value", Role.ACCUMULATOR
+        if line.from_gradient:
+            what, role = ("moment", Role.OPTIMIZER_STATE) if line.decays else ("buffer", Role.GRADIENT_ACCUMULATION)
+        seen = groups.setdefault(
+            (role, what, line.dtype, line.start),
+            Observation(
+                Kind.HOLDS,
+                DTYPE_NAMES[line.dtype],
+                role,
+                site,
+                detail="replaced at each step by a value computed from itself",
+                attrs={"what": what},
+            ),
+        )
+        seen.count += 1
+    for key, total in numbers.items():
+        _evidence(groups[key], total)
+    return list(groups.values())
+
+
+def _is_accumulator(session: Session, write: Write) -> bool:
+    if len(write.clock) < 2 or not write.updates_itself or write.storage.expired() or write.dtype not in DTYPE_NAMES:
+        return False
+    tensor = write.tensor()
+    others = (session.stock.labels, session.writes.compensations)
+    return tensor is None or not (session.is_gradient(tensor) or any(o.get(tensor) is not None for o in others))
+
+
+def _add(
+    session: Session, groups: dict[Any, Observation], numbers: dict[Any, Any], write: Write, shapes: set[Any]
+) -> None:
+    like_parameter = write.shape in shapes
+    role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
+    if "grad" in write.sources and like_parameter and write.decays:
+        role, what, detail = Role.OPTIMIZER_STATE, "moment", "buffers of a hand-written optimizer"
+    elif "grad" in write.sources and like_parameter:
+        role, what, detail = Role.GRADIENT_ACCUMULATION, "buffer", "own buffers that gradients are added to"
+    elif "param" in write.sources and like_parameter:
+        what, detail = "ema", "averaged weights"
+    elif "loss" in write.sources:
+        what, detail = "metric", "running sum of the loss"
+    key = (role, what, write.dtype, write.site)
+    seen = groups.setdefault(
+        key,
+        Observation(
+            Kind.HOLDS, DTYPE_NAMES[write.dtype], role, write.site, write.cause, detail=detail, attrs={"what": what}
+        ),
+    )
+    seen.count += 1
+    seen.bytes += math.prod(write.shape) * getattr(write.dtype, "itemsize", 4)
+    total = numbers.setdefault(key, {})
+    for name, value in write.numbers.items():
+        total[name] = total.get(name, 0.0) + value
+
+
+def _evidence(seen: Observation, total: dict[str, float]) -> None:
+    if seen.role is Role.GRADIENT_ACCUMULATION:
+        summed(seen, total)
+    elif total.get("should_move"):
+        seen.evidence["updates_lost"] = total["stuck"] / total["should_move"]
+
+
+def summed(seen: Observation, total: dict[str, float] | None) -> None:
+    """The relative error of a low-precision sum of micro-batch gradients against the float32 sum."""
+    if total and total.get("exact2", 0) > 0 and math.isfinite(total["error2"]):
+        seen.evidence["accumulation_loss"] = math.sqrt(total["error2"] / total["exact2"])
+
+
+def hand_updated(session: Session) -> list[Observation]:
+    """Parameters that a loop without an Optimizer updates itself."""
+    held: dict[Any, list[Tensor]] = {}
+    for leaf in session.writes.leaves():
+        kinds = session.writes.parameter_writes.get(private.storage_key(leaf), ())
+        if "update" in kinds:
+            held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
+    out = []
+    for (dtype, carried), leaves in held.items():
+        seen = Observation(
+            Kind.HOLDS,
+            DTYPE_NAMES.get(dtype, str(dtype)),
+            Role.MASTER_WEIGHT,
+            session.writes.hand_written_at,
+            session.construction.why_low(leaves[0]) if dtype in LOW else None,
+            detail=f"{len(leaves)} parameters updated by the training loop itself",
+            count=len(leaves),
+            bytes=sum(nbytes(leaf) for leaf in leaves),
+            attrs={"optimizer": "hand-written"},
+        )
+        if dtype in LOW:
+            session.stock.updates(seen)
+        if carried:
+            seen.attrs["allowed_because"] = "kahan"
+        out.append(seen)
+    return out
