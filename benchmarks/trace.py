@@ -1,8 +1,9 @@
 """Prints what a step costs under the trace, beside torch's own dispatch modes, in one interleaved run.
 
-Each round takes the same number of steps untraced, under an empty dispatch mode, under torch's DebugMode, under
-precaudit's trace, and after the trace was taken out again; a ratio compares medians of one round. The spread is the
-10th to 90th percentile over rounds. Times are this process's CPU time: take the ratios, not the milliseconds.
+Each round takes the same number of steps untraced, under an empty dispatch mode (the floor of the technique), before
+the window opens, inside the window, and after the trace was taken out again; for the two GPTs also under torch's own
+DebugMode. A ratio compares medians of one round; the spread is the 10th to 90th percentile over rounds. Times are this
+process's CPU time: take the ratios, not the milliseconds. Peak memory is that of whole processes, with and without.
 """
 
 from __future__ import annotations
@@ -13,43 +14,29 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures" / "scripts")]
 
-from char_gpt import GPT, Config, Corpus  # noqa: E402
+from shapes import MEMORY, SHAPES, Program, Shape  # noqa: E402
 
 from precaudit.runtime import session as runtime  # noqa: E402
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A GPT whose steps are bound by launching small operations, or by computing large ones."""
-
-    name: str
-    config: Config
-    batch: int
-    goal: float
-    """The most a traced step may cost, as a ratio to an untraced one."""
-
-
-SHAPES = (
-    Shape("launch-bound", Config(block=64, layers=12, heads=4, width=64), batch=4, goal=2.2),
-    Shape("compute-bound", Config(block=128, layers=4, heads=4, width=256), batch=4, goal=1.2),
-)
-VARIANTS = ("untraced", "empty dispatch mode", "DebugMode", "precaudit, traced steps", "precaudit, after the trace")
+TRACED, BEFORE, AFTER = "precaudit, traced steps", "precaudit, before the window", "precaudit, after the trace"
+BEFORE_GOAL, AFTER_GOAL = 1.05, 1.00
 WARM_UP = 3
+FAR = 1_000_000
+"""Steps to skip where the window is never to open."""
 
 
 class Empty(TorchDispatchMode):
@@ -69,30 +56,6 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Program:
-    """A training loop that can be advanced one step at a time."""
-
-    def __init__(self, shape: Shape) -> None:
-        torch.manual_seed(0)
-        self.corpus = Corpus(shape.config.block, shape.batch)
-        self.model = GPT(shape.config)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, foreach=True)
-
-    def step(self) -> float:
-        """Takes one step; returns its CPU seconds, which other programs on the machine disturb less than the clock."""
-        tokens, targets = self.corpus.next()
-        start = time.process_time()
-        loss = F.cross_entropy(self.model(tokens).flatten(0, 1), targets.flatten())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        loss.item()
-        return time.process_time() - start
-
-    def steps(self, count: int) -> list[float]:
-        return [self.step() for _ in range(count)]
-
-
 @contextlib.contextmanager
 def debug_mode() -> Iterator[None]:
     """torch's own recorder of operations, with its defaults; its log is dropped at the end."""
@@ -102,42 +65,46 @@ def debug_mode() -> Iterator[None]:
         yield
 
 
-def traced_steps(program: Program, count: int) -> list[float]:
-    """Seconds of `count` steps inside the window, its evidence and its end included; the skipped step is not timed."""
-    settings = {"skip": 1, "steps": count, "attempts": 25 + count, "keep_going": True, "values": "sample"}
+@contextlib.contextmanager
+def trace(skip: int, steps: int) -> Iterator[None]:
+    """The trace around some steps; its evidence and its end are inside."""
+    settings = {"skip": skip, "steps": steps, "attempts": 25 + steps, "keep_going": True, "values": "sample"}
     session = runtime.start({**settings, "ranks_folder": None, "cwd": os.getcwd()})
     try:
-        program.step()
-        return program.steps(count)
+        yield
     finally:
         session.rank_file.content()
         session.remove()
 
 
-def measure(shape: Shape, rounds: int, count: int) -> dict[str, Any]:
+def under(program: Program, around: Callable[[], Any], count: int) -> list[float]:
+    """CPU seconds of `count` steps inside a context; the first step in it is not timed."""
+    with around():
+        program.step()
+        return program.steps(count)
+
+
+def measure(shape: Shape, rounds: int) -> dict[str, Any]:
     """Milliseconds and ratios of each variant, over interleaved rounds."""
-    program = Program(shape)
+    program, count = shape.make(), shape.steps
     program.steps(WARM_UP)
     with Counting() as counter:
         program.step()
-    traced_steps(program, count)  # the first trace imports what it needs
-
-    def under(mode: Callable[[], Any]) -> list[float]:
-        with mode():
-            program.step()
-            return program.steps(count)
-
-    medians: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    variants: dict[str, Callable[[], list[float]]] = {
+        "untraced": lambda: program.steps(count),
+        "empty dispatch mode": lambda: under(program, Empty, count),
+        "DebugMode": lambda: under(program, debug_mode, count),
+        BEFORE: lambda: under(program, lambda: trace(FAR, count), count),
+        TRACED: lambda: under(program, lambda: trace(1, count), count),
+        AFTER: lambda: program.steps(count),
+    }
+    if not shape.beside_debug_mode:
+        del variants["DebugMode"]
+    variants[TRACED]()  # the first trace imports what it needs
+    medians: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        taken = (
-            program.steps(count),
-            under(Empty),
-            under(debug_mode),
-            traced_steps(program, count),
-            program.steps(count),
-        )
-        for name, seconds in zip(VARIANTS, taken, strict=True):
-            medians[name].append(statistics.median(seconds))
+        for name, take in variants.items():
+            medians[name].append(statistics.median(take()))
     base = medians["untraced"]
     result: dict[str, Any] = {"ops_per_step": counter.ops, "goal": shape.goal, "variants": {}}
     for name, values in medians.items():
@@ -157,11 +124,42 @@ def show(name: str, result: dict[str, Any]) -> None:
     low, high = result["untraced_spread"]
     print(f"{name}: {result['ops_per_step']} ops a step; untraced rounds spread {low:.2f} to {high:.2f}")
     print(f"  {'':28}{'ms/step':>9}{'ratio':>8}   spread")
+    goals = {TRACED: result["goal"], BEFORE: BEFORE_GOAL, AFTER: AFTER_GOAL}
     for variant, row in result["variants"].items():
-        print(f"  {variant:28}{row['ms']:9.1f}{row['ratio']:8.2f}   {row['low']:.2f} to {row['high']:.2f}")
-    ratio = result["variants"]["precaudit, traced steps"]["ratio"]
-    verdict = "met" if ratio <= result["goal"] else "MISSED"
-    print(f"  goal for traced steps: at most {result['goal']} ({verdict})\n")
+        goal = goals.get(variant)
+        verdict = "" if goal is None else f"   goal {goal:.2f} {'met' if row['low'] <= goal else 'MISSED'}"
+        if variant == TRACED:
+            verdict = f"   goal {goal:.2f} {'met' if row['ratio'] <= goal else 'MISSED'}"
+        print(f"  {variant:28}{row['ms']:9.1f}{row['ratio']:8.2f}   {row['low']:.2f} to {row['high']:.2f}{verdict}")
+    print(flush=True)
+
+
+def peak(name: str, traced: bool) -> float:
+    """MB that a process of its own needed at most for this program's first three steps."""
+    words = [sys.executable, __file__, "--peak-of", name, *(["--traced"] if traced else [])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(name: str, traced: bool) -> None:
+    """What `peak` runs: three steps, the last two of them traced, and the most memory they needed."""
+    torch.set_num_threads(1)
+    program = MEMORY[name][0]()
+    with trace(1, 2) if traced else contextlib.nullcontext():
+        program.steps(3)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of each program in `MEMORY`, with and without the trace."""
+    results = {}
+    for name, (_, goal) in MEMORY.items():
+        plain, traced = peak(name, False), peak(name, True)
+        ratio = traced / plain
+        results[name] = {"plain_mb": round(plain), "traced_mb": round(traced), "ratio": round(ratio, 3), "goal": goal}
+        verdict = "met" if ratio <= goal else "MISSED"
+        print(f"peak memory, {name}: {plain:.0f} MB, traced {traced:.0f} MB: {ratio:.2f}, goal {goal:.2f} {verdict}")
+    return results
 
 
 def machine() -> dict[str, Any]:
@@ -178,21 +176,27 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5, help="steps of each variant in a round")
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=[shape.name for shape in SHAPES])
+    parser.add_argument("--only", choices=[*SHAPES, "memory"], action="append", help="may be given several times")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/trace-<date>.json")
+    parser.add_argument("--peak-of", choices=list(MEMORY), help=argparse.SUPPRESS)
+    parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.peak_of:
+        print_peak(args.peak_of, args.traced)
+        return
     torch.set_num_threads(args.threads)
 
     found = machine()
     print(f"torch {found['torch']}, Python {found['python']}, {found['cores']} cores, {found['threads']} thread(s)\n")
-    results = {}
-    for shape in SHAPES:
-        if args.only in (None, shape.name):
-            results[shape.name] = measure(shape, args.rounds, args.steps)
-            show(shape.name, results[shape.name])
+    results: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        if not args.only or name in args.only:
+            results[name] = measure(shape, args.rounds)
+            show(name, results[name])
+    if not args.only or "memory" in args.only:
+        results["memory"] = memory()
     if args.save:
         path = ROOT / "benchmarks" / "results" / f"trace-{found['date']}.json"
         path.parent.mkdir(exist_ok=True)

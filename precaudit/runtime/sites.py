@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from itertools import islice
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -68,33 +68,60 @@ def user_frame(depth: int = 1) -> FrameType | None:
 def user_site(depth: int = 1) -> Site | None:
     """The Site of `user_frame`, with the library's innermost line below it; columns from Python 3.11 on."""
     frame: FrameType | None = sys._getframe(depth)
-    library = ""
+    inside: FrameType | None = None
     while frame is not None and not is_user_file(frame.f_code.co_filename):
-        library = library or _library_line(frame)
+        if inside is None and _is_package(frame.f_code.co_filename):
+            inside = frame
         frame = frame.f_back
-    return site_of(frame)._replace(library=library) if frame is not None else None
+    if frame is None:
+        return None
+    site = site_of(frame)
+    return site if inside is None else site._replace(library=_library_line(inside))
+
+
+@functools.cache
+def _is_package(filename: str) -> bool:
+    """Whether this file belongs to an installed package other than torch."""
+    return f"-packages{os.sep}" in filename and not filename.startswith((_OURS, _TORCH))
 
 
 def _library_line(frame: FrameType) -> str:
-    """ "transformers/trainer.py:1271" for a frame of an installed package; "" for torch's own and any other."""
-    filename = frame.f_code.co_filename
-    package = filename.rpartition("-packages" + os.sep)[2]
-    if package == filename or filename.startswith((_OURS, _TORCH)):
-        return ""
+    """ "transformers/trainer.py:1271" for a frame of an installed package."""
+    package = frame.f_code.co_filename.rpartition("-packages" + os.sep)[2]
     return f"{package.replace(os.sep, '/')}:{frame.f_lineno}"
 
 
 def site_of(frame: FrameType) -> Site:
     """Where this frame stands now."""
-    code = frame.f_code
+    code, instruction = frame.f_code, frame.f_lasti
+    known = _sites.get((id(code), instruction))
+    if known is None:
+        known = _sites[id(code), instruction] = (_site_at(code, instruction), code)
+    return known[0]
+
+
+_sites: dict[tuple[int, int], tuple[Site, CodeType]] = {}
+"""Code object, by id, and instruction -> its place. Code is kept alive here, and compares equal across files."""
+
+
+def _site_at(code: CodeType, instruction: int) -> Site:
+    """The place of one instruction, found by counting through the code's positions."""
     name = getattr(code, "co_qualname", code.co_name)
-    line, column, end_line, end_column = frame.f_lineno or code.co_firstlineno, 0, 0, 0
+    line, column, end_line, end_column = _line_at(code, instruction), 0, 0, 0
     if hasattr(code, "co_positions"):
-        found = next(islice(code.co_positions(), frame.f_lasti // 2, None), None)
+        found = next(islice(code.co_positions(), instruction // 2, None), None)
         if found and found[0]:
             line, end_line = found[0], found[1] or found[0]
             column, end_column = (found[2] or 0) + 1, (found[3] or 0) + 1
     return Site(code.co_filename, line, column, end_line, end_column, name)
+
+
+def _line_at(code: CodeType, instruction: int) -> int:
+    """The line of an instruction where Python 3.10 knows no columns."""
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line:
+            return line
+    return code.co_firstlineno
 
 
 def enclosing_module(module_class: type, depth: int = 1) -> Any:
