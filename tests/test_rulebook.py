@@ -23,7 +23,7 @@ BOOK = rulebook.load()
 RULES = list(BOOK.rules.values())
 IDS = [rule.id for rule in RULES]
 
-ADAPTERS = Path(precaudit.__file__).parent / "runtime" / "adapters"
+ADAPTERS = Path(precaudit.__file__).parent / "runtime" / "frameworks"
 FRAMEWORKS = {
     title.lower()
     for path in ADAPTERS.glob("*.py")
