@@ -513,7 +513,10 @@ class Session:
         self.rank_file.write()
 
     def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
-        self.stock.add(self.stock.labels.get(tensor) or "param", numbers)
+        """Only parameters and state are counted: of a temporary (`denom.add_(eps)`) nobody asks what it lost."""
+        label = self.stock.labels.get(tensor)
+        if label is not None:
+            self.stock.add(label, numbers)
 
     def measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
         if self.is_parameter(tensor):
