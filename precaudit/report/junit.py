@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from precaudit.model.wire import Finding, Report, Severity
 from precaudit.report import View, words
+from precaudit.report.repository import relative, repository
 
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
@@ -18,8 +19,9 @@ def render(report: Report, view: View) -> str:
     errors = sum(1 for finding in shown if finding.severity is Severity.ERROR)
     empty = report.status in ("inconclusive", "script-failed") and not shown
     suite = ElementTree.Element("testsuite", name=f"precaudit {report.command}")
+    top = repository(view.root)
     for finding in shown:
-        _case(suite, finding)
+        _case(suite, finding, relative(finding.path, view.root, top) if finding.path else "")
     if not shown:
         case = ElementTree.SubElement(suite, "testcase", classname="precaudit", name=report.command)
         if empty:
@@ -38,14 +40,14 @@ def render(report: Report, view: View) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, finding: Finding) -> None:
+def _case(suite: ElementTree.Element, finding: Finding, path: str) -> None:
     at = words.place(finding) or finding.module or "unknown place"
     case = ElementTree.SubElement(
-        suite, "testcase", classname=_text(finding.path or finding.module or "precaudit"),
+        suite, "testcase", classname=_text(path or finding.module or "precaudit"),
         name=_text(f"{finding.rule} {finding.name} {at}"),
     )  # fmt: skip
-    if finding.path:
-        case.set("file", _text(finding.path))
+    if path:
+        case.set("file", _text(path))
     if finding.line:
         case.set("line", str(finding.line))
     kind = "failure" if finding.severity is Severity.ERROR else "skipped"

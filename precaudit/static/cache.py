@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from precaudit import __version__
+from precaudit.static.files import Found
 
 FOLDER = ".precaudit_cache"
 
@@ -40,8 +41,34 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
+def shown_as(result: Any, before: str, now: str) -> Any:
+    """The result of a file that was examined under the name `before`, with its places under the name it has `now`.
+
+    Names count from the working directory: what is `src/x.py` in one folder is `x.py` in another.
+    """
+    if before == now or not isinstance(result, dict) or not result.get("facts"):
+        return result
+
+    def renamed(site: Any) -> Any:
+        if not site or os.path.isabs(site[0]):
+            return site
+        below = os.path.relpath(site[0], os.path.dirname(before) or ".")
+        path = now if site[0] == before else os.path.normpath(os.path.join(os.path.dirname(now), below))
+        return [path.replace(os.sep, "/"), *site[1:]]
+
+    facts = [
+        {
+            **fact,
+            "site": renamed(fact["site"]),
+            "cause": fact["cause"] and [fact["cause"][0], renamed(fact["cause"][1])],
+        }
+        for fact in result["facts"]
+    ]
+    return {**result, "facts": facts}
+
+
 class Cache:
-    """One file per version of the tool; each row is path -> [mtime, size, content hash, result]."""
+    """One file per version of the tool; each row is path -> [mtime, size, content hash, path as shown, result]."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -58,21 +85,21 @@ class Cache:
             except (OSError, ValueError):
                 pass
 
-    def by_stat(self, path: str, stat: os.stat_result) -> Any:
+    def by_stat(self, item: Found, stat: os.stat_result) -> Any:
         """The result for a file whose size and time of change are as they were; None where it is not known."""
-        row = self._rows.get(path)
-        if row is None or len(row) != 4 or row[0] != stat.st_mtime_ns or row[1] != stat.st_size:
+        row = self._rows.get(item.file)
+        if row is None or len(row) != 5 or row[0] != stat.st_mtime_ns or row[1] != stat.st_size:
             return None
-        return row[3] if self._siblings_same(row[3]) else None
+        return shown_as(row[4], row[3], item.shown) if self._siblings_same(row[4]) else None
 
-    def by_content(self, path: str, stat: os.stat_result, raw: bytes) -> Any:
+    def by_content(self, item: Found, stat: os.stat_result, raw: bytes) -> Any:
         """The result for a file whose content is as it was, though it was touched."""
-        row = self._rows.get(path)
-        if row is None or len(row) != 4 or row[2] != digest(raw) or not self._siblings_same(row[3]):
+        row = self._rows.get(item.file)
+        if row is None or len(row) != 5 or row[2] != digest(raw) or not self._siblings_same(row[4]):
             return None
         row[0], row[1] = stat.st_mtime_ns, stat.st_size
         self._changed = True
-        return row[3]
+        return shown_as(row[4], row[3], item.shown)
 
     def _siblings_same(self, result: Any) -> bool:
         """Whether the modules that the result also rests on are unchanged."""
@@ -85,10 +112,10 @@ class Cache:
         except (OSError, ValueError, TypeError):
             return False
 
-    def put(self, path: str, stat: os.stat_result, raw: bytes, result: dict[str, Any]) -> None:
+    def put(self, item: Found, stat: os.stat_result, raw: bytes, result: dict[str, Any]) -> None:
         if self._file is None:
             return
-        self._rows[path] = [stat.st_mtime_ns, stat.st_size, digest(raw), result]
+        self._rows[item.file] = [stat.st_mtime_ns, stat.st_size, digest(raw), item.shown, result]
         self._changed = True
 
     def save(self) -> None:

@@ -39,7 +39,7 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
     compiling = sum(stat.st_size for stat in stats if stat is not None) <= COMPILED_TO
     waiting: list[tuple[int, bytes, os.stat_result]] = []
     for number, (item, stat) in enumerate(zip(found, stats, strict=True)):
-        known = cache.by_stat(item.file, stat) if stat is not None else None
+        known = cache.by_stat(item, stat) if stat is not None else None
         if known is not None and (known.get("compiled") or not compiling):
             results[number] = known
             continue
@@ -50,19 +50,19 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
         except OSError as error:
             results[number] = {"error": f"cannot be read: {error.strerror}"}
             continue
-        known = cache.by_content(item.file, stat, raw)
+        known = cache.by_content(item, stat, raw)
         if known is None or (compiling and not known.get("compiled")):
             known = _at_a_glance(item, raw, compiling)
             if known is None:
                 waiting.append((number, raw, stat))
                 continue
-            cache.put(item.file, stat, raw, known)
+            cache.put(item, stat, raw, known)
         results[number] = known
     tasks = [(found[number], raw) for number, raw, _ in waiting]
     for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs, compiling), strict=True):
         results[number] = result
         if "error" not in result:
-            cache.put(found[number].file, stat, raw, result)
+            cache.put(found[number], stat, raw, result)
     cache.save()
     return list(zip(found, results, strict=True))
 

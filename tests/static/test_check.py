@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,27 @@ def test_the_cache_gives_the_same_answer_and_survives_damage(project: Path) -> N
     assert ("PA301", 5) in rules("bad.py")
     helper.write_text("import torch\nDTYPE = torch.float32\n")
     assert rules("bad.py") == []
+
+
+@pytest.mark.parametrize("fmt", ["sarif", "github", "gitlab", "junit", "json", "concise"])
+def test_paths_are_right_where_the_cache_was_made_in_another_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, fmt: str
+) -> None:
+    (project / ".git").mkdir()
+    (project / "pyproject.toml").write_text("[tool.precaudit]\n")
+    deep = project / "src" / "deep"
+    deep.mkdir(parents=True)
+    (deep / "x.py").write_text("from helper import model\n" + BAD.replace("model =", "other ="))
+    (deep / "helper.py").write_text(BAD)
+    services = {"sarif", "github", "gitlab", "junit"}
+    for folder, named in ((project, "src/deep/"), (deep, ""), (project / "src", "deep/"), (project, "src/deep/")):
+        monkeypatch.chdir(folder)
+        shown = run(f"{named}x.py", "--output-format", fmt).stdout
+        paths = set(re.findall(r"[\w/.]*\w\.py", shown))
+        front = "src/deep/" if fmt in services else named
+        # A cause inside a message is read by people, and named from where they are.
+        assert f"{front}x.py" in paths
+        assert paths <= {f"{place}{name}.py" for place in (front, named) for name in ("x", "helper")}
 
 
 def test_deepspeed_config_findings_stand_on_their_own_lines(project: Path) -> None:
