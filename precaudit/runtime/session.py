@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import functools
 import os
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -143,8 +142,7 @@ class Session:
             self._undo += probe.install()
         self._undo += self.adapters.install()
         self._undo.append(private.patch_init_process_group(self._around_init_process_group))
-        package = __name__.rpartition(".")[0]
-        private.hide_from_dynamo(module for name, module in list(sys.modules.items()) if name.startswith(package))
+        private.hide_from_dynamo()
 
     def remove(self) -> None:
         """Takes every hook, patch and mode of ours out again."""

@@ -427,15 +427,36 @@ def _printed_ops(text: str) -> GraphOps:
     return out
 
 
-def hide_from_dynamo(modules: Iterator[ModuleType]) -> None:
-    """Keeps torch.compile from compiling our own functions when user code calls ops after a graph break."""
-    frames = sys.modules.get("torch._C._dynamo.eval_frame")
-    skip = getattr(frames, "skip_code", None)
+def hide_from_dynamo() -> None:
+    """Keeps torch.compile from compiling our own functions when user code calls ops after a graph break.
+
+    Covers what of ours is imported by now: call it again after more was.
+    """
+    skip = _skipping()
     if skip is None:
         return
-    for module in modules:
+    package = __name__.rpartition(".")[0]
+    for module in [module for name, module in list(sys.modules.items()) if name.startswith(package)]:
+        if module.__name__ in _hidden:
+            continue
+        _hidden.add(module.__name__)
         for code in _codes(module):
             skip(code)
+
+
+_hidden: set[str] = set()
+
+
+def _skipping() -> Callable[[CodeType], None] | None:
+    """What has Dynamo leave a code object alone, without importing Dynamo; None where this torch has neither name."""
+    frames: Any = sys.modules.get("torch._C._dynamo.eval_frame")
+    if hasattr(frames, "skip_code"):
+        return frames.skip_code  # type: ignore[no-any-return]
+    if not hasattr(frames, "set_code_exec_strategy"):  # as torch 2.13 has it
+        return None
+    # Only the frame itself: what user code it calls stays Dynamo's.
+    strategy = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
+    return lambda code: frames.set_code_exec_strategy(code, strategy)
 
 
 def _codes(module: ModuleType) -> Iterator[CodeType]:

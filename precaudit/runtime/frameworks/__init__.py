@@ -251,6 +251,7 @@ class Adapters:
     def _load(self, name: str) -> Adapter | None:
         try:
             adapter: Adapter = import_module(f"{__name__}.{name}").ADAPTER(self.session)
+            private.hide_from_dynamo()
             self._undo += adapter.install()
         except Exception as error:
             self.session.note_fault(f"the adapter for {name}", error)

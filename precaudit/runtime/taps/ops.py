@@ -111,6 +111,7 @@ class OpProbe:
                     self._registered.append((phase, frozenset(names), reaction, low_only))
             for phase, names, reaction, low_only in self.session.adapters.reactions():
                 self._registered.append((phase, frozenset(names), reaction, low_only))
+            private.hide_from_dynamo()
         self.mode = OpMode(self)
         private.insert_at_bottom(self.mode)
 
