@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
-from precaudit.model.vocabulary import FLOATING, SMALLER_IS_WORSE, Fact, Kind, Role, Scalar
+from precaudit.model.evidence import worst
+from precaudit.model.vocabulary import FLOATING, Fact, Kind, Role, Scalar
 from precaudit.model.wire import Finding, Grade, Line, RoleSummary, Rule, Severity
 from precaudit.rulebook import Rulebook, dtypes
 
@@ -163,9 +164,7 @@ def _merge(one: Finding, other: Finding) -> Finding:
     one.count += other.count
     one.cost_bytes += other.cost_bytes
     one.ranks = sorted({*one.ranks, *other.ranks})
-    for name, value in other.evidence.items():
-        worse = min if name in SMALLER_IS_WORSE else max
-        one.evidence[name] = worse(value, one.evidence.get(name, value))
+    one.evidence = worst(one.evidence, other.evidence)
     if other.severity.rank > one.severity.rank:
         one.severity = other.severity
     if other.module and other.module != one.module and one.module:

@@ -12,9 +12,9 @@ import pytest
 import precaudit
 from precaudit import rulebook
 from precaudit.errors import RuleError
+from precaudit.model.evidence import EVIDENCE
 from precaudit.model.vocabulary import FLOATING, Kind, Role
 from precaudit.model.wire import Rule
-from precaudit.report.evidence import SENTENCES
 from precaudit.report.words import opening_sentences
 from precaudit.rulebook import GROUPS
 from precaudit.shipped import rules_folder
@@ -83,7 +83,7 @@ class TestEveryRule:
 
     def test_names_only_evidence_that_reports_can_put_in_words(self, rule: Rule) -> None:
         named = {name for grade in rule.grades for name in (*grade.evidence, *grade.measured, *grade.below)}
-        assert named <= set(SENTENCES)
+        assert named <= set(EVIDENCE)
 
     def test_says_how_to_silence_it_by_reading_after_the_word_ignore(self, rule: Rule) -> None:
         assert rule.ignore_when

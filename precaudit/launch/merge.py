@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from precaudit.model.evidence import worst
 from precaudit.model.vocabulary import Fact, Kind, Role, fact_from_json
 from precaudit.model.wire import Coverage, RankFile
 
@@ -58,14 +59,18 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {words}"
 
 
+def _evidence(raw: Mapping[str, Any]) -> dict[str, float]:
+    """A Fact's measured numbers; what came out as NaN or inf was not measured."""
+    return {name: value for name, value in (raw.get("evidence") or {}).items() if math.isfinite(value)}
+
+
 def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
     """Equal Facts of one process speak of different tensors: two optimizers of one class."""
-    worse, more = one.get("evidence") or {}, other.get("evidence") or {}
     return {
         **other,
         "count": one.get("count", 1) + other.get("count", 1),
         "bytes": one.get("bytes", 0) + other.get("bytes", 0),
-        "evidence": {name: max(each[name] for each in (worse, more) if name in each) for name in {*worse, *more}},
+        "evidence": worst(_evidence(one), _evidence(other)),
     }
 
 
@@ -85,9 +90,8 @@ class _Seen:
             self.count = raw["count"]
         if raw.get("bytes", 0) > self.bytes:
             self.bytes = raw["bytes"]
-        for name, value in (raw.get("evidence") or {}).items():
-            if value > self.evidence.get(name, -math.inf):
-                self.evidence[name] = value
+        if raw.get("evidence"):
+            self.evidence = worst(self.evidence, _evidence(raw))
 
     @property
     def fact(self) -> Fact:
@@ -151,7 +155,7 @@ class Merged:
             seen.join(raw, rank)
             return
         fact = fact_from_json(raw)
-        self._facts[key] = _Seen(fact, fact.count, fact.bytes, dict(fact.evidence), {rank})
+        self._facts[key] = _Seen(fact, fact.count, fact.bytes, _evidence(raw), {rank})
 
     def _holdings(self) -> dict[Role, dict[int, _Holding]]:
         """What each rank held in each role that is compared."""

@@ -232,7 +232,3 @@ def rounds_to(value: float, dtype: str) -> str:
     if size <= facts.smallest_subnormal / 2:
         return "zero"
     return "subnormal" if size < facts.smallest_normal else "itself"
-
-
-SMALLER_IS_WORSE = frozenset({"headroom"})
-"""Evidence where the smaller number is the worse one; of all other evidence the larger is."""

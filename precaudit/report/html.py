@@ -10,7 +10,7 @@ from precaudit import rulebook
 from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Report, Rule, Severity
 from precaudit.report import View, words
-from precaudit.report.evidence import SENTENCES, share
+from precaudit.report.evidence import is_share, share
 from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.rulepage import why
 from precaudit.report.source import Source
@@ -196,7 +196,7 @@ def _bars(finding: Finding) -> str:
     items = []
     for (name, value), said in zip(finding.evidence.items(), words.evidence(finding), strict=True):
         bar = ""
-        if "{share}" in SENTENCES.get(name, ""):
+        if is_share(name):
             filled = min(max(value, 0.0), 1.0) * 100
             bar = f'<span class=bar aria-hidden=true><span style="width:{filled:.2f}%"></span></span>'
         items.append(f"<li>{bar}<span>{_e(said)}</span></li>")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
+import pytest
+
 from precaudit.launch.collect import read_ranks
 from precaudit.launch.merge import Merged
+from precaudit.model.evidence import EVIDENCE
 from precaudit.model.vocabulary import Fact, Kind, Role, Site
 from precaudit.model.wire import Coverage, RankFile
 
@@ -34,6 +38,23 @@ def merged(*files: RankFile) -> Merged:
         out.add(one)
     out.finish()
     return out
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_of_every_number_the_worst_is_kept_over_ranks_and_over_equal_facts_of_one_rank(name: str) -> None:
+    smaller, larger = (holds(Role.GRADIENT_NORM, "float16", evidence={name: value}) for value in (0.25, 3.0))
+    worst = 0.25 if name == "headroom" else 3.0
+    for files in ([rank_file(0, smaller), rank_file(1, larger)], [rank_file(0, larger, smaller)]):
+        (fact,) = merged(*files).facts
+        assert fact.evidence == {name: worst}
+
+
+def test_nan_and_inf_are_no_numbers_of_any_rank() -> None:
+    one = holds(Role.GRADIENT_NORM, "float16", evidence={"inf_share": math.nan, "headroom": math.inf})
+    other = holds(Role.GRADIENT_NORM, "float16", evidence={"inf_share": 0.5})
+    for files in ([rank_file(0, one), rank_file(1, other)], [rank_file(0, other, one)], [rank_file(0, other, one)] * 2):
+        (fact,) = merged(*files).facts
+        assert fact.evidence == {"inf_share": 0.5}
 
 
 def test_equal_facts_count_once_with_the_worst_evidence() -> None:

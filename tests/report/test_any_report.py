@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from precaudit import rulebook
+from precaudit.model.evidence import EVIDENCE
 from precaudit.model.vocabulary import FLOATING, Role
 from precaudit.model.wire import Coverage, Finding, Line, Report, RoleSummary, Severity, Tool
 from precaudit.report import FORMATS, render
-from precaudit.report.evidence import SENTENCES
 from tests.report import samples
 
 text = st.text(max_size=60)
@@ -36,7 +36,7 @@ findings = st.builds(
     end_line=lines,
     end_column=lines,
     module=text,
-    evidence=st.dictionaries(st.sampled_from(list(SENTENCES)) | text, numbers, max_size=3),
+    evidence=st.dictionaries(st.sampled_from(list(EVIDENCE)) | text, numbers, max_size=3),
     cause=causes,
     fix=text,
     cost_bytes=st.integers(0, 10**13),

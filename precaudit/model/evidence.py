@@ -1,0 +1,69 @@
+"""The registry of evidence: every number a Fact may carry, its unit, which way is worse, and its sentence.
+
+A watcher, or `checkpoint`, measures a number under one of these names, and no finding shows any other. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+
+class Unit(Enum):
+    """What a number counts; a share is shown as a percentage, anything else as it is."""
+
+    SHARE = "share"
+    """A ratio; of its kind's norm, it may exceed 1."""
+    RADIANS = "radians"
+    BITS = "bits"
+    """Powers of two."""
+    NATS = "nats"
+    """A difference of natural logarithms."""
+    FACTOR = "factor"
+
+
+class Evidence(NamedTuple):
+    """One kind of number."""
+
+    unit: Unit
+    sentence: str
+    """`{}` is the value: `{} of the positions are wrong`."""
+    smaller_is_worse: bool = False
+
+
+EVIDENCE: Mapping[str, Evidence] = {
+    "updates_lost": Evidence(Unit.SHARE, "{} of non-zero updates were rounded away"),
+    "applied_update_error": Evidence(Unit.SHARE, "the update applied differs from the exact one by {} of its norm"),
+    "state_frozen": Evidence(Unit.SHARE, "{} of the elements could not move"),
+    "hyperparameter_error": Evidence(Unit.SHARE, "the value held is off by {}"),
+    "gradient_underflow": Evidence(Unit.SHARE, "{} of the gradients underflow"),
+    "gradient_zeros": Evidence(Unit.SHARE, "{} of the gradients are zero"),
+    "accumulation_loss": Evidence(Unit.SHARE, "the sum over micro-batches is off by {}"),
+    "reduction_error": Evidence(Unit.SHARE, "the reduction is off by {} of the gradient's norm"),
+    "loss_error": Evidence(Unit.SHARE, "the loss is off by {}"),
+    "log_prob_error": Evidence(Unit.NATS, "log-probabilities are off by {} on average"),
+    "positions_wrong": Evidence(Unit.SHARE, "{} of the positions are wrong"),
+    "phase_error": Evidence(Unit.RADIANS, "phases are off by up to {} radians"),
+    "relative_error": Evidence(Unit.SHARE, "the result is off by {}"),
+    "ties": Evidence(Unit.SHARE, "{} of the decisions are ties made by rounding"),
+    "certain_share": Evidence(Unit.SHARE, "{} of the probabilities are exactly 0 or 1"),
+    "inf_share": Evidence(Unit.SHARE, "{} of the values are inf or nan"),
+    "skipped_share": Evidence(Unit.SHARE, "{} of the attempted steps were skipped"),
+    "hollow": Evidence(Unit.SHARE, "{} of the float32 elements hold only bfloat16 values"),
+    "headroom": Evidence(Unit.BITS, "{} bits of room below the largest finite value", smaller_is_worse=True),
+    "loss_scale": Evidence(Unit.FACTOR, "the loss scale was {}"),
+}
+"""Evidence name -> what it is."""
+
+
+def worse(name: str, one: float, other: float) -> float:
+    """The worse of two numbers of this name: the smaller headroom, the larger share; of an unknown name the larger."""
+    known = EVIDENCE.get(name)
+    return min(one, other) if known is not None and known.smaller_is_worse else max(one, other)
+
+
+def worst(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Of each name that either holds, the worse number: two ranks, or two optimizers of one class."""
+    return {**one, **{name: worse(name, value, one.get(name, value)) for name, value in other.items()}}
