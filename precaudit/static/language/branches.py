@@ -150,7 +150,7 @@ def loop(
 ) -> bool:
     """Runs a loop body `count` times, joining what `continue` and `break` leave behind."""
     frame = run.frames[-1]
-    loop = Loop(run.heap.mark())
+    loop = Loop(run.heap.mark(), node)
     frame.loops.append(loop)
     outer = run.loops
     single = items is not None and len(items) == 1

@@ -256,6 +256,7 @@ def _generate_into(run: Interpreter, for_in: Any, produce: Callable[[], Value], 
     iterable = run.eval(for_in.iter)
     items = objects.concrete(run, iterable)
     open_ = items is None
+    doubtful: list[int] = []
     for item in items if items is not None else [objects.element(run, iterable)]:
         run.spend(1)
         objects.assign(run, for_in.target, item)
@@ -266,7 +267,11 @@ def _generate_into(run: Interpreter, for_in: Any, produce: Callable[[], Value], 
         if for_in.inner_for_in is not None:
             open_ = _generate_into(run, for_in.inner_for_in, produce, results) or open_
         else:
+            if None in verdicts:
+                doubtful.append(len(results))
             results.append(produce())
+    for at, value in zip(doubtful, run.library.perhaps([results[at] for at in doubtful]), strict=True):
+        results[at] = value
     return open_
 
 

@@ -70,6 +70,9 @@ class Library(Protocol):
     def rebinding(self, target: Any, expression: Any, value: Value) -> Value:
         """What `target = expression` binds, given the expression's value."""
 
+    def perhaps(self, items: list[Value]) -> list[Value]:
+        """The items of a comprehension of which some, nobody knows which, are let through by its condition."""
+
     def rebuilding(self, expression: Any, names: frozenset[str], value: Value) -> Value:
         """An item of a list that replaces the list over which `names` run."""
 

@@ -54,10 +54,11 @@ class Frame:
 class Loop:
     """One loop in progress."""
 
-    __slots__ = ("breaks", "continues", "iteration_mark", "mark")
+    __slots__ = ("breaks", "continues", "iteration_mark", "mark", "node")
 
-    def __init__(self, mark: int) -> None:
+    def __init__(self, mark: int, node: Any = None) -> None:
         self.mark = mark
+        self.node = node
         self.iteration_mark = mark
         self.breaks: list[Changes] = []
         self.continues: list[Changes] = []

@@ -173,10 +173,14 @@ class Param(Value):
     name: str = ""
     detached: bool = False
     """Read through `.data`."""
+    among: tuple[Store, ...] = ()
+    """The stores of those parameters of which it may be any."""
 
     @property
     def dtype(self) -> Dtypes | None:
         found: Dtypes | None = self.store.get("dtype")
+        for store in self.among:
+            found = join_dtypes(found, store.get("dtype"))
         return found
 
     @property

@@ -30,16 +30,22 @@ def backward(torch: Torch, loss: Value, node: Any) -> None:
     loss = operands.as_tensor(torch, loss)
     marks = operands.marks_of([loss])
     torch.training.trained = True
-    torch.training.updated |= bool(torch.loops())
+    torch.training.looped |= bool(torch.loops())
     if not marks & {"scaled", "hand_scaled"}:
         torch.training.plain_backward = torch.spot(node)
-    begins(torch, loss, torch.spot(node))
+    torch.training.begun.append((loss, torch.spot(node), bool(torch.loops()) and "loss" in marks))
     _sum_gradients(torch, marks, node)
     keys = [mark.split(":")[1] for mark in marks if mark.startswith("scaler:")]
     if keys:
         scaled_backward(torch, [int(key) for key in keys], node)
     elif "float16" in marks and not marks & {"hand_scaled", "scaled"}:
         torch.training.unscaled_backward.append((torch.spot(node), torch.float16_region))
+
+
+def from_gradient(torch: Torch, value: Value, node: Any) -> None:
+    """`out.backward(grad)`: whoever computed the gradient knows the loss and whether it is scaled."""
+    torch.outside_scaling = torch.training.trained = True
+    _sum_gradients(torch, operands.marks_of([operands.as_tensor(torch, value)]), node)
 
 
 def begins(torch: Torch, loss: Value, spot: Spot) -> None:

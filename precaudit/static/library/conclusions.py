@@ -44,7 +44,10 @@ def finish(torch: Torch) -> None:
             optimizers.examine(torch, made)
     for spot, low in torch.training.summed if torch.training.cleared else ():
         torch.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
-    updated = torch.training.updated or torch.training.custom
+    for loss, spot, in_loop in torch.training.begun:
+        if in_loop or torch.training.in_earnest:
+            backward.begins(torch, loss, spot)
+    updated = torch.training.updated or torch.training.looped or torch.training.custom
     if updated and not torch.training.saw_scaler and not torch.outside_scaling:
         for spot, region in torch.training.unscaled_backward:
             torch.facts.add(

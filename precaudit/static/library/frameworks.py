@@ -37,6 +37,7 @@ from precaudit.static.library import (
     scaling,
 )
 from precaudit.static.nodes import cst
+from precaudit.static.prefilter import code_of
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
@@ -69,7 +70,7 @@ def plain(value: Value) -> Any:
 
 def masters_elsewhere(torch: Torch, node: Any) -> bool:
     """Whether an engine that keeps float32 masters may train what stands in this file."""
-    return bool(ENGINES.search(torch.spot(node).source.text))
+    return bool(ENGINES.search(code_of(torch.spot(node).source.text)))
 
 
 def deepspeed(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -65,7 +65,7 @@ def current_optimizer(torch: Torch) -> Instance | None:
 def compensated(instance: Instance) -> bool:
     """Whether the class compensates on purpose: Kahan summation or stochastic rounding."""
     cls = instance.cls
-    return isinstance(cls, Class) and bool(COMPENSATED.search(cls.scope.source.code(cls.node)))
+    return isinstance(cls, Class) and bool(COMPENSATED.search(code_of(cls.scope.source.code(cls.node))))
 
 
 def compensating(torch: Torch) -> bool:
@@ -74,8 +74,8 @@ def compensating(torch: Torch) -> bool:
         if frame.function is not None:
             owner = frame.owner if isinstance(frame.owner, Class) else None
             source = owner.scope.source if owner is not None else torch.interpreter.scope.source
-            text = source.code(owner.node if owner is not None else frame.function)
-            found = COMPENSATED.search(text) or CARRIES.search(code_of(text))
+            text = code_of(source.code(owner.node if owner is not None else frame.function))
+            found = COMPENSATED.search(text) or CARRIES.search(text)
             return found is not None and "backward(" not in text
     return False
 
@@ -88,6 +88,9 @@ def state_stored(torch: Torch, state: Dict, key: Any, value: Value, node: Any) -
         optimizers.state_written(torch, state, key, None)
         return
     counter = isinstance(key, str) and (key in ("step", "t", "steps", "iter", "count") or "beta" in key or key == "lr")
+    if value.zero_dim and not counter and "created" not in value.marks and "gradient" in value.marks:
+        optimizers.state_written(torch, state, key, None)  # a norm of this step: nothing is kept up in it
+        return
     spot = value.origin or value.spot or torch.spot(node)
     attrs: dict[str, Any] = {}
     if counter or value.zero_dim:

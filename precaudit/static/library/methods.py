@@ -166,7 +166,8 @@ def _tensor_method(
     if not isinstance(receiver, Tensor):
         return unknown()
     if name == "backward":
-        backward.backward(torch, receiver, node)
+        handed = bool(args or "gradient" in kwargs) and not (receiver.zero_dim and "loss" in receiver.marks)
+        (backward.from_gradient if handed else backward.backward)(torch, receiver, node)
         return NONE
     if name == "item":
         return Number()
@@ -244,10 +245,8 @@ def _opaque_method(
     torch: Torch, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     if name == "backward":
-        if not args:
-            backward.backward(torch, receiver, node)
-        else:
-            torch.outside_scaling = torch.training.trained = True
+        handed = bool(args or "gradient" in kwargs)
+        (backward.from_gradient if handed else backward.backward)(torch, receiver, node)
         return unknown()
     if name == "scale" and len(args) == 1:
         torch.training.saw_scaler = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role, rounds_to
@@ -81,6 +82,14 @@ def collect(torch: Torch, value: Value, depth: int = 0) -> list[Value]:
         found = [collect(torch, option, depth + 1) for option in value.options]
         return [p for group in found for p in group]
     return []
+
+
+def perhaps(items: list[Value]) -> list[Value]:
+    """Parameters of which a condition lets some through: each may have the dtype of any of them."""
+    stores = tuple(item.store for item in items if isinstance(item, Param))
+    if len(stores) < 2:
+        return items
+    return [replace(item, among=stores) if isinstance(item, Param) else item for item in items]
 
 
 def state_dict(made: Value) -> Dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,8 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
         return value
     attribute = outlives_its_loop(torch, target)
     if torch.in_forward() and isinstance(target, cst.Name) and torch.loops() and _recurs(expression, target):
-        accumulators.recurrence(torch, tensor, expression)
+        if _fed_by_its_loop(torch, expression, target):
+            accumulators.recurrence(torch, tensor, expression)
         return value
     how = "lerp" if mine and _decays(expression, target) else "add" if not mine or _adds(expression) else "mul"
     if isinstance(held, Param) and held.store.get("kind") == "buffer":
@@ -154,6 +156,38 @@ def _recurs(node: Any, target: Any) -> bool:
     if any(isinstance(term, cst.Call) for term in _terms(node)):
         return False
     return any(_is_product_of(side, target) for side in (node.left, node.right))
+
+
+def _fed_by_its_loop(torch: Torch, node: Any, target: Any) -> bool:
+    """Whether each turn of this function's own loop adds another piece of the input: steps of time, not layers."""
+    loops = torch.interpreter.frames[-1].loops
+    new = _bound_in(torch, loops[-1].node, target) if loops else set()
+    for term in _terms(node) if new else ():
+        if not _same_expression(term, target) and not new.isdisjoint(_words(torch, term)):
+            value = operands.as_tensor(torch, torch.interpreter.eval(term))
+            if not isinstance(value, Tensor) or "weights" not in value.marks:
+                return True
+    return False
+
+
+def _bound_in(torch: Torch, loop: Any, target: Any) -> set[str]:
+    """The names that a loop binds, and those that it assigns from them and not from the target."""
+    if not isinstance(loop, (cst.For, cst.While)):
+        return set()
+    found = set(_words(torch, loop.target)) if isinstance(loop, cst.For) else set()
+    for line in loop.body.body:
+        for small in line.body if isinstance(line, cst.SimpleStatementLine) else ():
+            if isinstance(small, cst.AugAssign) and isinstance(loop, cst.While):
+                found |= set(_words(torch, small.target))
+            elif isinstance(small, cst.Assign) and not _same_expression(small.targets[0].target, target):
+                read = set(_words(torch, small.value))
+                if read & found and target.value not in read:
+                    found |= set(_words(torch, small.targets[0].target))
+    return found
+
+
+def _words(torch: Torch, node: Any) -> list[str]:
+    return re.findall(r"\w+", torch.interpreter.text(node))
 
 
 def _same_expression(one: Any, other: Any) -> bool:

@@ -169,7 +169,7 @@ def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
     for option in options(optimizer):
         optimizers.stepped(torch, option, node)
         if isinstance(option, Instance):
-            torch.run_step(option, node)
+            _step_of_a_wrapper(torch, option, key, which, node)
     if made.enabled is False:
         return
     states = torch.interpreter.paths
@@ -206,6 +206,16 @@ def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
             frozenset(e for e in s if not (e[0] in ("pending", "clipped", "manual") and e[1] in (key, None))) | {again}
         ),
     )
+
+
+def _step_of_a_wrapper(torch: Torch, wrapper: Instance, key: int, which: int, node: Any) -> None:
+    """Runs `wrapper.step()` as a scaler does: the gradients in its param_groups have been unscaled by then."""
+    event = ("unscaled", key, which)
+    by_hand = all(event in s for s in torch.interpreter.paths)
+    training.update(torch, lambda s: s | {event})
+    torch.run_step(wrapper, node)
+    if not by_hand:
+        training.update(torch, lambda s: s - {event})
 
 
 def _advance(torch: Torch, made: Scaler, node: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import FLOATING
@@ -32,6 +33,7 @@ from precaudit.static.library import (
     regions,
     scaling,
 )
+from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.library.torch_model import Torch
@@ -76,7 +78,22 @@ def functional(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
     last = name.rpartition(".")[2]
     short = {"vector_norm": "norm", "matrix_norm": "norm"}.get(last, last)
     _foreach(torch, short, args, node)
-    return ops.apply(torch, short.rstrip("_") if short.endswith("_") else short, args, kwargs, node)
+    out = kwargs.get("out")
+    rest = {key: value for key, value in kwargs.items() if key != "out"}
+    result = ops.apply(torch, short.rstrip("_") if short.endswith("_") else short, args, rest, node)
+    return result if out is None else _written_over(torch, operands.as_tensor(torch, out), result, node)
+
+
+def _written_over(torch: Torch, out: Value, result: Value, node: Any) -> Value:
+    """What `out=` names from now on: the result in the storage that was there, of which nothing is left."""
+    if not isinstance(out, Tensor) or not isinstance(result, Tensor):
+        return result
+    marks = result.marks - {"float16", "bfloat16"} | (result.marks & out.marks & {"created"})
+    written = replace(result, dtype=out.dtype, marks=marks, loops=torch.loops())
+    target = next((arg.value for arg in node.args if arg.keyword is not None and arg.keyword.value == "out"), None)
+    if isinstance(target, (cst.Name, cst.Subscript)):
+        objects.assign(torch.interpreter, target, written)
+    return written
 
 
 def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -152,8 +169,9 @@ def autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, 
 
 def backward_of(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     root = args[0] if args else kwargs.get("tensors", unknown())
+    handed = len(args) > 1 or "grad_tensors" in kwargs
     for item in root.items if isinstance(root, Seq) else (root,):
-        backward.backward(torch, item, node)
+        (backward.from_gradient if handed else backward.backward)(torch, item, node)
     return NONE
 
 

@@ -255,6 +255,9 @@ class Torch:
     def rebinding(self, target: Any, expression: Any, value: Value) -> Value:
         return rebinding.rebinding(self, target, expression, value)
 
+    def perhaps(self, items: list[Value]) -> list[Value]:
+        return optimizers.perhaps(items)
+
     def rebuilding(self, expression: Any, names: frozenset[str], value: Value) -> Value:
         return rebinding.rebuilding(self, expression, names, value)
 

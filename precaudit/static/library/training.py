@@ -46,7 +46,11 @@ class Training:
         self.trained = False
         """Whether anything is trained here: a backward pass, a trainer."""
         self.updated = False
-        """Whether weights are updated here: a step, gradients added to something, backward in a loop."""
+        """Whether weights are updated here: a step, gradients added to something."""
+        self.looped = False
+        """Whether a backward pass stands in a loop."""
+        self.begun: list[tuple[Value, Spot, bool]] = []
+        """Values that a backward pass starts from, where, and whether they are losses of a loop's turns."""
         self.plain_backward: Spot | None = None
         """A backward pass from a loss that nothing scaled."""
         self.sharded_float16: list[tuple[Spot, bool]] = []
@@ -73,6 +77,12 @@ class Training:
         """Backend flags that are set, as `matmul.allow_tf32`."""
         self.penalty: Spot | None = None
         """Where gradients of a scaled value were taken, to be differentiated again."""
+
+    @property
+    def in_earnest(self) -> bool:
+        """Whether a training stands here, not only a backward pass as in the test of a kernel."""
+        steps = self.updated or self.cleared or self.saw_scaler
+        return bool(steps or self.optimizers or self.custom or self.arguments)
 
 
 def has(state: State, kind: str) -> bool:
