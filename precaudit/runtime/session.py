@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import functools
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +13,11 @@ from torch import Tensor
 
 from ..model.vocabulary import Kind, Site
 from . import torch_private as private
+from .events import BackwardBegan, BackwardEnded, Bus, StepBegan, StepEnded
 from .frameworks import Adapters
+from .guard import Guard
+from .modes import Modes
+from .patching import patch
 from .process.ending import Ending
 from .process.ledger import Ledger, Observation
 from .process.peers import Peers
@@ -26,7 +28,7 @@ from .taps.backward import BackwardProbe, walk
 from .taps.checkpoints import CheckpointProbe
 from .taps.compiled import CompileProbe
 from .taps.construction import ConstructionProbe
-from .taps.ops import OpMode, OpProbe
+from .taps.ops import OpProbe
 from .taps.optimizers import OptimizerProbe, parameters
 from .taps.scaling import ScalingProbe
 from .taps.tracebacks import TracebackProbe
@@ -67,6 +69,9 @@ class Session:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings: dict[str, Any] = {**DEFAULTS, **settings}
         self.window = Window(self.settings["skip"], self.settings["steps"], self.settings["attempts"])
+        self.modes = Modes()
+        self.guard = Guard(self.modes)
+        self.bus = Bus(self.guard)
         self.ledger = Ledger()
         self.births = Births(self)
         self.flow = Flow(self)
@@ -89,10 +94,11 @@ class Session:
         self.rank_file = RankFile(self)
         self.ending = Ending(self)
         self.status = "watching"
-        self.notes: dict[str, None] = {}
+        self.notes = self.guard.notes
+        self.note_fault = self.guard.fault
+        self.patch = patch
         self.last_backward: Site | None = None
         self._undo: list[Callable[[], None]] = []
-        self._installed = False
         self._birth_mode: BirthMode | None = None
         self._parameters: StorageMap[weakref.ref[Any]] = StorageMap()
         self._gradients: StorageMap[weakref.ref[Any]] = StorageMap()
@@ -125,7 +131,8 @@ class Session:
     # -- installing and removing
 
     def install(self) -> None:
-        self._installed = True
+        self.guard.open = True
+        self._subscribe()
         look_at(self.settings["values"])
         self.ledger.measures = self.settings["values"] != "off"
         atexit.register(self._at_exit)
@@ -146,9 +153,9 @@ class Session:
 
     def remove(self) -> None:
         """Takes every hook, patch and mode of ours out again."""
-        if not self._installed:
+        if not self.guard.open:
             return
-        self._installed = False
+        self.guard.open = False
         self._stop_births()
         self.ops.remove()
         self.adapters.remove()
@@ -156,6 +163,12 @@ class Session:
             undo()
         self._undo.clear()
         atexit.unregister(self._at_exit)
+
+    def _subscribe(self) -> None:
+        self.bus.on(BackwardBegan, self.before_backward)
+        self.bus.on(BackwardEnded, self.after_backward)
+        self.bus.on(StepBegan, self.before_step)
+        self.bus.on(StepEnded, self.after_step)
 
     def on_remove(self, undo: Callable[[], None]) -> None:
         """Has this called when the trace is taken out."""
@@ -172,11 +185,11 @@ class Session:
         """From the first optimizer on: remembers where low-precision tensors are made."""
         if self._birth_mode is None and self.ops.mode is None and not self.window.attempts:
             self._birth_mode = BirthMode(self.births)
-            private.insert_at_bottom(self._birth_mode)
+            self.modes.put_in(self._birth_mode)
 
     def _stop_births(self) -> None:
         if self._birth_mode is not None:
-            private.take_out(self._birth_mode)
+            self.modes.take_out(self._birth_mode)
             self._birth_mode = None
 
     def _open(self) -> None:
@@ -188,65 +201,9 @@ class Session:
         self._leaf_batches.clear()
         self.ops.install()
 
-    def restore_modes(self) -> None:
-        """Backward gives its thread the modes it began with: what was put in or taken out meanwhile is done again."""
-        private.take_out_all((OpMode, BirthMode))
-        for mode in (self.ops.mode, self._birth_mode):
-            if mode is not None:
-                private.insert_at_bottom(mode)
-
-    def patch(
-        self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-    ) -> Callable[[], None]:
-        """Replaces a method by `wrap(method)` and returns the undo, which spares what others patched since."""
-        own = name in vars(owner)
-        original = getattr(owner, name)
-        wrapped = functools.wraps(original)(wrap(original))
-        setattr(owner, name, wrapped)
-
-        def undo() -> None:
-            if vars(owner).get(name) is wrapped:
-                if own:
-                    setattr(owner, name, original)
-                else:
-                    delattr(owner, name)
-
-        return undo
-
-    def guard(self, what: str, act: Callable[..., Any], *args: Any) -> None:
-        """Runs our own code so that a fault in it is a note in the report and nothing more."""
-        if not self._installed:
-            return
-        try:
-            with self._unseen(), torch.no_grad():
-                act(*args)
-        except Exception as error:
-            self.note_fault(what, error)
-
-    @contextlib.contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """Keeps our own tensor arithmetic from our modes, and from the user's, who may count what they see."""
-        outer = private.pop_all()
-        try:
-            with private.no_function_modes():
-                yield
-        finally:
-            # The act itself may have closed the window, or opened it.
-            ours = (self.ops.mode, self._birth_mode)
-            inner = private.pop_all()
-            private.push_all(inner)
-            for mode in outer:
-                if not isinstance(mode, (OpMode, BirthMode)):
-                    private.push_all([mode])
-                elif any(mode is own for own in ours) and not any(mode is own for own in inner):
-                    private.insert_at_bottom(mode)
-
-    def note_fault(self, what: str, error: BaseException) -> None:
-        self.notes[f"precaudit could not follow {what}: {type(error).__name__}: {str(error)[:200]}"] = None
-
     def _around_init_process_group(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def init_process_group(*args: Any, **kwargs: Any) -> Any:
-            if not self._installed:
+            if not self.guard.open:
                 return original(*args, **kwargs)
             self.peers.join()
             result = original(*args, **kwargs)
@@ -303,12 +260,11 @@ class Session:
 
     # -- backward
 
-    def before_backward(self, roots: Any, args: Any, accumulates: bool) -> None:
+    def before_backward(self, event: BackwardBegan) -> None:
         """One walk of the graph: leaves, dtypes, loss scaling."""
+        tensors, accumulates, create_graph = event.roots, event.accumulates, event.creates_graph
         self._trainer = os.getpid()
         self.peers.before_backward()
-        tensors = [root for root in roots if isinstance(root, Tensor)]
-        create_graph = bool(len(args) > 2 and args[2])
         self.window.clock += 1
         # A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative.
         self._accumulates |= accumulates
@@ -321,7 +277,7 @@ class Session:
             if self.window.backward_since_step:
                 self.adapters.accumulating()
             self._root_backward()
-            if not self._installed:
+            if not self.guard.open:
                 return
         found = walk(tensors)
         scaler = self.scaling.scaler_of([number for _, number in found.scalars])
@@ -340,8 +296,7 @@ class Session:
         if found.compiled:
             self.compiled.ran(found.compiled)
         self.losses.saw(tensors, found, scaler)
-        gradient = args[0][0] if args and isinstance(args[0], (list, tuple)) and args[0] else None
-        self.losses.saw_scaling(tensors, found, scaler, gradient)
+        self.losses.saw_scaling(tensors, found, scaler, event.gradient)
         if self._autocasts(leaves):
             self.once(("autocast", "backward"), Observation(Kind.BACKWARD, site=user_site(), attrs={"autocast": True}))
 
@@ -359,16 +314,16 @@ class Session:
             self.writes.replay.finish(self.measured_other, "other")
             self.stock.label(optimizer)
             self.attempted(optimizer, False)
-            if not self._installed:
+            if not self.guard.open:
                 return
         if self._hand_written_step and not any(o is not self for o in self.stepped):
             self._hand_written_step = False
             self.attempted(self, False)
-            if not self._installed:
+            if not self.guard.open:
                 return
         if self._attempting:  # not every optimizer had a gradient in that backward
             self._step_over(self.ops.mode is not None)
-            if not self._installed:
+            if not self.guard.open:
                 return
         self.window.root_backward()
         if self.ops.mode:
@@ -383,7 +338,8 @@ class Session:
             self.stepped[self] = True
             self._open()
 
-    def after_backward(self, accumulates: bool, results: Any) -> None:
+    def after_backward(self, event: BackwardEnded) -> None:
+        accumulates, results = event
         self.gradients.norm_read = False
         for gradient in results if not accumulates and isinstance(results, tuple) else ():
             if isinstance(gradient, Tensor):
@@ -414,7 +370,8 @@ class Session:
         """Whether this step is a framework's own, which trains nothing: before any backward, or by its own account."""
         return not self.window.clock or self.adapters.tries_out(optimizer)
 
-    def before_step(self, optimizer: Any) -> None:
+    def before_step(self, event: StepBegan) -> None:
+        (optimizer,) = event
         if self._tried_out(optimizer):
             return
         mine = parameters(optimizer)
@@ -448,7 +405,8 @@ class Session:
         self._stepped_over, self._stock_taken = [*mine, *strays], self.window.clock
         self.stock.of_gradients(optimizer, self._stepped_over, lambda p: self._leaf_batches.get(id(p), 0))
 
-    def after_step(self, optimizer: Any) -> None:
+    def after_step(self, event: StepEnded) -> None:
+        (optimizer,) = event
         if self._tried_out(optimizer):
             return
         if self.window.clock != self._stock_taken:  # the step's closure had a backward of its own, the last of the sum

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import torch_private as private
+from ..events import BackwardBegan, BackwardEnded
 from ..trackers.lineage import LOW
 from ..trackers.window import BACKWARD, GRADIENTS, OPTIMIZER
 
@@ -194,6 +195,17 @@ def loss_factor(root: Tensor, gradient: Any) -> float | None:
     return factor
 
 
+def _began(roots: Any, args: Any, accumulates: bool) -> BackwardBegan:
+    """The event, from what the engine is called with: roots, their gradients, whether the graph is kept, is made."""
+    gradients = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+    return BackwardBegan(
+        [root for root in roots if isinstance(root, Tensor)],
+        gradients[0] if gradients else None,
+        bool(len(args) > 2 and args[2]),
+        accumulates,
+    )
+
+
 class BackwardProbe:
     """Wraps the one function every backward goes through."""
 
@@ -212,7 +224,7 @@ class BackwardProbe:
             window = session.window
             outer = window.phase
             accumulates = bool(kwargs.get("accumulate_grad", True))
-            session.guard("backward", session.before_backward, t_outputs, args, accumulates)
+            session.bus.tell(_began(t_outputs, args, accumulates))
             window.phase = BACKWARD
             results = None
             try:
@@ -220,7 +232,7 @@ class BackwardProbe:
                 return results
             finally:
                 window.phase = OPTIMIZER if outer == OPTIMIZER else GRADIENTS if accumulates else outer
-                session.guard("after backward", session.after_backward, accumulates, results)
-                session.restore_modes()
+                session.bus.tell(BackwardEnded(accumulates, results))
+                session.modes.restore()
 
         return _engine_run_backward

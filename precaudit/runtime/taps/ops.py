@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..modes import OurMode
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..trackers.lineage import LOW, kind_of
 from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
@@ -42,27 +43,14 @@ class Plan(NamedTuple):
     """Positions of what a library's kernel writes to, in ways that nothing tells."""
 
 
-class OpMode(private.DispatchMode):  # type: ignore[misc]
+class OpMode(OurMode):
     """The dispatch mode itself: as little as can be done per op."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, probe: OpProbe) -> None:
         super().__init__()
         self.probe = probe
         self.plans = probe.plans
         self.window = probe.session.window
-        private.stays_out_of_forks(self)
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # The default wraps this method in torch._disable_dynamo: 4 of the 9 µs an empty mode costs. hide_from_dynamo
-        # does the same for less.
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
@@ -113,11 +101,11 @@ class OpProbe:
                 self._registered.append((phase, frozenset(names), reaction, low_only))
             private.hide_from_dynamo()
         self.mode = OpMode(self)
-        private.insert_at_bottom(self.mode)
+        self.session.modes.put_in(self.mode)
 
     def remove(self) -> None:
         if self.mode is not None:
-            private.take_out(self.mode)
+            self.session.modes.take_out(self.mode)
             self.mode = None
 
     def plan(self, func: Any) -> Plan:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .. import torch_private as private
+from ..events import StepBegan, StepEnded
 from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class OptimizerProbe:
         self.depth += 1
         if self.depth == 1:
             self.stepping = optimizer
-            self.session.guard("before step", self.session.before_step, optimizer)
+            self.session.bus.tell(StepBegan(optimizer))
             self._outer_phase = self.session.window.phase
             self.session.window.phase = OPTIMIZER
         elif optimizer is not self.stepping:  # it steps inside another one, which is waited for in its stead
@@ -54,7 +55,7 @@ class OptimizerProbe:
         if self.depth == 0:
             self.stepping = None
             self.session.window.phase = BACKWARD if self._outer_phase == BACKWARD else FORWARD
-            self.session.guard("after step", self.session.after_step, optimizer)
+            self.session.bus.tell(StepEnded(optimizer))
 
     def steps_unseen(self) -> list[Any]:
         """Optimizers whose parameters changed since the last call although no step of theirs was seen.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
+from ..modes import OurMode
 from ..sites import user_site
 from ..trackers.lineage import LOW
 from ..trackers.tensors import StorageMap
@@ -46,28 +47,14 @@ class Births:
         return self.sites.get(tensor)
 
 
-class BirthMode(private.DispatchMode):  # type: ignore[misc]
-    """On from the first optimizer's construction until the window opens, when state, averages and sums are made.
-
-    A forked DataLoader worker would inherit it: it is taken out in the child.
-    """
-
-    supports_higher_order_operators = True
+class BirthMode(OurMode):
+    """On from the first optimizer's construction until the window opens, when state, averages and sums are made."""
 
     def __init__(self, births: Births) -> None:
         super().__init__()
         self.births = births
         self.makers: dict[Any, str] = {}
         self.foreign: set[Any] = set()
-        private.stays_out_of_forks(self)
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:

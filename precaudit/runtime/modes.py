@@ -1,0 +1,68 @@
+"""Our dispatch modes: below all others on the stack, in only while needed, never seen by our own arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from . import torch_private as private
+
+
+class OurMode(private.DispatchMode):  # type: ignore[misc]
+    """A dispatch mode of the trace. A forked DataLoader worker would inherit it: it is taken out in the child."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        private.stays_out_of_forks(self)
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The default wraps this method in torch._disable_dynamo: 4 of the 9 µs an empty mode costs. hide_from_dynamo
+        # does the same for less.
+        return False
+
+
+class Modes:
+    """Which of our modes are in."""
+
+    def __init__(self) -> None:
+        self._ours: list[OurMode] = []
+
+    def put_in(self, mode: OurMode) -> None:
+        """Begins to see ops through this mode."""
+        self._ours.append(mode)
+        private.insert_at_bottom(mode)
+
+    def take_out(self, mode: OurMode) -> None:
+        """Ends it, wherever in the stack it is."""
+        self._ours.remove(mode)
+        private.take_out(mode)
+
+    def restore(self) -> None:
+        """Backward gives its thread the modes it began with: what was put in or taken out meanwhile is done again."""
+        private.take_out_all((OurMode,))
+        for mode in self._ours:
+            private.insert_at_bottom(mode)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Keeps what we compute ourselves from our modes, and from the user's, who may count what they see."""
+        outer = private.pop_all()
+        try:
+            with private.no_function_modes():
+                yield
+        finally:
+            # What was done meanwhile may have put one of our modes in, or taken one out.
+            inner = private.pop_all()
+            private.push_all(inner)
+            for mode in outer:
+                if not isinstance(mode, OurMode):
+                    private.push_all([mode])
+                elif any(mode is own for own in self._ours) and not any(mode is own for own in inner):
+                    private.insert_at_bottom(mode)
