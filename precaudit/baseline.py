@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from precaudit.errors import ConfigError
+from precaudit.notebook import ENDING, Notebook, NotebookError
 
 DEFAULT_NAME = ".precaudit-baseline.json"
 FORMAT = 1
@@ -36,7 +37,8 @@ class Entry(NamedTuple):
 class Places:
     """Finds the enclosing function and the statement of a line, by the file's own text."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, notebook: Notebook | None = None) -> None:
+        self._notebook = notebook
         self._lines = text.splitlines()
         self._spans: list[tuple[int, int, str, bool]] = []
         with contextlib.suppress(SyntaxError, ValueError, RecursionError):
@@ -54,8 +56,10 @@ class Places:
                 self._spans.append((child.lineno, max(last, child.lineno), inner if compound else name, compound))
             self._collect(child, inner)
 
-    def find(self, line: int) -> tuple[str, str]:
+    def find(self, line: int, cell: int | None = None) -> tuple[str, str]:
         """(qualified name, statement with its white space and comments normalised)."""
+        if self._notebook is not None and cell is not None:
+            line = self._notebook.line(cell, line)
         best = None
         for first, last, name, _ in self._spans:
             if first <= line <= last and (best is None or last - first <= best[1] - best[0]):
@@ -64,6 +68,15 @@ class Places:
             text = self._lines[line - 1] if 0 < line <= len(self._lines) else ""
             return "", _normalised(text)
         return best[2], _normalised("\n".join(self._lines[best[0] - 1 : best[1]]))
+
+
+def _text_of(path: Path) -> tuple[str, Notebook | None]:
+    """The Python text of a file; of a notebook that of its cells."""
+    if path.suffix == ENDING:
+        with contextlib.suppress(NotebookError):
+            notebook = Notebook(path.read_bytes())
+            return notebook.text, notebook
+    return path.read_text(encoding="utf-8", errors="replace"), None
 
 
 def _normalised(text: str) -> str:
@@ -79,10 +92,10 @@ def entries(findings: Sequence[Any], root: Path) -> list[Entry]:
         path = finding.path or ""
         if path not in places:
             try:
-                places[path] = Places(Path(path).read_text(encoding="utf-8", errors="replace"))
+                places[path] = Places(*_text_of(Path(path)))
             except OSError:
                 places[path] = Places("")
-        function, statement = places[path].find(finding.line or 0)
+        function, statement = places[path].find(finding.line or 0, finding.cell)
         where = (finding.rule, relative(path, root), function, statement)
         result.append(Entry(*where, seen[where]))
         seen[where] += 1

@@ -18,17 +18,18 @@ FRONT = {"cli", "commands", "integrations", "run", "__main__"}
 MAY_USE: dict[str, set[str]] = {
     "errors": set(),
     "model": set(),
+    "notebook": set(),
     "shipped": {"errors"},
     "rulebook": {"errors", "model", "shipped"},
     "judge": {"errors", "model", "rulebook"},
     "settings": {"errors", "model", "rulebook"},
-    "baseline": {"errors", "model", "rulebook", "settings"},
+    "baseline": {"errors", "model", "notebook", "rulebook", "settings"},
     "suppressions": {"errors", "model", "rulebook", "settings"},
     "checkpoint": {"errors", "model"},
     "silence": {"model", "rulebook", "suppressions"},
-    "static": {"errors", "judge", "model", "rulebook", "settings", "shipped", "silence", "suppressions"},
+    "static": {"errors", "judge", "model", "notebook", "rulebook", "settings", "shipped", "silence", "suppressions"},
     "launch": {"errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
-    "report": {"errors", "judge", "model", "rulebook", "settings"},
+    "report": {"errors", "judge", "model", "notebook", "rulebook", "settings"},
     "runtime": {"model"},
 }
 """Part -> the other parts it may import."""

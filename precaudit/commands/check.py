@@ -122,6 +122,10 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
     """Prints the report and gives the exit code."""
     skipped = list(discovered.skipped)
     for item, result in results:
+        skipped += [f"{item.shown}: {result['foreign']}"] if "foreign" in result else []
+        for line in result.get("unread", ()):
+            click.echo(f"precaudit: {item.shown}:{line}", err=True)
+            skipped.append(f"{item.shown}:{line}")
         if "error" in result:
             where = result["error"].removeprefix("not valid Python: ")
             position, _, reason = where.partition(": ")
@@ -130,8 +134,8 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
             click.echo(f"precaudit: {line}", err=True)
             skipped.append(line)
     for name in discovered.barren:
-        click.echo(f"precaudit: {name}: nothing was examined: no Python file or training config here", err=True)
-    read = sum("error" not in result for _, result in results)
+        click.echo(f"precaudit: {name}: nothing was examined: {_nothing_in(name)}", err=True)
+    read = sum("error" not in result and "foreign" not in result for _, result in results)
     conclusive = bool(read or discovered.excluded) and not discovered.barren
     if read and conclusive and _certainly_clean(results, skipped, settings, given):
         click.echo(CLEAN.format(count=f"{read:,} file{'s' if read != 1 else ''}"))
@@ -148,6 +152,14 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
     if failing and not given["exit_zero"]:
         return EXIT_FINDINGS
     return EXIT_CLEAN if conclusive else EXIT_INCONCLUSIVE
+
+
+def _nothing_in(name: str) -> str:
+    if os.path.isdir(name):
+        return "no Python file or training config here"
+    from precaudit.static.files import READ
+
+    return f"neither Python nor a training config ({', '.join(READ)})"
 
 
 def _certainly_clean(results: Results, skipped: list[str], settings: Settings, given: dict[str, Any]) -> bool:

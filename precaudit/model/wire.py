@@ -98,6 +98,7 @@ class Line(Strict):
     path: str = ""
     line: int = 0
     column: int = 0
+    cell: int | None = None
 
 
 class Finding(BaseModel):
@@ -115,6 +116,8 @@ class Finding(BaseModel):
     column: int | None
     end_line: int | None = None
     end_column: int | None = None
+    cell: int | None = None
+    """The notebook's cell, counted from 1 over all its cells; lines count from the cell's first."""
     library: str = ""
     """The library's own line below the user's, where it happened there."""
     module: str = ""

@@ -12,28 +12,33 @@ from collections import Counter
 from precaudit.model.wire import Report, Severity
 from precaudit.report import View, words
 from precaudit.report.repository import relative, repository
+from precaudit.report.source import Source
 
 LEVELS = {Severity.ERROR: "critical", Severity.WARNING: "major", Severity.NOTE: "info"}
 
 
 def render(report: Report, view: View) -> str:
     """A list of issues, notes included, suppressed ones not; every fingerprint is used once."""
-    top = repository(view.root)
+    top, source = repository(view.root), Source(view.root)
     seen: Counter[str] = Counter()
     issues = []
     for finding in words.loud(report, verbosity=1):
         path = relative(finding.path, view.root, top) if finding.path else finding.module or "."
         base = finding.fingerprint or hashlib.sha256(f"{finding.rule}{path}{finding.message}".encode()).hexdigest()[:16]
         seen[base] += 1
+        line = finding.line or 1
         issues.append(
             {
-                "description": f"{finding.rule} {finding.message}",
+                "description": f"{finding.rule} {words.in_cell(finding)}{finding.message}",
                 "check_name": finding.name,
                 "fingerprint": base if seen[base] == 1 else f"{base}-{seen[base]}",
                 "severity": LEVELS[finding.severity],
                 "location": {
                     "path": path,
-                    "lines": {"begin": finding.line or 1, "end": finding.end_line or finding.line or 1},
+                    "lines": {
+                        "begin": source.in_file(finding, line, 1)[0],
+                        "end": source.in_file(finding, finding.end_line or line, 1)[0],
+                    },
                 },
                 "content": {"body": finding.fix},
             }

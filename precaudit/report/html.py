@@ -137,7 +137,7 @@ def _story(anchor: str, story: Story, source: Source, report: Report) -> str:
         facts.append(("Module", f"<code>{_e(lead.module)}</code>"))
     if lead.cause:
         at = words.place(lead.cause)
-        code = source.line(lead.cause.path, lead.cause.line)
+        code = source.line_of(lead.cause)
         shown = f"<pre tabindex=0><code>{_e(code.strip())}</code></pre>" if code and code.strip() else ""
         facts.append(("Cause", _e(lead.cause.text) + (f" <code>{_e(at)}</code>" if at else "") + shown))
     if lead.fix:
@@ -168,11 +168,11 @@ def _excerpt(finding: Finding, source: Source) -> str:
         return "<p class=place>source line not known</p>"
     place = f"<p class=place><code>{_e(at)}</code></p>"
     line = finding.line or 0
-    if source.line(finding.path, line) is None:
+    if source.line_of(finding) is None:
         return place
     lines = []
     for number in range(max(1, line - CONTEXT), line + CONTEXT + 1):
-        text = source.line(finding.path, number)
+        text = source.line(finding.path, number, finding.cell)
         if text is None:
             continue
         body = _marked(text, finding) if number == line else _line(text)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from precaudit.model.wire import Finding, Report, Severity
 from precaudit.report import View, words
 from precaudit.report.repository import relative, repository
+from precaudit.report.source import Source
 
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
@@ -19,9 +20,10 @@ def render(report: Report, view: View) -> str:
     errors = sum(1 for finding in shown if finding.severity is Severity.ERROR)
     empty = report.status in ("inconclusive", "script-failed") and not shown
     suite = ElementTree.Element("testsuite", name=f"precaudit {report.command}")
-    top = repository(view.root)
+    top, source = repository(view.root), Source(view.root)
     for finding in shown:
-        _case(suite, finding, relative(finding.path, view.root, top) if finding.path else "")
+        path = relative(finding.path, view.root, top) if finding.path else ""
+        _case(suite, finding, path, source.in_file(finding, finding.line or 0, 1)[0])
     if not shown:
         case = ElementTree.SubElement(suite, "testcase", classname="precaudit", name=report.command)
         if empty:
@@ -40,7 +42,7 @@ def render(report: Report, view: View) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, finding: Finding, path: str) -> None:
+def _case(suite: ElementTree.Element, finding: Finding, path: str, line: int) -> None:
     at = words.place(finding) or finding.module or "unknown place"
     case = ElementTree.SubElement(
         suite, "testcase", classname=_text(path or finding.module or "precaudit"),
@@ -48,8 +50,8 @@ def _case(suite: ElementTree.Element, finding: Finding, path: str) -> None:
     )  # fmt: skip
     if path:
         case.set("file", _text(path))
-    if finding.line:
-        case.set("line", str(finding.line))
+    if line:
+        case.set("line", str(line))
     kind = "failure" if finding.severity is Severity.ERROR else "skipped"
     told = ElementTree.SubElement(case, kind, message=_text(finding.message))
     if kind == "failure":

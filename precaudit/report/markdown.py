@@ -9,7 +9,7 @@ from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
 
-LANGUAGES = {".py": "python", ".json": "json", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}
+LANGUAGES = {".py": "python", ".ipynb": "python", ".json": "json", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}
 
 
 def render(report: Report, view: View) -> str:
@@ -54,7 +54,7 @@ def _roles(table: list[Row], report: Report) -> str:
 def _story(story: Story, source: Source, report: Report) -> list[str]:
     lead = story.lead
     parts = [f"### {lead.severity.value}: {lead.rule} {lead.name}", text(lead.message)]
-    line = source.line(lead.path, lead.line)
+    line = source.line_of(lead)
     if at := words.place(lead):
         parts.append(code(at))
     if line is not None and line.strip():

@@ -88,7 +88,7 @@ def _result(
     finding: Finding, ids: list[str], seen: Counter[str], view: View, top: Path, source: Source
 ) -> dict[str, Any]:
     told = [finding.message, *words.evidence(finding)]
-    text = "; ".join(told) + (f"\nFix: {finding.fix}" if finding.fix else "")
+    text = words.in_cell(finding) + "; ".join(told) + (f"\nFix: {finding.fix}" if finding.fix else "")
     location: dict[str, Any] = {"physicalLocation": _place(finding, view, top, source)}
     if finding.module:
         location["logicalLocations"] = [{"fullyQualifiedName": finding.module, "kind": "module"}]
@@ -115,13 +115,15 @@ def _place(at: Finding | Line, view: View, top: Path, source: Source) -> dict[st
     """A one-line region with both ends, taken from the source where the finding does not give them."""
     uri = quote(relative(at.path, view.root, top), errors="surrogateescape") if at.path else NOWHERE
     line = at.line or 1
-    text = source.line(at.path, line)
+    text = source.line(at.path, line, at.cell)
     ends = len(text.rstrip()) + 1 if text is not None else 0
     start = at.column or (len(text) - len(text.lstrip()) + 1 if text and text.strip() else 1)
     end = 0
     if isinstance(at, Finding) and at.end_line in (None, line):
         end = at.end_column or 0
     end = max(end or ends, start + 1)
+    _, end = source.in_file(at, line, end)
+    line, start = source.in_file(at, line, start)
     return {
         "artifactLocation": {"uri": uri, "uriBaseId": "%SRCROOT%"},
         "region": {"startLine": line, "startColumn": start, "endLine": line, "endColumn": end},

@@ -51,8 +51,8 @@ def stories(findings: Sequence[Finding], *, by_rule: bool) -> list[Story]:
 
 def _cause(finding: Finding) -> Place | None:
     cause = finding.cause
-    return (cause.path, str(cause.line)) if cause is not None and cause.path and cause.line else None
+    return (cause.path, str(cause.cell), str(cause.line)) if cause is not None and cause.path and cause.line else None
 
 
 def _own(finding: Finding) -> Place | None:
-    return (finding.path, str(finding.line)) if finding.path and finding.line else None
+    return (finding.path, str(finding.cell), str(finding.line)) if finding.path and finding.line else None

@@ -283,7 +283,7 @@ def _where(page: Page, finding: Finding, source: Source) -> None:
     if not at:
         page.fold([("source line not known", DIM)], 4, start=4)
         return
-    text = source.line(finding.path, finding.line)
+    text = source.line_of(finding)
     if text is None:
         page.fold([(at, PLACE)], 4, start=4)
         return
@@ -354,11 +354,11 @@ def _code(text: str, finding: Finding) -> tuple[str, int, int]:
 
 def _cause(page: Page, finding: Finding, cause: Line, source: Source, label: str) -> None:
     """What made it so, and the line that did: on the same line where both fit."""
-    if (cause.path, cause.line) == (finding.path, finding.line):
+    if (cause.path, cause.cell, cause.line) == (finding.path, finding.cell, finding.line):
         page.fold([(label, DIM), cause.text, ", on this line"], len(label))
         return
     at = words.place(cause)
-    code = (source.line(cause.path, cause.line) or "").strip()
+    code = (source.line_of(cause) or "").strip()
     said: list[str | tuple[str, str]] = [(label, DIM), cause.text]
     if at:
         said += [": ", (at, PLACE)]
@@ -394,7 +394,7 @@ def _excerpt_story(page: Page, story: Story, source: Source, report: Report, vie
     gutter = " " * len(number)
     if at := words.place(lead):
         page.fold([(f"{gutter}--> ", DIM), (at, PLACE)], len(gutter) + 4)
-        text = source.line(lead.path, lead.line)
+        text = source.line_of(lead)
         if text is not None:
             code, column, length = _code(text, lead)
             page.put(Text(f"{gutter} |", DIM))

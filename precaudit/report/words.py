@@ -71,7 +71,14 @@ def place(finding: Finding | Line) -> str:
         return ""
     shown = re.sub(r"^\.\./.*-packages/", "", finding.path)
     numbers = [str(n) for n in (finding.line, finding.column if finding.line else None) if n]
+    if finding.cell and numbers:
+        numbers = [f"cell {finding.cell}", f"line {numbers[0]}", *numbers[1:]]
     return ":".join([visible(shown), *numbers])
+
+
+def in_cell(finding: Finding) -> str:
+    """`cell 3:line 2: ` where a finding is in a notebook, before the message of a service that knows no cells."""
+    return f"cell {finding.cell}:line {finding.line}: " if finding.cell and finding.line else ""
 
 
 def evidence(finding: Finding) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from precaudit.errors import UsageError
+from precaudit.notebook import ENDING
 
 ALWAYS_EXCLUDED = frozenset(
     {
@@ -26,6 +27,7 @@ ALWAYS_EXCLUDED = frozenset(
         "node_modules",
         "site-packages",
         ".eggs",
+        ".ipynb_checkpoints",
         "build",
         "dist",
     }
@@ -33,6 +35,8 @@ ALWAYS_EXCLUDED = frozenset(
 """Folders that are never entered; one named on the command line is."""
 SOURCES = (".py", ".pyi")
 CONFIGS = (".json", ".yaml", ".yml")
+READ = SOURCES + CONFIGS + (ENDING,)
+"""The endings of all that is read."""
 
 
 class Found(NamedTuple):
@@ -120,7 +124,7 @@ class Discovery(NamedTuple):
     skipped: list[str]
     """One line for each file that was passed over and should not be silently."""
     barren: list[str]
-    """The paths that hold no Python file and no config at all."""
+    """The paths that are or hold nothing that is read."""
     excluded: int
     """Files and folders that the settings or a .gitignore leave out; they count as examined."""
 
@@ -151,9 +155,23 @@ def discover(paths: Sequence[str], excluder: Excluder) -> Discovery:
         elif excluder.excludes_named(file):
             excluded += 1
             skipped.append(f"{name}: excluded by .gitignore or the settings")
-        else:
+        elif _is_read(file):
             found.setdefault(file, Found(file, _shown(name)))
+        else:
+            barren.append(name)
     return Discovery(list(found.values()), skipped, barren, excluded)
+
+
+def _is_read(file: str) -> bool:
+    """Whether a file named on the command line is Python or a config, by its ending or by its first line."""
+    if file.endswith(READ):
+        return True
+    try:
+        with open(file, "rb") as opened:
+            first = opened.readline(200)
+    except OSError:
+        return True
+    return first.startswith(b"#!") and b"python" in first
 
 
 def _shown(name: str) -> str:
@@ -186,6 +204,6 @@ def _walk(folder: Path, excluder: Excluder) -> Iterator[Found | None]:
                     yield None
                 else:
                     folders.append(entry.path)
-            elif entry.name.endswith(SOURCES + CONFIGS):
+            elif entry.name.endswith(READ):
                 yield None if filtered and excluder.excludes(path, False) else Found(path, front + entry.name)
         stack.extend(reversed(folders))

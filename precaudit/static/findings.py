@@ -10,6 +10,7 @@ from typing import Any
 from precaudit.judge import judge
 from precaudit.model.vocabulary import Fact, Kind, Site, fact_from_json
 from precaudit.model.wire import Finding
+from precaudit.notebook import place
 from precaudit.rulebook import Rulebook, load
 from precaudit.settings import Settings
 from precaudit.silence import PerFileIgnores, silence
@@ -25,7 +26,9 @@ def findings_of(results: Results, settings: Settings) -> list[Finding]:
     selected = select(book, settings)
     ignores = PerFileIgnores(settings.per_file_ignores, settings.root, Path.cwd(), book)
     found = [f for item, result in results for f in judged(item, result, book, selected, ignores)]
-    return sorted(_without_repeats(found), key=lambda f: (f.path or "", f.line or 0, f.column or 0, f.rule))
+    return sorted(
+        _without_repeats(found), key=lambda f: (f.path or "", f.cell or 0, f.line or 0, f.column or 0, f.rule)
+    )
 
 
 def select(book: Rulebook, settings: Settings) -> set[str]:
@@ -51,7 +54,25 @@ def judged(
             remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"names_rule": False}))
         elif not comment.foreign and not comment.used and _could_be_used(comment.rules, book, selected):
             remarks.append(Fact(Kind.SUPPRESSION, site=site, attrs={"used": False}))
-    return kept + ignores.leave(f for f in judge(remarks, book, "check") if f.rule in selected)
+    found = kept + ignores.leave(f for f in judge(remarks, book, "check") if f.rule in selected)
+    if firsts := result.get("firsts"):
+        for finding in found:
+            _into_cells(finding, item.shown, firsts)
+    return found
+
+
+def _into_cells(finding: Finding, path: str, firsts: Sequence[Sequence[int]]) -> None:
+    """Names the cell of a notebook, and the line in it, in place of the line of all its code."""
+    cause = finding.cause
+    if cause is not None and cause.path == path and cause.line:
+        cell, line = place(firsts, cause.line)
+        finding.cause = cause.model_copy(update={"cell": cell, "line": line})
+    if finding.path != path or not finding.line:
+        return
+    first = finding.line
+    finding.cell, finding.line = place(firsts, first)
+    if finding.end_line:
+        finding.end_line += finding.line - first
 
 
 def _could_be_used(names: Sequence[str], book: Rulebook, selected: set[str]) -> bool:
@@ -68,7 +89,7 @@ def _without_repeats(findings: list[Finding]) -> list[Finding]:
     kept: dict[tuple[Any, ...], Finding] = {}
     for finding in findings:
         path = os.path.abspath(finding.path) if finding.path else ""
-        key = (finding.rule, path, finding.line, finding.column, finding.message)
+        key = (finding.rule, path, finding.cell, finding.line, finding.column, finding.message)
         if key not in kept or (finding.suppressed and not kept[key].suppressed):
             kept[key] = finding
     return list(kept.values())

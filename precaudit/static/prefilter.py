@@ -44,12 +44,17 @@ COMPARED = re.compile(
 
 def may_hold_a_finding(raw: bytes) -> bool:
     """Whether a source file is worth parsing."""
-    if not any(part in raw and any(literal in raw for literal in literals) for part, literals in IN_BYTES):
+    if not has_literals(raw):
         return False
     text = raw.decode("latin-1")
     lines = _lines_to_search(text)
     found = _triggers_in(lines, text)
     return bool(found) and bool(_triggers_in(lines, code_of(text[: _end_of_line(text, found[-1])] + CLOSING)))
+
+
+def has_literals(raw: bytes) -> bool:
+    """Whether bytes have, code or not, what every trigger contains one of."""
+    return any(part in raw and any(literal in raw for literal in literals) for part, literals in IN_BYTES)
 
 
 def has_ignores(raw: bytes) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from precaudit.errors import internal_error
+from precaudit.notebook import ENDING
 from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, Found
-from precaudit.static.prefilter import has_ignores, may_hold_a_finding, trains
+from precaudit.static.prefilter import has_ignores, has_literals, may_hold_a_finding, trains
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
 COMPILED_TO = 1_000_000
@@ -71,6 +72,8 @@ def _at_a_glance(item: Found, raw: bytes, compiling: bool) -> Result | None:
     """The result of a file whose bytes alone show that it holds nothing; None where it has to be examined."""
     if item.file.endswith(CONFIGS):
         return None if CONFIG_WORDS.search(raw) else {"compiled": True}
+    if item.file.endswith(ENDING):
+        return None if compiling or has_literals(raw) or has_ignores(raw) else {}
     if may_hold_a_finding(raw) or has_ignores(raw) or b"\0" in raw[:4096] or (compiling and not compiles(raw)):
         return None
     beside = siblings_named(item, raw)
@@ -169,6 +172,8 @@ def examine(item: Found, raw: bytes, compiling: bool = True) -> Result:
             from precaudit.static.configs import examine_config
 
             return {**examine_config(item, raw), "compiled": True}
+        if item.path.name.endswith(ENDING):
+            return {**_examine_notebook(item, raw), "compiled": True}
         return {**_examine_source(item, raw, compiling), "compiled": compiling}
     except SourceError as error:
         return {"error": f"not valid Python: {error}" if str(error)[:1].isdigit() else str(error)}
@@ -176,6 +181,35 @@ def examine(item: Found, raw: bytes, compiling: bool = True) -> Result:
         return {"error": "nested too deeply to follow"}
     except Exception as error:
         return {"error": internal_error(error), "internal": True}
+
+
+def _examine_notebook(item: Found, raw: bytes) -> Result:
+    """The result for a notebook: that of its cells' code, and which line of it begins which cell.
+
+    A cell that does not parse is left out, and told in `unread`; one in another language is `foreign`.
+    """
+    from precaudit.notebook import Notebook, NotebookError
+    from precaudit.static.decoding import SourceError
+    from precaudit.static.source import parse
+
+    try:
+        notebook = Notebook(raw)
+    except NotebookError as error:
+        return {"foreign" if str(error).startswith("a notebook in") else "error": str(error)}
+    unread = []
+    text = notebook.text
+    if not compiles(text.encode("utf-8")):
+        for number, code in notebook.codes():
+            try:
+                parse(code)
+            except SourceError as error:
+                where, _, reason = str(error).partition(": ")
+                line = where.partition(":")[0]
+                at = f"cell {number}:line {where}" if line.isdigit() else f"cell {number}"
+                unread.append(f"{at}: not valid Python: {reason or where}")
+                text = notebook.without(number, text)
+    result = _examine_source(item, text.encode("utf-8"), False)
+    return {**result, "firsts": notebook.firsts(), **({"unread": unread} if unread else {})}
 
 
 def _examine_source(item: Found, raw: bytes, compiling: bool) -> Result:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from precaudit.model.wire import Finding
+from precaudit.notebook import ENDING, Notebook, NotebookError, lines_of
 from precaudit.settings import Settings
 from precaudit.static.decoding import SourceError, decode
-from precaudit.static.files import Found
+from precaudit.static.files import CONFIGS, Found
 from precaudit.static.findings import findings_of
 from precaudit.static.fixes.edits import Edit, Tree, applied
 from precaudit.static.fixes.rules import FIXES
@@ -32,24 +33,56 @@ def fix_files(
     diffs = []
     count = 0
     for item, result in results:
-        if not result.get("facts") or not item.path.name.endswith(".py"):
+        if not result.get("facts") or item.file.endswith(CONFIGS):
             continue
         before = item.path.read_bytes()
         try:
-            text = decode(before)
-        except SourceError:
+            done = (_in_notebook if item.file.endswith(ENDING) else _in_source)(item, before, settings, unsafe)
+        except (SourceError, NotebookError):
             continue
-        fixed, fixes = fix_text(item, text, settings, unsafe)
-        if not fixes:
+        if done is None:
             continue
-        count += fixes
-        lines = difflib.unified_diff(
-            text.splitlines(True), fixed.splitlines(True), f"a/{item.shown}", f"b/{item.shown}"
-        )
-        diffs.append("".join(lines))
+        count += done.fixes
+        diffs.append(done.diff)
         if write:
-            item.path.write_bytes(_encoded(before, fixed))
+            item.path.write_bytes(done.after)
     return Changed("".join(diffs), count)
+
+
+class _Fixed(NamedTuple):
+    """One file, fixed."""
+
+    after: bytes
+    diff: str
+    fixes: int
+
+
+def _in_source(item: Found, before: bytes, settings: Settings, unsafe: bool) -> _Fixed | None:
+    text = decode(before)
+    fixed, fixes = fix_text(item, text, settings, unsafe)
+    if not fixes:
+        return None
+    return _Fixed(_encoded(before, fixed), _diff(item.shown, lines_of(text), lines_of(fixed)), fixes)
+
+
+def _in_notebook(item: Found, before: bytes, settings: Settings, unsafe: bool) -> _Fixed | None:
+    """The fixes are made in the text of all cells, and each cell's change is put back into its place in the JSON."""
+    notebook = Notebook(before)
+    # Examined under a name that says what this text is: Python.
+    fixed, fixes = fix_text(Found(f"{item.file}.py", item.shown), notebook.text, settings, unsafe)
+    if not fixes:
+        return None
+    after, cells = notebook.changed(fixed)
+    if Notebook(after).text != fixed:
+        return None
+    diff = "".join(_diff(f"{item.shown}:cell {number}", old, new) for number, old, new in cells)
+    return _Fixed(after, diff, fixes)
+
+
+def _diff(name: str, old: Sequence[str], new: Sequence[str]) -> str:
+    """A unified diff in which every line ends."""
+    lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
 def _encoded(before: bytes, text: str) -> bytes:

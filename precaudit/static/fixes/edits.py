@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from precaudit.notebook import lines_of
 from precaudit.static.nodes import cst
 from precaudit.static.source import Source
 
@@ -24,7 +25,7 @@ class Tree:
         self.text = text
         self.source = Source("", text, whole=True)
         self._starts = [0]
-        for line in text.splitlines(True):
+        for line in lines_of(text):
             self._starts.append(self._starts[-1] + len(line))
 
     def offset(self, line: int, column: int) -> int:
