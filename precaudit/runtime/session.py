@@ -99,6 +99,8 @@ class Session:
         self.patch = patch
         self.last_backward: Site | None = None
         self._undo: list[Callable[[], None]] = []
+        self.later: Callable[[], None] = lambda: None
+        """What could not be taken out at once, done now."""
         self._birth_mode: BirthMode | None = None
         self._parameters: StorageMap[weakref.ref[Any]] = StorageMap()
         self._gradients: StorageMap[weakref.ref[Any]] = StorageMap()
@@ -153,6 +155,7 @@ class Session:
 
     def remove(self) -> None:
         """Takes every hook, patch and mode of ours out again."""
+        self.later()
         if not self.guard.open:
             return
         self.guard.open = False
@@ -162,6 +165,7 @@ class Session:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        self.later = self.optimizers.remove()
         atexit.unregister(self._at_exit)
 
     def _subscribe(self) -> None:

@@ -9,7 +9,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -187,6 +187,39 @@ def patch_engine(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Ca
                 holder._engine_run_backward = original
 
     return undo
+
+
+def before_next_backward(act: Callable[[], None]) -> Callable[[], None]:
+    """Has `act` called once, before the next backward begins, and leaves nothing; or now, by what is returned."""
+    waiting = [act]
+
+    def now() -> None:
+        undo()
+        while waiting:
+            waiting.pop()()
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
+            now()
+            return original(*args, **kwargs)
+
+        return _engine_run_backward
+
+    undo = patch_engine(wrap)
+    return now
+
+
+def steps_on_stack() -> int:
+    """How many optimizer steps this thread is inside of, by torch's own wrappers of `step`, which call the hooks."""
+    found = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        found += frame.f_code is _STEP
+        frame = frame.f_back
+    return found
+
+
+_STEP = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 
 def patch_init_process_group(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:

@@ -221,6 +221,7 @@ class BackwardProbe:
         def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
             if private.graph_task_id() != -1 or private.is_tracing():
                 return original(t_outputs, *args, **kwargs)
+            session.optimizers.give_up_failed()
             window = session.window
             outer = window.phase
             accumulates = bool(kwargs.get("accumulate_grad", True))

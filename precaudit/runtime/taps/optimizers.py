@@ -27,21 +27,40 @@ class OptimizerProbe:
         self.stepping: Any = None
         """The outermost optimizer that is inside its step."""
         self._outer_phase = 0
+        self._hooks: list[Any] = []
+        self._called = False
+        """torch is walking through its table of hooks, and is at ours."""
         self._prints: weakref.WeakKeyDictionary[Any, list[float]] = weakref.WeakKeyDictionary()
 
     def install(self) -> list[Callable[[], None]]:
-        return [
-            register_optimizer_step_pre_hook(self._before).remove,
-            register_optimizer_step_post_hook(self._after).remove,
+        self._hooks = [
+            register_optimizer_step_pre_hook(self._before),
+            register_optimizer_step_post_hook(self._after),
         ]
+        return []
+
+    def remove(self) -> Callable[[], None]:
+        """Takes the hooks out; where torch walks through them just now, at the next backward, or by what is returned.
+
+        The walk would break off, and the user's own hooks go unheard. Call it when nothing else is patched any more.
+        """
+        if self._called:
+            return private.before_next_backward(self._take_out)
+        self._take_out()
+        return lambda: None
+
+    def _take_out(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():  # no op of ours in the user's graph, and no break of it either
             return
+        self.give_up_failed(own=1)
         self.depth += 1
         if self.depth == 1:
             self.stepping = optimizer
-            self.session.bus.tell(StepBegan(optimizer))
+            self._tell(StepBegan(optimizer))
             self._outer_phase = self.session.window.phase
             self.session.window.phase = OPTIMIZER
         elif optimizer is not self.stepping:  # it steps inside another one, which is waited for in its stead
@@ -50,12 +69,30 @@ class OptimizerProbe:
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        # A step that raises never gets here: its pre-hook's depth is given back by the next outermost backward.
         self.depth = max(0, self.depth - 1)
         if self.depth == 0:
             self.stepping = None
-            self.session.window.phase = BACKWARD if self._outer_phase == BACKWARD else FORWARD
-            self.session.bus.tell(StepEnded(optimizer))
+            self._leave()
+            self._tell(StepEnded(optimizer))
+
+    def _tell(self, event: StepBegan | StepEnded) -> None:
+        self._called = True
+        try:
+            self.session.bus.tell(event)
+        finally:
+            self._called = False
+
+    def _leave(self) -> None:
+        self.session.window.phase = BACKWARD if self._outer_phase == BACKWARD else FORWARD
+
+    def give_up_failed(self, own: int = 0) -> None:
+        """A step that raised, as out of its closure, calls no hook: it is over when it is on the stack no more.
+
+        `own` is 1 where the step that now begins is on the stack already.
+        """
+        if self.depth and private.steps_on_stack() <= own:
+            self.depth, self.stepping = 0, None
+            self._leave()
 
     def steps_unseen(self) -> list[Any]:
         """Optimizers whose parameters changed since the last call although no step of theirs was seen.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..guard import is_programs_own
 from ..process.ledger import Ledger
 
 SAMPLE = 65_536
@@ -120,7 +121,9 @@ class Replay:
                 elif self.shadows[key].whole is not whole and target.numel() > _limit:
                     return
             func(*[self._upcast(a, whole) for a in args], **{k: self._upcast(v, whole) for k, v in kwargs.items()})
-        except Exception:
+        except Exception as error:
+            if is_programs_own(error):
+                raise
             for target in targets:
                 self._drop(_place(target))
 
