@@ -118,11 +118,11 @@ def missing(seen: Iterable[int], world_size: int) -> list[str]:
 
 
 def _ended_first(ended: Iterable[PeerFile], at: Mapping[int, float]) -> list[PeerFile]:
-    """The processes that were the first to end badly while their window was open.
+    """The processes that were the first to end badly while their window was open; those that we stopped did not.
 
     Where nobody saw the order: those that left no word, for the others met an error because of them.
     """
-    badly = [p for p in ended if not p.done and (p.state != "gone" or p.error)]
+    badly = [p for p in ended if not p.done and p.state != "stopped" and (p.state != "gone" or p.error)]
     if not badly:
         return []
     if all(p.pid in at for p in badly):

@@ -235,3 +235,42 @@ for step in range(60):
         optimizer.step()
     optimizer.zero_grad()
 """
+
+
+WITHOUT_COLLECTIVES = """
+import sys, torch, torch.distributed as dist
+def train(rank, world, store):
+    if store:
+        dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=world)
+    else:
+        dist.init_process_group("gloo")
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in range(8):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+if __name__ == "__main__":
+    if sys.argv[1] == "torchrun":
+        train(0, 0, "")
+    elif sys.argv[2] == "1":
+        train(0, 1, sys.argv[3])
+    else:
+        torch.multiprocessing.spawn(train, (int(sys.argv[2]), sys.argv[3]), nprocs=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "by-hand", "1"],
+        ["torchrun", "--nproc-per-node", "1", "train.py", "torchrun"],
+        ["train.py", "spawned", "2"],
+        pytest.param(["torchrun", "--nproc-per-node", "2", "train.py", "torchrun"], marks=pytest.mark.slow),
+    ],
+    ids=["alone", "alone-under-torchrun", "spawned", "torchrun"],
+)
+def test_ranks_that_need_no_other_are_never_called_killed(real_desk: Desk, command: list[str]) -> None:
+    real_desk.write("train.py", WITHOUT_COLLECTIVES)
+    seen = real_desk.precaudit("trace", *command, str(real_desk.folder / "store"))
+    assert (seen.code, seen.report["coverage"]["notes"]) == (0, []), seen.stderr

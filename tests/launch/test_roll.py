@@ -41,6 +41,11 @@ def test_ranks_that_all_stopped_need_no_word() -> None:
     assert roll.call(seen(2, r0="stopped", r1="stopped"), peers, ends({0}, {1})) == []
 
 
+def test_a_rank_that_was_stopped_was_not_killed_whatever_it_had_seen_of_its_window() -> None:
+    peers = [peer(0, "stopped"), peer(1, "stopped")]
+    assert roll.call(seen(2, r0="stopped", r1="stopped"), peers, ends({0}, {1})) == []
+
+
 def test_the_first_of_several_to_end_is_named_and_the_others_are_said_to_follow() -> None:
     peers = [peer(0, "gone", error="RuntimeError: Connection closed by peer"), peer(1, "running")]
     assert roll.call(seen(2, r0="watching", r1="watching"), peers, ends({1}, {0})) == [

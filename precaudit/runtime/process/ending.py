@@ -40,11 +40,10 @@ class Ending:
         self.session.rank_file.freeze()
         self.session.rank_file.write()
         self.session.remove()
-        alone = not self.session.peers.others()
         between = private.graph_task_id() == -1
         if self.session.settings["keep_going"]:
             self.session.peers.window_over(False)
-        elif alone or self.session.peers.window_over(between):
+        elif self.session.peers.window_over(between):
             self._stop()
         else:
             # The process goes on until all can stop: its exceptions stay as they would be without us.

@@ -183,8 +183,14 @@ class Peers:
             self._pass()
 
     def window_over(self, between: bool) -> bool:
-        """This rank has seen enough; `between` backwards it can park at once. True: all ranks stop here."""
+        """This rank has seen enough; `between` backwards it can park at once. True: all ranks stop here.
+
+        A process without peers need not park: nobody waits for it, inside a backward either.
+        """
         self.me.done = True
+        if not self.others():
+            self._say(RUNNING)
+            return True
         if between:
             return self._park()
         self._say(RUNNING)
