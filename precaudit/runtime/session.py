@@ -35,7 +35,7 @@ from .taps.tracebacks import TracebackProbe
 from .trackers.adapters import Adapted
 from .trackers.lineage import Flow, trains
 from .trackers.replay import look_at
-from .trackers.tensors import StorageMap
+from .trackers.tensors import Tensors
 from .trackers.window import BACKWARD, FORWARD, GRADIENTS, Window
 from .watchers.births import BirthMode, Births
 from .watchers.gradients import Gradients
@@ -73,6 +73,7 @@ class Session:
         self.guard = Guard(self.modes)
         self.bus = Bus(self.guard)
         self.ledger = Ledger()
+        self.tensors = Tensors()
         self.births = Births(self)
         self.flow = Flow(self)
         self.adapters = Adapters(self)
@@ -102,10 +103,6 @@ class Session:
         self.later: Callable[[], None] = lambda: None
         """What could not be taken out at once, done now."""
         self._birth_mode: BirthMode | None = None
-        self._parameters: StorageMap[weakref.ref[Any]] = StorageMap()
-        self._gradients: StorageMap[weakref.ref[Any]] = StorageMap()
-        self._inputs: StorageMap[bool] = StorageMap()
-        """Leaves that autograd.grad differentiated by, beside a loop that trains by .backward()."""
         self.shapes: set[tuple[int, ...]] = set()
         self._leaf_batches: dict[int, int] = {}
         self._last_leaves: list[Tensor] = []
@@ -229,25 +226,25 @@ class Session:
     # -- questions the probes and watchers ask
 
     def is_parameter(self, tensor: Tensor) -> bool:
-        return self._parameters.get(tensor) is not None
+        return self.tensors.of(tensor).parameter is not None
 
     def has_shape_of_parameter(self, tensor: Tensor) -> bool:
         return tuple(tensor.shape) in self.shapes
 
     def parameter_of(self, tensor: Tensor) -> Tensor | None:
         """The parameter whose memory this is: `p.data` and views of p lead to p."""
-        found = self._parameters.get(tensor)
+        found = self.tensors.of(tensor).parameter
         return found() if found is not None else None
 
     def is_gradient(self, tensor: Tensor) -> bool:
-        return self._gradients.get(tensor) is not None or self.adapters.sums.get(tensor) is not None
+        return self.tensors.of(tensor).is_gradient
 
     def gradient_owner(self, gradient: Tensor) -> weakref.ref[Any] | None:
         """The leaf whose gradient this is."""
-        return self._gradients.get(gradient)
+        return self.tensors.of(gradient).gradient_of
 
     def is_input(self, tensor: Tensor) -> bool:
-        return self._inputs.get(tensor) is not None
+        return self.tensors.of(tensor).is_input
 
     def parameter_version(self, parameter: Tensor) -> int:
         """Rises with every in-place write the trace saw to this parameter; never 0."""
@@ -351,16 +348,17 @@ class Session:
         if not accumulates and (self._accumulates or self._differentiates):
             for leaf in self._last_leaves:
                 if not self.is_parameter(leaf) and not isinstance(leaf, torch.nn.Parameter):
-                    self._inputs.set(leaf, True)
+                    self.tensors.learn(leaf).is_input = True
             return
         for leaf in self._last_leaves:
             if leaf.grad is not None and accumulates:
                 self._leaf_batches[id(leaf)] = self._leaf_batches.get(id(leaf), 0) + 1
-                if self._gradients.get(private.local(leaf.grad)) is None:
-                    self._gradients.set(private.local(leaf.grad), weakref.ref(leaf))
+                gradient = self.tensors.learn(private.local(leaf.grad))
+                if gradient.gradient_of is None:
+                    gradient.gradient_of = weakref.ref(leaf)
             own = private.local(leaf)
-            if self._parameters.get(own) is None:
-                self._parameters.set(own, weakref.ref(leaf))
+            if self.tensors.of(own).parameter is None:
+                self.tensors.learn(own).parameter = weakref.ref(leaf)
                 self.shapes.add(tuple(own.shape))
         self._last_leaves = []
         for optimizer in self.silent:
@@ -380,9 +378,9 @@ class Session:
             return
         mine = parameters(optimizer)
         for parameter in mine:
-            own = private.local(parameter)
-            if self._parameters.get(own) is None:
-                self._parameters.set(own, weakref.ref(parameter))
+            known = self.tensors.learn(private.local(parameter))
+            if known.parameter is None:
+                known.parameter = weakref.ref(parameter)
         self.writes.replay.finish(self.measured_other, "other")
         self.losses.before_step()
         self.scaling.before_step(optimizer)
@@ -404,7 +402,8 @@ class Session:
         """The optimizer's own gradients, and those of leaves that no optimizer holds: low copies of masters."""
         mine = parameters(optimizer)
         owned = {id(p) for other in (optimizer, *self.construction.optimizers) for p in parameters(other)}
-        leaves = [ref() for ref in self._gradients.living()]
+        owners = [known.gradient_of for known in self.tensors.living()]
+        leaves = [ref() for ref in owners if ref is not None]
         strays = [leaf for leaf in leaves if leaf is not None and id(leaf) not in owned and not self.is_input(leaf)]
         self._stepped_over, self._stock_taken = [*mine, *strays], self.window.clock
         self.stock.of_gradients(optimizer, self._stepped_over, lambda p: self._leaf_batches.get(id(p), 0))
@@ -460,9 +459,8 @@ class Session:
         self.flow.forget_expired()
         self.writes.forget_expired()
         self.gradients.step_boundary()
-        self._gradients.drop_expired()
+        self.tensors.forget_expired()
         self.losses.step_boundary()
-        self._inputs.drop_expired()
         waiting = sum(other not in self.stepped for other in self.construction.optimizers)
         if traced and self.window.should_close(waiting):
             self.ending.close()
@@ -474,9 +472,11 @@ class Session:
 
     def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
         """Only parameters and state are counted: of a temporary (`denom.add_(eps)`) nobody asks what it lost."""
-        label = self.stock.labels.get(tensor)
-        if label is not None:
-            self.stock.add(label, numbers)
+        known = self.tensors.of(tensor)
+        if known.slot is not None:
+            self.stock.add(f"state:{known.slot}", numbers)
+        elif known.parameter is not None:
+            self.stock.add("param", numbers)
 
     def measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
         if self.is_parameter(tensor):
@@ -492,7 +492,7 @@ class Session:
     # -- what others report
 
     def gradient_reset(self, gradient: Tensor) -> None:
-        owner = self._gradients.get(gradient)
+        owner = self.tensors.of(gradient).gradient_of
         leaf = owner() if owner is not None else None
         if leaf is not None:
             self.gradient_reset_of(leaf)

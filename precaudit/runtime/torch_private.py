@@ -82,14 +82,27 @@ def unwrapped(tensor: Tensor) -> Tensor:
 def storage_key(tensor: Tensor) -> int:
     """What views of one allocation share; 0 for tensors without storage (sparse, fake, nested)."""
     try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError, AttributeError):
+        return _storage_address(tensor)
+    except (RuntimeError, NotImplementedError, TypeError):
         return 0
+
+
+_storage_address: Callable[[Tensor], int] = torch._C._storage_address
 
 
 def weak_storage(tensor: Tensor) -> Any:
     """A weak reference to the tensor's storage. While it is held, the storage's key is not given to another storage."""
     return StorageWeakRef(tensor.untyped_storage())
+
+
+def weak_storage_number(tensor: Tensor) -> int:
+    """The same as a number, that of the storage's key, which whoever asks for it gives back to `free_weak_storage`."""
+    return int(tensor.untyped_storage()._weak_ref())
+
+
+free_weak_storage: Callable[[int], None] = torch.UntypedStorage._free_weak_ref
+storage_is_gone: Callable[[int], bool] = torch.UntypedStorage._expired
+"""Whether the storage of a weak reference's number was freed."""
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -170,8 +170,6 @@ class Adapters:
         self.session = session
         self.claimed: StorageMap[Role] = StorageMap()
         """Storage -> role, by the newest account of any adapter."""
-        self.sums: StorageMap[bool] = StorageMap()
-        """Storages in which a framework sums gradients."""
         self._of_class: dict[type, tuple[Adapter, ...]] = {}
         self._loaded: dict[str, Adapter | None] = {}
         self.met: list[Adapter] = []
@@ -231,7 +229,7 @@ class Adapters:
         held: dict[tuple[str, Any], list[Claim]] = {}
         for adapter, claim in self._answers("accumulates"):
             held.setdefault((adapter.title, claim.tensor.dtype), []).append(claim)
-            self.sums.set(private.local(claim.tensor), True)
+            self.session.tensors.learn(private.local(claim.tensor)).sums_gradients = True
             if claim.leaf is not None:
                 self.session.gradient_reset_of(claim.leaf)
         self.session.stock.of_accumulation(held)

@@ -1,4 +1,4 @@
-"""Remembers things about tensors and storages without keeping them alive."""
+"""Who is this tensor? One record per storage, gone with the memory: what was learnt of it, never what was guessed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,81 @@ from torch import Tensor
 from .. import torch_private as private
 
 V = TypeVar("V")
+
+
+class Record:
+    """All that is known of one storage. A field that nobody filled says nothing: no default is there to guess by."""
+
+    __slots__ = ("_storage", "by_optimizer", "gradient_of", "is_input", "parameter", "slot", "sums_gradients")
+
+    def __init__(self, storage: int) -> None:
+        self._storage = storage
+        """torch's weak reference to the storage, as a number. While it is held, no other storage gets this address."""
+        self.parameter: weakref.ref[Any] | None = None
+        """The leaf whose memory this is: one that backward reached, or an optimizer steps on."""
+        self.gradient_of: weakref.ref[Any] | None = None
+        """The leaf whose `.grad` this is."""
+        self.sums_gradients = False
+        """A framework sums gradients here, beside any `.grad`."""
+        self.is_input = False
+        """A leaf that autograd.grad differentiated by, beside a loop that trains by `.backward()`."""
+        self.by_optimizer = False
+        """An optimizer steps on it or keeps it in its state."""
+        self.slot: str | None = None
+        """The optimizer's own name for a state: "exp_avg_sq"; "" where it has none."""
+
+    def __del__(self, free: Any = private.free_weak_storage) -> None:
+        if self._storage:
+            free(self._storage)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the memory is gone."""
+        return not self._storage or private.storage_is_gone(self._storage)
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether this is some leaf's `.grad`, or a framework's sum of gradients."""
+        return self.gradient_of is not None or self.sums_gradients
+
+
+NOBODY = Record(0)
+"""The answer for memory of which nothing was learnt; never written to."""
+
+
+class Tensors:
+    """The records of one session."""
+
+    def __init__(self) -> None:
+        self._records: dict[int, Record] = {}
+
+    def of(self, tensor: Tensor) -> Record:
+        """What is known of a tensor's storage, whole or seen through a view; to read only. `of(p.data)` is `of(p)`."""
+        return self._records.get(private.storage_key(tensor), NOBODY)
+
+    def at(self, key: int) -> Record:
+        """What is known of the storage with this key; to read only."""
+        found = self._records.get(key, NOBODY)
+        return NOBODY if found.expired else found
+
+    def learn(self, tensor: Tensor) -> Record:
+        """The record to write to. Of a tensor without storage (sparse) nothing is kept."""
+        key = private.storage_key(tensor)
+        found = self._records.get(key)
+        if found is None:
+            found = Record(private.weak_storage_number(tensor) if key else 0)
+            if key:
+                self._records[key] = found
+        return found
+
+    def living(self) -> Iterator[Record]:
+        """The records of memory that is still there."""
+        return (record for record in list(self._records.values()) if not record.expired)
+
+    def forget_expired(self) -> None:
+        """Drops the records of freed memory; call at step boundaries."""
+        for key in [key for key, record in self._records.items() if record.expired]:
+            del self._records[key]
 
 
 class TensorMap(Generic[V]):

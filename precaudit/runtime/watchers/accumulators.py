@@ -26,7 +26,7 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     groups: dict[Any, Observation] = {}
     numbers: dict[Any, dict[str, float]] = {}
     for place, write in session.writes.places.items():
-        if place[0] not in session.adapters.sums and _is_accumulator(session, write):
+        if not session.tensors.at(place[0]).sums_gradients and _is_accumulator(session, write):
             _add(session, groups, numbers, write, shapes)
     living = [line for line in session.flow.lineage.living() if line.generation >= 2]
     # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
@@ -58,8 +58,10 @@ def _is_accumulator(session: Session, write: Write) -> bool:
     if len(write.clock) < 2 or not write.updates_itself or write.storage.expired() or write.dtype not in DTYPE_NAMES:
         return False
     tensor = write.tensor()
-    others = (session.stock.labels, session.writes.compensations)
-    return tensor is None or not (session.is_gradient(tensor) or any(o.get(tensor) is not None for o in others))
+    if tensor is None:
+        return True
+    known = session.tensors.of(tensor)
+    return not (known.is_gradient or known.by_optimizer or session.writes.compensations.get(tensor) is not None)
 
 
 def _add(

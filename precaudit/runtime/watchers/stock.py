@@ -16,7 +16,6 @@ from ..process.ledger import Observation
 from ..taps.backward import Walk
 from ..taps.optimizers import Held, group_tensors, nbytes, parameters, state_tensors
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from ..trackers.tensors import StorageMap
 
 if TYPE_CHECKING:
     from ..frameworks import Claim
@@ -76,8 +75,6 @@ class Stock:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.ledger = session.ledger
-        self.labels: StorageMap[str] = StorageMap()
-        """Parameters and state by storage: "param", "state:exp_avg"."""
         self.measured: dict[str, Numbers] = {}
         """Label -> the replay's numbers, summed over the traced steps."""
 
@@ -126,7 +123,7 @@ class Stock:
         for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[0] == "claimed"]:
             del self.ledger.observations[key]
         for (framework, role, dtype), claims in held.items():
-            rest = [claim for claim in claims if self.labels.get(private.local(claim.tensor)) is None]
+            rest = [claim for claim in claims if not self.session.tensors.of(private.local(claim.tensor)).by_optimizer]
             if rest:
                 names = dict.fromkeys(claim.detail for claim in rest if claim.detail)
                 self.ledger.put(
@@ -201,11 +198,11 @@ class Stock:
     def label(self, optimizer: Any) -> None:
         """Names the optimizer's tensors, so that the replay's numbers find their role."""
         for held in state_tensors(optimizer):
-            if self.labels.get(held.tensor) is None:
-                self.labels.set(held.tensor, f"state:{held.name}")
+            known = self.session.tensors.learn(held.tensor)
+            if not known.by_optimizer:
+                known.by_optimizer, known.slot = True, held.name
         for parameter in parameters(optimizer):
-            if self.labels.get(parameter) is None:
-                self.labels.set(parameter, "param")
+            self.session.tensors.learn(private.local(parameter)).by_optimizer = True
 
     def add(self, label: str, numbers: Numbers) -> None:
         """Adds what one replay measured."""

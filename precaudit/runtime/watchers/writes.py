@@ -337,7 +337,7 @@ class Writes:
         """A parameter was copied from float32: from a master, if that is there again at the next step."""
         known = self._copied_from.get(key)
         self._copied_from[key] = origin
-        if self.session.stock.labels.get(source) is not None or (known is not None and known[0] == origin[0]):
+        if self.session.tensors.of(source).by_optimizer or (known is not None and known[0] == origin[0]):
             kinds.add("copy")
             if source.dtype not in LOW:
                 self.masters.set(source, True)
