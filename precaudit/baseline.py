@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precaudit.errors import ConfigError
+from precaudit.errors import ConfigError, OutputError
 from precaudit.notebook import ENDING, Notebook, NotebookError
 
 DEFAULT_NAME = ".precaudit-baseline.json"
@@ -125,7 +125,7 @@ def load(path: Path) -> dict[str, Entry]:
 
 
 def save(path: Path, accepted: Iterable[Entry]) -> None:
-    """Writes a baseline that reads well in review: sorted, one finding per line."""
+    """Writes a baseline that reads well in review: sorted, one finding per line. Raises OutputError."""
     lines = [json.dumps(entry._asdict(), ensure_ascii=False) for entry in sorted(set(accepted))]
     body = ",\n  ".join(lines)
     text = (
@@ -133,4 +133,7 @@ def save(path: Path, accepted: Iterable[Entry]) -> None:
         if lines
         else f'{{"format": {FORMAT}, "findings": []}}\n'
     )
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; choose another place with --output") from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
+from precaudit.commands.output import say
 from precaudit.errors import INTERNAL_ERROR, ConfigError, OutputError, UsageError
 from precaudit.settings import Settings
 
@@ -82,7 +83,11 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
             click.echo(changed.diff, nl=False)
             sys.exit(EXIT_FINDINGS if changed.diff and not given["exit_zero"] else EXIT_CLEAN)
         discovered, results = _collect(names, settings, given)
-        click.echo(f"precaudit: {changed.fixes} fixed", err=True)
+        say(f"{changed.fixes} fixed")
+        for line in changed.refused:
+            say(line)
+        if changed.refused:
+            sys.exit(OutputError.exit_code)
     sys.exit(_report(discovered, results, settings, given))
 
 
@@ -120,38 +125,41 @@ def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) ->
 
 def _report(discovered: Discovery, results: Results, settings: Settings, given: dict[str, Any]) -> int:
     """Prints the report and gives the exit code."""
-    skipped = list(discovered.skipped)
-    for item, result in results:
-        skipped += [f"{item.shown}: {result['foreign']}"] if "foreign" in result else []
-        for line in result.get("unread", ()):
-            click.echo(f"precaudit: {item.shown}:{line}", err=True)
-            skipped.append(f"{item.shown}:{line}")
-        if "error" in result:
-            where = result["error"].removeprefix("not valid Python: ")
-            position, _, reason = where.partition(": ")
-            located = position.replace(":", "").isdigit()
-            line = f"{item.shown}:{position}: not valid Python: {reason}" if located else f"{item.shown}: {where}"
-            click.echo(f"precaudit: {line}", err=True)
-            skipped.append(line)
+    passed_over = [f"{item.shown}: {result['foreign']}" for item, result in results if "foreign" in result]
+    unread = [line for item, result in results for line in _unread(item, result)]
+    for line in unread:
+        say(line)
+    skipped = [*discovered.skipped, *passed_over, *unread]
     for name in discovered.barren:
-        click.echo(f"precaudit: {name}: nothing was examined: {_nothing_in(name)}", err=True)
+        say(f"{name}: nothing was examined: {_nothing_in(name)}")
     read = sum("error" not in result and "foreign" not in result for _, result in results)
     conclusive = bool(read or discovered.excluded) and not discovered.barren
     if read and conclusive and _certainly_clean(results, skipped, settings, given):
         click.echo(CLEAN.format(count=f"{read:,} file{'s' if read != 1 else ''}"))
         return EXIT_CLEAN
-    report = build(results, settings, read, skipped, conclusive)
+    report = build(results, settings, read, skipped, conclusive and not unread)
     if given["statistics"]:
         _print_statistics(report)
     else:
-        _print(report, settings, given)
+        _print(report, settings, given, unread)
     threshold = {"error": 2, "warning": 1, "note": 0, "never": 99}[settings.fail_on]
     failing = [f for f in report.findings if not f.suppressed and f.severity.rank >= threshold]
     if any(result.get("internal") for _, result in results):
         return INTERNAL_ERROR
-    if failing and not given["exit_zero"]:
+    if not given["exit_zero"] and (failing or (unread and read and settings.fail_on != "never")):
         return EXIT_FINDINGS
     return EXIT_CLEAN if conclusive else EXIT_INCONCLUSIVE
+
+
+def _unread(item: Found, result: dict[str, Any]) -> list[str]:
+    """One line for a file that cannot be read, or for each cell of a notebook: where, and why."""
+    cells = [f"{item.shown}:{line}" for line in result.get("unread", ())]
+    if "error" not in result:
+        return cells
+    where = result["error"].removeprefix("not valid Python: ")
+    position, _, reason = where.partition(": ")
+    located = position.replace(":", "").isdigit()
+    return [f"{item.shown}:{position}: not valid Python: {reason}" if located else f"{item.shown}: {where}"]
 
 
 def _nothing_in(name: str) -> str:
@@ -202,12 +210,16 @@ def _outside_baseline(findings: list[Finding], settings: Settings) -> list[Findi
     return [finding for finding, entry in rows if entry.key not in accepted]
 
 
-def _print(report: Report, settings: Settings, given: dict[str, Any]) -> None:
+def _print(report: Report, settings: Settings, given: dict[str, Any], told: Sequence[str]) -> None:
+    """Prints or writes the report; what was `told` on stderr is not said a second time on the same screen."""
     from precaudit.report import render
 
     default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
     shape = settings.output_format or default
     color = not given.get("output") and sys.stdout.isatty()
+    if shape == "text" and not given.get("output"):
+        left = [line for line in report.coverage.skipped if line not in told]
+        report = report.model_copy(update={"coverage": report.coverage.model_copy(update={"skipped": left})})
     text = render(report, shape, root=Path.cwd(), color=color, verbosity=1 if settings.notes else 0)
     if not given.get("output"):
         click.echo(text, nl=False, color=color)

@@ -156,6 +156,9 @@ def verdict(report: Report) -> str:
     )
     found = bool(count_of(report, Severity.ERROR) or count_of(report, Severity.WARNING))
     if report.status == "inconclusive":
+        if report.command == "check" and report.coverage.files:
+            unread = "not everything could be read; in the rest "
+            return f"inconclusive: {unread}{counts if found else 'no errors, no warnings'}"
         what = "examined" if report.command in ("check", "checkpoint") else "observed"
         return f"inconclusive: nothing was {what}, so this says nothing about the precision"
     if report.status == "script-failed":

@@ -49,7 +49,9 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
             with open(item.file, "rb") as file:
                 raw = file.read()
         except OSError as error:
-            results[number] = {"error": f"cannot be read: {error.strerror}"}
+            # A link to nowhere, or a file that went while we looked, hides no code.
+            kind = "foreign" if isinstance(error, FileNotFoundError) else "error"
+            results[number] = {kind: f"cannot be read: {error.strerror}"}
             continue
         known = cache.by_content(item, stat, raw)
         if known is None or (compiling and not known.get("compiled")):

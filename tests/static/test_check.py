@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from precaudit.commands.baseline import baseline
 from precaudit.commands.check import check
-from precaudit.errors import ConfigError, UsageError
+from precaudit.errors import ConfigError, OutputError, UsageError
 from precaudit.model.vocabulary import Fact
 from precaudit.static import analyze as analyze_module
 from precaudit.static.source import Source
@@ -222,6 +223,59 @@ def test_bad_input_is_one_line_and_the_run_goes_on(project: Path, content: bytes
     assert len(lines) == 1
     assert lines[0].startswith(f"precaudit: {message}")
     assert len(json.loads(result.stdout)["coverage"]["skipped"]) == 1
+
+
+@pytest.mark.parametrize("fmt", ["text", "concise", "json", "md"])
+def test_a_file_that_cannot_be_parsed_beside_a_clean_one_is_told_once_and_fails(project: Path, fmt: str) -> None:
+    (project / "bad.py").write_text("def f(:\n")
+    (project / "good.py").write_text(GOOD)
+    result = run(".", "--output-format", fmt)
+    assert result.exit_code == 1
+    assert result.stderr == "precaudit: bad.py:1:7: not valid Python: invalid syntax\n"
+    if fmt == "text":
+        assert "bad.py" not in result.stdout
+    if fmt != "json":
+        assert "inconclusive: not everything could be read; in the rest no errors, no warnings" in result.stdout
+    assert run(".", "--exit-zero").exit_code == 0
+    assert run(".", "--fail-on", "never").exit_code == 0
+
+
+def test_a_baseline_that_cannot_be_written_is_one_line(project: Path) -> None:
+    (project / "good.py").write_text(GOOD)
+    result = CliRunner().invoke(baseline, [".", "--output", "gone/base.json"])
+    assert isinstance(result.exception, OutputError)
+    assert str(result.exception) == (
+        "gone/base.json: cannot be written: No such file or directory; choose another place with --output"
+    )
+
+
+def test_a_file_that_cannot_be_fixed_is_one_line_and_the_others_are_fixed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, raw: bytes) -> int:
+        if path.name == "a.py":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, raw)
+
+    real = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", write)
+    for name in ("a.py", "b.py"):
+        (project / name).write_text(CLIPPED)
+    result = run(".", "--fix")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "precaudit: 1 fixed",
+        "precaudit: a.py: cannot be written: Permission denied; nothing was fixed in it",
+    ]
+    assert (project / "a.py").read_text() == CLIPPED
+    assert "unscale_" in (project / "b.py").read_text()
+
+
+def test_a_folder_that_takes_no_cache_changes_nothing(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    (project / ".precaudit_cache").write_text("a file where the folder should be")
+    result = run("bad.py")
+    assert (result.exit_code, result.stderr) == (1, "")
 
 
 def test_a_mistake_of_ours_in_one_file_is_one_line_and_the_run_goes_on(

@@ -24,13 +24,15 @@ class Changed(NamedTuple):
 
     diff: str
     fixes: int
+    refused: list[str]
+    """One line for each file that could not be written."""
 
 
 def fix_files(
     results: Sequence[tuple[Found, dict[str, Any]]], settings: Settings, write: bool, unsafe: bool
 ) -> Changed:
     """Fixes every file that has a fixable finding, and writes it when asked to."""
-    diffs = []
+    diffs, refused = [], []
     count = 0
     for item, result in results:
         if not result.get("facts") or item.file.endswith(CONFIGS):
@@ -42,11 +44,15 @@ def fix_files(
             continue
         if done is None:
             continue
+        if write:
+            try:
+                item.path.write_bytes(done.after)
+            except OSError as error:
+                refused.append(f"{item.shown}: cannot be written: {error.strerror}; nothing was fixed in it")
+                continue
         count += done.fixes
         diffs.append(done.diff)
-        if write:
-            item.path.write_bytes(done.after)
-    return Changed("".join(diffs), count)
+    return Changed("".join(diffs), count, refused)
 
 
 class _Fixed(NamedTuple):
