@@ -13,8 +13,8 @@ from precaudit.static.decoding import SourceError, decode
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef
-from precaudit.static.library import conclusions
-from precaudit.static.library.torch_model import Torch
+from precaudit.static.overlays.torch import conclusions
+from precaudit.static.overlays.torch_model import Torch
 from precaudit.static.prefilter import may_hold_a_finding
 from precaudit.static.source import Source
 

@@ -28,12 +28,10 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
-from precaudit.static.library import (
-    training,
-)
+from precaudit.static.overlays.torch import training
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 ADAPTIVE = frozenset(
     {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "SparseAdam", "Rprop", "ASGD"}

@@ -35,12 +35,13 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import (
+from precaudit.static.nodes import cst
+from precaudit.static.overlays import frameworks, meanings
+from precaudit.static.overlays import stdlib as standard
+from precaudit.static.overlays.torch import (
     accumulators,
     backward,
-    frameworks,
     functions,
-    meanings,
     mistakes,
     modules,
     operands,
@@ -50,12 +51,10 @@ from precaudit.static.library import (
     rebinding,
     regions,
     scaling,
-    standard,
 )
-from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 PLAIN_CONTEXTS = {"no_sync", "profile", "record_function", "open", "tqdm", "timeit", "torch_distributed_zero_first"}
 

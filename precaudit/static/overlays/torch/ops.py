@@ -26,18 +26,11 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
-from precaudit.static.library import (
-    casts,
-    factories,
-    mistakes,
-    operands,
-    opnames,
-    optimizers,
-)
-from precaudit.static.library.autocast import table_for
+from precaudit.static.overlays.torch import casts, factories, mistakes, operands, opnames, optimizers
+from precaudit.static.overlays.torch.autocast import table_for
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 BEFORE_THE_LOSS = frozenset({"mean", "sum", "softmax", "log_softmax", "logsumexp"})
 """What a factor on many numbers goes into was no loss scale, which multiplies one."""

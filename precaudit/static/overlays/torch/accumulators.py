@@ -17,13 +17,10 @@ from precaudit.static.language.values import (
     Value,
     is_low,
 )
-from precaudit.static.library import (
-    handwritten,
-    operands,
-)
+from precaudit.static.overlays.torch import handwritten, operands
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 STATISTICS = re.compile(r"(?:running|moving)_(?:mean|var|std)")
 """What buffers of a normalisation written by hand are called."""

@@ -14,12 +14,10 @@ from precaudit.static.language.values import (
     float_constant,
     is_low,
 )
-from precaudit.static.library import (
-    handwritten,
-)
+from precaudit.static.overlays.torch import handwritten
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def constant_overflows(torch: Torch, dtype: Dtypes | None, value: Value, node: Any, op: str) -> None:

@@ -30,11 +30,11 @@ from precaudit.static.language.values import (
     options,
     unknown,
 )
-from precaudit.static.library import (
+from precaudit.static.overlays import frameworks, meanings
+from precaudit.static.overlays.facts import Facts
+from precaudit.static.overlays.torch import (
     attributes,
-    frameworks,
     handwritten,
-    meanings,
     methods,
     modules,
     operands,
@@ -43,8 +43,7 @@ from precaudit.static.library import (
     rebinding,
     regions,
 )
-from precaudit.static.library.facts import Facts
-from precaudit.static.library.training import Training
+from precaudit.static.overlays.torch.training import Training
 
 
 class Torch:

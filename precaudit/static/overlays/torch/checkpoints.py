@@ -15,7 +15,7 @@ from precaudit.static.language.values import (
 )
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def save(torch: Torch, value: Value, node: Any) -> None:

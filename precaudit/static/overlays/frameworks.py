@@ -29,18 +29,13 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
-from precaudit.static.library import (
-    modules,
-    operands,
-    optimizers,
-    quantized,
-    scaling,
-)
 from precaudit.static.nodes import cst
+from precaudit.static.overlays import quantized
+from precaudit.static.overlays.torch import modules, operands, optimizers, scaling
 from precaudit.static.prefilter import code_of
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 TRL = ("SFT", "DPO", "KTO", "ORPO", "CPO", "GRPO", "RLOO", "Reward", "PRM")
 """TRL's trainers: `<name>Trainer` takes a `<name>Config`."""

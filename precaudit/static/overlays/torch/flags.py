@@ -10,7 +10,7 @@ from precaudit.static.language.values import NONE, Value, truth
 from precaudit.static.prefilter import code_of
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 FLOAT16 = re.compile(r"\bfloat16\b|\.half\(|\bfp16\s*=\s*True")
 """What the code of a file that computes in float16 says somewhere."""

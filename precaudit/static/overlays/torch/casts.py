@@ -17,13 +17,10 @@ from precaudit.static.language.values import (
     is_low,
     unknown,
 )
-from precaudit.static.library import (
-    mistakes,
-    operands,
-)
+from precaudit.static.overlays.torch import mistakes, operands
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def to(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -23,14 +23,11 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import (
-    operands,
-    training,
-)
-from precaudit.static.library.autocast import table
+from precaudit.static.overlays.torch import operands, training
+from precaudit.static.overlays.torch.autocast import table
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 NO_GRAD = ("torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "torch.autograd.grad_mode.no_grad")
 DEPRECATED = {

@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import Param
-from precaudit.static.library import (
-    backward,
-    flags,
-    optimizers,
-    quantized,
-    sharding,
-)
+from precaudit.static.overlays import quantized
+from precaudit.static.overlays.torch import backward, flags, optimizers, sharding
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def _bare_regions(torch: Torch) -> None:

@@ -21,14 +21,10 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import (
-    operands,
-    optimizers,
-    training,
-)
+from precaudit.static.overlays.torch import operands, optimizers, training
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 EXTREME_SCALE = 2.0**24
 

@@ -22,14 +22,11 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
-from precaudit.static.library import (
-    operands,
-    optimizers,
-)
+from precaudit.static.overlays.torch import operands, optimizers
 from precaudit.static.prefilter import code_of
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 COMPENSATED = re.compile(r"kahan|compensat|stochastic|_sr_|seeded_round", re.IGNORECASE)
 CARRIES = re.compile(r"\b(\w+) *= *(\w+)(?:\.data|\.detach\(\))?\.clone\(\).*\b\1(?:\.sub_?\( *| *- *)\2\b", re.DOTALL)

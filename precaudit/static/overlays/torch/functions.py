@@ -15,10 +15,10 @@ from precaudit.static.language.values import (
     Value,
     unknown,
 )
-from precaudit.static.library import operands
+from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 ELIGIBLE = re.compile(r"[\w)\]]\s*@\s*[\w(]|\.(?:mm|bmm|matmul|addmm|baddbmm|mv)\(|\b(?:linear|conv[123]d|einsum)\(")
 """Operations that autocast casts."""

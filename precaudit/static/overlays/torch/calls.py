@@ -21,7 +21,8 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import (
+from precaudit.static.nodes import cst
+from precaudit.static.overlays.torch import (
     accumulators,
     backward,
     checkpoints,
@@ -33,10 +34,9 @@ from precaudit.static.library import (
     regions,
     scaling,
 )
-from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def same_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

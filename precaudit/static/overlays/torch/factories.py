@@ -17,14 +17,10 @@ from precaudit.static.language.values import (
     is_float,
     is_low,
 )
-from precaudit.static.library import (
-    mistakes,
-    operands,
-    opnames,
-)
+from precaudit.static.overlays.torch import mistakes, operands, opnames
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -35,19 +35,11 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import (
-    flags,
-    frameworks,
-    mistakes,
-    modules,
-    operands,
-    opnames,
-    optimizers,
-    scaling,
-)
+from precaudit.static.overlays import frameworks
+from precaudit.static.overlays.torch import flags, mistakes, modules, operands, opnames, optimizers, scaling
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def reference(name: str, spot: Spot) -> Value:

@@ -28,13 +28,10 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import (
-    modules,
-    operands,
-)
+from precaudit.static.overlays.torch import modules, operands
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 LOW_NAME = re.compile(r"(?:torch\.)?(?:bf16|bfloat16|fp16|float16|half)|(?:bf)?16-(?:mixed|true)")
 """Words for a low dtype on a command line."""

@@ -20,12 +20,10 @@ from precaudit.static.language.values import (
     is_low,
     join_dtypes,
 )
-from precaudit.static.library import (
-    opnames,
-)
+from precaudit.static.overlays.torch import opnames
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 OF_FUNCTIONS = "input x A tensors tensor outputs optimizer data d modules model".split()

@@ -13,13 +13,10 @@ from precaudit.static.language.values import (
     constant,
     unknown,
 )
-from precaudit.static.library import (
-    modules,
-    operands,
-)
+from precaudit.static.overlays.torch import modules, operands
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def config(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -12,12 +12,10 @@ from precaudit.static.language.values import (
     Value,
     is_low,
 )
-from precaudit.static.library import (
-    operands,
-)
+from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def comm_hook(torch: Torch, values: list[Value], node: Any) -> None:

@@ -33,19 +33,10 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.library import (
-    casts,
-    handwritten,
-    operands,
-    opnames,
-    ops,
-    optimizers,
-    reduction,
-    scaling,
-)
+from precaudit.static.overlays.torch import casts, handwritten, operands, opnames, ops, optimizers, reduction, scaling
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 NN = "torch.nn."
 WEIGHTED = {

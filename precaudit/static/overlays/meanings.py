@@ -7,10 +7,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from precaudit.static.language.values import Value
-from precaudit.static.library import flags, frameworks, modules, quantized, regions, sharding, standard, torch_calls
+from precaudit.static.overlays import frameworks, quantized
+from precaudit.static.overlays import stdlib as standard
+from precaudit.static.overlays.torch import calls as torch_calls
+from precaudit.static.overlays.torch import flags, modules, regions, sharding
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 Call = Callable[["Torch", str, list[Value], dict[str, Value], Any], Value]
 """torch, dotted name, arguments, keywords, node -> what the call returns."""

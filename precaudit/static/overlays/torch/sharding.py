@@ -13,14 +13,10 @@ from precaudit.static.language.values import (
     options,
     unknown,
 )
-from precaudit.static.library import (
-    modules,
-    operands,
-    reduction,
-)
+from precaudit.static.overlays.torch import modules, operands, reduction
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 FIELDS = {
     "MixedPrecision": ("param_dtype", "reduce_dtype", "buffer_dtype"),

@@ -15,16 +15,11 @@ from precaudit.static.language.values import (
     Value,
     choice,
 )
-from precaudit.static.library import (
-    accumulators,
-    operands,
-    ops,
-    scaling,
-)
 from precaudit.static.nodes import cst
+from precaudit.static.overlays.torch import accumulators, operands, ops, scaling
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> Value:

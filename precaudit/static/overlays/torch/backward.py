@@ -10,14 +10,10 @@ from precaudit.static.language.values import (
     Tensor,
     Value,
 )
-from precaudit.static.library import (
-    operands,
-    scaling,
-    training,
-)
+from precaudit.static.overlays.torch import operands, scaling, training
 
 if TYPE_CHECKING:
-    from precaudit.static.library.torch_model import Torch
+    from precaudit.static.overlays.torch_model import Torch
 
 
 def backward(torch: Torch, loss: Value, node: Any) -> None:

@@ -1,1 +1,0 @@
-"""What torch, the frameworks and the standard library do to abstract values."""

@@ -1,0 +1,1 @@
+"""What PyTorch gives back: tensors and their dtypes, modules, optimizers, regions, loss scaling."""
