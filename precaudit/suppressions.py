@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 COMMENT = re.compile(
@@ -37,14 +37,20 @@ def read(text: str) -> list[Suppression]:
     lowered = text.lower()
     if ("precaudit" not in lowered and "noqa" not in lowered) or COMMENT.search(text) is None:
         return []
-    comments: list[tuple[int, int, re.Match[str]]] = []
+    comments, spans = _tokens(text)
+    found = [(line, column, match) for line, column, comment in comments for match in COMMENT.finditer(comment)]
+    return [_suppression(line, column + match.start() + 1, match, spans) for line, column, match in found]
+
+
+def _tokens(text: str) -> tuple[list[tuple[int, int, str]], list[tuple[int, int]]]:
+    """(line, column from 0, comment) of each comment, and (first line, last line) of each statement or its header."""
+    comments: list[tuple[int, int, str]] = []
     spans: list[tuple[int, int]] = []
     first = 0
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.COMMENT:
-                for match in COMMENT.finditer(token.string):
-                    comments.append((token.start[0], token.start[1] + match.start() + 1, match))
+                comments.append((*token.start, token.string))
             elif token.type == tokenize.NEWLINE:
                 spans.append((first or token.start[0], token.end[0]))
                 first = 0
@@ -52,7 +58,32 @@ def read(text: str) -> list[Suppression]:
                 first = token.start[0]
     except (tokenize.TokenError, IndentationError, SyntaxError):
         pass
-    return [_suppression(line, column, match, spans) for line, column, match in comments]
+    return comments, spans
+
+
+def with_ignores(text: str, rules: Mapping[int, Iterable[str]], python: bool) -> tuple[str, int]:
+    """The text with the rules of each line silenced there, and at how many places: at the end of the statement.
+
+    A comment that is there stays, and one of ours is given the new rules.
+    """
+    comments, spans = _tokens(text) if python else ([], [])
+    at_end: dict[int, set[str]] = {}
+    for line, names in rules.items():
+        last = next((last for first, last in spans if first <= line <= last), line)
+        at_end.setdefault(last, set()).update(names)
+    lines = re.findall(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+", text)
+    ours = {line: column for line, column, comment in comments if COMMENT.search(comment)}
+    for last, new in at_end.items():
+        body = lines[last - 1].rstrip("\r\n")
+        ending = lines[last - 1][len(body) :]
+        match = COMMENT.search(body, ours[last]) if last in ours else None
+        if match is not None and match["rules"] is not None:
+            named = [*re.split(r"[\s,]+", match["rules"].strip()), *sorted(new)]
+            body = body[: match.start("rules")] + ", ".join(dict.fromkeys(named)) + body[match.end("rules") :]
+        else:
+            body = f"{body.rstrip()}  # precaudit: ignore[{', '.join(sorted(new))}]"
+        lines[last - 1] = body + ending
+    return "".join(lines), len(at_end)
 
 
 def _suppression(line: int, column: int, match: re.Match[str], spans: Sequence[tuple[int, int]]) -> Suppression:

@@ -51,6 +51,9 @@ def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
 @click.option("--stdin-filename", default="stdin.py", help="The path to report for '-'.")
 @click.option("--diff", is_flag=True, help="Show what --fix would change.")
 @click.option("--fix", is_flag=True, help="Apply the safe fixes.")
+@click.option("--since", metavar="REF", help="Only findings on lines changed since this git revision.")
+@click.option("--add-ignore", is_flag=True, help="Show the ignore comments that would silence today's findings.")
+@click.option("--write", is_flag=True, help="With --add-ignore: put them into the files.")
 @click.option(
     "--unsafe-fixes", is_flag=True, help="With --fix or --diff: also fixes that may change what the code means."
 )
@@ -65,8 +68,13 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
         raise ConfigError(f"{config}: no such file")
     settings = _merged(settings_module.load(config=config), given)
     names = paths or (".",)
-    if "-" in names and (given["fix"] or given["diff"]):
+    given["stdin"] = "-" in names
+    if given["write"] and not given["add_ignore"]:
+        raise UsageError("--write belongs to --add-ignore; fixes are written by --fix")
+    if given["stdin"] and (given["fix"] or given["diff"]):
         raise UsageError("'-': --fix and --diff need a file, not standard input")
+    if given["stdin"] and given["add_ignore"]:
+        raise UsageError("'-': --add-ignore needs a file, not standard input")
     discovered, results = _collect(names, settings, given)
     if not paths and os.environ.get("PRE_COMMIT"):
         # pre-commit runs a hook with always_run although no file matched.
@@ -88,7 +96,26 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
             say(line)
         if changed.refused:
             sys.exit(OutputError.exit_code)
+    if given["add_ignore"]:
+        sys.exit(_add_ignores(build(results, settings, len(results), [], since=given["since"]), settings, given))
     sys.exit(_report(discovered, results, settings, given))
+
+
+def _add_ignores(report: Report, settings: Settings, given: dict[str, Any]) -> int:
+    """Shows or writes the ignore comments that would silence what the report shows."""
+    from precaudit.commands.ignores import add_ignores
+    from precaudit.report import words
+
+    shown = words.loud(report, 1 if settings.notes else 0)
+    added = add_ignores(shown, write=given["write"])
+    for line in added.refused:
+        say(line)
+    if given["write"]:
+        say(f"{words.plural(added.comments, 'ignore comment')} added; say after each why")
+        return OutputError.exit_code if added.refused else EXIT_CLEAN
+    click.echo(added.diff, nl=False)
+    say(f"{words.plural(added.comments, 'ignore comment')} to add; --write puts them into the files")
+    return EXIT_FINDINGS if added.comments and not given["exit_zero"] else EXIT_CLEAN
 
 
 def _merged(settings: Settings, given: dict[str, Any]) -> Settings:
@@ -97,6 +124,9 @@ def _merged(settings: Settings, given: dict[str, Any]) -> Settings:
     for name in ("select", "extend_select", "ignore", "exclude", "fail_on", "baseline"):
         if given.get(name):
             changes[name] = tuple(given[name]) if isinstance(given[name], (list, tuple)) else given[name]
+    if given.get("baseline"):
+        # What the settings name counts from pyproject.toml, what is typed from here.
+        changes["baseline"] = os.path.abspath(given["baseline"])
     if given.get("notes"):
         changes["notes"] = True
     if given.get("output_format"):
@@ -137,7 +167,11 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
     if read and conclusive and _certainly_clean(results, skipped, settings, given):
         click.echo(CLEAN.format(count=f"{read:,} file{'s' if read != 1 else ''}"))
         return EXIT_CLEAN
-    report = build(results, settings, read, skipped, conclusive and not unread)
+    report = build(results, settings, read, skipped, conclusive and not unread, given["since"])
+    if report.findings and not given["stdin"]:
+        from precaudit.static.fixes import mark_fixable
+
+        mark_fixable(results, report.findings, settings)
     if given["statistics"]:
         _print_statistics(report)
     else:
@@ -178,18 +212,34 @@ def _certainly_clean(results: Results, skipped: list[str], settings: Settings, g
     named = settings.select or settings.extend_select or settings.ignore or settings.per_file_ignores
     if not plain or named or skipped or settings.notes or given["statistics"] or given["output"] or settings.baseline:
         return False
+    if given["since"]:
+        return False
     return not any(result.get("facts") or result.get("suppressions") for _, result in results)
 
 
-def build(results: Results, settings: Settings, examined: int, skipped: list[str], conclusive: bool = True) -> Report:
-    """The Report of these results under these settings."""
+def build(
+    results: Results,
+    settings: Settings,
+    examined: int,
+    skipped: list[str],
+    conclusive: bool = True,
+    since: str | None = None,
+) -> Report:
+    """The Report of these results under these settings; with `since` only of what changed from that revision on."""
     from precaudit import __version__
     from precaudit.model.wire import Coverage, Report, Severity, Tool
     from precaudit.static.findings import findings_of
 
     findings = findings_of(results, settings)
+    hidden: dict[str, int] = {}
+    if since:
+        from precaudit.commands.since import changed_since, touched
+
+        every, findings = findings, touched(findings, changed_since(since, Path.cwd()))
+        hidden["unchanged"] = _loud(every) - _loud(findings)
     if settings.baseline:
-        findings = _outside_baseline(findings, settings)
+        every, findings = findings, _outside_baseline(findings, settings)
+        hidden["baseline"] = _loud(every) - _loud(findings)
     loud = [f for f in findings if not f.suppressed and f.severity is not Severity.NOTE]
     status: Any = "findings" if loud else "clean" if conclusive else "inconclusive"
     return Report(
@@ -197,8 +247,13 @@ def build(results: Results, settings: Settings, examined: int, skipped: list[str
         command="check",
         status=status,
         findings=findings,
-        coverage=Coverage(files=examined, skipped=skipped),
+        coverage=Coverage(files=examined, skipped=skipped, hidden=hidden),
     )
+
+
+def _loud(findings: Sequence[Finding]) -> int:
+    """How many of them a report counts as errors or warnings."""
+    return sum(1 for f in findings if not f.suppressed and f.severity.value != "note")
 
 
 def _outside_baseline(findings: list[Finding], settings: Settings) -> list[Finding]:

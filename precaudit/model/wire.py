@@ -132,6 +132,8 @@ class Finding(BaseModel):
     """Bytes per rank the fix would add, where that follows from the tensors seen."""
     fingerprint: str = ""
     suppressed: bool = False
+    fixable: bool = False
+    """`precaudit check --fix` mends it."""
     ranks: list[int] = []
 
 
@@ -154,6 +156,8 @@ class Coverage(BaseModel):
 
     files: int = 0
     skipped: list[str] = []
+    hidden: dict[str, int] = {}
+    """Findings that are left out: those the baseline accepts, and with --since those on unchanged lines."""
     steps: int = 0
     ranks: int = 0
     unattributed_ops: float = 0.0

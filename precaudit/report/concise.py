@@ -11,7 +11,8 @@ def render(report: Report, view: View) -> str:
     lines = []
     for finding in words.loud(report, view.verbosity):
         at = words.place(finding) or words.visible(finding.module) or "-"
-        lines.append(f"{at}: {finding.rule} {finding.severity.value} {words.visible(finding.message)} [{finding.name}]")
+        what = f"{finding.rule} {finding.severity.value}{words.mark(finding)}"
+        lines.append(f"{at}: {what} {words.visible(finding.message)} [{finding.name}]")
     if view.verbosity >= 0:
         lines.append(words.one_line(words.closing(report, view.verbosity)))
     return "".join(f"{line}\n" for line in lines)

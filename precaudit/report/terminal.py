@@ -373,7 +373,7 @@ def _cause(page: Page, finding: Finding, cause: Line, source: Source, label: str
 def _consequence(page: Page, finding: Finding, lead: Finding, ranks: int, label: str, verbosity: int) -> None:
     """One shorter paragraph: what else the same cause did; the place only where it is another one."""
     at = words.place(finding)
-    head = f"{words.MARKS[finding.severity]} {finding.rule} {finding.name}"
+    head = f"{words.MARKS[finding.severity]} {finding.rule} {finding.name}{words.mark(finding)}"
     body = [finding.message, *words.evidence(finding), words.cost(finding, ranks)]
     parts: list[str | tuple[str, str]] = [(label, DIM), (head, STYLES[finding.severity])]
     if at and at != words.place(lead):
@@ -389,7 +389,16 @@ def _consequence(page: Page, finding: Finding, lead: Finding, ranks: int, label:
 def _excerpt_story(page: Page, story: Story, source: Source, report: Report, view: View) -> None:
     lead = story.lead
     style = STYLES[lead.severity]
-    page.fold([f"{lead.rule} {lead.severity.value}", ": ", (lead.message, STRONG), (f" [{lead.name}]", DIM)], 4, style)
+    page.fold(
+        [
+            f"{lead.rule} {lead.severity.value}{words.mark(lead)}",
+            ": ",
+            (lead.message, STRONG),
+            (f" [{lead.name}]", DIM),
+        ],
+        4,
+        style,
+    )
     number = str(lead.line or "")
     gutter = " " * len(number)
     if at := words.place(lead):

@@ -15,6 +15,8 @@ NAMES = re.compile(r"[A-Za-z_]+\d+")
 """Digits that belong to a name, `float16` or `beta2`, are no number."""
 ENOUGH = 90
 """Letters that a short explanation has at least, where its rule says more."""
+HIDDEN: Mapping[str, str] = {"baseline": "in the baseline", "unchanged": "on unchanged lines"}
+"""Why findings are left out, after their number."""
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -74,6 +76,11 @@ def place(finding: Finding | Line) -> str:
     if finding.cell and numbers:
         numbers = [f"cell {finding.cell}", f"line {numbers[0]}", *numbers[1:]]
     return ":".join([visible(shown), *numbers])
+
+
+def mark(finding: Finding) -> str:
+    """` [*]` where --fix mends a finding."""
+    return " [*]" if finding.fixable else ""
 
 
 def in_cell(finding: Finding) -> str:
@@ -179,6 +186,9 @@ def closing(report: Report, verbosity: int = 0) -> list[str]:
         )
     if hidden := sum(1 for f in report.findings if f.suppressed):
         parts.append(f"{hidden} suppressed")
+    parts += [f"{count} {HIDDEN.get(name, name)}" for name, count in report.coverage.hidden.items() if count]
+    if fixable := sum(1 for f in report.findings if f.fixable and not f.suppressed):
+        parts.append(f"{fixable} fixable with --fix")
     observed = {row.role for row in report.roles if row.verdict != "not-observed"}
     if report.command != "check" and observed:
         looked = plural(len(observed), "role")

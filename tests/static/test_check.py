@@ -452,6 +452,113 @@ def test_diff_shows_what_fix_writes_and_a_fixed_file_is_clean(project: Path) -> 
     assert run("train.py", "--diff").exit_code == 0
 
 
+def test_what_fix_would_mend_is_marked_and_counted(project: Path) -> None:
+    (project / "train.py").write_text(CLIPPED)
+    (project / "bad.py").write_text(BAD)
+    shown = run(".", "--output-format", "concise").stdout
+    assert "train.py:10:9: PA202 error [*] gradients are clipped" in shown
+    assert "bad.py:4:7: PA301 error optimizer state" in shown
+    assert " · 1 fixable with --fix · " in shown
+    assert "PA202 error [*]: gradients" in run("train.py").stdout
+    marks = {f["rule"]: f["fixable"] for f in json.loads(run(".", "--output-format", "json").stdout)["findings"]}
+    assert (marks["PA202"], marks["PA301"]) == (True, False)
+    # A file that no fix can touch with certainty has no mark: the loss and the step stand in different blocks.
+    (project / "train.py").write_text(
+        CLIPPED.replace("        scaler.step(", "        if True:\n            scaler.step(")
+    )
+    assert "[*]" not in run("train.py").stdout
+
+
+def test_ignore_comments_are_shown_first_and_written_when_asked_to(project: Path) -> None:
+    path = project / "bad.py"
+    source = BAD.replace("model.parameters()", "\n    model.parameters(),  # all of them\n").replace(
+        "bfloat16()", "bfloat16()  # noqa: E501"
+    )
+    path.write_text(source)
+    shown = run(".", "--add-ignore")
+    assert shown.exit_code == 1
+    assert "+model = torch.nn.Linear(4, 4).bfloat16()  # noqa: E501  # precaudit: ignore[PA101]\n" in shown.stdout
+    assert "+)  # precaudit: ignore[PA301]\n" in shown.stdout
+    assert shown.stderr == "precaudit: 2 ignore comments to add; --write puts them into the files\n"
+    assert path.read_text() == source
+    done = run(".", "--add-ignore", "--write")
+    assert (done.exit_code, done.stderr) == (0, "precaudit: 2 ignore comments added; say after each why\n")
+    assert rules(".") == []
+    assert run(".", "--add-ignore").stdout == ""
+    path.write_text(BAD.replace("bfloat16()", "bfloat16()  # precaudit: ignore[PA3] - why").replace("opt =", "o ="))
+    assert run(".", "--add-ignore", "--write").exit_code == 0
+    assert "bfloat16()  # precaudit: ignore[PA3, PA101] - why\n" in path.read_text()
+
+
+def test_a_json_config_takes_no_ignore_comment(project: Path) -> None:
+    (project / "ds.json").write_text('{"train_batch_size": 1, "fp16": {"enabled": true}, "bf16": {"enabled": true}}')
+    (project / "args.yaml").write_text("output_dir: x\nfp16: true\nbf16: true\n")
+    done = run(".", "--add-ignore", "--write")
+    assert done.stderr.splitlines()[0] == "precaudit: ds.json: JSON has no comments; use per-file-ignores or a baseline"
+    assert (project / "args.yaml").read_text() == "output_dir: x\nfp16: true\nbf16: true  # precaudit: ignore[PA802]\n"
+
+
+def test_what_the_baseline_hides_is_counted_and_its_path_is_the_users(project: Path) -> None:
+    (project / "pyproject.toml").write_text("[tool.precaudit]\n")
+    (project / "src").mkdir()
+    (project / "src" / "bad.py").write_text(BAD)
+    os.chdir(project / "src")
+    CliRunner().invoke(baseline, [".", "--output", "here.json"])
+    assert "no errors, no warnings · 2 in the baseline · 2 files" in run(".", "--baseline", "here.json").stdout
+
+
+def git(folder: Path, *words: str) -> None:
+    names = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main")
+    subprocess.run(["git", *names, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_since_tells_only_what_stands_on_changed_lines(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("old.py", 'größe "x".py'):
+        (project / name).write_text(GOOD + "opt = torch.optim.AdamW(model.parameters())\n" + BAD)
+    git(project, "init", "-q")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "start")
+    git(project, "checkout", "-qb", "work")
+    assert run(".", "--since", "main").exit_code == 0
+    assert " · 4 on unchanged lines" in run(".", "--since", "main").stdout
+    text = (project / "old.py").read_text()
+    (project / "old.py").write_text(text.replace("4, 4)  # not bfloat16", "4, 4).bfloat16()"))
+    (project / 'größe "x".py').write_text((text + "\n\n" + BAD).replace("import torch\n\n", "import torch\n", 1))
+    (project / "new.py").write_text(BAD)
+    (project / "ignored.py").write_text(BAD)
+    (project / ".gitignore").write_text("ignored.py\n")
+
+    def found(*where: str) -> set[tuple[str, int]]:
+        findings = json.loads(run(*where, "--since", "main", "--output-format", "json").stdout)["findings"]
+        return {(f["path"], f["line"]) for f in findings}
+
+    # The optimizer's line did not change, but what made it wrong did.
+    wanted = {("old.py", 3), ("old.py", 4), ("new.py", 3), ("new.py", 4), ('größe "x".py', 12), ('größe "x".py', 13)}
+    assert found(".") == wanted
+    (project / "sub").mkdir()
+    monkeypatch.chdir(project / "sub")
+    assert found("..") == {(f"../{path}", line) for path, line in wanted}
+    monkeypatch.chdir(project)
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "work")
+    git(project, "checkout", "-q", "main")
+    (project / "other.py").write_text(BAD)
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "main goes on")
+    git(project, "checkout", "-q", "work")
+    assert found(".") == wanted
+
+
+def test_since_says_what_is_wrong_with_its_revision(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    assert str(run(".", "--since", "main").exception) == "--since: not in a git repository"
+    git(project, "init", "-q")
+    for revision in ("nowhere", "--output=x"):
+        error = run(".", f"--since={revision}").exception
+        assert isinstance(error, UsageError)
+        assert str(error) == f"--since: '{revision}' is not a revision of the repository {os.path.realpath(project)}"
+
+
 def test_fixing_standard_input_is_refused_in_one_line(project: Path) -> None:
     result = run("-", "--fix", text=CLIPPED)
     assert str(result.exception) == "'-': --fix and --diff need a file, not standard input"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from precaudit.model.wire import Finding
-from precaudit.notebook import ENDING, Notebook, NotebookError, lines_of
+from precaudit.notebook import ENDING, Notebook, NotebookError, lines_of, place
 from precaudit.settings import Settings
 from precaudit.static.decoding import SourceError, decode
 from precaudit.static.files import CONFIGS, Found
@@ -122,6 +122,35 @@ def fix_text(item: Found, text: str, settings: Settings, unsafe: bool) -> tuple[
     return text, done
 
 
+def mark_fixable(
+    results: Sequence[tuple[Found, dict[str, Any]]], findings: Sequence[Finding], settings: Settings
+) -> None:
+    """Sets `fixable` on those of the findings that `fix_files` would mend without `unsafe`."""
+    files = {item.shown: item for item, _ in results if not item.file.endswith(CONFIGS)}
+    wanted = {f.path or "" for f in findings if f.rule in FIXES and not FIXES[f.rule].unsafe and not f.suppressed}
+    for path in wanted & files.keys():
+        try:
+            mended = _mended(files[path], settings)
+        except (OSError, SourceError, NotebookError):
+            continue
+        for finding in findings:
+            place = (finding.rule, finding.cell, finding.line, finding.column)
+            finding.fixable = finding.fixable or (finding.path == path and not finding.suppressed and place in mended)
+
+
+def _mended(item: Found, settings: Settings) -> set[tuple[str, int | None, int | None, int | None]]:
+    """(rule, cell, line, column) of each finding in a file whose fix holds."""
+    raw = item.path.read_bytes()
+    notebook = Notebook(raw) if item.file.endswith(ENDING) else None
+    text = notebook.text if notebook is not None else decode(raw)
+    item = Found(f"{item.file}.py", item.shown) if notebook is not None else item
+    findings, tree = _findings(item, text, settings), Tree(text)
+    edits = [(f, fix.make(f, tree)) for f in findings if (fix := FIXES.get(f.rule)) is not None and not fix.unsafe]
+    good = [f for f, made in edits if made and _better(item, applied(text, made), findings, settings)]
+    firsts = notebook.firsts() if notebook is not None else []
+    return {(f.rule, *(place(firsts, f.line or 1) if firsts else (None, f.line)), f.column) for f in good}
+
+
 def _findings(item: Found, text: str, settings: Settings) -> list[Finding]:
     from precaudit.static.run import examine
 
@@ -139,4 +168,4 @@ def _better(item: Found, text: str, before: list[Finding], settings: Settings) -
     return len(after) < len(before) and {f.rule for f in after} <= {f.rule for f in before}
 
 
-__all__ = ["Changed", "Edit", "fix_files", "fix_text"]
+__all__ = ["Changed", "Edit", "fix_files", "fix_text", "mark_fixable"]
