@@ -456,11 +456,10 @@ class Session:
         self.scaling.take_stock()
         self.autocast.take_stock()
         self.gradients.take_stock()
-        self.flow.forget_expired()
         self.writes.forget_expired()
         self.gradients.step_boundary()
         self.tensors.forget_expired()
-        self.losses.step_boundary()
+        self.flow.step_boundary()
         waiting = sum(other not in self.stepped for other in self.construction.optimizers)
         if traced and self.window.should_close(waiting):
             self.ending.close()

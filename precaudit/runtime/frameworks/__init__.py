@@ -21,7 +21,7 @@ from ..imports import when_imported
 from ..process.ledger import Observation
 from ..sites import selves_on_stack
 from ..trackers.lineage import DTYPE_NAMES
-from ..trackers.tensors import StorageMap
+from ..trackers.tensors import Record
 from ..watchers import Registration
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ class Adapters:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.claimed: StorageMap[Role] = StorageMap()
-        """Storage -> role, by the newest account of any adapter."""
+        self._claimed: list[Record] = []
+        """What the newest account of the adapters claims."""
         self._of_class: dict[type, tuple[Adapter, ...]] = {}
         self._loaded: dict[str, Adapter | None] = {}
         self.met: list[Adapter] = []
@@ -211,13 +211,17 @@ class Adapters:
             self.meet(parameter)
         for caller in selves_on_stack():
             self.meet(caller)
-        self.claimed.clear()
+        for known in self._claimed:
+            known.claimed = None
+        self._claimed.clear()
         self._declared = None
         mine = {private.storage_key(private.local(parameter)) for parameter in parameters}
         held: dict[tuple[str, Role, str], list[Claim]] = {}
         for adapter, claim in self._answers("claims"):
             own = private.local(claim.tensor)
-            self.claimed.set(own, claim.role)
+            known = self.session.tensors.learn(own)
+            known.claimed = claim.role
+            self._claimed.append(known)
             if private.storage_key(own) not in mine:
                 dtype = claim.dtype or DTYPE_NAMES[claim.tensor.dtype]
                 held.setdefault((adapter.title, claim.role, dtype), []).append(claim)

@@ -92,7 +92,7 @@ class Bitsandbytes(Adapter):
 
     def _consumed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         flow = self.session.flow
-        if flow.marks and isinstance(out, Tensor) and any("dequantised" in flow.of(arg) for arg in args):
+        if flow.marked and isinstance(out, Tensor) and any("dequantised" in flow.of(arg) for arg in args):
             self._computed[out.dtype] = self._computed.get(out.dtype, 0) + 1
 
     # -- what the rules ask
@@ -154,7 +154,7 @@ class Bitsandbytes(Adapter):
                 if p.dtype in LOW
                 and not p.requires_grad
                 and id(p) not in codes
-                and self.session.adapters.claimed.get(p) is None
+                and self.session.tensors.of(p).claimed is None
             }
             if low:
                 dtype = DTYPE_NAMES[next(iter(low.values())).dtype]

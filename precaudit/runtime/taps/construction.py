@@ -17,7 +17,7 @@ from ...model.vocabulary import Cause, Kind, Role, Site
 from ..process.ledger import Observation
 from ..sites import is_user_file, site_of, user_frame, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from ..trackers.tensors import StorageMap, TensorMap
+from ..trackers.tensors import TensorMap
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -39,12 +39,9 @@ class ConstructionProbe:
         self._holders: TensorMap[Places] = TensorMap()
         """Parameter -> the modules it was registered in, oldest first."""
         self._parents: weakref.WeakKeyDictionary[Any, Places] = weakref.WeakKeyDictionary()
-        self.born_low: StorageMap[Cause] = StorageMap()
+        self.tensors = session.tensors
         self.cast_at: weakref.WeakKeyDictionary[Any, Cause] = weakref.WeakKeyDictionary()
         """Module -> the last cast of its tensors."""
-        self.cast_of: StorageMap[Cause] = StorageMap()
-        self.low_buffers: StorageMap[Cause] = StorageMap()
-        """Low-precision buffers of modules: where they were registered, or cast."""
         self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
         """Optimizer or GradScaler -> the user's line that made it."""
         self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -87,13 +84,14 @@ class ConstructionProbe:
             _register(places, module, name)
             self.session.adapters.meet(parameter, user_site)
             self.session.adapters.meet(module, user_site)
-            if parameter.dtype in LOW and self.born_low.get(parameter) is None:
-                site = user_site()
-                self.born_low.set(parameter, Cause(f"parameters were made in {DTYPE_NAMES[parameter.dtype]}", site))
+            if parameter.dtype in LOW and self.tensors.of(parameter).born_low is None:
+                cause = Cause(f"parameters were made in {DTYPE_NAMES[parameter.dtype]}", user_site())
+                self.tensors.learn(parameter).born_low = cause
 
     def _buffer_registered(self, module: Any, name: str, buffer: Any) -> None:
         if isinstance(buffer, Tensor) and buffer.dtype in LOW:
-            self.low_buffers.set(buffer, Cause(f"it was registered in {DTYPE_NAMES[buffer.dtype]}", user_site()))
+            cause = Cause(f"it was registered in {DTYPE_NAMES[buffer.dtype]}", user_site())
+            self.tensors.learn(buffer).low_buffer = cause
 
     def _see_untying(self, module: Any, name: str, parameter: Tensor) -> None:
         """A parameter shared with another module is replaced in this one alone."""
@@ -153,11 +151,11 @@ class ConstructionProbe:
             self.cast_at[child] = cause
         for buffer in module.buffers():
             if buffer.dtype in LOW and id(buffer) not in before:
-                self.low_buffers.set(buffer, cause)
+                self.tensors.learn(buffer).low_buffer = cause
         held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for parameter in module.parameters():
             if parameter.dtype in LOW:
-                self.cast_of.set(parameter, cause)
+                self.tensors.learn(parameter).cast = cause
                 if id(parameter) in held and before.get(id(parameter), parameter.dtype) is not parameter.dtype:
                     self._cast_after[id(parameter)] = cause
 
@@ -269,11 +267,12 @@ class ConstructionProbe:
 
     def why_low(self, parameter: Tensor) -> Cause | None:
         """The cast or the construction that put this parameter into low precision."""
-        cause = self.cast_of.get(parameter)
+        known = self.tensors.of(parameter)
+        cause = known.cast
         if cause is None:
             module = self.holder(parameter)
             cause = self.cast_at.get(module) if module is not None else None
-        return self.session.adapters.cause(parameter, cause or self.born_low.get(parameter))
+        return self.session.adapters.cause(parameter, cause or known.born_low)
 
     def _owner_of(self, parameter: Tensor) -> tuple[Any, str] | None:
         """The module that holds a parameter, and its name there."""

@@ -35,7 +35,7 @@ class Adapted:
         """By the framework's account, else by name."""
         known = self._known.get(parameter)
         if known is None:
-            claimed = self.session.adapters.claimed.get(private.local(parameter)) is Role.ADAPTER_PARAMETER
+            claimed = self.session.tensors.of(private.local(parameter)).claimed is Role.ADAPTER_PARAMETER
             known = claimed or bool(NAMES.search(self.session.construction.name(parameter)))
             self._known.set(parameter, known)
         return known

@@ -15,7 +15,6 @@ from .. import torch_private as private
 from ..optable import NORMS, POINTWISE, REDUCING, SHAPING
 from ..process.ledger import Observation
 from ..sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
-from .tensors import StorageMap
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -79,8 +78,9 @@ class Flow:
         self.session = session
         self.ledger = session.ledger
         self.window = session.window
-        self.marks: StorageMap[Marks] = StorageMap()
-        self.lineage: StorageMap[Lineage] = StorageMap()
+        self.tensors = session.tensors
+        self.marked = False
+        """Some value that is still there has a mark."""
         self.lineage_sites: dict[tuple[str, int], Site | None] = {}
         self.sums: dict[tuple[str, int], Lineage] = {}
         """Low-precision sums of gradients over several backward passes, by the line that replaces them."""
@@ -99,22 +99,25 @@ class Flow:
 
     def of(self, tensor: Any) -> Marks:
         """The marks of a tensor's storage; empty where it has none."""
-        return (self.marks.get(tensor) or {}) if isinstance(tensor, Tensor) else {}
+        return (self.tensors.of(tensor).marks or {}) if isinstance(tensor, Tensor) else {}
 
     def mark(self, out: Any, **marks: Any) -> None:
         """Adds marks to a tensor, or to each of a list."""
         for tensor in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(tensor, Tensor):
-                old = self.marks.get(tensor)
-                self.marks.set(tensor, {**old, **marks} if old else marks)
+                known = self.tensors.learn(tensor)
+                known.marks = {**known.marks, **marks} if known.marks else marks
+                self.marked = True
 
     def inherit(self, kind: str, args: Iterable[Any], out: Any) -> None:
         """Puts the marks of the inputs that survive this class of op on the output."""
-        if not self.marks:
+        if not self.marked:
             return
         found: Marks = {}
         for tensor in tensors_of(args):
-            marks = self.marks.get(tensor) or {}
+            marks = self.tensors.of(tensor).marks
+            if not marks:
+                continue
             origins = found.get("from", frozenset()) | marks.get("from", frozenset())
             found.update(marks)
             if origins:
@@ -139,7 +142,7 @@ class Flow:
             self.inherit(kind, args, out)
         if isinstance(out, Tensor) and out.dtype in LOW:
             self.device = out.device.type
-            if self.marks:
+            if self.marked:
                 self._follow_cuda(name, out)
             if out.numel() == 1 and torch.is_grad_enabled() and differentiable(args):
                 # The node of this op was made just before it ran, so it has the number before the next one.
@@ -163,11 +166,12 @@ class Flow:
 
     def _follow_cuda(self, name: str, out: Tensor) -> None:
         """Anything elementwise on a float32 value is float32; only the script's own cast lowers it again."""
-        marks = self.marks.get(out)
+        marks = self.tensors.of(out).marks
         if not marks or "cuda_float32" not in marks:
             return
         if name == "_to_copy":
-            self.marks.set(out, {mark: value for mark, value in marks.items() if mark != "cuda_float32"})
+            kept = {mark: value for mark, value in marks.items() if mark != "cuda_float32"}
+            self.tensors.learn(out).marks = kept
         else:
             self.cuda_float32 = True
 
@@ -197,9 +201,9 @@ class Flow:
         if any(t.requires_grad and not is_parameter(t) for t in inputs):
             return
         if name in CHOOSING:
-            known = [line for line in map(self.lineage.get, inputs) if line is not None]
+            known = [line for line in (self.tensors.of(t).lineage for t in inputs) if line is not None]
             if known:
-                self.lineage.set(out, max(known, key=lambda line: line.generation))
+                self.tensors.learn(out).lineage = max(known, key=lambda line: line.generation)
             return
         marks = self.of(out)
         origins: frozenset[int] = marks.get("from", frozenset())
@@ -224,7 +228,7 @@ class Flow:
             else:  # rounded back: what counts is which low values it was computed from
                 keys = marks.get("from", frozenset())
                 decays |= "decays" in marks
-            for older in filter(None, map(self.lineage.at, keys)):
+            for older in filter(None, (self.tensors.at(key).lineage for key in keys)):
                 decays |= older.clock < now and name in DECAYING
                 if older.clock == now and older.generation >= line.generation:
                     line = older
@@ -240,7 +244,7 @@ class Flow:
             from_gradient |= line.from_gradient
             decays |= line.decays
             line = replace(line, from_parameter=from_parameter, from_gradient=from_gradient, decays=decays)
-            self.lineage.set(out, line)
+            self.tensors.learn(out).lineage = line
             if line.generation >= 2 and line.start not in self.lineage_sites:
                 self.lineage_sites[line.start] = user_site()
             if line.generation >= 2 and from_gradient:
@@ -260,7 +264,7 @@ class Flow:
         for index, tensor in enumerate(inputs):
             marks = self.of(tensor)
             if tensor.dtype in LOW:
-                made = self.session.births.site(tensor)
+                made = self.tensors.of(tensor).made_at
                 self.mark(out, rounded=(tensor.dtype, made))
                 if made is not None and tensor.ndim == 0 and out.ndim:
                     self.mark(out, factor=(tensor.dtype, made))
@@ -270,7 +274,7 @@ class Flow:
             from_gradient |= "grad" in marks or "from_gradient" in marks or self.session.is_gradient(tensor)
             if name == "sub" and index:
                 continue
-            line = self.lineage.get(tensor)
+            line = self.tensors.of(tensor).lineage
             decays |= "decays" in marks or (line is not None and line.decays)
             origins |= marks.get("from", frozenset())
             if tensor.dtype in LOW and tensor.numel() == out.numel():
@@ -341,9 +345,12 @@ class Flow:
 
         return use
 
-    def forget_expired(self) -> None:
-        self.marks.drop_expired()
-        self.lineage.drop_expired()
+    def living(self) -> list[Lineage]:
+        """The lineages of values that are still there."""
+        return [known.lineage for known in self.tensors.living() if known.lineage is not None]
+
+    def step_boundary(self) -> None:
+        self.marked = any(known.marks for known in self.tensors.living())
 
 
 def differentiable(args: Iterable[Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from ...model.vocabulary import Cause, Role, Site
 from .. import torch_private as private
 
 V = TypeVar("V")
@@ -16,7 +17,11 @@ V = TypeVar("V")
 class Record:
     """All that is known of one storage. A field that nobody filled says nothing: no default is there to guess by."""
 
-    __slots__ = ("_storage", "by_optimizer", "gradient_of", "is_input", "parameter", "slot", "sums_gradients")
+    __slots__ = (
+        "_storage", "born_low", "by_optimizer", "cast", "claimed", "compensates", "copies_parameter", "gradient_of",
+        "is_input", "is_loss", "is_master", "lineage", "low_buffer", "made_at", "marks", "moved_by_optimizer",
+        "parameter", "runs", "slot", "sums_gradients", "table_since",
+    )  # fmt: skip
 
     def __init__(self, storage: int) -> None:
         self._storage = storage
@@ -33,6 +38,37 @@ class Record:
         """An optimizer steps on it or keeps it in its state."""
         self.slot: str | None = None
         """The optimizer's own name for a state: "exp_avg_sq"; "" where it has none."""
+        self.claimed: Role | None = None
+        """Its role by the newest account of a framework."""
+        self.is_loss = False
+        """Backward was called on it."""
+        # -- where it comes from
+        self.born_low: Cause | None = None
+        """Where a module got it as a parameter in low precision."""
+        self.cast: Cause | None = None
+        """The cast of a module that made this parameter low."""
+        self.low_buffer: Cause | None = None
+        """Where a module got it as a buffer in low precision, or cast it."""
+        self.made_at: Site | None = None
+        """The user's line that made it low, without gradient."""
+        # -- what it is used for
+        self.copies_parameter = False
+        """It began as a copy of a parameter, made without gradient."""
+        self.moved_by_optimizer = False
+        """Such a copy that the optimizer itself writes to."""
+        self.is_master = False
+        """Low-precision parameters are copied from it."""
+        self.compensates = False
+        """What Kahan summation carries to the next step."""
+        self.runs = False
+        """A normalisation's running statistics."""
+        self.table_since: int | None = None
+        """What may be a table by position: the clock when it was first met. It is there again at the next backward."""
+        # -- what its value descends from
+        self.marks: dict[str, Any] | None = None
+        """See lineage.SURVIVES."""
+        self.lineage: Any = None
+        """How often it was replaced by what was computed from it: a lineage.Lineage."""
 
     def __del__(self, free: Any = private.free_weak_storage) -> None:
         if self._storage:
@@ -53,11 +89,17 @@ NOBODY = Record(0)
 """The answer for memory of which nothing was learnt; never written to."""
 
 
+MANY = 10_000
+"""Records that are kept without asking whether their memory is still there."""
+
+
 class Tensors:
     """The records of one session."""
 
     def __init__(self) -> None:
         self._records: dict[int, Record] = {}
+        self._many = MANY
+        """Records from which on those of freed memory are looked for."""
 
     def of(self, tensor: Tensor) -> Record:
         """What is known of a tensor's storage, whole or seen through a view; to read only. `of(p.data)` is `of(p)`."""
@@ -76,6 +118,8 @@ class Tensors:
             found = Record(private.weak_storage_number(tensor) if key else 0)
             if key:
                 self._records[key] = found
+                if len(self._records) > self._many:  # a long evaluation has no step boundary
+                    self.forget_expired()
         return found
 
     def living(self) -> Iterator[Record]:
@@ -86,6 +130,7 @@ class Tensors:
         """Drops the records of freed memory; call at step boundaries."""
         for key in [key for key, record in self._records.items() if record.expired]:
             del self._records[key]
+        self._many = max(MANY, 2 * len(self._records))
 
 
 class TensorMap(Generic[V]):
@@ -112,55 +157,6 @@ class TensorMap(Generic[V]):
             tensor = ref()
             if tensor is not None:
                 yield tensor, value
-
-    def clear(self) -> None:
-        self._entries.clear()
-
-
-class StorageMap(Generic[V]):
-    """Storage -> value. The weak reference it holds pins the key, so an entry can never speak of a later tensor."""
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple[Any, V]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, key: int) -> bool:
-        """Whether the storage with this key, while it lives, has a value."""
-        return key in self._entries and not self._entries[key][0].expired()
-
-    def at(self, key: int) -> V | None:
-        """The value of the storage with this key, while it lives."""
-        return self._entries[key][1] if key in self else None
-
-    def set(self, tensor: Tensor, value: V) -> None:
-        key = private.storage_key(tensor)
-        if key:
-            self._entries[key] = (private.weak_storage(tensor), value)
-
-    def get(self, tensor: Tensor) -> V | None:
-        if not self._entries:
-            return None
-        entry = self._entries.get(private.storage_key(tensor))
-        return entry[1] if entry is not None else None
-
-    def pop(self, tensor: Tensor) -> V | None:
-        entry = self._entries.pop(private.storage_key(tensor), None) if self._entries else None
-        return entry[1] if entry is not None else None
-
-    def drop_expired(self) -> None:
-        """Forgets storages that were freed; call at step boundaries."""
-        for key in [key for key, (ref, _) in self._entries.items() if ref.expired()]:
-            del self._entries[key]
-
-    def living(self) -> Iterator[V]:
-        for ref, value in list(self._entries.values()):
-            if not ref.expired():
-                yield value
 
     def clear(self) -> None:
         self._entries.clear()

@@ -28,7 +28,7 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     for place, write in session.writes.places.items():
         if not session.tensors.at(place[0]).sums_gradients and _is_accumulator(session, write):
             _add(session, groups, numbers, write, shapes)
-    living = [line for line in session.flow.lineage.living() if line.generation >= 2]
+    living = [line for line in session.flow.living() if line.generation >= 2]
     # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
     alive = {line.start for line in living}
     spent = [line for start, line in session.flow.sums.items() if start not in alive]
@@ -61,7 +61,7 @@ def _is_accumulator(session: Session, write: Write) -> bool:
     if tensor is None:
         return True
     known = session.tensors.of(tensor)
-    return not (known.is_gradient or known.by_optimizer or session.writes.compensations.get(tensor) is not None)
+    return not (known.is_gradient or known.by_optimizer or known.compensates)
 
 
 def _add(

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import Site
 from .. import torch_private as private
 from ..modes import OurMode
 from ..sites import user_site
 from ..trackers.lineage import LOW
-from ..trackers.tensors import StorageMap
 from .constants import refused
 
 if TYPE_CHECKING:
@@ -25,26 +23,21 @@ MAKERS = frozenset(
 
 
 class Births:
-    """Storage -> the user's line that made it."""
+    """Learns the user's line that made a tensor."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.sites: StorageMap[Site] = StorageMap()
-        self.copies: StorageMap[bool] = StorageMap()
-        """What began as a copy of a parameter, made without gradient."""
+        self.tensors = session.tensors
 
     def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if name in ("clone", "_to_copy") and self.session.is_parameter(args[0]) and not torch.is_grad_enabled():
-            self.copies.set(out, True)
-        if isinstance(out, Tensor) and out.dtype in LOW and self.sites.get(out) is None:
+        if name in ("clone", "_to_copy") and self.tensors.of(args[0]).parameter and not torch.is_grad_enabled():
+            self.tensors.learn(out).copies_parameter = True
+        if isinstance(out, Tensor) and out.dtype in LOW and self.tensors.of(out).made_at is None:
             if name in ("clone", "_to_copy") and torch.is_grad_enabled() and args[0].requires_grad:
                 return
             site = user_site()
             if site is not None:
-                self.sites.set(out, site)
-
-    def site(self, tensor: Tensor) -> Site | None:
-        return self.sites.get(tensor)
+                self.tensors.learn(out).made_at = site
 
 
 class BirthMode(OurMode):

@@ -12,7 +12,6 @@ from ..process.ledger import Observation
 from ..sites import user_site
 from ..taps.backward import Walk, loss_factor
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from ..trackers.tensors import StorageMap
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -26,16 +25,15 @@ class Losses:
         self.flow = session.flow
         self.unscaled_float16 = False
         """float16 gradients came from a loss that nothing scaled."""
-        self._known: StorageMap[bool] = StorageMap()
         self._hand_scaling: Observation | None = None
 
     def is_loss(self, tensor: Tensor) -> bool:
-        return self._known.get(tensor) is not None
+        return self.session.tensors.of(tensor).is_loss
 
     def saw(self, roots: list[Tensor], found: Walk, scaler: Any) -> None:
         """The loss's dtype before any scaling; a low-precision value on its way counts, at the line that made it."""
         for root in roots:
-            self._known.set(root, True)
+            self.session.tensors.learn(root).is_loss = True
         low = sorted((number, dtype) for dtype, number in found.scalars if dtype in LOW and number not in found.outputs)
         located = [(n, d) for n, d in low if n in self.flow.scalar_sites and self.flow.scalar_sites[n].line]
         for root in roots:
@@ -99,6 +97,3 @@ class Losses:
             if self.session.ops.mode is not None and not self.session.gradients.rescaled:
                 self._hand_scaling.confirmed = self.unscaled_float16 = True
             self._hand_scaling = None
-
-    def step_boundary(self) -> None:
-        self._known.drop_expired()

@@ -15,7 +15,6 @@ from ..process.ledger import Observation
 from ..sites import enclosing_module, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW, trains
 from ..trackers.replay import nonfinite
-from ..trackers.tensors import StorageMap
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ class Normalisation:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.flow = session.flow
-        self._running: StorageMap[bool] = StorageMap()
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("pow", "square", "mul"), self.square, True
@@ -77,9 +75,10 @@ class Normalisation:
                 self._running_statistics(buffer)
 
     def _running_statistics(self, buffer: Tensor) -> None:
-        if self._running.get(buffer) is not None:
+        known = self.session.tensors.learn(buffer)
+        if known.runs:
             return
-        self._running.set(buffer, True)
+        known.runs = True
         module = enclosing_module(torch.nn.Module)
         cause = self.session.construction.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
         name = DTYPE_NAMES[buffer.dtype]

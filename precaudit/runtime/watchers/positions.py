@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Role
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from ..trackers.tensors import StorageMap
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ class Positions:
         self.session = session
         self.flow = session.flow
         self.ledger = session.ledger
-        self._tables: StorageMap[int] = StorageMap()
-        """What may be a table -> the clock when it was first met; a table is there again at the next backward."""
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("arange",), self.arange, False
@@ -150,7 +147,7 @@ class Positions:
         table = args[0]
         if table.ndim != 1 or len(table) < SHORTEST_TABLE or table.dtype.itemsize != 2:
             return
-        if self.session.construction.low_buffers.get(table) is None or not self._is_table(table):
+        if self.session.tensors.of(table).low_buffer is None or not self._is_table(table):
             return
         steps, places = table.float().diff(), table.contiguous().view(torch.int16).int().diff().abs()
         falls = (steps >= 0).all() | (steps <= 0).all()
@@ -162,16 +159,17 @@ class Positions:
         """Whether this is low, takes no gradient, and was met before, in another micro-batch; asked once of each."""
         if table.dtype not in LOW or table.requires_grad or not self.ledger.measures:
             return False
-        now, first = self.session.window.clock, self._tables.get(table)
+        known = self.session.tensors.learn(table)
+        now, first = self.session.window.clock, known.table_since
         if first is None:
-            self._tables.set(table, now)
+            known.table_since = now
         elif first < now:
-            self._tables.set(table, COMPARED)
+            known.table_since = COMPARED
         return first is not None and first < now
 
     def _compare(self, table: Tensor, detail: str, numbers: list[Tensor], wrong: Callable[[list[float]], bool]) -> None:
         seen = self.flow.suspect("table", Role.POSITIONS, table.dtype, detail, representable=True)
-        made = self.session.construction.low_buffers.get(table)
+        made = self.session.tensors.of(table).low_buffer
 
         def use(values: list[float]) -> None:
             if wrong(values):

@@ -273,7 +273,7 @@ class Stock:
 
     def _weight_role(self, optimizer: Any, parameter: Tensor, own: Tensor) -> Role | None:
         """master_weight unless it is only ever copied from a float32 master; None where that is not known yet."""
-        claimed = self.session.adapters.claimed.get(own)
+        claimed = self.session.tensors.of(own).claimed
         if claimed is not None:
             return claimed
         if self.session.adapted.is_adapter(parameter):
@@ -291,8 +291,7 @@ class Stock:
         moments: dict[Any, Moments] = {}
         scalars: dict[tuple[str, Any], list[Tensor]] = {}
         masters: dict[Any, list[Tensor]] = {}
-        writes, boxes = self.session.writes, blocks(state_tensors(optimizer))
-        for held, block in boxes:
+        for held, block in blocks(state_tensors(optimizer)):
             tensor, parameter = held.tensor, held.parameter
             if block is None:
                 if not tensor.dtype.is_floating_point:
@@ -304,7 +303,7 @@ class Stock:
                 if self._is_master(held):
                     masters.setdefault(tensor.dtype, []).append(tensor)
                     continue
-            kahan = block is None and writes.compensations.get(tensor) is not None
+            kahan = block is None and self.session.tensors.of(tensor).compensates
             because = "kahan" if kahan else "" if block is None else "block-wise"
             group = moments.setdefault((because, tensor.dtype), Moments({}, {}, [], []))
             group.names[held.name] = None
@@ -333,19 +332,24 @@ class Stock:
     def _is_master(self, held: Held) -> bool:
         """Whether this is a sequence of weights: what parameters are copied from, or what began as a copy of one."""
         tensor, parameter = held.tensor, held.parameter
-        if self.session.writes.masters.get(tensor) is not None or "master" in held.name.lower():
+        known = self.session.tensors.of(tensor)
+        if known.is_master or "master" in held.name.lower():
             return True
         return (
             parameter is not None
             and tensor.shape == parameter.shape
-            and self.session.births.copies.get(tensor) is not None
-            and self.session.writes.moved.get(tensor) is not None
+            and known.copies_parameter
+            and known.moved_by_optimizer
         )
+
+    def _made_at(self, tensors: Iterable[Tensor]) -> Site | None:
+        """The user's line that made the first of these that has one."""
+        return next((site for site in (self.session.tensors.of(t).made_at for t in tensors) if site is not None), None)
 
     def _moments(self, name: str, site: Site | None, dtype: Any, held: Moments, mine: list[Tensor]) -> Observation:
         owners = held.owners
         low = [p for p in owners.values() if private.local(p).dtype in LOW] if dtype in LOW else []
-        made = next((s for s in map(self.session.births.site, held.tensors) if s is not None), None)
+        made = self._made_at(held.tensors)
         of = f" of {len(owners)}/{len(mine)} parameters" if owners else ""
         if owners and not all(p.numel() for p in mine):  # FSDP1 leaves a rank the parameters of its shard
             of = " of each rank's share of the parameters"
@@ -364,7 +368,7 @@ class Stock:
 
     def _hyperparameter(self, optimizer: Any, name: str, site: Site | None, key: str, tensors: list[Tensor]) -> None:
         dtype = DTYPE_NAMES[tensors[0].dtype]
-        made = next((s for s in map(self.session.births.site, tensors) if s is not None), None)
+        made = self._made_at(tensors)
         stops = f"; stops counting at {FLOATING[dtype].max_exact_integer}" if "step" in key else ""
         self.ledger.put(
             ("stock", id(optimizer), "hyperparameter", key, dtype),

@@ -17,7 +17,6 @@ from ..process.ledger import Observation
 from ..sites import in_user_hook, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
 from ..trackers.replay import REPLAYABLE, Replay
-from ..trackers.tensors import StorageMap
 from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
 from . import GRADIENTS, Registration
 
@@ -58,21 +57,16 @@ class Writes:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.flow = session.flow
+        self.tensors = session.tensors
         self.replay = Replay(session.ledger)
         self.places: dict[tuple[int, int, int], Write] = {}
         self.parameter_writes: dict[int, set[str]] = {}
         """Storage of a parameter -> "update", "copy" (from a float32 master), "kahan" or "stochastic"."""
         self.versions: dict[int, int] = {}
-        self.masters: StorageMap[bool] = StorageMap()
-        """float32 tensors that low-precision parameters are copied from."""
         self._copied_from: dict[int, tuple[int, Any]] = {}
         """Storage of a low-precision parameter -> key and weak reference of the float32 storage it was copied from."""
         self._added: dict[int, int] = {}
         """Storage of a low-precision parameter -> that of the low-precision tensor it was last moved by."""
-        self.moved: StorageMap[bool] = StorageMap()
-        """Copies of parameters that the optimizer itself writes to."""
-        self.compensations: StorageMap[bool] = StorageMap()
-        """What Kahan summation carries to the next step."""
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
         self._leaves: dict[int, weakref.ref[Any]] = {}
@@ -217,13 +211,14 @@ class Writes:
                 continue
             if target.dtype in LOW:
                 self._follow_compensation(name.removeprefix("_foreach_"), target, _sources(args[1:], index))
-            if self.session.births.copies.get(target) is not None:
-                self.moved.set(target, True)
+            if self.tensors.of(target).copies_parameter:
+                self.tensors.learn(target).moved_by_optimizer = True
 
     def _forget(self, target: Tensor) -> None:
         """What is written over descends from nothing."""
         self.replay.forget(target)
-        self.flow.lineage.pop(target)
+        if self.tensors.of(target).lineage is not None:
+            self.tensors.learn(target).lineage = None
 
     def _follow_compensation(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Kahan summation adds to a buffer what the parameter's rounding lost: the parameter before less after."""
@@ -235,7 +230,7 @@ class Writes:
             elif name in ("add_", "sub_", *COPIES):
                 changed = self.flow.of(source).get("delta")
                 if changed is not None and self._added.get(changed) == private.storage_key(target):
-                    self.compensations.set(target, True)
+                    self.tensors.learn(target).compensates = True
                     self.parameter_writes.setdefault(changed, set()).add("kahan")
 
     def _book(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
@@ -266,7 +261,7 @@ class Writes:
             if self.session.losses.is_loss(source):
                 write.sources.add("loss")
         if name in ("mul_", "lerp_") and sources and sources[-1].ndim == 0 and sources[-1].dtype in LOW:
-            self._low_hyperparameter(sources[-1].dtype, self.session.births.site(sources[-1]))
+            self._low_hyperparameter(sources[-1].dtype, self.tensors.of(sources[-1]).made_at)
 
     def _low_hyperparameter(self, dtype: Any, made: Site | None) -> None:
         """A long-lived 0-d factor in low precision: an EMA decay of 0.999 is 1 in bfloat16."""
@@ -289,10 +284,10 @@ class Writes:
         write = Write(weakref.ref(target), private.weak_storage(target), target.dtype, tuple(target.shape), user_site())
         if target.dtype in LOW:
             write.cause = self.session.construction.why_low(target)
-            made = self.session.births.site(target)
+            made = self.tensors.of(target).made_at
             write.site = (write.cause.site if write.cause else None) or made or write.site
             # A sum that began as a Python number: `total += loss` is out of place the first time.
-            older = self.flow.lineage.get(target)
+            older = self.tensors.of(target).lineage
             if older is not None and older.start == self.flow.line():
                 write.clock.add(older.clock)
         return write
@@ -337,10 +332,10 @@ class Writes:
         """A parameter was copied from float32: from a master, if that is there again at the next step."""
         known = self._copied_from.get(key)
         self._copied_from[key] = origin
-        if self.session.tensors.of(source).by_optimizer or (known is not None and known[0] == origin[0]):
+        if self.tensors.of(source).by_optimizer or (known is not None and known[0] == origin[0]):
             kinds.add("copy")
             if source.dtype not in LOW:
-                self.masters.set(source, True)
+                self.tensors.learn(source).is_master = True
         elif known is not None:
             kinds.add("update")
 
@@ -362,8 +357,6 @@ class Writes:
     def forget_expired(self) -> None:
         for key in [key for key, write in self.places.items() if write.storage.expired()]:
             del self.places[key]
-        for seen in (self.masters, self.moved, self.compensations, self.session.births.copies):
-            seen.drop_expired()
 
 
 def _place(target: Tensor) -> tuple[int, int, int]:
