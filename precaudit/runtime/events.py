@@ -9,9 +9,17 @@ from torch import Tensor
 
 from .guard import Guard
 
+# -- what torch itself tells, through the taps
+
+
+class OptimizerBuilt(NamedTuple):
+    """An Optimizer's `__init__` has run."""
+
+    optimizer: Any
+
 
 class BackwardBegan(NamedTuple):
-    """The autograd engine was called from outside of any backward; it has not run yet."""
+    """The autograd engine was called from outside of any backward; what came before is settled now."""
 
     roots: list[Tensor]
     gradient: Any
@@ -22,23 +30,135 @@ class BackwardBegan(NamedTuple):
     """It adds to `.grad`; `autograd.grad` returns its results instead."""
 
 
+class BackwardRuns(NamedTuple):
+    """From here on ops are those of backward."""
+
+
 class BackwardEnded(NamedTuple):
-    """The engine has run, or has raised."""
+    """The engine has run, or has raised: then there are no results."""
 
     accumulates: bool
     results: Any
 
 
+class StepCalled(NamedTuple):
+    """`optimizer.step` was called, inside no other optimizer's step; what came before is settled now."""
+
+    optimizer: Any
+
+
+class StepRuns(NamedTuple):
+    """From here on ops are those of the step."""
+
+
+class StepReturned(NamedTuple):
+    """That step was taken."""
+
+    optimizer: Any
+
+
+class StepFailed(NamedTuple):
+    """That step raised, some time ago: no hook tells of it."""
+
+
+class StepNested(NamedTuple):
+    """An optimizer was called by another one's step, as the inner one of a wrapper is."""
+
+    optimizer: Any
+
+
+class ScalerStepBegan(NamedTuple):
+    """`scaler.step(optimizer)` was called."""
+
+
+class ScalerStepEnded(NamedTuple):
+    """It returned, or raised (`failed`)."""
+
+    scaler: Any
+    optimizer: Any
+    kernel_skipped: bool
+    """The optimizer was called, and its fused kernel was told to do nothing."""
+    failed: bool
+
+
+class StepSkipped(NamedTuple):
+    """A framework did not call its optimizer for a step: a gradient was inf or nan."""
+
+    optimizer: Any
+
+
+class CompileCalled(NamedTuple):
+    """`torch.compile` was called for the first time."""
+
+
+# -- what the trackers make of it
+
+
+class MicroBatchBegan(NamedTuple):
+    """A backward that training goes through is about to begin."""
+
+    follows_another: bool
+    """It adds to the gradients of an earlier one."""
+
+
 class StepBegan(NamedTuple):
-    """An optimizer is about to step, inside no other optimizer's step."""
+    """An optimizer is about to take a step that trains."""
 
     optimizer: Any
 
 
 class StepEnded(NamedTuple):
-    """That step was taken."""
+    """It has."""
 
     optimizer: Any
+
+
+class StepUnseen(NamedTuple):
+    """An optimizer has stepped, some time before the backward that now begins, and called no hook."""
+
+    optimizer: Any
+
+
+class ParameterWritten(NamedTuple):
+    """The script itself wrote to a parameter, outside of any optimizer."""
+
+
+class GradientReset(NamedTuple):
+    """What `.grad` of this leaf holds is no sum of micro-batches any more, or is told of by another."""
+
+    leaf: Tensor
+
+
+class Attempted(NamedTuple):
+    """An optimizer stepped, or its step was skipped."""
+
+    optimizer: Any
+    skipped: bool
+    scaler: Any = None
+    """The GradScaler that called it, or did not."""
+
+
+class Boundary(NamedTuple):
+    """A step is over: numbers are read, stock is taken."""
+
+    optimizers: tuple[Any, ...]
+    """Those that made an attempt in it."""
+
+
+class StepOver(NamedTuple):
+    """Stock was taken: what was of this step alone is forgotten."""
+
+
+class WindowOpened(NamedTuple):
+    """The steps to skip are over: every op is seen from now on."""
+
+
+class WindowClosed(NamedTuple):
+    """Enough steps were seen."""
+
+
+class GoesOn(NamedTuple):
+    """A step is over, and the window is not."""
 
 
 E = TypeVar("E")
@@ -72,6 +192,11 @@ class Bus:
                     self._guard.fault(_words(act), error)
                 if not self._guard.open:  # one of them has ended the trace
                     return
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the trace has ended: by one of those that were told something, perhaps."""
+        return not self._guard.open
 
     def order(self) -> dict[str, list[str]]:
         """Event -> its listeners, in the order in which they hear it."""

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Kind, Role, Site
 from .. import torch_private as private
+from ..events import GradientReset, MicroBatchBegan, StepBegan
 from ..imports import when_imported
 from ..process.ledger import Observation
 from ..sites import selves_on_stack
 from ..trackers.lineage import DTYPE_NAMES
+from ..trackers.optimizers import parameters
 from ..trackers.tensors import Record
 from ..watchers import Registration
 
@@ -177,6 +179,13 @@ class Adapters:
         self._declared: dict[Role, list[Declaration]] | None = None
         """The declarations of each role, until something new is met."""
         self._undo: list[Callable[[], None]] = []
+        session.bus.on(MicroBatchBegan, self._micro_batch_began)
+        session.bus.on(StepBegan, lambda event: self.look(event.optimizer, parameters(event.optimizer)))
+        session.steps.tried_out_by.append(self.tries_out)
+
+    def _micro_batch_began(self, event: MicroBatchBegan) -> None:
+        if event.follows_another:
+            self.accumulating()
 
     def install(self) -> list[Callable[[], None]]:
         """Waits for the frameworks whose objects come too late to be patched."""
@@ -235,7 +244,7 @@ class Adapters:
             held.setdefault((adapter.title, claim.tensor.dtype), []).append(claim)
             self.session.tensors.learn(private.local(claim.tensor)).sums_gradients = True
             if claim.leaf is not None:
-                self.session.gradient_reset_of(claim.leaf)
+                self.session.bus.tell(GradientReset(claim.leaf))
         self.session.stock.of_accumulation(held)
 
     def _find(self, kind: type) -> Iterator[Adapter]:
@@ -256,7 +265,7 @@ class Adapters:
             private.hide_from_dynamo()
             self._undo += adapter.install()
         except Exception as error:
-            self.session.note_fault(f"the adapter for {name}", error)
+            self.session.guard.fault(f"the adapter for {name}", error)
             return None
         return adapter
 
@@ -265,7 +274,7 @@ class Adapters:
         try:
             return getattr(adapter, question)(*args)
         except Exception as error:
-            self.session.note_fault(f"{adapter.title}: {question}", error)
+            self.session.guard.fault(f"{adapter.title}: {question}", error)
             return None
 
     def _answers(self, question: str) -> Iterator[tuple[Adapter, Any]]:
@@ -275,7 +284,7 @@ class Adapters:
                 for answer in getattr(adapter, question)():
                     yield adapter, answer
             except Exception as error:
-                self.session.note_fault(f"{adapter.title}: {question}", error)
+                self.session.guard.fault(f"{adapter.title}: {question}", error)
 
     # -- what they say
 

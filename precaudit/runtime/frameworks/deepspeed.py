@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
+from ..events import StepSkipped
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..taps.scaling import Skips
@@ -83,7 +84,7 @@ class DeepSpeed(Adapter):
         """Where a step was skipped the inner optimizer was not called: none of its hooks told of the attempt."""
         if scale is not None and engine.skipped_steps > skipped:
             self._skips.setdefault(engine, Skips()).at(scale)
-            self.session.attempted(engine.basic_optimizer, True)
+            self.session.bus.tell(StepSkipped(engine.basic_optimizer))
 
     def meet(self, made: Any, site: Site | None) -> None:
         if any(kind.__name__ == "DeepSpeedEngine" for kind in type(made).__mro__):

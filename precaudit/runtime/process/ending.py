@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import torch_private as private
+from ..events import BackwardBegan, GoesOn, WindowClosed
 from ..taps.tracebacks import TracebackProbe
 
 if TYPE_CHECKING:
@@ -23,6 +25,27 @@ class Ending:
         self.session = session
         self._alone_since = 0
         """The backward at which this rank met all its peers finished."""
+        self._trainer = os.getpid()
+        """The process that had the last backward: forks of it inherit everything but the training."""
+        session.bus.on(BackwardBegan, self._backward_began)
+        session.bus.on(WindowClosed, lambda event: self.close())
+        session.bus.on(GoesOn, lambda event: self.session.peers.after_step())
+
+    def install(self) -> list[Callable[[], None]]:
+        atexit.register(self._at_exit)
+        return [lambda: atexit.unregister(self._at_exit)]
+
+    def _at_exit(self) -> None:
+        """The program ended before the window did: what was seen last is still written."""
+        if os.getpid() == self._trainer:
+            self.session.guard("the end of the program", self.session.ledger.settle)
+            self.session.rank_file.write()
+
+    def _backward_began(self, event: BackwardBegan) -> None:
+        self._trainer = os.getpid()
+        self.session.peers.before_backward()
+        if self.peers_wait_in_vain():
+            self.close()
 
     def peers_wait_in_vain(self) -> bool:
         """All peers have finished and this rank has gone on since for as many backwards as a window may have steps."""

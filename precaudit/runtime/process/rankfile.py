@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...model.vocabulary import Kind, Role
-from ..taps.optimizers import parameters
+from ..events import BackwardEnded, GoesOn
+from ..trackers.optimizers import parameters
 from ..watchers import accumulators
 from .ledger import Observation
 
@@ -26,6 +27,14 @@ class RankFile:
         self.session = session
         self._final: dict[str, Any] | None = None
         self._path = ""
+        session.bus.on(BackwardEnded, self._backward_ended)
+        session.bus.on(GoesOn, lambda event: self.write())
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        """Before the first step there are no boundaries."""
+        window = self.session.window
+        if self.session.steps.trains and not window.attempts and window.micro_batches <= 64:
+            self.write()
 
     def freeze(self) -> None:
         """Keeps what is known now: the window has closed."""
@@ -39,8 +48,8 @@ class RankFile:
     def facts(self) -> list[Observation]:
         """Everything confirmed so far, accumulators and hand-updated weights included."""
         out = [seen for seen in self.session.ledger.observations.values() if seen.confirmed]
-        out += accumulators.find(self.session, self.session.shapes)
-        if not any(optimizer is not self.session for optimizer in self.session.stepped):
+        out += accumulators.find(self.session, self.session.micro_batches.shapes)
+        if not self.session.steps.optimizers():
             out += accumulators.hand_updated(self.session)
         for seen in out:
             sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
@@ -59,7 +68,7 @@ class RankFile:
         if rank < 0:  # no process group: what the launcher says
             rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
             world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
-        optimizers = [optimizer for optimizer in session.stepped if optimizer is not session]
+        optimizers = session.steps.optimizers()
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
         devices = session.devices()
         seen_ops = session.flow.ops
@@ -76,12 +85,12 @@ class RankFile:
                 "attempts": session.window.attempts,
                 "skipped_steps": session.window.skipped,
                 "micro_batches": session.window.micro_batches_inside,
-                "traced_steps": sorted(session.traced),
+                "traced_steps": sorted(session.steps.traced),
                 "ranks": 1,
                 "unattributed_ops": round(session.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
                 "compiled": session.compiled.coverage(seen_ops),
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
-                "notes": list(session.notes),
+                "notes": list(session.guard.notes),
                 "not_observed": self._why_not(),
                 "overhead": session.window.overhead(),
                 "setup": {
@@ -108,7 +117,7 @@ class RankFile:
 
     def _steps(self) -> int:
         """Steps taken while every op was seen."""
-        return sum(self.session.traced.values())
+        return sum(self.session.steps.traced.values())
 
     def write(self) -> None:
         """Renews this rank's file, atomically: what was seen survives any end of the process."""
@@ -125,4 +134,4 @@ class RankFile:
                 json.dump(content, file)
             os.replace(path + ".new", path)
         except OSError as error:
-            self.session.note_fault("writing the rank file", error)
+            self.session.guard.fault("writing the rank file", error)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
+from ..events import Boundary, StepBegan
 from ..frameworks import Declaration
 from ..process.ledger import Observation
 from ..sites import entered_by_library, user_site
+from ..trackers.graph import GraphWalked
 from ..trackers.lineage import DTYPE_NAMES
+from ..trackers.optimizers import parameters
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -48,6 +52,9 @@ class AutocastProbe:
         """(device, dtype) of every enabled region -> the line that entered the first of them."""
         self._trains: set[tuple[str, Any]] = set()
         """Those that were entered outside no_grad."""
+        session.bus.on(GraphWalked, self._graph_walked)
+        session.bus.on(StepBegan, self._step_began)
+        session.bus.on(Boundary, lambda event: self.take_stock())
 
     def install(self) -> list[Callable[[], None]]:
         autocast = torch.amp.autocast_mode.autocast
@@ -106,6 +113,24 @@ class AutocastProbe:
             self._given[region] = dtype is not None
 
         return __init__
+
+    def _graph_walked(self, event: GraphWalked) -> None:
+        """A backward that the script calls inside of autocast."""
+        if event.trains and self._is_on(event.found.leaves.values()):
+            seen = Observation(Kind.BACKWARD, site=event.site, attrs={"autocast": True})
+            self.session.once(("autocast", "backward"), seen)
+
+    def _step_began(self, event: StepBegan) -> None:
+        """A step that the script takes inside of autocast."""
+        if self._is_on(parameters(event.optimizer)):
+            name = type(event.optimizer).__name__
+            seen = Observation(Kind.OPTIMIZER_STEP, site=user_site(), detail=name, attrs={"autocast": True})
+            self.session.once(("autocast", "step", id(event.optimizer)), seen)
+
+    def _is_on(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether the script left autocast on, on a device where these are."""
+        on = any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in tensors})
+        return on and self.users_own()
 
     def take_stock(self) -> None:
         """float16 regions, and regions that fell to another dtype than the run declares elsewhere."""

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
+from ..events import CompileCalled, StepBegan, StepEnded
 from ..optable import MATMULS
 from ..process.ledger import Observation
+from ..trackers.graph import GraphWalked
 from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW
+from ..trackers.optimizers import parameters
 from ..trackers.window import OPTIMIZER
 
 if TYPE_CHECKING:
@@ -52,6 +54,11 @@ class CompileProbe:
         self.stochastic: weakref.WeakSet[Any] = weakref.WeakSet()
         """Optimizers whose compiled step draws random bits below what it keeps."""
         self._before: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._stepping: Any = None
+        """The optimizer that is inside its step."""
+        session.bus.on(GraphWalked, self._graph_walked)
+        session.bus.on(StepBegan, self._step_began)
+        session.bus.on(StepEnded, self._step_ended)
 
     def install(self) -> list[Callable[[], None]]:
         return [self.session.patch(torch, "compile", self._around)]
@@ -59,12 +66,13 @@ class CompileProbe:
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def compile(*args: Any, **kwargs: Any) -> Any:
             if self.session.settings["eager"]:
-                self.session.notes["torch.compile was off: what it was given ran eagerly (--eager)"] = None
+                self.session.guard.note("torch.compile was off: what it was given ran eagerly (--eager)")
                 return original(*args, **{**kwargs, "disable": True})
             made = original(*args, **kwargs)
             self._fuses |= not str(kwargs.get("backend", "inductor")).startswith(("eager", "aot_eager"))
             if not self.watching:
                 self.watching = True
+                self.session.bus.tell(CompileCalled())
                 self.session.guard("torch.compile", self._watch)
             return made
 
@@ -73,8 +81,8 @@ class CompileProbe:
     def _watch(self) -> None:
         undo = private.watch_graphs(self._seen)
         if undo is None:
-            self.session.notes["this torch does not show the graphs of compiled regions: what they hold is unknown"] = (
-                None
+            self.session.guard.note(
+                "this torch does not show the graphs of compiled regions: what they hold is unknown"
             )
         else:
             self.session.on_remove(undo)
@@ -84,13 +92,16 @@ class CompileProbe:
 
     def _keep(self, aot_id: int, stage: str, ops: private.GraphOps) -> None:
         self.graphs[aot_id, stage] = ops
-        stepping = self.session.optimizers.stepping
-        if stage == "inference" and stepping is not None and self.session.window.phase == OPTIMIZER:
+        if stage == "inference" and self._stepping is not None and self.session.window.phase == OPTIMIZER:
             names = {name for name, _, _ in ops}
             if names & {"randint", "inductor_randint", "random"} and names & {"bitwise_and", "where"}:
-                self.stochastic.add(stepping)
+                self.stochastic.add(self._stepping)
 
     # -- regions
+
+    def _graph_walked(self, event: GraphWalked) -> None:
+        if event.trains and event.found.compiled:
+            self.ran(event.found.compiled)
 
     def ran(self, ids: Iterable[int]) -> None:
         """A backward goes through these regions."""
@@ -119,7 +130,7 @@ class CompileProbe:
                 ),
             )
             seen.count, seen.bytes = max(seen.count, count), max(seen.bytes, size)
-        if self.session.ops.mode is not None:
+        if self.session.window.tracing:
             self.ran_in_window |= {aot_id for aot_id, _ in regions}
             self.operations += sum(len(ops) for _, ops in regions)
 
@@ -133,18 +144,20 @@ class CompileProbe:
 
     # -- a step whose inside is compiled
 
-    def before_step(self, parameters: Iterable[Tensor]) -> None:
+    def _step_began(self, event: StepBegan) -> None:
         """Remembers the versions of low-precision parameters; compiled code writes to them unseen."""
+        self._stepping = event.optimizer
         if self.watching:
-            low = (p for p in parameters if private.local(p).dtype in LOW)
+            low = (p for p in parameters(event.optimizer) if private.local(p).dtype in LOW)
             self._before = {id(p): (weakref.ref(p), p._version) for p in low}
 
-    def after_step(self, optimizer: Any) -> None:
+    def _step_ended(self, event: StepEnded) -> None:
         """Parameters that changed in a step in which no write to them was seen."""
+        self._stepping = None
         if not self._before:
             return
         before, self._before = [(ref(), version) for ref, version in self._before.values()], {}
-        how = "stochastic" if optimizer in self.stochastic else "update"
+        how = "stochastic" if event.optimizer in self.stochastic else "update"
         for parameter, version in before:
             if parameter is not None and parameter._version != version:
                 self.session.writes.changed_unseen(parameter, how)

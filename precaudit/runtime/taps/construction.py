@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.modules import module as modules
 
 from ...model.vocabulary import Cause, Kind, Role, Site
+from ..events import OptimizerBuilt, StepBegan
 from ..process.ledger import Observation
 from ..sites import is_user_file, site_of, user_frame, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW
@@ -44,7 +45,6 @@ class ConstructionProbe:
         """Module -> the last cast of its tensors."""
         self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
         """Optimizer or GradScaler -> the user's line that made it."""
-        self.optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
         self.loaded_at: Site | None = None
         """Where weights were last read from a state dict."""
         self._depth = 0
@@ -54,6 +54,7 @@ class ConstructionProbe:
         self._cast_after: dict[int, Cause] = {}
         """Parameters cast low while an optimizer held them."""
         self._default: tuple[Any, Site | None] = (torch.float32, None)
+        session.bus.on(StepBegan, lambda event: self.before_step(event.optimizer))
 
     def install(self) -> list[Callable[[], None]]:
         hooks = [
@@ -152,7 +153,7 @@ class ConstructionProbe:
         for buffer in module.buffers():
             if buffer.dtype in LOW and id(buffer) not in before:
                 self.tensors.learn(buffer).low_buffer = cause
-        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        held = {id(p) for o in self.session.steps.built for group in o.param_groups for p in group["params"]}
         for parameter in module.parameters():
             if parameter.dtype in LOW:
                 self.tensors.learn(parameter).cast = cause
@@ -233,8 +234,7 @@ class ConstructionProbe:
         if isinstance(made, torch.amp.GradScaler):
             self.session.scaling.built(made)
         if isinstance(made, torch.optim.Optimizer):
-            self.optimizers.add(made)
-            self.session.watch_births()
+            self.session.bus.tell(OptimizerBuilt(made))
             dtype = torch.get_default_dtype()
             if dtype in LOW:
                 detail = "it was still so when the optimizer was built"

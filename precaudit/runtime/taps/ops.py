@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..events import WindowOpened
 from ..modes import OurMode
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..trackers.lineage import LOW, kind_of
@@ -72,7 +73,7 @@ class OpMode(OurMode):
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():
             phase = FORWARD  # the forward pass of a closure
-        elif phase == GRADIENTS and torch.is_grad_enabled() and self.probe.session.forward_begins(args):
+        elif phase == GRADIENTS and torch.is_grad_enabled() and self.probe.session.steps.forward_begins(args):
             phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]
         if asked or plan.written or plan.by_kernel:
@@ -88,6 +89,7 @@ class OpProbe:
         self.plans: dict[int, Plan] = {}
         self.mode: OpMode | None = None
         self._registered: list[tuple[int, frozenset[str], Reaction, bool]] = []
+        session.bus.on(WindowOpened, lambda event: self.install())
 
     def install(self) -> None:
         if not self._registered:
@@ -140,7 +142,7 @@ class OpProbe:
         try:
             self.session.writes.before(plan.name, func, args, kwargs, plan.written)
         except Exception as error:
-            self.session.note_fault(f"replay of {func}", error)
+            self.session.guard.fault(f"replay of {func}", error)
 
     def react(self, plan: Plan, asked: Asked, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Asks the watchers; a fault of ours becomes a note and never reaches the user's program."""
@@ -158,7 +160,7 @@ class OpProbe:
             if plan.by_kernel:
                 self.session.writes.by_kernel(plan.name, args, plan.by_kernel)
         except Exception as error:
-            self.session.note_fault(f"reaction to {func}", error)
+            self.session.guard.fault(f"reaction to {func}", error)
 
     def _high(self, name: str, kind: str, args: Any, out: Tensor) -> None:
         """Marks go through integers, which positions are first, and through float32 values without gradient."""

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
+from ..events import Attempted, Boundary, ScalerStepBegan, ScalerStepEnded, StepBegan
 from ..process.ledger import Observation
 from ..sites import user_site
+from ..trackers.graph import GraphWalked
 from ..trackers.lineage import DTYPE_NAMES
 from ..trackers.tensors import TensorMap
-from .backward import Walk
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -92,13 +93,18 @@ class ScalingProbe:
         """The script asked for the scale since backward: it may unscale by hand."""
         self.stepping: Any = None
         """The scaler whose step is running."""
-        self.last_optimizer_stepped = False
         self._undo: list[Callable[[], None]] = []
         self._patched: set[type] = set()
         self._running: set[tuple[int, str]] = set()
         """Methods in progress, by scaler."""
         self._penalty: Observation | None = None
         """Gradients of a scaled loss were taken for use in another loss, and the scale was not read since."""
+        self.of_backward: Any = None
+        """The scaler that scaled the loss of the last backward."""
+        session.bus.on(GraphWalked, self.backward_from)
+        session.bus.on(StepBegan, lambda event: self.before_step(event.optimizer))
+        session.bus.on(Attempted, self._attempted)
+        session.bus.on(Boundary, lambda event: self.take_stock())
 
     def install(self) -> list[Callable[[], None]]:
         self._patch(torch.amp.GradScaler)
@@ -248,11 +254,12 @@ class ScalingProbe:
                 return original(scaler, optimizer, *args, **kwargs)
             self.session.guard("scaler.step", self._before_step, scaler, optimizer)
             outer, self.stepping = self.stepping, scaler
-            self.last_optimizer_stepped = False
+            self.session.bus.tell(ScalerStepBegan())
             try:
                 out = original(scaler, optimizer, *args, **kwargs)
             except BaseException as error:
                 self.session.guard("scaler.step", self._step_failed, scaler, optimizer, error)
+                self.session.bus.tell(ScalerStepEnded(scaler, optimizer, False, failed=True))
                 raise
             finally:
                 self.stepping = outer
@@ -291,17 +298,17 @@ class ScalingProbe:
             self.session.rank_file.write()
 
     def _after_step(self, scaler: Any, optimizer: Any) -> None:
-        """Whether this attempt was skipped: the hook did not fire, or a fused kernel was told to do nothing."""
         found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
-        skipped = not self.last_optimizer_stepped
-        if not skipped and getattr(optimizer, "_step_supports_amp_scaling", False):
-            skipped = any(bool(flag.item()) for flag in found.values())
-        if skipped:
-            self.state(scaler).skips.at(self._scale(scaler))
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        skipped = fused and any(bool(flag.item()) for flag in found.values())
         # What was stepped is spent: the next backward may leave gradients in it that are zeroed before its next step.
         self.state(scaler).unscaled -= {id(p) for p in _parameters(optimizer)}
         self._forget(optimizer)
-        self.session.attempted(optimizer, skipped)
+        self.session.bus.tell(ScalerStepEnded(scaler, optimizer, skipped, failed=False))
+
+    def _attempted(self, event: Attempted) -> None:
+        if event.skipped and event.scaler is not None:
+            self.state(event.scaler).skips.at(self._scale(event.scaler))
 
     @staticmethod
     def _scale(scaler: Any) -> float:
@@ -344,8 +351,11 @@ class ScalingProbe:
                 return scaler
         return None
 
-    def backward_from(self, scaler: Any, leaves: list[Tensor], found: Walk, for_penalty: bool) -> None:
-        """Backward reached these leaves from a loss that `scaler` scaled; None: from an unscaled one."""
+    def backward_from(self, event: GraphWalked) -> None:
+        """Backward reaches leaves from a loss that a scaler scaled, or from an unscaled one."""
+        found, for_penalty = event.found, event.differentiates
+        scaler = self.of_backward = self.scaler_of([number for _, number in found.scalars])
+        leaves = list(found.leaves.values())
         if self._penalty is not None:
             self._penalty.confirmed = True
             self._penalty = None
@@ -379,7 +389,7 @@ class ScalingProbe:
     def before_step(self, optimizer: Any) -> None:
         """A step that GradScaler does not take, on gradients that carry its scale."""
         session = self.session
-        if self.stepping is not None or session.ops.mode is None or self.scale_read or session.gradients.rescaled:
+        if self.stepping is not None or not session.window.tracing or self.scale_read or session.gradients.rescaled:
             return
         if not self.carries_scale(optimizer):
             return

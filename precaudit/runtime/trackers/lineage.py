@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site
 from .. import torch_private as private
+from ..events import BackwardEnded, StepOver
 from ..optable import NORMS, POINTWISE, REDUCING, SHAPING
 from ..process.ledger import Observation
 from ..sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
@@ -94,6 +95,14 @@ class Flow:
         """Where the last low-precision result lies."""
         self.cuda_float32 = False
         """The op in progress would have a float32 result under CUDA's autocast."""
+        session.bus.on(BackwardEnded, self._backward_ended)
+        session.bus.on(StepOver, lambda event: self.step_boundary())
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        """What autograd.grad returned are gradients."""
+        for gradient in event.results if not event.accumulates and isinstance(event.results, tuple) else ():
+            if isinstance(gradient, Tensor):
+                self.mark(private.unwrapped(gradient), grad=True)
 
     # -- marks
 

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+from ..events import BackwardBegan, BackwardEnded, BackwardRuns, Bus, StepFailed, StepReturned, StepRuns
+
 FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
 """Between an optimizer step and backward; inside backward; between backward and the step; inside the step."""
 
@@ -25,9 +27,13 @@ class Window:
     `steps` more steps, or after `attempts` attempts of one optimizer: many that step inside one backward are one step.
     """
 
-    def __init__(self, skip: int, steps: int, attempts: int) -> None:
+    def __init__(self, bus: Bus, skip: int, steps: int, attempts: int) -> None:
         self.skip, self.steps, self.limit = skip, steps, attempts
+        self.tracing = False
+        """Every op is seen."""
         self.phase = FORWARD
+        self._around_backward = FORWARD
+        self._around_step = FORWARD
         self.steps_unseen = False
         """Some optimizer's steps call no hook: they are told only by the next backward."""
         self.attempts = 0
@@ -46,6 +52,34 @@ class Window:
         self.micro_batches_before = 0
         self._before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._marks: list[tuple[float, bool]] = []
+        bus.on(BackwardBegan, self._backward_began)
+        bus.on(BackwardRuns, self._backward_runs)
+        bus.on(BackwardEnded, self._backward_ended)
+        bus.on(StepRuns, self._step_runs)
+        bus.on(StepReturned, self._leave_step)
+        bus.on(StepFailed, self._leave_step)
+
+    # -- the phase
+
+    def _backward_began(self, event: BackwardBegan) -> None:
+        self.clock += 1
+        self._around_backward = self.phase
+
+    def _backward_runs(self, event: BackwardRuns) -> None:
+        self.phase = BACKWARD
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        outer = self._around_backward
+        self.phase = OPTIMIZER if outer == OPTIMIZER else GRADIENTS if event.accumulates else outer
+
+    def _step_runs(self, event: StepRuns) -> None:
+        self._around_step = self.phase
+        self.phase = OPTIMIZER
+
+    def _leave_step(self, event: StepReturned | StepFailed) -> None:
+        self.phase = BACKWARD if self._around_step == BACKWARD else FORWARD
+
+    # -- attempts and steps
 
     def root_backward(self) -> None:
         """Books a backward that training goes through."""
@@ -57,6 +91,8 @@ class Window:
 
     def attempt(self, optimizer: Any, skipped: bool, traced: bool) -> None:
         """Books one attempt of an optimizer, after it ended."""
+        if self.phase == GRADIENTS:  # a skipped step: its hooks did not fire
+            self.phase = FORWARD
         self.attempts += 1
         if optimizer in self._attempted:  # gradients that came without a backward of their own: functorch
             self.round += 1

@@ -10,8 +10,8 @@ from torch import Tensor
 from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
 from ..process.ledger import Observation
-from ..taps.optimizers import nbytes
 from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.optimizers import nbytes
 from .writes import Write
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..events import OptimizerBuilt, WindowOpened
 from ..modes import OurMode
 from ..sites import user_site
 from ..trackers.lineage import LOW
@@ -28,6 +29,22 @@ class Births:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.tensors = session.tensors
+        self._mode: BirthMode | None = None
+        session.bus.on(OptimizerBuilt, self._optimizer_built)
+        session.bus.on(WindowOpened, lambda event: self.stop())
+
+    def _optimizer_built(self, event: OptimizerBuilt) -> None:
+        """From the first optimizer on, until every op is seen."""
+        window = self.session.window
+        if self._mode is None and not window.tracing and not window.attempts:
+            self._mode = BirthMode(self)
+            self.session.modes.put_in(self._mode)
+
+    def stop(self) -> None:
+        """Sees no more."""
+        if self._mode is not None:
+            self.session.modes.take_out(self._mode)
+            self._mode = None
 
     def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if name in ("clone", "_to_copy") and self.tensors.of(args[0]).parameter and not torch.is_grad_enabled():

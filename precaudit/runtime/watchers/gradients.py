@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
+from ..events import BackwardEnded, Boundary, StepOver
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
 from ..process.ledger import Observation
 from ..sites import user_site
@@ -42,6 +43,12 @@ class Gradients:
         """Gradients were multiplied by something that is not their own norm since backward."""
         self.sampled = 0
         self.zeros = self.subnormals = self.nonzeros = 0.0
+        session.bus.on(BackwardEnded, self._backward_ended)
+        session.bus.on(Boundary, lambda event: self.take_stock())
+        session.bus.on(StepOver, lambda event: self.step_boundary())
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        self.norm_read = False
 
     def reactions(self) -> Iterable[Registration]:
         yield BACKWARD, MATMULS | {"convolution_backward"}, self.sample_float16, False

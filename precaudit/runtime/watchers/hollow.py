@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
+from ..events import StepBegan
 from ..process.ledger import Observation
 from ..sites import user_site
+from ..trackers.optimizers import parameters
 from ..trackers.replay import SAMPLE, limit
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ class Hollow:
         self.session = session
         self.before: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
         """Optimizer -> the sample of its weights when it last was about to step."""
+        session.bus.on(StepBegan, self._step_began)
+
+    def _step_began(self, event: StepBegan) -> None:
+        restored = event.optimizer not in self.session.steps.stepped and bool(event.optimizer.state)
+        self.look(event.optimizer, [p for p in parameters(event.optimizer) if p.requires_grad], restored)
 
     def look(self, optimizer: Any, parameters: Iterable[Tensor], restored: bool) -> None:
         """Elements that the last step moved and that are bfloat16 values again; at the start, a resumed run's."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
+from ..events import StepBegan
 from ..process.ledger import Observation
 from ..sites import user_site
-from ..taps.backward import Walk, loss_factor
+from ..trackers.graph import GraphWalked, Walk, loss_factor
 from ..trackers.lineage import DTYPE_NAMES, LOW
 
 if TYPE_CHECKING:
@@ -26,9 +27,17 @@ class Losses:
         self.unscaled_float16 = False
         """float16 gradients came from a loss that nothing scaled."""
         self._hand_scaling: Observation | None = None
+        session.bus.on(GraphWalked, self._graph_walked)
+        session.bus.on(StepBegan, lambda event: self.before_step())
 
     def is_loss(self, tensor: Tensor) -> bool:
         return self.session.tensors.of(tensor).is_loss
+
+    def _graph_walked(self, event: GraphWalked) -> None:
+        if event.trains:
+            scaler = self.session.scaling.of_backward
+            self.saw(event.roots, event.found, scaler)
+            self.saw_scaling(event.roots, event.found, scaler, event.gradient)
 
     def saw(self, roots: list[Tensor], found: Walk, scaler: Any) -> None:
         """The loss's dtype before any scaling; a low-precision value on its way counts, at the line that made it."""
@@ -94,6 +103,6 @@ class Losses:
     def before_step(self) -> None:
         """A factor that nobody divided the gradients by was no loss scale."""
         if self._hand_scaling is not None:
-            if self.session.ops.mode is not None and not self.session.gradients.rescaled:
+            if self.session.window.tracing and not self.session.gradients.rescaled:
                 self._hand_scaling.confirmed = self.unscaled_float16 = True
             self._hand_scaling = None

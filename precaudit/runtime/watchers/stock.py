@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
 from .. import torch_private as private
+from ..events import Boundary, StepEnded, StepUnseen, WindowOpened
 from ..process.ledger import Observation
-from ..taps.backward import Walk
-from ..taps.optimizers import Held, group_tensors, nbytes, parameters, state_tensors
+from ..trackers.graph import GraphWalked, Walk
 from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.micro_batches import GradientsReady
+from ..trackers.optimizers import Held, group_tensors, nbytes, parameters, state_tensors
 
 if TYPE_CHECKING:
     from ..frameworks import Claim
@@ -77,6 +79,31 @@ class Stock:
         self.ledger = session.ledger
         self.measured: dict[str, Numbers] = {}
         """Label -> the replay's numbers, summed over the traced steps."""
+        self._last_backward: Site | None = None
+        session.bus.on(GraphWalked, self._graph_walked)
+        session.bus.on(GradientsReady, lambda event: self.of_gradients(*event))
+        session.bus.on(StepUnseen, lambda event: self.label(event.optimizer))
+        session.bus.on(StepEnded, self._step_ended)
+        session.bus.on(Boundary, self._boundary)
+        session.bus.on(WindowOpened, self._window_opened)
+
+    def _graph_walked(self, event: GraphWalked) -> None:
+        if event.trains:
+            self._last_backward = event.site
+            self.of_graph(event.found)
+
+    def _step_ended(self, event: StepEnded) -> None:
+        if self.session.window.tracing:
+            self.label(event.optimizer)
+
+    def _boundary(self, event: Boundary) -> None:
+        for optimizer in event.optimizers:
+            self.of_optimizer(optimizer)
+
+    def _window_opened(self, event: WindowOpened) -> None:
+        """Until now a reset that no hook tells of, `_foreach_zero_` inside a backward, was not seen."""
+        for key in [key for key in self.ledger.observations if isinstance(key, tuple) and key[0] == "accumulation"]:
+            del self.ledger.observations[key]
 
     # -- the graph
 
@@ -153,7 +180,7 @@ class Stock:
                     Kind.HOLDS,
                     DTYPE_NAMES[dtype],
                     Role.GRADIENT_ACCUMULATION,
-                    claims[0].site or self.session.last_backward,
+                    claims[0].site or self._last_backward,
                     detail=f"{framework} {', '.join(names)}, several micro-batches per step",
                 ),
             )
@@ -185,7 +212,7 @@ class Stock:
                     Kind.HOLDS,
                     _name(dtype),
                     Role.GRADIENT_ACCUMULATION,
-                    self.session.last_backward,
+                    self._last_backward,
                     self.session.construction.why_low(params[0]) if dtype in LOW else None,
                     detail=f".grad of {len(params)} parameters, several micro-batches per step",
                     count=len(params),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
+from ..events import GradientReset, ParameterWritten, StepBegan, StepEnded, StepOver, StepUnseen
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..process.ledger import Observation
 from ..sites import in_user_hook, user_site
@@ -70,6 +71,40 @@ class Writes:
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
         self._leaves: dict[int, weakref.ref[Any]] = {}
+        bus = session.bus
+        bus.on(StepBegan, lambda event: self.replay.finish(self._measured_other, "other"))
+        bus.on(StepUnseen, lambda event: self.replay.finish(self._measured_other, "other"))
+        bus.on(StepEnded, self._step_ended)
+        bus.on(StepOver, lambda event: self.forget_expired())
+
+    def _step_ended(self, event: StepEnded) -> None:
+        if self.session.window.tracing:
+            self.replay.finish(self._measured_step, "optimizer")
+
+    def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
+        """Only parameters and state are counted: of a temporary (`denom.add_(eps)`) nobody asks what it lost."""
+        known = self.session.tensors.of(tensor)
+        if known.slot is not None:
+            self.session.stock.add(f"state:{known.slot}", numbers)
+        elif known.parameter is not None:
+            self.session.stock.add("param", numbers)
+
+    def _measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
+        if self.session.is_parameter(tensor):
+            self.session.stock.add("param", numbers)
+        elif self.session.is_gradient(tensor):
+            self.session.stock.add("accumulation", numbers)
+        else:
+            write = self.places.get(_place(tensor))
+            if write is not None:
+                for name, value in numbers.items():
+                    write.numbers[name] = write.numbers.get(name, 0.0) + value
+
+    def _gradient_reset(self, gradient: Tensor) -> None:
+        owner = self.session.tensors.of(gradient).gradient_of
+        leaf = owner() if owner is not None else None
+        if leaf is not None:
+            self.session.bus.tell(GradientReset(leaf))
 
     def reactions(self) -> Iterable[Registration]:
         yield OPTIMIZER, ("_to_copy",), self.rounded, False
@@ -124,7 +159,7 @@ class Writes:
         brought = name in COPIES and phase != OPTIMIZER and self.session.is_gradient(targets[0])
         if ends or brought or (phase == BACKWARD and name in COPIES):
             # What other ranks add, or what a bucket brings back, is no part of this rank's sum: that ends here.
-            self.replay.finish(self.session.measured_other, "other", {private.storage_key(t) for t in targets})
+            self.replay.finish(self._measured_other, "other", {private.storage_key(t) for t in targets})
             return
         unfollowed = phase == FORWARD and trains(args)
         followed = self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0])
@@ -184,7 +219,7 @@ class Writes:
         """Gradients are summed there; a parameter is updated by an optimizer that lives in backward's hooks."""
         if name in RESETS:  # the framework has added this micro-batch to a sum of its own
             for target in targets:
-                self.session.gradient_reset(target)
+                self._gradient_reset(target)
         elif name in BACKWARD_UPDATES:
             in_hook = bool(targets) and targets[0].dtype in LOW and name in SELF_UPDATES and in_user_hook()
             for index, target in enumerate(targets):
@@ -200,7 +235,7 @@ class Writes:
         if name in RESETS:
             for target in targets:
                 self._forget(target)
-                self.session.gradient_reset(target)
+                self._gradient_reset(target)
         else:
             self.session.gradients.wrote(name, targets, args)
 
@@ -304,7 +339,7 @@ class Writes:
         if leaf is not None:
             self._leaves[key] = weakref.ref(leaf)
         if self.session.window.phase != OPTIMIZER:
-            self.session.wrote_parameter()
+            self.session.bus.tell(ParameterWritten())
             if self.hand_written_at is None:
                 self.hand_written_at = user_site()
         if target.dtype not in LOW:

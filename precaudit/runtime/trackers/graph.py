@@ -1,0 +1,223 @@
+"""Walks the autograd graph once, as each backward begins: leaves, dtypes by role, what lies between loss and model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...model.vocabulary import Site
+from .. import torch_private as private
+from ..events import BackwardBegan, Bus
+from ..sites import user_site
+from .lineage import LOW
+from .steps import Steps
+
+MATMUL_NODES = frozenset(
+    "MmBackward0 AddmmBackward0 BmmBackward0 BaddbmmBackward0 MvBackward0 DotBackward0 "
+    "ConvolutionBackward0 MkldnnConvolutionBackward0 LinearBackward0 "
+    "ScaledDotProductFlashAttentionBackward0 ScaledDotProductEfficientAttentionBackward0 "
+    "ScaledDotProductFlashAttentionForCpuBackward0 ScaledDotProductCudnnAttentionBackward0 "
+    "LinearFunctionForZeroStage3Backward MatMul4BitBackward MatMul8bitLtBackward "
+    "LinearNF4Backward".split()
+)
+SOFTMAX_NODES = frozenset({"SoftmaxBackward0", "LogSoftmaxBackward0", "LogsumexpBackward0"})
+NORM_NODES = frozenset(
+    "NativeLayerNormBackward0 NativeGroupNormBackward0 NativeBatchNormBackward0 "
+    "CudnnBatchNormBackward0 FusedRmsNormBackward0".split()
+)
+"""Library kernels: whatever goes in, they compute their statistics in float32 (float64 for float64)."""
+TAKING = (
+    "MmBackward", "AddmmBackward", "BmmBackward", "BaddbmmBackward", "MvBackward", "LinearBackward",
+    "ConvolutionBackward", "MkldnnConvolutionBackward", "SelectBackward", "SliceBackward", "IndexBackward",
+    "IndexSelectBackward", "GatherBackward", "SplitBackward", "UnbindBackward", "NarrowBackward",
+)  # fmt: skip
+"""Beginnings of the nodes whose one-element results are outputs of a model or parts of them; a loss is reduced."""
+REDUCING = ("SumBackward", "MeanBackward", "BinaryCrossEntropyBackward", "KlDivBackward")
+ROOTS = frozenset({"RsqrtBackward0", "SqrtBackward0"})
+CASTS = "ToCopyBackward0"
+LEAF = "AccumulateGrad"
+
+
+Path = tuple[int, Any]
+"""One-element nodes from the root on: the sequence number of the last, and the path that led to it."""
+
+
+class Walk:
+    """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
+
+    __slots__ = (
+        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms",
+        "outputs", "scalars", "softmaxes", "unread",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.leaves: dict[int, Tensor] = {}
+        self.activations: dict[Any, list[int]] = {}
+        self.matmuls: dict[Any, int] = {}
+        self.softmaxes: dict[Any, int] = {}
+        self.norms: dict[Any, int] = {}
+        self.low_logsumexp = False
+        self.casts_of_leaves: dict[int, Any] = {}
+        """Leaf -> the dtype the forward pass read it in."""
+        self.compiled: list[int] = []
+        """AOT ids of the compiled regions it goes through."""
+        self.unread: set[int] = set()
+        """Leaves that enter a compiled region: in which dtype they are read inside of it does not show here."""
+        self.scalars: list[tuple[Any, int]] = []
+        """One-element values between the root and the first larger one: (dtype, sequence number), the loss first."""
+        self.outputs: set[int] = set()
+        """Those of them that no loss is part of: what a model gives for one sample, and what is computed from it."""
+
+
+def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
+    """Walks the autograd graph once, from the roots to the leaves."""
+    found = Walk()
+    seen: set[Any] = set()
+    path: Path | None = (-1, None)
+    stack = [(root.grad_fn, path) for root in roots if root.grad_fn is not None]
+    losses: set[int] = set()
+    for root in roots:
+        if root.grad_fn is None and root.requires_grad:
+            found.leaves[id(root)] = root
+    while stack and len(seen) < node_budget:
+        node, path = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = type(node).__name__
+        if name == LEAF:
+            leaf = node.variable
+            found.leaves[id(leaf)] = leaf
+            for meta in private.output_metadata(node):
+                # FSDP1 has put the float32 shard back by now; the node still knows what the forward pass read.
+                if meta.dtype is not leaf.dtype:
+                    found.casts_of_leaves.setdefault(id(leaf), meta.dtype)
+            continue
+        dtype = None
+        for meta in private.output_metadata(node):
+            dtype = meta.dtype
+            shape = meta.shape
+            size = 1
+            for length in shape:
+                size *= int(length)
+            tally = found.activations.get(dtype)
+            if tally is None:
+                tally = found.activations[dtype] = [0, 0]
+            tally[0] += 1
+            tally[1] += size * dtype.itemsize
+            if size != 1 and path is not None:
+                _settle(path, losses)
+                path = None
+        if path is not None and dtype is not None:
+            path = (private.sequence_number(node), path)
+            found.scalars.append((dtype, path[0]))
+            if name.startswith(TAKING):
+                _settle(path, found.outputs)
+                path = None
+            elif name.startswith(REDUCING) or "Loss" in name:
+                _settle(path, losses)
+        if name in MATMUL_NODES:
+            found.matmuls[dtype] = found.matmuls.get(dtype, 0) + 1
+        elif name in SOFTMAX_NODES:
+            found.softmaxes[dtype] = found.softmaxes.get(dtype, 0) + 1
+            found.low_logsumexp |= name == "LogsumexpBackward0" and dtype in LOW
+        elif name in NORM_NODES or (name in ROOTS and dtype not in LOW and _of_squares(node)):
+            found.norms[dtype] = found.norms.get(dtype, 0) + 1
+        elif name == private.COMPILED_NODE:
+            found.compiled.append(private.region_of(node))
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            if name == CASTS and type(following).__name__ == LEAF:
+                found.casts_of_leaves[id(following.variable)] = dtype
+            elif name == private.COMPILED_NODE and type(following).__name__ == LEAF:
+                found.unread.add(id(following.variable))
+            if following not in seen:
+                stack.append((following, path))
+    found.outputs -= losses
+    return found
+
+
+def _settle(path: Path | None, into: set[int]) -> None:
+    """Adds the numbers of a path; those before one that is known are known."""
+    while path is not None and path[0] not in into:
+        into.add(path[0])
+        path = path[1]
+
+
+def _of_squares(node: Any) -> bool:
+    """Whether this is the root of a mean of squares or of a variance: a normalisation written out by hand."""
+    for _ in range(3):
+        node = node.next_functions[0][0] if node.next_functions else None
+        name = type(node).__name__
+        if name.startswith("Var"):
+            return True
+        if name.startswith("Mean"):
+            square = type(node.next_functions[0][0]).__name__
+            return square.startswith(("Pow", "Mul", "Square"))
+        if not name.startswith(("Add", "Clamp")):
+            return False
+    return False
+
+
+def loss_factor(root: Tensor, gradient: Any) -> float | None:
+    """By how much the program itself multiplied the loss before backward; None where that cannot be told.
+
+    Follows one-element multiplications and divisions by Python numbers from the root, and the gradient passed in.
+    """
+    factor = 1.0
+    if isinstance(gradient, Tensor):
+        if gradient.numel() != 1 or gradient.device.type != "cpu":
+            return None
+        factor = float(gradient.item())
+    node = root.grad_fn
+    for _ in range(16):
+        name = type(node).__name__
+        if name == "MulBackward0":
+            number = private.saved_factor(node)
+            if number is None:
+                return None
+            factor *= number
+        elif name == "DivBackward0":
+            number = private.saved_factor(node)
+            if not number:
+                return None
+            factor /= number
+        elif name not in ("ToCopyBackward0", "ViewBackward0", "ReshapeAliasBackward0"):
+            break
+        following = [n for n, _ in node.next_functions if n is not None]
+        if len(following) != 1:
+            break
+        node = following[0]
+    return factor
+
+
+class GraphWalked(NamedTuple):
+    """A backward is about to begin, and this is its graph."""
+
+    roots: list[Tensor]
+    gradient: Any
+    """What the caller passed for the first root."""
+    found: Walk
+    trains: bool
+    """Training goes through it; otherwise it is a penalty's, or a second derivative's."""
+    differentiates: bool
+    """It is autograd.grad with a graph of its own."""
+    site: Site | None
+    """The user's line that calls a backward that trains."""
+
+
+class Graph:
+    """Walks, and tells what was found."""
+
+    def __init__(self, bus: Bus, steps: Steps) -> None:
+        self._bus, self._steps = bus, steps
+        bus.on(BackwardBegan, self._backward_began)
+
+    def _backward_began(self, event: BackwardBegan) -> None:
+        trains = self._steps.trains
+        site = user_site() if trains else None
+        found = walk(event.roots)
+        self._bus.tell(GraphWalked(event.roots, event.gradient, found, trains, self._steps.differentiates, site))

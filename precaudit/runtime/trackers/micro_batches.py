@@ -1,0 +1,130 @@
+"""Knows leaves and their gradients, and counts the micro-batches whose gradients are summed in each `.grad`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import torch_private as private
+from ..events import (
+    BackwardEnded,
+    Bus,
+    GradientReset,
+    StepBegan,
+    StepEnded,
+    StepOver,
+    StepUnseen,
+    WindowOpened,
+)
+from .graph import GraphWalked
+from .optimizers import parameters
+from .steps import Steps
+from .tensors import Tensors
+from .unseen_steps import UnseenSteps
+from .window import Window
+
+
+class GradientsReady(NamedTuple):
+    """These leaves' gradients are what the optimizer steps on next, as far as can be told."""
+
+    optimizer: Any
+    leaves: list[Tensor]
+    summed: Callable[[Tensor], int]
+    """How many micro-batches' gradients are in a leaf's `.grad`."""
+
+
+class MicroBatches:
+    """From one backward to the step that uses what it left."""
+
+    def __init__(self, bus: Bus, tensors: Tensors, window: Window, steps: Steps, unseen: UnseenSteps) -> None:
+        self._bus, self._tensors, self._window, self._steps, self._unseen = bus, tensors, window, steps, unseen
+        self.shapes: set[tuple[int, ...]] = set()
+        """The shapes of all parameters that a backward reached."""
+        self._summed: dict[int, int] = {}
+        """Leaf -> micro-batches whose gradients are in its `.grad`."""
+        self._leaves: list[Tensor] = []
+        """Those that the last backward reached."""
+        self._stepped_over: list[Tensor] = []
+        """Those whose gradients the step that is going on uses."""
+        self._told = 0
+        """The window's clock when that was told."""
+        bus.on(GraphWalked, self._graph_walked)
+        bus.on(BackwardEnded, self._backward_ended)
+        bus.on(StepBegan, self._step_began)
+        bus.on(StepEnded, self._step_ended)
+        bus.on(StepUnseen, lambda event: self._start_anew(parameters(event.optimizer)))
+        bus.on(GradientReset, lambda event: self._start_anew([event.leaf]))
+        bus.on(WindowOpened, lambda event: self._summed.clear())
+        bus.on(StepOver, lambda event: self._tensors.forget_expired())
+
+    def of(self, leaf: Tensor) -> int:
+        """How many micro-batches' gradients are summed in this leaf's `.grad`."""
+        return self._summed.get(id(leaf), 0)
+
+    def _start_anew(self, leaves: list[Tensor]) -> None:
+        for leaf in leaves:
+            self._summed[id(leaf)] = 0
+
+    # -- backward
+
+    def _graph_walked(self, event: GraphWalked) -> None:
+        self._leaves = list(event.found.leaves.values())
+        if self._steps.trains:
+            self._start_anew([leaf for leaf in self._leaves if leaf.grad is None])
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        leaves, self._leaves = self._leaves, []
+        if not event.accumulates and (self._steps.accumulates or self._steps.differentiates):
+            for leaf in leaves:
+                if self._tensors.of(leaf).parameter is None and not isinstance(leaf, torch.nn.Parameter):
+                    self._tensors.learn(leaf).is_input = True
+            return
+        for leaf in leaves:
+            if leaf.grad is not None and event.accumulates:
+                self._summed[id(leaf)] = self.of(leaf) + 1
+                gradient = self._tensors.learn(private.local(leaf.grad))
+                if gradient.gradient_of is None:
+                    gradient.gradient_of = weakref.ref(leaf)
+            if self._learn(leaf):
+                self.shapes.add(tuple(private.local(leaf).shape))
+        for optimizer in self._unseen.silent:
+            self._bus.tell(GradientsReady(optimizer, parameters(optimizer), self.of))
+
+    def _learn(self, leaf: Tensor) -> bool:
+        """Remembers a leaf as a parameter; False where it was known."""
+        record = self._tensors.learn(private.local(leaf))
+        if record.parameter is not None:
+            return False
+        record.parameter = weakref.ref(leaf)
+        return True
+
+    # -- the step
+
+    def _step_began(self, event: StepBegan) -> None:
+        for parameter in parameters(event.optimizer):
+            self._learn(parameter)
+        self._tell(event.optimizer)
+
+    def _step_ended(self, event: StepEnded) -> None:
+        if self._window.clock != self._told:  # the step's closure had a backward of its own, the last of the sum
+            self._tell(event.optimizer)
+        self._start_anew(self._stepped_over)
+        self._stepped_over = []
+
+    def _tell(self, optimizer: Any) -> None:
+        """The optimizer's own gradients, and those of leaves that no optimizer holds: low copies of masters."""
+        mine = parameters(optimizer)
+        owned = {id(p) for other in (optimizer, *self._steps.built) for p in parameters(other)}
+        refs = [record.gradient_of for record in self._tensors.living()]
+        leaves = [ref() for ref in refs if ref is not None]
+        strays = [
+            leaf
+            for leaf in leaves
+            if leaf is not None and id(leaf) not in owned and not self._tensors.of(leaf).is_input
+        ]
+        self._stepped_over, self._told = [*mine, *strays], self._window.clock
+        self._bus.tell(GradientsReady(optimizer, self._stepped_over, self.of))

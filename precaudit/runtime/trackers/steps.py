@@ -1,0 +1,218 @@
+"""Finds where one step ends and the next begins, whoever steps; there the window opens and closes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from ..events import (
+    Attempted,
+    BackwardBegan,
+    Boundary,
+    Bus,
+    GoesOn,
+    MicroBatchBegan,
+    OptimizerBuilt,
+    ParameterWritten,
+    ScalerStepBegan,
+    ScalerStepEnded,
+    StepBegan,
+    StepCalled,
+    StepEnded,
+    StepNested,
+    StepOver,
+    StepReturned,
+    StepSkipped,
+    StepUnseen,
+    WindowClosed,
+    WindowOpened,
+)
+from .lineage import trains
+from .unseen_steps import UnseenSteps
+from .window import BACKWARD, FORWARD, Window
+
+
+class HandWritten:
+    """Stands among the optimizers for a training loop that updates its parameters itself; it holds nothing."""
+
+    def __init__(self) -> None:
+        self.param_groups: list[Any] = []
+        self.state: dict[Any, Any] = {}
+
+
+class Steps:
+    """Turns what torch tells of backward and of optimizers into attempts, boundaries, and the window's two ends."""
+
+    def __init__(self, bus: Bus, window: Window, unseen: UnseenSteps) -> None:
+        self._bus, self._window, self._unseen = bus, window, unseen
+        self.hand_written = HandWritten()
+        self.built: weakref.WeakSet[Any] = weakref.WeakSet()
+        """The optimizers that were built, less those that step inside another one."""
+        self.stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        """The optimizers that made an attempt; `hand_written` among them."""
+        self.traced: dict[int, bool] = {}
+        """Traced step -> whether an update was taken in it."""
+        self.trains = False
+        """The last backward is one that training goes through."""
+        self.differentiates = False
+        """The last backward was autograd.grad with a graph of its own."""
+        self.accumulates = False
+        """Some backward of this run wrote to `.grad`."""
+        self.tried_out_by: list[Callable[[Any], bool]] = []
+        """Asked whether an optimizer's step is a framework's own, to make state, and trains nothing."""
+        self._attempting: list[Any] = []
+        """Optimizers that made an attempt of this step, which is not over yet."""
+        self._wrote = False
+        """A loop without an Optimizer wrote to a parameter since backward: its step."""
+        self._scalers = 0
+        """Steps of GradScalers that are going on."""
+        self._updated = False
+        """An optimizer stepped since the last of them began."""
+        bus.on(OptimizerBuilt, lambda event: self.built.add(event.optimizer))
+        bus.on(StepNested, lambda event: self.built.discard(event.optimizer))
+        bus.on(BackwardBegan, self._backward_began)
+        bus.on(StepCalled, self._step_called)
+        bus.on(StepReturned, self._step_returned)
+        bus.on(ScalerStepBegan, self._scaler_step_began)
+        bus.on(ScalerStepEnded, self._scaler_step_ended)
+        bus.on(ParameterWritten, self._parameter_written)
+        bus.on(StepSkipped, lambda event: self._attempt(event.optimizer, True))
+
+    # -- what torch tells
+
+    def _backward_began(self, event: BackwardBegan) -> None:
+        """A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative."""
+        self.accumulates |= event.accumulates
+        self.differentiates = event.creates_graph and not event.accumulates
+        self.trains = event.accumulates or not (event.creates_graph or self.accumulates)
+        if not self.trains:
+            return
+        self._bus.tell(MicroBatchBegan(self._window.backward_since_step > 0))
+        self._end_what_no_hook_told_of()
+        if self._bus.is_over:
+            return
+        self._window.root_backward()
+        if not self._window.tracing:
+            self._open_before_backward()
+
+    def _step_called(self, event: StepCalled) -> None:
+        if not self._is_trial(event.optimizer):
+            self._bus.tell(StepBegan(event.optimizer))
+
+    def _step_returned(self, event: StepReturned) -> None:
+        """A step that began before any backward counts all the same where its closure had one."""
+        if self._is_trial(event.optimizer):
+            return
+        self._updated = True
+        self._bus.tell(StepEnded(event.optimizer))
+        if not self._scalers:
+            self._attempt(event.optimizer, False)
+
+    def _is_trial(self, optimizer: Any) -> bool:
+        """Whether this step is a framework's own, which trains nothing: before any backward, or by its own account."""
+        return not self._window.clock or any(asked(optimizer) for asked in self.tried_out_by)
+
+    def _scaler_step_began(self, event: ScalerStepBegan) -> None:
+        self._scalers += 1
+        self._updated = False
+
+    def _scaler_step_ended(self, event: ScalerStepEnded) -> None:
+        """It skips by not calling the optimizer, or by telling a fused kernel to do nothing."""
+        self._scalers -= 1
+        if not event.failed:
+            skipped = event.kernel_skipped or not self._updated
+            self._attempt(event.optimizer, skipped, event.scaler)
+
+    def _parameter_written(self, event: ParameterWritten) -> None:
+        """A loop without an Optimizer wrote to a leaf that has a gradient."""
+        if self._window.backward_since_step:
+            self._wrote = True
+
+    # -- boundaries
+
+    def _end_what_no_hook_told_of(self) -> None:
+        """Steps that only show by what they did are over when the next backward begins."""
+        for optimizer in self._unseen.found(self.built):
+            self._window.steps_unseen = True
+            self._bus.tell(StepUnseen(optimizer))
+            self._attempt(optimizer, False)
+            if self._bus.is_over:
+                return
+        if self._wrote and not self.optimizers():
+            self._wrote = False
+            self._bus.tell(StepUnseen(self.hand_written))
+            self._attempt(self.hand_written, False)
+            if self._bus.is_over:
+                return
+        if self._attempting:  # not every optimizer had a gradient in that backward
+            self._step_over(self._window.tracing)
+
+    def _attempt(self, optimizer: Any, skipped: bool, scaler: Any = None) -> None:
+        """A step boundary, once every optimizer that steps inside one backward has made its attempt."""
+        window = self._window
+        traced = window.tracing
+        if optimizer is not self.hand_written and window.taken.pop(self.hand_written, None) is not None:
+            self.stepped.pop(self.hand_written, None)
+            window.restart()
+        self.stepped[optimizer] = True
+        window.attempt(optimizer, skipped, traced)
+        if window.step <= window.skip:
+            window.opened()
+        elif traced:
+            self.traced[window.step] = self.traced.get(window.step, False) or not skipped
+        self._bus.tell(Attempted(optimizer, skipped, scaler))
+        if optimizer is not self.hand_written:
+            self._attempting.append(optimizer)
+        # Optimizers that step inside one backward are read and written once, after the last of them.
+        if window.phase != BACKWARD or window.everybody_attempted(self.built):
+            self._step_over(traced)
+
+    def _step_over(self, traced: bool) -> None:
+        """Numbers are read, stock is taken; the window opens or closes."""
+        attempting = tuple(self._attempting)
+        self._attempting.clear()
+        self._bus.tell(Boundary(attempting))
+        self._bus.tell(StepOver())
+        waiting = sum(other not in self.stepped for other in self.built)
+        if traced and self._window.should_close(waiting):
+            self._bus.tell(WindowClosed())
+            return
+        if not traced and self._window.should_open(self.built):
+            self._open()
+        self._bus.tell(GoesOn())
+
+    # -- the window
+
+    def _open_before_backward(self) -> None:
+        window = self._window
+        if window.attempts:
+            if window.round >= window.skip:
+                self._open()
+        elif not self.built and window.micro_batches > window.skip:
+            # No Optimizer: the first step went by before anybody could know that it was one.
+            window.round = window.skip
+            window.taken.setdefault(self.hand_written, window.skip)
+            self.stepped[self.hand_written] = True
+            self._open()
+
+    def _open(self) -> None:
+        self._window.opened()
+        self._window.tracing = True
+        self._bus.tell(WindowOpened())
+
+    # -- questions
+
+    def optimizers(self) -> list[Any]:
+        """The optimizers that made an attempt."""
+        return [optimizer for optimizer in self.stepped if optimizer is not self.hand_written]
+
+    def forward_begins(self, args: Any) -> bool:
+        """Whether an op outside no_grad, after backward, is of the next forward pass: the step told nobody of its end.
+
+        After a hand-written step that begins with what gradients flow through; `p.data` is updated outside no_grad too.
+        """
+        if self._wrote and trains(args):
+            self._window.phase = FORWARD
+            return True
+        return self._window.steps_unseen
