@@ -34,7 +34,7 @@ from .trackers.graph import Graph
 from .trackers.lineage import Flow
 from .trackers.micro_batches import MicroBatches
 from .trackers.optimizers import parameters
-from .trackers.replay import look_at
+from .trackers.samples import look_at
 from .trackers.steps import Steps
 from .trackers.tensors import Tensors
 from .trackers.unseen_steps import UnseenSteps
@@ -44,6 +44,7 @@ from .watchers.gradients import Gradients
 from .watchers.hollow import Hollow
 from .watchers.losses import Losses
 from .watchers.stock import Stock
+from .watchers.updates import Updates
 from .watchers.writes import Writes
 
 DEFAULTS: Mapping[str, Any] = {
@@ -95,6 +96,7 @@ class Session:
         self.checkpoints = CheckpointProbe(self)
         # Watchers.
         self.writes = Writes(self)
+        self.updates = Updates(self)
         self.gradients = Gradients(self)
         self.losses = Losses(self)
         self.hollow = Hollow(self)

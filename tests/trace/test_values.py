@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import harness
 import pytest
 import torch
 
 from precaudit.model.wire import Report
-from precaudit.runtime.trackers import replay as evidence
+from precaudit.runtime.trackers import replay
 
 WIDTH = 300
 """300 x 300 is more than one sample."""
@@ -27,13 +29,13 @@ def pure_bfloat16() -> None:
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of what was compared with its float32 replay."""
     sizes: list[int] = []
-    measure = evidence.Shadow.measure
+    compare = replay.Replay._compare
 
-    def counting(shadow: evidence.Shadow) -> list[torch.Tensor]:
-        sizes.append(shadow.before.numel())
-        return measure(shadow)
+    def counting(replayed: replay.Replay, rows: list[replay.Row], *rest: Any) -> None:
+        sizes.extend(len(row.exact) for row in rows)
+        compare(replayed, rows, *rest)
 
-    monkeypatch.setattr(evidence.Shadow, "measure", counting)
+    monkeypatch.setattr(replay.Replay, "_compare", counting)
     return sizes
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,23 +65,23 @@ class Ledger:
         return observation
 
     def defer(self, numbers: list[Tensor], use: Callable[[list[float]], None]) -> None:
-        """Has `use` called with the values of these 0-d tensors at the next `settle`; no device sync until then."""
+        """Has `use` called with the values of these tensors, in order, at the next `settle`; no sync until then."""
         if self.measures:
             self._deferred.append((numbers, use))
 
     def settle(self) -> None:
-        """Reads every deferred number: one transfer per device."""
+        """Reads every deferred number: one transfer per device and dtype."""
         waiting, self._deferred = self._deferred, []
-        flat = [number for numbers, _ in waiting for number in numbers]
-        values: dict[int, float] = {}
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for number in flat:
-            by_device.setdefault(number.device, []).append(number)
-        for numbers in by_device.values():
-            read = torch.stack([number.detach().to(torch.float64).reshape(()) for number in numbers]).tolist()
-            values.update(zip((id(number) for number in numbers), read, strict=True))
+        together: dict[Any, list[Tensor]] = {}
+        for numbers, _ in waiting:
+            for number in numbers:
+                together.setdefault((number.device, number.dtype), []).append(number.reshape(-1))
+        read = {kind: iter(torch.cat(held).cpu().double().tolist()) for kind, held in together.items()}
         for numbers, use in waiting:
-            use([values[id(number)] for number in numbers])
+            values: list[float] = []
+            for number in numbers:
+                values += islice(read[number.device, number.dtype], number.numel())
+            use(values)
 
     def facts(self) -> list[Fact]:
         return [seen.fact() for seen in self.observations.values() if seen.confirmed]

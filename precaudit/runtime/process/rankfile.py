@@ -54,7 +54,7 @@ class RankFile:
         for seen in out:
             sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
             if sums and seen.dtype != "float32":
-                accumulators.summed(seen, self.session.stock.measured.get("accumulation"))
+                self.session.updates.of_sums(seen, self.session.updates.sums)
         out += self.session.adapters.observations()
         return out + self.session.adapters.dishonoured(out)
 

@@ -8,6 +8,7 @@ values through Python numbers, except a gradient norm read with `.item()`.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,9 +19,11 @@ from ..events import WindowOpened
 from ..modes import OurMode
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..trackers.lineage import LOW, kind_of
+from ..trackers.replay import computes
 from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
 from ..watchers.births import MAKERS
 from ..watchers.constants import refused
+from ..watchers.writes import targets_of
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -130,6 +133,10 @@ class OpProbe:
             if name in names:
                 asked[phase].append((reaction, low_only))
         in_place = written if name.endswith("_") else ()
+        if written and not in_place:
+            asked[OPTIMIZER].append((functools.partial(self.session.updates.wrote, func), False))
+        elif computes(func):
+            asked[OPTIMIZER].append((functools.partial(self.session.updates.made, func), False))
         if name in REDUCTION_COLLECTIVES:
             in_place = (0,)  # their schemas do not say so
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
@@ -140,7 +147,7 @@ class OpProbe:
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:
         try:
-            self.session.writes.before(plan.name, func, args, kwargs, plan.written)
+            self.session.updates.before_write(plan.name, func, args, kwargs, targets_of(args, plan.written))
         except Exception as error:
             self.session.guard.fault(f"replay of {func}", error)
 

@@ -1,14 +1,24 @@
-"""Measures the damage: replays a step's in-place updates in float32 on samples and compares what was kept.
+"""Runs the ops of an update a second time, in float32, on what the first of them read: the exact step, unrounded.
 
-Shares are ratios in 0..1 over sampled elements (at most 65,536 per tensor, all of them under `--values full`); nothing
-here draws a random number.
+A shadow stands for one stretch of memory and holds what float32 would hold there by now. In AdamW, `denom = v.sqrt()`
+of a bfloat16 `v` gives `denom` a shadow, `denom.add_(eps)` is added to it, and `p.addcdiv_(m, denom)` moves the shadow
+of `p` by what is in those of `m` and `denom`. What the parameter itself kept of that step is then compared.
+
+Of a stretch longer than the sample, every so many elements are followed, through elementwise ops alone. Where a value
+comes from something that cannot be run again (random numbers, a library's kernel, a matmul of which only samples are
+held) its shadow is unknown, and so is all that is computed from it: no number is made of it.
+
+Known limitations: what passes through Python numbers (`.item()`) is as rounded as it was.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection
-from typing import Any
+import functools
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,219 +26,553 @@ from torch import Tensor
 from .. import torch_private as private
 from ..guard import is_programs_own
 from ..process.ledger import Ledger
+from . import samples
+from .lineage import LOW
 
-SAMPLE = 65_536
-_limits = {"off": 0, "sample": SAMPLE, "full": sys.maxsize}
-_limit = SAMPLE
-
-
-def look_at(values: str) -> None:
-    """Sets how many elements of a tensor are looked at: "off", "sample" or "full"."""
-    global _limit
-    _limit = _limits[values]
-
-
-def limit() -> int:
-    """How many elements of one tensor may be looked at; 0 where nothing is measured."""
-    return _limit
-
-
-REPLAYABLE = frozenset(
-    f"{prefix}{name}"
-    for name in ("add_", "sub_", "mul_", "div_", "lerp_", "addcmul_", "addcdiv_", "copy_", "neg_", "sqrt_", "clamp_")
-    for prefix in ("", "_foreach_")
-) | frozenset({"_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_", "maximum_", "pow_"})
-"""Deterministic, elementwise in-place ops: running them again on copies disturbs nothing."""
+ELEMENTWISE = frozenset("copy_ _to_copy clone zero_ fill_ masked_fill_".split())
+"""Ops that torch does not tag as pointwise, and are."""
+NOT_ELEMENTWISE = frozenset("_foreach_norm _foreach_max".split())
+FUSED = "_fused_"
+SHAPES_ONLY = frozenset("empty_like zeros_like ones_like full_like new_zeros new_ones new_empty new_full".split())
+"""Their results do not depend on the values of what they are given."""
+OVERWRITING = frozenset("copy_ zero_ fill_ _foreach_copy_ _foreach_zero_".split())
+ABOUT = 2.0**-6
+"""What low precision may change a number by, of its size."""
+MANY = 1 << 20
+"""Elements that are measured together."""
+LONG = 1 << 14
+"""From so many elements on a tensor is summed up by itself."""
 
 
-def sample(tensor: Tensor) -> Tensor | None:
-    """At most `limit()` elements, evenly strided, flat; None where none are wanted or the whole would be copied."""
-    if not _limit:
-        return None
-    if tensor.numel() <= _limit:
-        return tensor.detach().reshape(-1)
-    if not tensor.is_contiguous():
-        return None
-    stride = -(-tensor.numel() // _limit)
-    return tensor.detach().view(-1)[::stride]
+class Numbers(NamedTuple):
+    """What one tensor kept of an update."""
+
+    should_move: float
+    """Elements that float32 would have changed."""
+    stuck: float
+    """Those of them whose bits did not change."""
+    error2: float
+    """The squared norm of what was kept less the exact result."""
+    step2: float
+    """The squared norm of the exact step."""
+    exact2: float
+    """The squared norm of the exact result. Not finite, as are the others, where the tensor holds inf or nan."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Numbers summed over tensors and steps."""
+
+    should_move: float = 0.0
+    stuck: float = 0.0
+    error2: float = 0.0
+    step2: float = 0.0
+    exact2: float = 0.0
+    infinite: int = 0
+    """Times a tensor held inf or nan, and was not measured."""
+
+    def add(self, numbers: Numbers) -> None:
+        if math.isfinite(numbers.error2) and math.isfinite(numbers.step2):
+            self.should_move += numbers.should_move
+            self.stuck += numbers.stuck
+            self.error2 += numbers.error2
+            self.step2 += numbers.step2
+            self.exact2 += numbers.exact2
+        else:
+            self.infinite += 1
+
+    def join(self, other: Totals) -> None:
+        self.should_move += other.should_move
+        self.stuck += other.stuck
+        self.error2 += other.error2
+        self.step2 += other.step2
+        self.exact2 += other.exact2
+        self.infinite += other.infinite
+
+
+class Unknown(Exception):
+    """What float32 would give here cannot be told."""
+
+
+class Recipe(NamedTuple):
+    """How an op is run again."""
+
+    written: tuple[tuple[int, str], ...]
+    """Positions and names of the arguments it writes to."""
+    repeatable: bool
+    """Running it again gives the same; random numbers and a library's own kernels do not."""
+    elementwise: bool
+    lists: bool
+    """It takes lists of tensors and treats them index by index."""
+    fused: bool
+    overwrites: bool
+    """What it writes does not depend on what was there."""
+
+
+def recipe_of(func: Any) -> Recipe:
+    """Reads an op's schema and tags."""
+    schema = func._schema
+    name = schema.name.partition("::")[2]
+    written = [(at, arg.name) for at, arg in enumerate(schema.arguments) if arg.alias_info and arg.alias_info.is_write]
+    lists = name.startswith(("_foreach_", FUSED))
+    pointwise = torch.Tag.pointwise in func.tags or name in ELEMENTWISE or (lists and name not in NOT_ELEMENTWISE)
+    random = torch.Tag.nondeterministic_seeded in func.tags
+    repeatable = not random and schema.name.startswith("aten::") and name not in ("set_", "resize_", "resize_as_")
+    return Recipe(tuple(written), repeatable, pointwise, lists, name.startswith(FUSED), name in OVERWRITING)
+
+
+def computes(func: Any) -> bool:
+    """Whether an op gives new values: no view of old ones, nothing random, nothing that only has a shape."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or torch.Tag.nondeterministic_seeded in func.tags:
+        return False
+    views = any(given.alias_info is not None for given in schema.returns)
+    name = schema.name.partition("::")[2]
+    return not views and not schema.name.startswith("prim") and name not in SHAPES_ONLY and not name.startswith("empty")
 
 
 class Shadow:
-    """One low-precision tensor, what it held when the update began, and what float32 would hold now."""
+    """A stretch of memory, and what it would hold in float32."""
 
-    __slots__ = ("before", "exact", "group", "tensor", "whole")
+    __slots__ = ("before", "dtype", "exact", "first", "fresh", "last", "pin", "size", "stride", "strides", "tensor")
 
-    def __init__(self, tensor: Tensor, group: str, whole: bool) -> None:
-        self.tensor = tensor.detach()
-        self.group = group
-        self.whole = whole
-        self.before = self.tensor.clone() if whole else _sampled(tensor).clone()
-        self.exact = self.before.float()
+    def __init__(self, pin: Any, tensor: Tensor, first: int, last: int, exact: Tensor | None, fresh: bool) -> None:
+        self.pin = pin
+        """A weak reference to the storage, which keeps its key from being given to another."""
+        self.dtype = tensor.dtype
+        self.first, self.last = first, last
+        self.size, self.strides = tensor.size(), tensor.stride()
+        self.stride = samples.stride(last - first)
+        self.exact = exact
+        """In the layout of the tensor, or flat where it is a sample; None where it is unknown."""
+        self.fresh = fresh
+        """It holds what the memory holds."""
+        self.before: Tensor | None = None
+        """What it held before the first write."""
+        self.tensor: Tensor | None = None
+        """What was written to, where nobody else will know it when it is measured."""
 
-    def measure(self) -> list[Tensor]:
-        """Elements that should move, those that did not, ‖error‖², ‖exact step‖², ‖exact‖²; 0-d tensors."""
-        after = self.tensor if self.whole else _sampled(self.tensor)
-        step = self.exact - self.before.float()
-        should = step != 0
-        stuck = should & (after == self.before)
-        applied = after.float() - self.before.float()
-        wrong = (applied - step).square().sum()
-        return [should.sum(), stuck.sum(), wrong, step.square().sum(), self.exact.square().sum()]
-
-
-Place = tuple[int, int, int]
-"""Storage, offset, elements."""
-
-
-def _overlap(one: Place, other: Place) -> bool:
-    return one[1] < other[1] + other[2] and other[1] < one[1] + one[2]
-
-
-def _place(tensor: Tensor) -> Place:
-    """A view's own key: one allocation may hold many parameters."""
-    return private.storage_key(tensor), tensor.storage_offset(), tensor.numel()
+    def of(self, tensor: Tensor, held: Tensor) -> Tensor:
+        """The part of `held` (exact, or before) that stands for this tensor, which lies inside the stretch."""
+        offset = tensor.storage_offset()
+        if self.stride > 1:
+            if offset != self.first or _end(tensor) != self.last:
+                raise Unknown
+            return held
+        if tensor.size() == self.size and tensor.stride() == self.strides:
+            return held
+        return torch.as_strided(held, tensor.size(), tensor.stride(), held.storage_offset() + offset - self.first)
 
 
-def _sampled(tensor: Tensor) -> Tensor:
-    out = sample(tensor)
-    assert out is not None
-    return out
+class Row(NamedTuple):
+    """One tensor to be compared, flat."""
+
+    at: int
+    exact: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def _end(tensor: Tensor) -> int:
+    """One past the last element in its storage."""
+    offset = int(tensor.storage_offset())
+    if tensor.is_contiguous():
+        return offset + int(tensor.numel())
+    return offset + 1 + int(sum((n - 1) * s for n, s in zip(tensor.size(), tensor.stride(), strict=True)))
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether its elements fill their stretch of memory, each once."""
+    return tensor.is_contiguous() or (
+        _end(tensor) - tensor.storage_offset() == tensor.numel() and 0 not in tensor.stride()
+    )
+
+
+def _in_memory(tensor: Tensor, first: int, last: int, stride: int) -> Tensor:
+    """Every `stride`-th element of a stretch of the tensor's storage."""
+    return torch.as_strided(tensor.detach(), (-(-(last - first) // stride),), (stride,), first)
 
 
 class Replay:
-    """The shadows of one step."""
+    """All shadows, by storage and place."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.shadows: dict[Place, Shadow] = {}
-        self._places: dict[int, set[Place]] = {}
-        """Storage -> where in it there are shadows."""
+        self._shadows: dict[int, list[Shadow]] = {}
+        """Storage -> its shadows, in the order of memory; they do not overlap."""
+        self._recipes: dict[int, Recipe] = {}
+        self._count = 0
+        self._sweep_at = 1024
+        self._alone = False
+        """The op that is run again reads all but what it writes as it is."""
+        self._own: list[Shadow] = []
+        """The shadows that it writes to."""
+        self.spoiled = False
+        """Something unknown became a Python number, or a step read gradients again after it had moved parameters."""
+        self._doubts: list[Tensor] = []
 
-    def follow(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], targets: list[Tensor], group: str
-    ) -> None:
-        """Runs the same in-place op on the shadows of its low-precision targets. Call before the op itself runs."""
-        sizes = {tensor.numel() for tensor in _tensors(args, kwargs) if tensor.numel() > 1}
-        flat = len(sizes) <= 1 or func._schema.name.startswith("aten::_f")
-        if not flat and max(sizes) > _limit:
+    def __bool__(self) -> bool:
+        return bool(self._shadows)
+
+    # -- ops
+
+    def write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keeps: bool) -> None:
+        """Runs an in-place op on the shadows of what it is given; call it before the op itself runs.
+
+        With `keeps` what is written holds on to its tensor, so that `others` can tell of it, and all else that is given
+        counts as it is: of a running sum, what the additions lost.
+        """
+        recipe = self._recipe(func)
+        targets = _written(recipe, args, kwargs)
+        low = any(target.dtype in LOW for target in targets)
+        if not low and (keeps or not self._descends(args, kwargs)):
             return
-        whole = not flat
-        try:
+        if not recipe.repeatable:
             for target in targets:
-                key = _place(target)
-                if key not in self.shadows or self.shadows[key].tensor.shape != target.shape:
-                    self._keep(key, Shadow(target, group, whole))
-                elif self.shadows[key].whole is not whole and target.numel() > _limit:
-                    return
-            func(*[self._upcast(a, whole) for a in args], **{k: self._upcast(v, whole) for k, v in kwargs.items()})
+                self.lose(target)
+            return
+        self._alone = keeps
+        for part, extra in self._attempt(func, recipe, args, kwargs, None):
+            for target in _written(recipe, part, extra):
+                self.lose(target)
+        for target in targets if keeps else ():
+            shadow = self._find(target)
+            if shadow is not None and shadow.tensor is None:
+                shadow.tensor = target.detach()
+
+    def overwritten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Something wrote to these that cannot be run again."""
+        for target in _written(self._recipe(func), args, kwargs):
+            if self._shadows or target.dtype in LOW:
+                self.lose(target)
+
+    def made(self, func: Any, name: str, args: tuple[Any, ...], kwargs: Any, out: Any) -> None:
+        """Gives what an op has computed a shadow, where float32 would have given something else."""
+        if name == "_local_scalar_dense":
+            self._read_by_python(args[0], out)
+            return
+        results = _tensors((out,))
+        low = any(result.dtype in LOW for result in results)
+        if not results or not (low or self._descends(args, kwargs or {})):
+            return
+        self._alone = False
+        given = {private.storage_key(tensor) for tensor in _tensors((*args, *(kwargs or {}).values()))}
+        if not given or private.storage_key(results[0]) in given:  # nothing, or a view that is not declared as one
+            return
+        recipe = self._recipe(func)
+        if not recipe.repeatable:
+            for result in results:
+                self._keep(result, None)
+            return
+        self._attempt(func, recipe, args, kwargs or {}, out)
+
+    def _recipe(self, func: Any) -> Recipe:
+        recipe = self._recipes.get(id(func))
+        if recipe is None:
+            recipe = self._recipes[id(func)] = recipe_of(func)
+        return recipe
+
+    def _descends(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether something that is given has a shadow which differs from it."""
+        if not self._shadows:
+            return False
+        for tensor in _tensors((*args, *kwargs.values())):
+            shadow = self._find(tensor)
+            if shadow is not None and not shadow.fresh:
+                return True
+        return False
+
+    def _attempt(
+        self, func: Any, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Runs the op on shadows; index by index where lists of it are not all known. Returns what could not be run."""
+        length = max((len(a) for a in args if isinstance(a, (list, tuple))), default=0) if recipe.lists else 0
+        try:
+            self._run(func, recipe, args, kwargs, out)
+            return []
+        except Unknown:
+            if length > 1:
+                failed = []
+                for at in range(length):
+                    part = tuple(_one(a, at, length) for a in args)
+                    extra = {key: _one(value, at, length) for key, value in kwargs.items()}
+                    failed += self._attempt(func, recipe, part, extra, None if out is None else [out[at]])
+                return failed
         except Exception as error:
             if is_programs_own(error):
                 raise
-            for target in targets:
-                self._drop(_place(target))
+        for result in _tensors((out,)):
+            self._keep(result, None)
+        return [(args, kwargs)]
 
-    def _keep(self, key: Place, shadow: Shadow) -> None:
-        """Keeps a shadow; those of views that share elements with it no longer hold what float32 would."""
-        for other in [other for other in self._places.get(key[0], ()) if _overlap(key, other)]:
-            self._drop(other)
-        self.shadows[key] = shadow
-        self._places.setdefault(key[0], set()).add(key)
+    def _run(self, func: Any, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        sampled = self._is_sampled(recipe, args, kwargs, out)
+        own = [self._writable(target, recipe.overwrites) for target in _written(recipe, args, kwargs)]
+        self._own = own
+        exact = functools.partial(self._operand, sampled=sampled, fused=recipe.fused)
+        result = func(*map(exact, args), **{key: exact(value) for key, value in kwargs.items()})
+        for real, wide in zip(_tensors((out,)), _tensors((result,)), strict=True) if out is not None else ():
+            if not sampled and wide.stride() != real.stride():
+                wide = torch.empty_strided(real.size(), real.stride(), dtype=wide.dtype, device=wide.device).copy_(wide)
+            self._keep(real, wide)
 
-    def _drop(self, key: Place) -> Shadow | None:
-        shadow = self.shadows.pop(key, None)
-        if shadow is not None:
-            self._places[key[0]].discard(key)
-            if not self._places[key[0]]:
-                del self._places[key[0]]
+    def _is_sampled(self, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
+        """Whether the op runs on samples: its tensors are long, and laid out alike."""
+        limit = samples.limit()
+        tensors = _tensors((*args, *kwargs.values(), out))
+        if all(tensor.numel() <= limit for tensor in tensors):
+            return False
+        if not recipe.elementwise:
+            raise Unknown
+        given = [a for a in (*args, *kwargs.values(), out) if isinstance(a, (Tensor, list, tuple))]
+        length = max((len(a) for a in given if not isinstance(a, Tensor)), default=1)
+        for at in range(length):
+            together = [a if isinstance(a, Tensor) else a[at] for a in given if isinstance(a, Tensor) or at < len(a)]
+            longer = [t for t in together if isinstance(t, Tensor) and t.numel() > 1]
+            for tensor in longer:
+                alike = tensor.size() == longer[0].size() and tensor.stride() == longer[0].stride()
+                if not alike or not _dense(tensor):
+                    raise Unknown
+        return True
+
+    def _operand(self, value: Any, sampled: bool, fused: bool) -> Any:
+        """What stands for one argument in float32."""
+        if isinstance(value, Tensor):
+            shadow = self._find(value)
+            if self._alone and not any(shadow is own for own in self._own):
+                shadow = None
+            elif shadow is None and value.dtype in LOW:
+                shadow = self._read(value)
+            if shadow is not None:
+                if shadow.exact is None or shadow.dtype is not value.dtype:
+                    raise Unknown
+                wide = shadow.of(value, shadow.exact)
+            elif sampled and value.numel() > samples.limit():
+                first, last = value.storage_offset(), _end(value)
+                wide = _in_memory(value, first, last, samples.stride(last - first))
+            else:
+                wide = value.detach()
+            if shadow is None and value.dtype in LOW:
+                wide = wide.to(_wide(value.dtype))
+            return wide.reshape(()) if sampled and value.numel() == 1 and not fused else wide
+        if isinstance(value, (list, tuple)):
+            return [self._operand(item, sampled, fused) for item in value]
+        return _wide(value) if isinstance(value, torch.dtype) else value
+
+    # -- shadows
+
+    def _find(self, tensor: Tensor) -> Shadow | None:
+        """The shadow in whose stretch the tensor lies."""
+        held = self._shadows.get(private.storage_key(tensor))
+        if held is None:
+            return None
+        if len(held) == 1 and held[0].first == 0 and held[0].stride == 1:
+            return held[0] if _end(tensor) <= held[0].last else None
+        at = bisect_right(held, tensor.storage_offset(), key=_first) - 1
+        return held[at] if at >= 0 and _end(tensor) <= held[at].last else None
+
+    def _read(self, tensor: Tensor) -> Shadow:
+        """A shadow of what the memory holds now: of a short storage the whole, else of the tensor's own stretch."""
+        key = private.storage_key(tensor)
+        if not key:
+            raise Unknown
+        whole = tensor.untyped_storage().nbytes() // tensor.element_size()
+        first, last = tensor.storage_offset(), _end(tensor)
+        if whole <= samples.limit():
+            first, last = 0, whole
+        stride = samples.stride(last - first)
+        alone = stride == 1 and last - first == tensor.numel() and _dense(tensor)
+        values = tensor.detach() if alone else _in_memory(tensor, first, last, stride)
+        exact = values.to(_wide(tensor.dtype), copy=True)
+        shadow = Shadow(private.weak_storage(tensor), values, first, last, exact, True)
+        self._put(key, shadow)
+        if shadow.exact is None:
+            raise Unknown
         return shadow
 
-    def _upcast(self, value: Any, whole: bool) -> Any:
-        if isinstance(value, Tensor):
-            shadow = self.shadows.get(_place(value))
-            if shadow is not None and shadow.tensor.shape == value.shape:
-                if shadow.whole == whole:
-                    return shadow.exact
-                return shadow.exact.reshape(-1) if not whole else shadow.exact.reshape(shadow.tensor.shape)
-            if not value.dtype.is_floating_point:
-                return value
-            small = value.detach() if whole or value.numel() == 1 else _sampled(value)
-            return small.to(torch.float32, copy=True)
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._upcast(item, whole) for item in value)
-        if isinstance(value, torch.dtype):
-            return torch.float32
-        return value
+    def _writable(self, target: Tensor, overwrites: bool) -> Shadow:
+        """The target's shadow, which may be written to from here on; what it held is kept."""
+        shadow = self._find(target) or self._read(target)
+        if shadow.exact is None and overwrites and self._fills(target, shadow):
+            self.forget(target)
+            shadow = self._read(target)
+        if shadow.fresh and shadow.exact is not None:
+            shadow.fresh, shadow.before, shadow.exact = False, shadow.exact, shadow.exact.clone()
+        return shadow
+
+    @staticmethod
+    def _fills(target: Tensor, shadow: Shadow) -> bool:
+        return target.storage_offset() == shadow.first and _end(target) == shadow.last and _dense(target)
+
+    def _keep(self, result: Tensor, exact: Tensor | None) -> None:
+        """The shadow of something new."""
+        key = private.storage_key(result)
+        if key:
+            first, last = result.storage_offset(), _end(result)
+            self._put(key, Shadow(private.weak_storage(result), result, first, last, exact, False))
+
+    def _put(self, key: int, shadow: Shadow) -> None:
+        """Files a shadow; where another one holds part of its stretch nobody can tell any more what either holds."""
+        held = self._shadows.setdefault(key, [])
+        at = bisect_right(held, shadow.first, key=_first)
+        begin = at - 1 if at and held[at - 1].last > shadow.first else at
+        while at < len(held) and held[at].first < shadow.last:
+            at += 1
+        if held[begin:at] and not all(
+            shadow.first <= o.first and o.last <= shadow.last and o.fresh for o in held[begin:at]
+        ):
+            shadow.exact = None
+            shadow.first = min(shadow.first, held[begin].first)
+            shadow.last = max(shadow.last, *(other.last for other in held[begin:at]))
+        held[begin:at] = [shadow]
+        self._count += 1
+        if self._count > self._sweep_at:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Forgets the shadows of memory that was freed."""
+        for key in [key for key, held in self._shadows.items() if held[0].pin.expired()]:
+            del self._shadows[key]
+        self._count = sum(map(len, self._shadows.values()))
+        self._sweep_at = 2 * self._count + 1024
+
+    def lose(self, tensor: Tensor) -> None:
+        """The tensor is written to in a way that cannot be run again."""
+        self.forget(tensor)
+        self._keep(tensor, None)
 
     def forget(self, tensor: Tensor) -> None:
-        """Drops what shadows any part of the tensor's storage: it is written to by something that is not replayed."""
-        if self.shadows:
-            key = _place(tensor)
-            for other in [other for other in self._places.get(key[0], ()) if _overlap(key, other)]:
-                self._drop(other)
+        """What this tensor's memory holds by now is what it is meant to hold."""
+        if self._shadows:
+            key = private.storage_key(tensor)
+            held = self._shadows.get(key)
+            if held is not None:
+                first, last = tensor.storage_offset(), _end(tensor)
+                kept = [shadow for shadow in held if shadow.last <= first or last <= shadow.first]
+                self._replace(key, kept)
 
-    def finish(
-        self,
-        use: Callable[[str, Tensor, dict[str, float]], None],
-        group: str | None = None,
-        storages: Collection[int] | None = None,
-    ) -> None:
-        """Measures the shadows (of one group, in these storages) and drops them.
+    def _replace(self, key: int, kept: list[Shadow]) -> None:
+        if kept:
+            self._shadows[key] = kept
+        else:
+            self._shadows.pop(key, None)
 
-        `use` gets each tensor's numbers at the next settle.
-        """
-        done = [
-            key
-            for key, shadow in self.shadows.items()
-            if (group is None or shadow.group == group) and (storages is None or key[0] in storages)
-        ]
-        for key in done:
-            shadow = self._drop(key)
-            # FSDP2 frees what it gathered by shrinking its storage to nothing: reading that would end the process.
-            if shadow is None or not shadow.tensor.untyped_storage().nbytes():
+    def begin(self, spoiled: bool = False) -> None:
+        """Forgets all shadows: from here on, what memory holds is what is read."""
+        self._shadows.clear()
+        self._doubts.clear()
+        self._count = 0
+        self.spoiled = spoiled
+
+    def doubts(self) -> list[Tensor]:
+        """Whether each value that became a Python number was far from what float32 gives; 0-d tensors."""
+        return list(self._doubts)
+
+    def _read_by_python(self, tensor: Tensor, number: Any) -> None:
+        """A value became a Python number, as rounded as it is: fine, as long as it is about what float32 gives."""
+        shadow = self._find(tensor)
+        if shadow is None or shadow.fresh or self.spoiled:
+            return
+        try:
+            if shadow.exact is None:
+                raise Unknown
+            exact = shadow.of(tensor, shadow.exact).reshape(()).double()
+            self._doubts.append((exact - number).abs() > ABOUT * exact.abs())
+        except Unknown:
+            self.spoiled = True
+
+    @property
+    def moved(self) -> bool:
+        """Whether something that is known from before was written to."""
+        return any(shadow.before is not None for held in self._shadows.values() for shadow in held)
+
+    # -- what was kept
+
+    def others(self, storages: Collection[int] | None = None) -> Iterator[tuple[Tensor, Shadow]]:
+        """What was written (in these storages) with `keeps`, taken out."""
+        for key in list(self._shadows) if storages is None else storages:
+            for shadow in self._shadows.pop(key, ()):
+                # FSDP2 frees what it gathered by shrinking its storage to nothing: reading that would end the process.
+                if shadow.tensor is not None and shadow.tensor.untyped_storage().nbytes():
+                    yield shadow.tensor, shadow
+
+    def shadow_of(self, tensor: Tensor) -> Shadow | None:
+        """The shadow that a known tensor was given by writes to it; None where it was not written to."""
+        shadow = self._find(tensor) if self._shadows and private.storage_key(tensor) else None
+        return None if shadow is None or shadow.fresh else shadow
+
+    def measure(self, pairs: Iterable[tuple[Tensor, Shadow]], use: Callable[[int, Numbers], None]) -> None:
+        """Compares each tensor with its shadow; `use` gets the index of each and its numbers at the next settle."""
+        batches: dict[Any, list[Row]] = {}
+        for index, (tensor, shadow) in enumerate(pairs):
+            if shadow.exact is None or shadow.before is None or shadow.dtype is not tensor.dtype:
                 continue
-            self.ledger.defer(shadow.measure(), _reader(shadow, use))
+            try:
+                exact, before = shadow.of(tensor, shadow.exact), shadow.of(tensor, shadow.before)
+            except Unknown:
+                continue
+            after = tensor.detach()
+            if shadow.stride > 1:
+                after = _in_memory(tensor, shadow.first, shadow.last, shadow.stride)
+            kind = (tensor.dtype, exact.dtype, tensor.device, exact.numel() >= LONG)
+            batches.setdefault(kind, []).append(Row(index, *(held.reshape(-1) for held in (exact, before, after))))
+        for (*_, alone), rows in batches.items():
+            begin = size = 0
+            for end, row in enumerate(rows, start=1):
+                size += len(row.exact)
+                if alone or size > MANY or end == len(rows):
+                    self._compare(rows[begin:end], use)
+                    begin, size = end, 0
+
+    def _compare(self, rows: list[Row], use: Callable[[int, Numbers], None]) -> None:
+        """Five sums for each row, in a few large operations for all of them."""
+        alone = len(rows) == 1
+        exact, before, after = (
+            held[0] if alone else torch.cat(held)
+            for held in ([r.exact for r in rows], [r.before for r in rows], [r.after for r in rows])
+        )
+        wide = after.to(exact.dtype)
+        step, error = exact - before, exact - wide
+        should = step != 0
+        stuck = should & (wide == before)
+        if alone:
+            sums = [should.sum(), stuck.sum(), *(torch.dot(each, each) for each in (error, step, exact))]
+        else:
+            each = (should.to(exact.dtype), stuck.to(exact.dtype), error.square(), step.square(), exact.square())
+            by = torch.tensor([len(row.exact) for row in rows], device=exact.device)
+            sums = [torch.segment_reduce(column, "sum", lengths=by, unsafe=True) for column in each]
+        indices = [row.at for row in rows]
+
+        def read(values: list[float]) -> None:
+            for at, index in enumerate(indices):
+                use(index, Numbers(*values[at :: len(indices)]))
+
+        self.ledger.defer(sums, read)
 
 
-def _reader(shadow: Shadow, use: Callable[[str, Tensor, dict[str, float]], None]) -> Callable[[list[float]], None]:
-    tensor, group = shadow.tensor, shadow.group
-
-    def read(values: list[float]) -> None:
-        names = ("should_move", "stuck", "error2", "step2", "exact2")
-        use(group, tensor, dict(zip(names, values, strict=True)))
-
-    return read
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in LOW else dtype
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _first(shadow: Shadow) -> int:
+    return shadow.first
+
+
+def _one(value: Any, at: int, length: int) -> Any:
+    """What belongs to one index of an op over lists."""
+    return value[at : at + 1] if isinstance(value, (list, tuple)) and len(value) == length else value
+
+
+def _written(recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    return _tensors(args[at] if at < len(args) else kwargs.get(name) for at, name in recipe.written)
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among these, those inside lists included."""
     out: list[Tensor] = []
-    for value in (*args, *kwargs.values()):
+    for value in values:
         if isinstance(value, Tensor):
             out.append(value)
         elif isinstance(value, (list, tuple)):
             out += [item for item in value if isinstance(item, Tensor)]
     return out
-
-
-def underflow(tensor: Tensor) -> list[Tensor]:
-    """Zeros, subnormals, non-zeros and non-finite values among the sampled elements; 0-d tensors, no sync."""
-    if not _limit:
-        return []
-    values = sample(tensor)
-    if values is None:
-        values = tensor.detach().reshape(-1)[:_limit]
-    size = values.abs()
-    nonzero = size > 0
-    subnormal = nonzero & (size < torch.finfo(values.dtype).smallest_normal)
-    return [(~nonzero).sum(), subnormal.sum(), nonzero.sum(), (~torch.isfinite(values)).sum()]
-
-
-def nonfinite(tensor: Tensor) -> list[Tensor]:
-    """Sampled elements that are inf or nan, sampled elements, and the largest magnitude; 0-d tensors, no sync."""
-    if not _limit:
-        return []
-    values = sample(tensor)
-    if values is None:
-        values = tensor.detach().reshape(-1)[:_limit]
-    bad = ~torch.isfinite(values)
-    largest = torch.where(bad, torch.zeros_like(values), values).abs().amax().float()
-    return [bad.sum(), torch.full_like(largest, values.numel()), largest]

@@ -12,6 +12,7 @@ from .. import torch_private as private
 from ..process.ledger import Observation
 from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..trackers.optimizers import nbytes
+from ..trackers.replay import Totals
 from .writes import Write
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     `shapes` are those of the parameters: a buffer of such a shape that parameters flow into is an average of them.
     """
     groups: dict[Any, Observation] = {}
-    numbers: dict[Any, dict[str, float]] = {}
+    numbers: dict[Any, Totals] = {}
     for place, write in session.writes.places.items():
         if not session.tensors.at(place[0]).sums_gradients and _is_accumulator(session, write):
             _add(session, groups, numbers, write, shapes)
@@ -50,7 +51,7 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
         )
         seen.count += 1
     for key, total in numbers.items():
-        _evidence(groups[key], total)
+        _evidence(session, groups[key], total)
     return list(groups.values())
 
 
@@ -65,7 +66,7 @@ def _is_accumulator(session: Session, write: Write) -> bool:
 
 
 def _add(
-    session: Session, groups: dict[Any, Observation], numbers: dict[Any, Any], write: Write, shapes: set[Any]
+    session: Session, groups: dict[Any, Observation], numbers: dict[Any, Totals], write: Write, shapes: set[Any]
 ) -> None:
     like_parameter = write.shape in shapes
     role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
@@ -86,22 +87,14 @@ def _add(
     )
     seen.count += 1
     seen.bytes += math.prod(write.shape) * getattr(write.dtype, "itemsize", 4)
-    total = numbers.setdefault(key, {})
-    for name, value in write.numbers.items():
-        total[name] = total.get(name, 0.0) + value
+    numbers.setdefault(key, Totals()).join(write.numbers)
 
 
-def _evidence(seen: Observation, total: dict[str, float]) -> None:
+def _evidence(session: Session, seen: Observation, total: Totals) -> None:
     if seen.role is Role.GRADIENT_ACCUMULATION:
-        summed(seen, total)
-    elif total.get("should_move"):
-        seen.evidence["updates_lost"] = total["stuck"] / total["should_move"]
-
-
-def summed(seen: Observation, total: dict[str, float] | None) -> None:
-    """The relative error of a low-precision sum of micro-batch gradients against the float32 sum."""
-    if total and total.get("exact2", 0) > 0 and math.isfinite(total["error2"]):
-        seen.evidence["accumulation_loss"] = math.sqrt(total["error2"] / total["exact2"])
+        session.updates.of_sums(seen, total)
+    elif total.should_move:
+        seen.evidence["updates_lost"] = total.stuck / total.should_move
 
 
 def hand_updated(session: Session) -> list[Observation]:
@@ -125,7 +118,7 @@ def hand_updated(session: Session) -> list[Observation]:
             attrs={"optimizer": "hand-written"},
         )
         if dtype in LOW:
-            session.stock.updates(seen)
+            session.updates.of_parameters(seen, leaves)
         if carried:
             seen.attrs["allowed_because"] = "kahan"
         out.append(seen)

@@ -13,7 +13,7 @@ from ..optable import POINTWISE
 from ..process.ledger import Observation
 from ..sites import in_library, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from ..trackers.replay import nonfinite
+from ..trackers.samples import nonfinite
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:

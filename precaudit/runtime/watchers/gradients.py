@@ -15,7 +15,7 @@ from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
-from ..trackers.replay import nonfinite, underflow
+from ..trackers.samples import nonfinite, underflow
 from . import BACKWARD, FORWARD, GRADIENTS, Registration
 
 if TYPE_CHECKING:

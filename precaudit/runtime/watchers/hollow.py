@@ -18,7 +18,7 @@ from ..events import StepBegan
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.optimizers import parameters
-from ..trackers.replay import SAMPLE, limit
+from ..trackers.samples import SAMPLE, limit
 
 if TYPE_CHECKING:
     from ..session import Session

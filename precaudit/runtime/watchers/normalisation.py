@@ -14,7 +14,7 @@ from ..optable import BATCH_NORMS
 from ..process.ledger import Observation
 from ..sites import enclosing_module, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW, trains
-from ..trackers.replay import nonfinite
+from ..trackers.samples import nonfinite
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:

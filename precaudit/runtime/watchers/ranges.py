@@ -20,7 +20,7 @@ from ..optable import MATMULS, POINTWISE
 from ..process.ledger import Observation
 from ..sites import user_frame
 from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
-from ..trackers.replay import nonfinite
+from ..trackers.samples import nonfinite
 from . import FORWARD, Registration
 
 if TYPE_CHECKING:

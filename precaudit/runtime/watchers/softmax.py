@@ -9,7 +9,7 @@ import torch
 
 from ...model.vocabulary import Kind, Role
 from ..trackers.lineage import DTYPE_NAMES, LOW, trains
-from ..trackers.replay import limit, sample
+from ..trackers.samples import limit, sample
 from . import BACKWARD, FORWARD, Registration
 
 if TYPE_CHECKING:

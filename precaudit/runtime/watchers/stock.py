@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,14 +23,11 @@ if TYPE_CHECKING:
     from ..session import Session
 
 HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
-SECOND_MOMENT = re.compile(r"sq|square|second|nu$|^v$|^var")
 
 LOST_BITS = re.compile(r"err|ecc|comp|resid|kahan|low|lost", re.IGNORECASE)
 BLOCK_CODES = frozenset({torch.uint8, torch.int8, *(d for d, name in DTYPE_NAMES.items() if name.startswith("float8"))})
 """What block-wise quantised state is stored in; 4-bit codes lie two in a byte."""
 FEWEST_CODES = 64
-
-Numbers = dict[str, float]
 
 
 class Moments(NamedTuple):
@@ -77,8 +73,6 @@ class Stock:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.ledger = session.ledger
-        self.measured: dict[str, Numbers] = {}
-        """Label -> the replay's numbers, summed over the traced steps."""
         self._last_backward: Site | None = None
         session.bus.on(GraphWalked, self._graph_walked)
         session.bus.on(GradientsReady, lambda event: self.of_gradients(*event))
@@ -223,19 +217,13 @@ class Stock:
     # -- an optimizer
 
     def label(self, optimizer: Any) -> None:
-        """Names the optimizer's tensors, so that the replay's numbers find their role."""
+        """Names the optimizer's tensors."""
         for held in state_tensors(optimizer):
             known = self.session.tensors.learn(held.tensor)
             if not known.by_optimizer:
                 known.by_optimizer, known.slot = True, held.name
         for parameter in parameters(optimizer):
             self.session.tensors.learn(private.local(parameter)).by_optimizer = True
-
-    def add(self, label: str, numbers: Numbers) -> None:
-        """Adds what one replay measured."""
-        total = self.measured.setdefault(label, {})
-        for name, value in numbers.items():
-            total[name] = total.get(name, 0.0) + value
 
     def of_optimizer(self, optimizer: Any) -> None:
         """Parameters, masters, state and hyperparameters of one optimizer, as they are now."""
@@ -267,7 +255,7 @@ class Stock:
                 {"optimizer": name},
             )
             if dtype in LOW:
-                self.updates(seen)
+                self.session.updates.of_parameters(seen, params)
                 self._compensated(optimizer, seen, params)
                 if role is Role.ADAPTER_PARAMETER and self.session.losses.unscaled_float16:
                     seen.attrs["loss_scaling"] = "none"
@@ -345,7 +333,7 @@ class Stock:
             if because:
                 seen.attrs["allowed_because"] = because
             elif dtype in LOW:
-                self._frozen(seen, group.names)
+                self.session.updates.of_state(seen, optimizer, group.names, dtype)
                 self._eps(optimizer, seen)
             self.ledger.put(("stock", id(optimizer), "state", dtype, because), seen)
         for dtype, tensors in masters.items():
@@ -422,27 +410,6 @@ class Stock:
         seen.detail = f"{seen.detail}, and {kept}" if seen.detail else kept
         seen.count += len(tensors)
         seen.bytes += sum(nbytes(tensor) for tensor in tensors)
-
-    # -- evidence
-
-    def updates(self, seen: Observation) -> None:
-        """How much of the updates the parameters' dtype rounded away."""
-        numbers = self.measured.get("param")
-        if numbers and numbers["should_move"]:
-            seen.evidence["updates_lost"] = numbers["stuck"] / numbers["should_move"]
-            if numbers["step2"] > 0 and math.isfinite(numbers["error2"]):
-                seen.evidence["applied_update_error"] = math.sqrt(numbers["error2"] / numbers["step2"])
-
-    def _frozen(self, seen: Observation, names: Mapping[str, Any]) -> None:
-        """How much of the second moment, or of all state, could not move."""
-        chosen = [name for name in names if SECOND_MOMENT.search(name)] or list(names)
-        should = sum(self.measured.get(f"state:{name}", {}).get("should_move", 0.0) for name in chosen)
-        stuck = sum(self.measured.get(f"state:{name}", {}).get("stuck", 0.0) for name in chosen)
-        if should:
-            seen.evidence["state_frozen"] = stuck / should
-        numbers = self.measured.get("param")
-        if numbers and numbers["should_move"]:
-            seen.evidence["updates_lost"] = numbers["stuck"] / numbers["should_move"]
 
     def _eps(self, optimizer: Any, state: Observation) -> None:
         """An eps that is nothing in the dtype it is added in. Fused kernels add it in float32."""

@@ -1,4 +1,4 @@
-"""In-place writes: masters and parameters, accumulators of every kind, Kahan compensation, and their float32 replay."""
+"""In-place writes: masters and parameters, accumulators of every kind, Kahan compensation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
-from ..events import GradientReset, ParameterWritten, StepBegan, StepEnded, StepOver, StepUnseen
+from ..events import GradientReset, ParameterWritten, StepOver
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..process.ledger import Observation
 from ..sites import in_user_hook, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
-from ..trackers.replay import REPLAYABLE, Replay
-from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
+from ..trackers.replay import Totals
+from ..trackers.window import BACKWARD, OPTIMIZER
 from . import GRADIENTS, Registration
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Write:
     updates_itself: bool = False
     decays: bool = False
     """It is multiplied as well as added to: a moving average or a momentum, not a sum."""
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: Totals = field(default_factory=Totals)
 
 
 class Writes:
@@ -59,7 +59,6 @@ class Writes:
         self.session = session
         self.flow = session.flow
         self.tensors = session.tensors
-        self.replay = Replay(session.ledger)
         self.places: dict[tuple[int, int, int], Write] = {}
         self.parameter_writes: dict[int, set[str]] = {}
         """Storage of a parameter -> "update", "copy" (from a float32 master), "kahan" or "stochastic"."""
@@ -72,33 +71,7 @@ class Writes:
         """Where a loop without an Optimizer updates its parameters."""
         self._leaves: dict[int, weakref.ref[Any]] = {}
         bus = session.bus
-        bus.on(StepBegan, lambda event: self.replay.finish(self._measured_other, "other"))
-        bus.on(StepUnseen, lambda event: self.replay.finish(self._measured_other, "other"))
-        bus.on(StepEnded, self._step_ended)
         bus.on(StepOver, lambda event: self.forget_expired())
-
-    def _step_ended(self, event: StepEnded) -> None:
-        if self.session.window.tracing:
-            self.replay.finish(self._measured_step, "optimizer")
-
-    def _measured_step(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
-        """Only parameters and state are counted: of a temporary (`denom.add_(eps)`) nobody asks what it lost."""
-        known = self.session.tensors.of(tensor)
-        if known.slot is not None:
-            self.session.stock.add(f"state:{known.slot}", numbers)
-        elif known.parameter is not None:
-            self.session.stock.add("param", numbers)
-
-    def _measured_other(self, group: str, tensor: Tensor, numbers: dict[str, float]) -> None:
-        if self.session.is_parameter(tensor):
-            self.session.stock.add("param", numbers)
-        elif self.session.is_gradient(tensor):
-            self.session.stock.add("accumulation", numbers)
-        else:
-            write = self.places.get(_place(tensor))
-            if write is not None:
-                for name, value in numbers.items():
-                    write.numbers[name] = write.numbers.get(name, 0.0) + value
 
     def _gradient_reset(self, gradient: Tensor) -> None:
         owner = self.session.tensors.of(gradient).gradient_of
@@ -145,35 +118,11 @@ class Writes:
         if not out.dtype.is_floating_point and any("random" in self.flow.of(a) for a in args):
             self.flow.mark(out, random=True)
 
-    # -- before the write
-
-    def before(self, name: str, func: Any, args: Any, kwargs: Any, written: tuple[int, ...]) -> None:
-        """Replays an update of a low-precision tensor in float32 before it happens."""
-        ends = name in REDUCTION_COLLECTIVES
-        if not (ends or name in REPLAYABLE) or self.session.settings["values"] == "off":
-            return
-        targets = [t for t in _targets(args, written) if t.dtype in LOW]
-        if not targets:
-            return
-        phase = self.session.window.phase
-        brought = name in COPIES and phase != OPTIMIZER and self.session.is_gradient(targets[0])
-        if ends or brought or (phase == BACKWARD and name in COPIES):
-            # What other ranks add, or what a bucket brings back, is no part of this rank's sum: that ends here.
-            self.replay.finish(self._measured_other, "other", {private.storage_key(t) for t in targets})
-            return
-        unfollowed = phase == FORWARD and trains(args)
-        followed = self.session.is_gradient(targets[0]) or self.session.is_parameter(targets[0])
-        if unfollowed or (phase == BACKWARD and not followed):
-            for target in targets:
-                self.replay.forget(target)
-            return
-        self.replay.follow(func, args, kwargs, targets, "optimizer" if phase == OPTIMIZER else "other")
-
     # -- after it
 
     def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
         phase = self.session.window.phase
-        targets = _targets(args, written)
+        targets = targets_of(args, written)
         if phase == BACKWARD:
             self._in_backward(name, targets, args)
             return
@@ -207,7 +156,7 @@ class Writes:
         """A library's kernel updates parameters: from a master, where one that it wrote too rounds to the parameter."""
         if self.session.window.phase != OPTIMIZER:
             return
-        targets = _targets(args, written)
+        targets = targets_of(args, written)
         for target in filter(self.session.is_parameter, targets):
             master = next((t for t in targets if t.dtype not in LOW and _rounds_to(t, target)), None)
             if master is None:
@@ -251,7 +200,7 @@ class Writes:
 
     def _forget(self, target: Tensor) -> None:
         """What is written over descends from nothing."""
-        self.replay.forget(target)
+        self.session.updates.replay.forget(target)
         if self.tensors.of(target).lineage is not None:
             self.tensors.learn(target).lineage = None
 
@@ -402,7 +351,7 @@ def _rounds_to(wide: Tensor, low: Tensor) -> bool:
     return wide is not low and wide.shape == low.shape and torch.equal(wide.to(low.dtype), low)
 
 
-def _targets(args: Any, written: tuple[int, ...]) -> list[Tensor]:
+def targets_of(args: Any, written: tuple[int, ...]) -> list[Tensor]:
     if written == (0,) and isinstance(args[0], Tensor):  # nearly always, and an optimizer's loop has thousands
         return [args[0]]
     return tensors_of(args[index] for index in written if index < len(args))

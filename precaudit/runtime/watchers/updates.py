@@ -1,0 +1,211 @@
+"""What the updates lost: of parameters and optimizer state at each step, of sums of micro-batches, of accumulators.
+
+The exact result of an update is what float32 makes of the same ops and the same inputs; trackers/replay.py runs them.
+Only tensors known to be one of these are counted. A tensor that holds inf or nan takes part in no share, but is counted
+as not measured.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import torch_private as private
+from ..events import BackwardBegan, BackwardEnded, StepBegan, StepEnded, StepUnseen
+from ..optable import COPIES, REDUCTION_COLLECTIVES
+from ..process.ledger import Observation
+from ..trackers.lineage import LOW, trains
+from ..trackers.optimizers import parameters, state_tensors
+from ..trackers.replay import Numbers, Replay, Totals
+from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
+from .writes import ADDITIONS
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+Place = tuple[int, int, int]
+"""Storage, offset, elements."""
+SECOND_MOMENT = re.compile(r"sq|square|second|nu$|^v$|^var")
+
+
+def lost(seen: Observation, total: Totals) -> None:
+    """How many updates were rounded away, and how far the rest is off."""
+    if total.should_move:
+        seen.evidence["updates_lost"] = total.stuck / total.should_move
+        if total.step2 > 0:
+            seen.evidence["applied_update_error"] = math.sqrt(total.error2 / total.step2)
+
+
+class Updates:
+    """The numbers of one session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.replay = Replay(session.ledger)
+        self.sums = Totals()
+        """Of gradients that several micro-batches were added to."""
+        self._parameters: dict[Place, tuple[Any, Totals]] = {}
+        """Where a parameter lies -> what pins its storage's key, and its numbers."""
+        self._state: weakref.WeakKeyDictionary[Any, dict[tuple[str, Any], Totals]] = weakref.WeakKeyDictionary()
+        """Optimizer -> (name, dtype) of its state -> numbers."""
+        bus = session.bus
+        bus.on(BackwardBegan, self._backward_began)
+        bus.on(BackwardEnded, self._backward_ended)
+        bus.on(StepBegan, self._step_began)
+        bus.on(StepEnded, self._step_ended)
+        bus.on(StepUnseen, lambda event: self.finish())
+
+    # -- ops
+
+    def before_write(self, name: str, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> None:
+        """Follows an in-place op before it happens."""
+        if not targets or self.session.settings["values"] == "off":
+            return
+        phase = self.session.window.phase
+        if self._follows(args):
+            self.replay.write(func, args, kwargs, keeps=phase != OPTIMIZER)
+            return
+        low = [target for target in targets if target.dtype in LOW]
+        if not low:
+            return
+        gradient, ends = self.session.is_gradient(low[0]), name in REDUCTION_COLLECTIVES
+        scales = gradient and phase != BACKWARD and name not in ADDITIONS
+        if ends or scales or (phase == BACKWARD and name in COPIES):
+            # What other ranks add, what a bucket brings back, or a clip, is no part of this rank's sum: that ends here.
+            self.finish({private.storage_key(target) for target in low})
+        elif (
+            (phase == FORWARD and trains(args))
+            or (phase == OPTIMIZER)
+            or (phase == BACKWARD and not gradient and not self.session.is_parameter(low[0]))
+        ):
+            for target in low:
+                self.replay.forget(target)
+        else:
+            self.replay.write(func, args, kwargs, keeps=True)
+
+    def made(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Follows the values that a step computes."""
+        if self._follows(args):
+            self.replay.made(func, name, args, kwargs, out)
+
+    def wrote(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A library's kernel, or an op with `out=`, has written to what it was given."""
+        if self._follows(args):
+            self.replay.overwritten(func, args, kwargs or {})
+
+    def _follows(self, args: Any) -> bool:
+        """Whether this op is part of a step, of an optimizer's or of one that the loop takes itself."""
+        phase = self.session.window.phase
+        return phase == OPTIMIZER and not torch.is_grad_enabled()
+
+    # -- steps
+
+    def _step_began(self, event: StepBegan) -> None:
+        """What was followed up to here ends: the step reads what there is."""
+        self.finish()
+        self.replay.begin()
+
+    def _backward_began(self, event: BackwardBegan) -> None:
+        """A closure's backward inside a step: where parameters have moved already, it is more than one step."""
+        if self.session.window.phase == OPTIMIZER:
+            self.replay.begin(self.replay.spoiled or self.replay.moved)
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        """From here on the step reads the gradients that there are."""
+        if self.session.window.phase == OPTIMIZER:
+            self.finish()
+            self.replay.begin(self.replay.spoiled)
+
+    def _step_ended(self, event: StepEnded) -> None:
+        """Compares parameters and state with what float32 would have made of them."""
+        if self.replay and not self.replay.spoiled:
+            self._measure_step(event.optimizer)
+        self.replay.begin()
+
+    def _measure_step(self, optimizer: Any) -> None:
+        totals, pairs = [], []
+        for parameter in parameters(optimizer):
+            own = private.local(parameter)
+            shadow = self.replay.shadow_of(own) if own.dtype in LOW else None
+            if shadow is not None:
+                pairs.append((own, shadow))
+                totals.append(self._of(parameter))
+        of_state = self._state.setdefault(optimizer, {})
+        for held in state_tensors(optimizer):
+            shadow = self.replay.shadow_of(held.tensor) if held.tensor.dtype in LOW else None
+            if shadow is not None:
+                pairs.append((held.tensor, shadow))
+                totals.append(of_state.setdefault((held.name, held.tensor.dtype), Totals()))
+        doubtful: list[float] = []
+        self.session.ledger.defer(self.replay.doubts(), doubtful.extend)
+
+        def use(index: int, numbers: Numbers) -> None:
+            if not any(doubtful):
+                totals[index].add(numbers)
+
+        self.replay.measure(pairs, use)
+
+    def finish(self, storages: set[int] | None = None) -> None:
+        """Measures what was updated (in these storages) outside of an optimizer's step, up to now."""
+        pairs = list(self.replay.others(storages))
+        totals = [self._of_other(tensor) for tensor, _ in pairs]
+
+        def use(index: int, numbers: Numbers) -> None:
+            total = totals[index]
+            if total is not None:
+                total.add(numbers)
+
+        self.replay.measure(pairs, use)
+
+    def _of(self, parameter: Tensor) -> Totals:
+        own = private.local(parameter)
+        known = self._parameters.get(_place(own))
+        if known is None or known[0].expired():
+            known = self._parameters[_place(own)] = (private.weak_storage(own), Totals())
+        return known[1]
+
+    def _of_other(self, tensor: Tensor) -> Totals | None:
+        """Whose numbers these are; None where nobody asks for them."""
+        parameter = self.session.parameter_of(tensor)
+        if parameter is not None:
+            return self._of(parameter)
+        if self.session.is_gradient(tensor):
+            return self.sums
+        write = self.session.writes.places.get(_place(tensor))
+        return write.numbers if write is not None else None
+
+    # -- evidence
+
+    def of_parameters(self, seen: Observation, held: Iterable[Tensor]) -> None:
+        """How much of the updates of these parameters their dtype rounded away."""
+        total = Totals()
+        for parameter in held:
+            known = self._parameters.get(_place(private.local(parameter)))
+            if known is not None and not known[0].expired():
+                total.join(known[1])
+        lost(seen, total)
+
+    def of_state(self, seen: Observation, optimizer: Any, names: Iterable[str], dtype: Any) -> None:
+        """How much of the second moment, or of all state, could not move."""
+        names = list(names)
+        chosen = [name for name in names if SECOND_MOMENT.search(name)] or names
+        total, held = Totals(), self._state.get(optimizer, {})
+        for name in chosen:
+            total.join(held.get((name, dtype), Totals()))
+        if total.should_move:
+            seen.evidence["state_frozen"] = total.stuck / total.should_move
+
+    def of_sums(self, seen: Observation, total: Totals) -> None:
+        """The relative error of a low-precision sum of micro-batch gradients against the float32 sum."""
+        if total.exact2 > 0:
+            seen.evidence["accumulation_loss"] = math.sqrt(total.error2 / total.exact2)
+
+
+def _place(tensor: Tensor) -> Place:
+    return private.storage_key(tensor), tensor.storage_offset(), tensor.numel()
