@@ -200,6 +200,8 @@ def role_table(
     held: dict[tuple[Role, str], list[int]] = {}
     excuses: dict[tuple[Role, str], set[str]] = {}
     for fact in facts:
+        if fact.kind is Kind.NON_FINITE and fact.role is not None:  # right in its dtype, and yet not ok
+            loud.add((fact.role, fact.dtype))
         if fact.kind is Kind.HOLDS and fact.role is not None and fact.attrs.get("what") != "hyperparameter":
             tally = held.setdefault((fact.role, fact.dtype), [0, 0])
             tally[0] += fact.count

@@ -84,6 +84,11 @@ class Kind(str, Enum):
     """Gradients were unscaled; dtype is theirs."""
     SKIPPED_STEPS = "skipped_steps"
     """Optimizer steps were skipped for inf or nan. attrs: reason (consecutive, scale-too-large, scale-below-one)."""
+    NON_FINITE = "non_finite"
+    """A `role` was NaN or inf. attrs: what ("loss"|"gradient"|"parameter"), value ("nan"|"inf"), follows (bool:
+
+    something worse is told of in the same step); of the first operation that gave such a value, operation (its aten
+    name) and direction ("forward"|"backward"|"after backward"|"optimizer")."""
     EPS = "eps"
     """An optimizer's eps in its state's dtype. attrs: rounds_to ("zero"|"subnormal"|"itself")."""
     CONSTANT = "constant"

@@ -34,6 +34,7 @@ from .trackers.graph import Graph
 from .trackers.lineage import Flow
 from .trackers.micro_batches import MicroBatches
 from .trackers.optimizers import parameters
+from .trackers.origins import Origins
 from .trackers.samples import look_at
 from .trackers.steps import Steps
 from .trackers.tensors import Tensors
@@ -43,6 +44,7 @@ from .watchers.births import Births
 from .watchers.gradients import Gradients
 from .watchers.hollow import Hollow
 from .watchers.losses import Losses
+from .watchers.non_finite import NonFinite
 from .watchers.stock import Stock
 from .watchers.updates import Updates
 from .watchers.writes import Writes
@@ -85,6 +87,7 @@ class Session:
         self.steps = Steps(self.bus, self.window, self.unseen)
         self.graph = Graph(self.bus, self.steps)
         self.micro_batches = MicroBatches(self.bus, self.tensors, self.window, self.steps, self.unseen)
+        self.origins = Origins(self)
         self.births = Births(self)
         self.flow = Flow(self)
         self.adapters = Adapters(self)
@@ -100,6 +103,7 @@ class Session:
         self.gradients = Gradients(self)
         self.losses = Losses(self)
         self.hollow = Hollow(self)
+        self.non_finite = NonFinite(self)
         self.stock = Stock(self)
         self.ops = OpProbe(self)
         self.peers = Peers(self.settings["ranks_folder"] or "")
@@ -116,6 +120,8 @@ class Session:
         self.guard.open = True
         look_at(self.settings["values"])
         self.ledger.measures = self.settings["values"] != "off"
+        if not self.ledger.measures:
+            self.guard.note("whether losses, gradients and parameters are finite was not observed (--values off)")
         for probe in (
             self.construction,
             self.autocast,

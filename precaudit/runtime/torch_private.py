@@ -179,6 +179,20 @@ def differentiates_forward() -> bool:
     return node is not None and type(node).__name__ not in _AFTER_PARAMETERS
 
 
+def running_node() -> int:
+    """The sequence number of torch's own autograd node that runs now; -1 in none, in a Function of the user's."""
+    ask = getattr(torch._C, "_current_autograd_node", None)
+    node = ask() if ask is not None else None
+    if node is None or isinstance(node, torch.autograd.function.BackwardCFunction):
+        return -1
+    return sequence_number(node)
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded: what is computed now has no value yet."""
+    return tensor.is_cuda and bool(torch.cuda.is_current_stream_capturing())
+
+
 def fsdp2_begins() -> tuple[type, str]:
     """The method that every `fully_shard` call goes through with its new state, once that module was imported."""
     from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState

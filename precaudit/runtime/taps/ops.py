@@ -55,6 +55,7 @@ class OpMode(OurMode):
         self.probe = probe
         self.plans = probe.plans
         self.window = probe.session.window
+        self.origins = probe.session.origins
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
@@ -65,6 +66,7 @@ class OpMode(OurMode):
             plan = self.probe.plan(func)
         if plan.written:
             self.probe.before_write(plan, func, args, kwargs or {})
+        operands = self.origins.before(func, args, kwargs or {}) if self.origins.following else None
         try:
             if plan.foreign:
                 out = private.run_foreign(func, args, kwargs or {})
@@ -73,6 +75,8 @@ class OpMode(OurMode):
         except RuntimeError as error:
             self.probe.session.guard("a refused op", refused, self.probe.session, plan.name, args, error)
             raise
+        if operands is not None:
+            self.origins.after(func, operands, args, out)
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():
             phase = FORWARD  # the forward pass of a closure

@@ -175,6 +175,7 @@ class ScalingProbe:
             if after.grad_fn is not None:
                 state.scaled_nodes.add(private.sequence_number(after.grad_fn))
             state.losses.append(before.dtype)
+            self.session.non_finite.loss(before)
 
     def _around_unscale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale_(scaler: Any, optimizer: Any) -> None:

@@ -76,6 +76,8 @@ class BirthMode(OurMode):
             name = self.makers[func] = schema.name.partition("::")[2] if schema is not None else ""
             if private.is_foreign(func):
                 self.foreign.add(func)
+        origins = self.births.session.origins
+        operands = origins.before(func, args, kwargs or {}) if origins.following else None
         try:
             if self.foreign and func in self.foreign:
                 out = private.run_foreign(func, args, kwargs or {})
@@ -84,6 +86,8 @@ class BirthMode(OurMode):
         except RuntimeError as error:
             self.births.session.guard("a refused op", refused, self.births.session, str(func), args, error)
             raise
+        if operands is not None:
+            origins.after(func, operands, args, out)
         if name in MAKERS:
             self.births.made(name, args, kwargs, out)
         return out
