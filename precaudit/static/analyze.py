@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from precaudit.static.language.values import ModuleRef
 from precaudit.static.overlays.torch import conclusions
 from precaudit.static.overlays.torch_model import Torch
 from precaudit.static.prefilter import may_hold_a_finding
+from precaudit.static.reading import read
 from precaudit.static.source import Source
 
 WORD = re.compile(r"[A-Za-z_]\w*")
@@ -49,7 +51,7 @@ class Siblings:
         for candidate in (path.with_suffix(".py"), path / "__init__.py"):
             if candidate in self.loaded:
                 return self.loaded[candidate]
-            if candidate != source.file and candidate.is_file():
+            if candidate != source.file and os.path.isfile(candidate):
                 return self._load(candidate, source, level)
         return None
 
@@ -59,7 +61,7 @@ class Siblings:
             return None
         for folder in list(source.file.parents)[:MAX_FOLDERS]:
             try:
-                raw = (folder / name).read_bytes()
+                raw = read(folder / name)
             except OSError:
                 continue
             self.hashes.append([str(folder / name), digest(raw)])
@@ -71,7 +73,7 @@ class Siblings:
         if len(self.loaded) > MAX_SIBLINGS:
             return None
         try:
-            raw = path.read_bytes()
+            raw = read(path)
             self.hashes.append([str(path), digest(raw)])
             if len(raw) > MAX_SIBLING_BYTES or (level and not may_hold_a_finding(raw)):
                 return None

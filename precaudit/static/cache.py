@@ -8,6 +8,7 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.static.files import Found
+from precaudit.static.reading import read
 
 FOLDER = ".precaudit_cache"
 
@@ -79,7 +80,7 @@ class Cache:
             import json
 
             try:
-                rows = json.loads(self._file.read_bytes())
+                rows = json.loads(read(self._file))
                 if isinstance(rows, dict):
                     self._rows = rows
             except (OSError, ValueError):
@@ -108,7 +109,7 @@ class Cache:
         if "siblings" not in result:
             return True
         try:
-            return all(digest(Path(path).read_bytes()) == value for path, value in result["siblings"])
+            return all(digest(read(path)) == value for path, value in result["siblings"])
         except (OSError, ValueError, TypeError):
             return False
 

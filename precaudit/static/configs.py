@@ -28,6 +28,7 @@ TRAINER_PRECISIONS = ("16-true", "bf16-true")
 LOW_NAMES = {"fp16": "float16", "float16": "float16", "half": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16"}
 LARGEST_SCALE_POWER = 24
 LARGEST_CONFIG = 1_000_000
+MAX_YAML_LEVELS = 2000
 
 
 class Remark(NamedTuple):
@@ -148,11 +149,15 @@ def _load_yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        # C's loader overflows the stack where Python's raises RecursionError; a level takes a bracket or a column.
+        deep = text.count("[") + text.count("{") + max(map(len, text.splitlines()), default=0) > MAX_YAML_LEVELS
+        return yaml.load(text, yaml.SafeLoader if deep else getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         raise ValueError(where + str(getattr(error, "problem", None) or "cannot be parsed")) from None
+    except (KeyError, IndexError, TypeError, AttributeError):  # of scalars whose tag does not fit, `!!bool x`
+        raise ValueError("a value that its tag does not allow") from None
 
 
 def locate(text: str, keys: tuple[str, ...]) -> tuple[int, int, int]:

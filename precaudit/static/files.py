@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from precaudit.errors import UsageError
 from precaudit.notebook import ENDING
+from precaudit.static.reading import read
 
 ALWAYS_EXCLUDED = frozenset(
     {
@@ -102,19 +104,29 @@ class Excluder:
 
     def _read(self, folder: str) -> Any:
         try:
-            with open(os.path.join(folder, ".gitignore"), encoding="utf-8", errors="replace") as file:
-                return _spec(file.read().splitlines())
+            return _spec(read(os.path.join(folder, ".gitignore")).decode("utf-8", "replace").splitlines())
         except OSError:
             return None
 
 
+STARS = re.compile(r"(?:\*[^*/]+){6}")
+"""More stars in a name than anybody needs, on which the regular expression that pathspec makes never ends."""
+
+
 def _spec(patterns: Sequence[str]) -> Any:
-    wanted = [p for p in patterns if p.strip() and not p.lstrip().startswith("#")]
+    """What matches these patterns, without those that git takes in silence and no path can match."""
+    wanted = [p for p in patterns if p.strip() and not p.lstrip().startswith("#") and not STARS.search(p)]
     if not wanted:
         return None
     import pathspec
 
-    return pathspec.GitIgnoreSpec.from_lines(wanted)
+    made: list[Any] = []
+    for pattern in wanted:
+        try:
+            made += pathspec.GitIgnoreSpec.from_lines([pattern]).patterns
+        except ValueError:
+            continue
+    return pathspec.GitIgnoreSpec(made)
 
 
 class Discovery(NamedTuple):

@@ -14,7 +14,7 @@ HEAD = r"(?P<decorator>@)|(?:async[ \t]+)?def[ \t]+(?P<function>\w+)|class[ \t]+
 TOP = re.compile(f"^(?:{HEAD})", re.MULTILINE)
 """The beginning of a top-level statement: a line that is neither indented nor closes a bracket."""
 NESTED = re.compile(r"^([ \t]+)(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", re.MULTILINE)
-ASSIGNMENT = re.compile(r"(\w+)[ \t]*(?::[^=\n]+)?=[^=]")
+ASSIGNMENT = re.compile(r"^(\w+)[ \t]*(?::[^=\n]+)?=[^=]", re.MULTILINE)
 WORDS = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|([A-Za-z_]\w*)")
 
 

@@ -26,13 +26,13 @@ SUBSTRINGS = [literal for literals in LITERALS.values() for literal in literals]
 IN_BYTES = [(part.encode(), [literal.encode() for literal in literals]) for part, literals in LITERALS.items()]
 OPTIMIZERS = (b"ptimizer", b"optim.", b"optim=", b"optim import", b"import optim")
 """How code speaks of optimizers, and not of what is optimized or optimal."""
-IGNORES = re.compile(rb"#[^\n]*(?:\bprecaudit\s*:|noqa: *PA)")
+IGNORES = re.compile(rb"^[^#\n]*#.*(?:\bprecaudit\s*:|noqa: *PA)", re.MULTILINE)
 """An ignore comment is to be reported when it silences nothing."""
 PROSE = re.compile(
-    r"(\"\"\".*?\"\"\"|'''.*?'''|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|#[^\n]*)",
+    r"(\"\"\".*?\"\"\"|'''.*?'''|\"(?:\\.|[^\"\\\n])*\"?|'(?:\\.|[^'\\\n])*'?|#[^\n]*)",
     re.DOTALL,
 )
-"""Comments and strings."""
+"""Comments and strings. One that is not closed is taken as well, or each quote in it would be tried again."""
 CLOSING = "\n\"\"\"\n'''"
 """Ends whichever documentation string a text was cut in."""
 COMPARED = re.compile(
@@ -40,6 +40,9 @@ COMPARED = re.compile(
     r"|(?:\bnot[ \t]+|[\w\])][ \t]+)in[ \t]*[(\[{][^()\[\]{}]*$"
 )
 """What stands before a dtype that something is only compared with: that makes nothing low."""
+
+LONGEST_COMPARISON = 400
+"""Characters before a word that are searched for one."""
 
 
 def may_hold_a_finding(raw: bytes) -> bool:
@@ -114,6 +117,6 @@ def _end_of_line(text: str, at: int) -> int:
 
 
 def _compared(code: str, at: int) -> bool:
-    line = code[code.rfind("\n", 0, at) + 1 : at]
+    line = code[max(code.rfind("\n", 0, at) + 1, at - LONGEST_COMPARISON) : at]
     found = COMPARED.search(line.rstrip("\"'"))
     return found is not None and not re.search(r"\bfor\b", line[: found.start() + 2])

@@ -14,6 +14,7 @@ from precaudit.notebook import ENDING
 from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, Found
 from precaudit.static.prefilter import has_ignores, has_literals, may_hold_a_finding, trains
+from precaudit.static.reading import read
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
 COMPILED_TO = 1_000_000
@@ -46,8 +47,7 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
             continue
         try:
             stat = stat or os.stat(item.file)
-            with open(item.file, "rb") as file:
-                raw = file.read()
+            raw = read(item.file)
         except OSError as error:
             # A link to nowhere, or a file that went while we looked, hides no code.
             kind = "foreign" if isinstance(error, FileNotFoundError) else "error"
@@ -98,7 +98,7 @@ def compiles(raw: bytes) -> bool:
     return True
 
 
-NAME = re.compile(rb"[ \t]*(\w+)")
+NAME = re.compile(rb"(?<![ \t])[ \t]*(\w+)")
 
 
 def siblings_named(item: Found, raw: bytes) -> list[tuple[str, str, bool]]:
@@ -110,8 +110,7 @@ def siblings_named(item: Found, raw: bytes) -> list[tuple[str, str, bool]]:
     for name in sorted({match[1] for match in imports if match is not None}):
         sibling = os.path.join(os.path.dirname(item.file), name.decode() + ".py")
         try:
-            with open(sibling, "rb") as file:
-                content = file.read()
+            content = read(sibling)
         except OSError:
             continue
         found.append((sibling, digest(content), may_hold_a_finding(content)))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from precaudit.static.outline import Outline, Part
 from precaudit.static.relevance import COMMON
 
-IMPLICIT = re.compile(r"__\w+__$|forward$")
+IMPLICIT = re.compile(r"^(?:__\w+__|forward)$")
 """Methods that run without being named."""
 INDENT = re.compile(r"[ \t]*")
 WHOLE = 60
@@ -19,7 +19,7 @@ WHOLE = 60
 SHORT = 200
 """Characters up to which a body is parsed with its function."""
 LEFT_OUT = "__left_out__"
-MARK = re.compile(rf"[ \t]*{LEFT_OUT}\[(\d+)\]\n?")
+MARK = re.compile(rf"(?<![ \t])[ \t]*{LEFT_OUT}\[(\d+)\]\n?")
 """Stands for the body of this number."""
 FIRST = re.compile(r"^([ \t]+)\S", re.MULTILINE)
 """The first statement of a body."""

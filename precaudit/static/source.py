@@ -13,6 +13,7 @@ from precaudit.static.decoding import SourceError, decode, nested_too_deeply
 from precaudit.static.nodes import CodeRange, PositionProvidingCodegenState, cst
 from precaudit.static.outline import Outline
 from precaudit.static.prefilter import code_of
+from precaudit.static.reading import read
 from precaudit.static.relevance import live_names, relevant_names
 from precaudit.static.segments import LEFT_OUT, MARK, reduce
 
@@ -180,4 +181,4 @@ def _syntax_error(text: str, error: cst.ParserSyntaxError) -> str:
 
 def load(path: Path, shown: str) -> Source:
     """Reads and parses one file. Raises SourceError or OSError."""
-    return Source(shown, decode(path.read_bytes()), path.resolve())
+    return Source(shown, decode(read(path)), path.resolve())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from precaudit.static.files import Found
-from precaudit.static.run import examine
+from precaudit.static.cache import Cache
+from precaudit.static.files import Excluder, Found, discover
+from precaudit.static.run import examine, examine_all
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -146,6 +149,57 @@ def test_deep_nesting_is_no_recursion_error() -> None:
     ):
         check = examine(Found("/nowhere/x.py", "x.py"), text.encode())
         assert set(check) <= KEYS
+
+
+CHAINS = ["x{}", "x or {}", "x/{}", "x @ {}", "not {}", "lambda: {}", "x if x else {}", "x**{}", "x[0] + {}"]
+CHAINS += ["{}[0]", "{}.to(torch.float16)", "{}()", "{}.a", "{}\\\n.a"]
+
+
+@pytest.mark.parametrize("link", CHAINS)
+def test_a_chain_that_would_overflow_the_parser_or_keep_it_for_minutes_is_refused(link: str) -> None:
+    front, back = (part * 20_000 for part in link.split("{}"))
+    text = f"import torch\ny = (\n{front}x{back})\nz = y.to(torch.float16)\n"
+    start = time.process_time()
+    result = examine(Found("/nowhere/x.py", "x.py"), text.encode())
+    assert time.process_time() - start < 5
+    assert result.get("error") == "nested too deeply to parse" or "facts" in result
+
+
+@pytest.mark.parametrize("signs", ["(", "[", "...", "----"])
+def test_signs_in_strings_are_no_chain(signs: str) -> None:
+    lines = "".join(f"x{number} = '{signs * 20}', \"{signs}\"\n" for number in range(400))
+    assert "error" not in examine(Found("/nowhere/x.py", "x.py"), f"import torch\n{lines}y = x.half()\n".encode())
+
+
+GROWING = ["n = 2900000000 * 'a'", "n = b'a' * 2900000000", "n = '%2900000000d' % 5", "n = x + 1" + "0" * 400]
+GROWING += ["n = [x]\n" + "n = n + n\n" * 60, "n = 'a'\n" + "n = f'{n}{n}'\n" * 60, "n = [x]\n" + "n = [*n, *n]\n" * 60]
+GROWING += ["n = f'{0x" + "f" * 5000 + "}'", f"from {'a' * 3000} import f"]
+
+
+@pytest.mark.parametrize("code", GROWING, ids=[code[:16] for code in GROWING])
+def test_a_value_does_not_grow_without_end(code: str) -> None:
+    text = f"import torch\nx = torch.zeros(2, dtype=torch.bfloat16)\n{code}\n"
+    start = time.process_time()
+    assert "error" not in examine(Found("/nowhere/x.py", "x.py"), text.encode())
+    assert time.process_time() - start < 5
+
+
+def test_a_pipe_and_a_link_to_a_device_are_told_and_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    os.symlink("/dev/zero", tmp_path / "zeros.py")
+    os.mkfifo(tmp_path / ".gitignore")
+    found = discover([str(tmp_path)], Excluder(tmp_path, (), True)).found
+    results = examine_all(found, Cache(None), jobs=1)
+    assert [result["error"] for _, result in results] == ["cannot be read: not a regular file"] * 2
+
+
+@pytest.mark.parametrize("pattern", ["!", "*a" * 28 + "*b", "[", "\\"])
+def test_a_pattern_of_gitignore_that_git_takes_in_silence_is_no_error(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / ("a" * 100 + ".py")).write_text("")
+    (tmp_path / "left_out.py").write_text("")
+    (tmp_path / ".gitignore").write_text(f"{pattern}\nleft_*\n")
+    found = discover([str(tmp_path)], Excluder(tmp_path, (), True)).found
+    assert [item.path.name for item in found] == ["a" * 100 + ".py"]
 
 
 def test_a_lambda_among_the_methods_of_a_class_is_no_internal_error() -> None:

@@ -14,6 +14,7 @@ from precaudit.static.files import CONFIGS, Found
 from precaudit.static.findings import findings_of
 from precaudit.static.fixes.edits import Edit, Tree, applied
 from precaudit.static.fixes.rules import FIXES
+from precaudit.static.reading import read
 
 MAX_ROUNDS = 8
 """A fix can reveal the next; a file is fixed at most this often."""
@@ -37,7 +38,7 @@ def fix_files(
     for item, result in results:
         if not result.get("facts") or item.file.endswith(CONFIGS):
             continue
-        before = item.path.read_bytes()
+        before = read(item.path)
         try:
             done = (_in_notebook if item.file.endswith(ENDING) else _in_source)(item, before, settings, unsafe)
         except (SourceError, NotebookError):

@@ -305,17 +305,20 @@ def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
             value = run.eval(part.expression)
             known = known and isinstance(value, Const)
             pieces.append(str(constant(value)))
-    return Const("".join(pieces)) if known else unknown("string")
+    return folding.known("".join(pieces)) if known else unknown("string")
 
 
 def _integer(run: Interpreter, node: cst.Integer) -> Value:
     known = run._constants.get(node)
-    if known is None:
-        try:
-            known = run._constants[node] = Const(int(node.value, 0))
-        except ValueError:
-            return Number()
-    return known
+    if known is not None:
+        return known
+    try:
+        value = folding.known(int(node.value, 0))
+    except ValueError:
+        return Number()
+    if isinstance(value, Const):
+        run._constants[node] = value
+    return value
 
 
 def _float(run: Interpreter, node: cst.Float) -> Value:

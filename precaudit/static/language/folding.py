@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,16 +36,32 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+LONGEST_TEXT, LARGEST_BITS = 2000, 4000
+"""Characters and bits up to which a constant that the code computes is worth knowing."""
+WIDTH = re.compile(r"\d{3}|\*")
+"""What makes a formatted text longer than its parts."""
+
+
+def known(result: Any) -> Value:
+    """The constant that an operation gave, unless it is too large to go on computing with."""
+    if isinstance(result, (str, bytes)) and len(result) > LONGEST_TEXT:
+        return unknown("string")
+    if isinstance(result, int) and result.bit_length() > LARGEST_BITS:
+        return Number()
+    return Const(result)
+
+
 def fold(op: str, left: Any, right: Any) -> Value:
     """Constant folding; a Number where the result is too large or undefined."""
+    longer = op == "Multiply" or (op == "Modulo" and isinstance(left, (str, bytes)) and WIDTH.search(str(left)))
+    if longer and (isinstance(left, (str, bytes)) or isinstance(right, (str, bytes))):
+        return unknown("string")
     try:
         if op == "Power":
             if not isinstance(left, (int, float)) or not isinstance(right, (int, float)) or abs(right) > 400:
                 return Number()
             result = float(left) ** right if isinstance(left, float) else left**right
         elif op in _OPERATORS:
-            if isinstance(left, str) and op == "Multiply":
-                return unknown("string")
             result = _OPERATORS[op](left, right)
         else:
             return unknown()
@@ -52,11 +69,7 @@ def fold(op: str, left: Any, right: Any) -> Value:
         return unknown()
     if isinstance(result, complex) or result is NotImplemented:
         return unknown()
-    if isinstance(result, (str, bytes)) and len(result) > 2000:
-        return unknown()
-    if isinstance(result, int) and result.bit_length() > 4000:
-        return Number()
-    return Const(result)
+    return known(result)
 
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {

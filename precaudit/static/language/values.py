@@ -358,8 +358,15 @@ def is_float(dtype: Dtypes | None) -> bool:
     return bool(dtype) and dtype is not None and all(name in FLOATING for name in dtype)
 
 
+MAX_ITEMS = 4000
+"""Items that are told apart; of a longer list it is only known what each may be."""
+
+
 def seq(items: Iterable[Value], kind: str = "list", open: bool = False) -> Seq:
-    return Seq({"items": tuple(items), "open": open}, kind)
+    held = tuple(items)
+    if len(held) > MAX_ITEMS:
+        held, open = (join_all(held),), True
+    return Seq({"items": held, "open": open}, kind)
 
 
 def options(value: Value) -> tuple[Value, ...]:
@@ -540,4 +547,7 @@ def constant(value: Value | None) -> Any:
 
 def float_constant(value: Value | None) -> float | None:
     found = constant(value)
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    try:
+        return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    except OverflowError:
+        return None

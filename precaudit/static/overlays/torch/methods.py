@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
-from precaudit.static.language import calls, objects
+from precaudit.static.language import calls, folding, objects
 from precaudit.static.language.values import (
     ANY,
     NONE,
@@ -375,5 +375,5 @@ def _constant_method(torch: Torch, receiver: Const, name: str, args: list[Value]
             result = getattr(value, name)(*(constant(a) for a in args))
         except (TypeError, ValueError):
             return unknown("string")
-        return seq([Const(r) for r in result]) if isinstance(result, list) else Const(result)
+        return seq([Const(r) for r in result]) if isinstance(result, list) else folding.known(result)
     return unknown("string") if isinstance(value, str) else unknown()
