@@ -87,6 +87,26 @@ class StepSkipped(NamedTuple):
     optimizer: Any
 
 
+class AutocastMade(NamedTuple):
+    """An autocast object was made."""
+
+    region: Any
+    dtype_given: bool
+    """Its dtype is the caller's, not torch's default."""
+
+
+class AutocastEntered(NamedTuple):
+    """An autocast region was entered, as a `with` or as a decorator does it."""
+
+    region: Any
+    trains: bool
+    """Outside of no_grad."""
+
+
+class AutocastLeft(NamedTuple):
+    """The innermost region of this thread is about to be left."""
+
+
 class CompileCalled(NamedTuple):
     """`torch.compile` was called for the first time."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,12 +16,14 @@ from .events import Boundary, Bus
 from .frameworks import Adapters
 from .guard import Guard
 from .modes import Modes
+from .parts import Parts
 from .patching import patch
 from .process.ending import Ending
 from .process.ledger import Ledger, Observation
 from .process.peers import Peers
 from .process.rankfile import RankFile
-from .taps.autocast import AutocastProbe
+from .settings import Settings
+from .taps.autocast import AutocastTap
 from .taps.backward import BackwardTap
 from .taps.checkpoints import CheckpointProbe
 from .taps.compiled import CompileProbe
@@ -30,6 +33,7 @@ from .taps.optimizers import StepTap
 from .taps.scaling import ScalingProbe
 from .taps.tracebacks import TracebackProbe
 from .trackers.adapters import Adapted
+from .trackers.autocast import Autocast
 from .trackers.graph import Graph
 from .trackers.lineage import Flow
 from .trackers.micro_batches import MicroBatches
@@ -40,25 +44,14 @@ from .trackers.steps import Steps
 from .trackers.tensors import Tensors
 from .trackers.unseen_steps import UnseenSteps
 from .trackers.window import Window
+from .watchers import Watcher, find
 from .watchers.births import Births
 from .watchers.gradients import Gradients
-from .watchers.hollow import Hollow
 from .watchers.losses import Losses
 from .watchers.non_finite import NonFinite
 from .watchers.stock import Stock
 from .watchers.updates import Updates
 from .watchers.writes import Writes
-
-DEFAULTS: Mapping[str, Any] = {
-    "skip": 1,
-    "steps": 2,
-    "attempts": 25,
-    "keep_going": False,
-    "values": "sample",
-    "eager": False,
-    "ranks_folder": None,
-    "cwd": "",
-}
 
 
 def start(settings: Mapping[str, Any]) -> Session:
@@ -72,7 +65,7 @@ class Session:
     """What one process's trace consists of. `remove` leaves torch as it was found."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings: dict[str, Any] = {**DEFAULTS, **settings}
+        self.settings = Settings(**{name: settings[name] for name in Settings._fields if name in settings})
         self.modes = Modes()
         self.guard = Guard(self.modes)
         self.bus = Bus(self.guard)
@@ -80,33 +73,36 @@ class Session:
         self.ledger = Ledger()
         self.bus.on(Boundary, lambda event: self.ledger.settle())
         # Trackers, in the order in which they hear what torch tells.
-        self.window = Window(self.bus, self.settings["skip"], self.settings["steps"], self.settings["attempts"])
+        self.window = Window(self.bus, self.settings.skip, self.settings.steps, self.settings.attempts)
         self.ending = Ending(self)
-        self.tensors = Tensors()
-        self.unseen = UnseenSteps(self.bus, self.window)
-        self.steps = Steps(self.bus, self.window, self.unseen)
-        self.graph = Graph(self.bus, self.steps)
-        self.micro_batches = MicroBatches(self.bus, self.tensors, self.window, self.steps, self.unseen)
+        self.parts = Parts(self.settings, self.guard, self.bus, self.ledger, self.window)
+        self.tensors = self.parts.get(Tensors)
+        self.unseen = self.parts.get(UnseenSteps)
+        self.steps = self.parts.get(Steps)
+        self.graph = self.parts.get(Graph)
+        self.micro_batches = self.parts.get(MicroBatches)
         self.origins = Origins(self)
+        self.autocast = self.parts.get(Autocast)
         self.births = Births(self)
         self.flow = Flow(self)
         self.adapters = Adapters(self)
         self.adapted = Adapted(self)
         self.construction = ConstructionProbe(self)
-        self.autocast = AutocastProbe(self)
         self.scaling = ScalingProbe(self)
         self.compiled = CompileProbe(self)
         self.checkpoints = CheckpointProbe(self)
-        # Watchers.
         self.writes = Writes(self)
         self.updates = Updates(self)
         self.gradients = Gradients(self)
         self.losses = Losses(self)
-        self.hollow = Hollow(self)
         self.non_finite = NonFinite(self)
         self.stock = Stock(self)
+        mine = (self.writes, self.updates, self.gradients, self.losses, self.non_finite, self.stock)
+        known: dict[Any, Any] = {type(one): one for one in mine}
+        self.watchers: list[Watcher] = [known.get(kind) or self._made(kind) for kind in find()]
+        self.watchers.sort(key=lambda one: one is not self.writes)
         self.ops = OpProbe(self)
-        self.peers = Peers(self.settings["ranks_folder"] or "")
+        self.peers = Peers(self.settings.ranks_folder or "")
         self.rank_file = RankFile(self)
         self.status = "watching"
         self.step_tap = StepTap(self.bus)
@@ -114,17 +110,21 @@ class Session:
         self._later: Callable[[], None] = lambda: None
         """Takes out what could not be taken out at once."""
 
+    def _made(self, kind: Any) -> Any:
+        """A watcher; one that has not yet learnt to name what it needs is given the session."""
+        return kind(self) if "session" in inspect.signature(kind).parameters else self.parts.get(kind)
+
     # -- installing and removing
 
     def install(self) -> None:
         self.guard.open = True
-        look_at(self.settings["values"])
-        self.ledger.measures = self.settings["values"] != "off"
+        look_at(self.settings.values)
+        self.ledger.measures = self.settings.values != "off"
         if not self.ledger.measures:
             self.guard.note("whether losses, gradients and parameters are finite was not observed (--values off)")
         for probe in (
             self.construction,
-            self.autocast,
+            AutocastTap(self.bus),
             self.scaling,
             BackwardTap(self.bus, self.modes, self.step_tap),
             self.step_tap,
@@ -172,10 +172,7 @@ class Session:
     # -- observations
 
     def once(self, key: Any, observation: Observation) -> Observation:
-        """The observation under this key, made now if it is new, counted once more."""
-        seen = self.ledger.get(key) or self.ledger.put(key, observation)
-        seen.count += 1
-        return seen
+        return self.ledger.once(key, observation)
 
     # -- questions the probes and watchers ask
 

@@ -16,10 +16,11 @@ from torch import nn
 
 from precaudit.model.vocabulary import Kind, Role, Site
 from precaudit.runtime import session as sessions
-from precaudit.runtime.frameworks import Adapter, Declaration, relation
+from precaudit.runtime.frameworks import Adapter
 from precaudit.runtime.frameworks.sharding import pattern
 from precaudit.runtime.imports import when_imported
 from precaudit.runtime.process.ledger import Observation
+from precaudit.runtime.trackers.claims import Declaration, relation
 
 
 @pytest.fixture

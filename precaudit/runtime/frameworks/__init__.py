@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from ..events import GradientReset, MicroBatchBegan, StepBegan
 from ..imports import when_imported
 from ..process.ledger import Observation
 from ..sites import selves_on_stack
+from ..trackers.claims import Claim, Declaration
 from ..trackers.lineage import DTYPE_NAMES
 from ..trackers.optimizers import parameters
 from ..trackers.tensors import Record
@@ -63,37 +64,6 @@ AWAITED: Mapping[str, str] = {
     "peft.tuners.tuners_utils": "peft",
 }
 """A module to patch as soon as it is imported -> the adapter that does it: its objects would be met too late."""
-
-
-class Claim(NamedTuple):
-    """This tensor plays this role, by the framework's own account."""
-
-    tensor: Tensor
-    role: Role
-    detail: str = ""
-    """What the framework calls it: "single_partition_of_fp32_groups"."""
-    site: Site | None = None
-    """The user's line to blame, if it is not that of the optimizer or of the backward."""
-    leaf: Tensor | None = None
-    """The leaf whose `.grad` this sum is, where it is one: then the claim speaks for it."""
-    dtype: str = ""
-    """Where the tensor's own dtype does not say what it holds: "nf4"."""
-
-
-class Declaration(NamedTuple):
-    """The user, or the framework on the user's behalf, declared a dtype for a role."""
-
-    role: Role
-    dtype: str
-    """"" where it is chosen in code that cannot be read: then it is known to be chosen, and by whom."""
-    by: str
-    """In the framework's words: "MixedPrecisionPolicy(reduce_dtype)"."""
-    site: Site | None = None
-    chosen: str = "explicit"
-    """"explicit": written by the user; "framework": the framework's own default; "default": inherited from another
-    setting because the user left this one out."""
-    autocast: bool = False
-    """It is put into effect by autocast, whose regions then declare nothing of their own."""
 
 
 class Adapter:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...model.vocabulary import Role, Site
 from ..sites import user_site
-from . import Adapter, Declaration, imported
+from ..trackers.claims import Declaration
+from . import Adapter, imported
 
 if TYPE_CHECKING:
     from ..session import Session

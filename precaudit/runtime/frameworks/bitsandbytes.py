@@ -17,9 +17,10 @@ from ...model.vocabulary import Kind, Role, Scalar, Site
 from ..optable import MATMULS
 from ..process.ledger import Observation
 from ..sites import user_site
+from ..trackers.claims import Claim
 from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..watchers import BACKWARD, FORWARD, Registration
-from . import Adapter, Claim, imported, relation
+from . import Adapter, imported, relation
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...model.vocabulary import Role, Site
 from ..sites import user_site
+from ..trackers.claims import Declaration
 from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES
-from . import Adapter, Declaration
+from . import Adapter
 
 if TYPE_CHECKING:
     from ..session import Session

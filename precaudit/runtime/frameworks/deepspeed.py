@@ -19,8 +19,9 @@ from ..events import StepSkipped
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..taps.scaling import Skips
+from ..trackers.claims import Claim, Declaration
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from . import Adapter, Claim, Declaration
+from . import Adapter
 from .sharding import pattern
 
 if TYPE_CHECKING:

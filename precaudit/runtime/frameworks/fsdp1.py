@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...model.vocabulary import Role, Site
 from ..process.ledger import Observation
+from ..trackers.claims import Claim, Declaration
 from ..trackers.lineage import DTYPE_NAMES
-from . import Adapter, Claim, Declaration
+from . import Adapter
 from .sharding import pattern, policy_declares, unscaled_shards
 
 if TYPE_CHECKING:

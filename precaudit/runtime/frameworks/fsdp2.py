@@ -17,7 +17,8 @@ from ...model.vocabulary import Role, Site
 from .. import torch_private as private
 from ..process.ledger import Observation
 from ..sites import user_site
-from . import Adapter, Claim, Declaration
+from ..trackers.claims import Claim, Declaration
+from . import Adapter
 from .sharding import policy_declares, unscaled_shards
 
 if TYPE_CHECKING:

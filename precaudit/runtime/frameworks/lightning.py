@@ -11,8 +11,9 @@ from torch import Tensor
 from ...model.vocabulary import Cause, Kind, Role, Site
 from ..process.ledger import Observation
 from ..sites import user_site
+from ..trackers.claims import Declaration
 from ..trackers.lineage import DTYPE_NAMES
-from . import Adapter, Declaration, imported
+from . import Adapter, imported
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ...model.vocabulary import Cause, Role, Site
 from ..sites import user_site
+from ..trackers.claims import Claim
 from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..trackers.tensors import TensorMap
-from . import Adapter, Claim, imported
+from . import Adapter, imported
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...model.vocabulary import Kind, Role, Site
 from ..process.ledger import Observation
+from ..trackers.claims import Declaration
 from ..trackers.lineage import DTYPE_NAMES
-from . import Declaration
 
 if TYPE_CHECKING:
     from ..session import Session

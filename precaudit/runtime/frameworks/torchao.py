@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...model.vocabulary import Role, Site
+from ..trackers.claims import Claim
 from ..trackers.tensors import TensorMap
-from . import Adapter, Claim
+from . import Adapter
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -11,7 +11,8 @@ from torch import Tensor
 from ...model.vocabulary import Role, Site
 from ..process.ledger import Observation
 from ..sites import user_site
-from . import Adapter, Declaration, imported
+from ..trackers.claims import Declaration
+from . import Adapter, imported
 
 if TYPE_CHECKING:
     from ..session import Session

@@ -49,13 +49,13 @@ class Ending:
 
     def peers_wait_in_vain(self) -> bool:
         """All peers have finished and this rank has gone on since for as many backwards as a window may have steps."""
-        if self.session.settings["keep_going"] or self.session.window.clock % 4:
+        if self.session.settings.keep_going or self.session.window.clock % 4:
             return False
         if not self.session.peers.everybody_else_is_done():
             self._alone_since = 0
             return False
         self._alone_since = self._alone_since or self.session.window.clock
-        return self.session.window.clock - self._alone_since >= int(self.session.settings["attempts"])
+        return self.session.window.clock - self._alone_since >= self.session.settings.attempts
 
     def close(self) -> None:
         """The window is over: nothing more is traced, and the process stops as soon as no other rank needs it."""
@@ -64,7 +64,7 @@ class Ending:
         self.session.rank_file.write()
         self.session.remove()
         between = private.graph_task_id() == -1
-        if self.session.settings["keep_going"]:
+        if self.session.settings.keep_going:
             self.session.peers.window_over(False)
         elif self.session.peers.window_over(between):
             self._stop()

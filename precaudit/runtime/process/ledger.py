@@ -64,6 +64,12 @@ class Ledger:
         self.observations[key] = observation
         return observation
 
+    def once(self, key: Hashable, observation: Observation) -> Observation:
+        """The observation under this key, made now if it is new, counted once more."""
+        seen = self.get(key) or self.put(key, observation)
+        seen.count += 1
+        return seen
+
     def defer(self, numbers: list[Tensor], use: Callable[[list[float]], None]) -> None:
         """Has `use` called with the values of these tensors, in order, at the next `settle`; no sync until then."""
         if self.measures:

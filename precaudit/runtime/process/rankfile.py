@@ -121,7 +121,7 @@ class RankFile:
 
     def write(self) -> None:
         """Renews this rank's file, atomically: what was seen survives any end of the process."""
-        folder = self.session.settings["ranks_folder"]
+        folder = self.session.settings.ranks_folder
         if not folder or not (self.session.window.micro_batches or self.session.ledger.observations):
             return
         content = self.content()

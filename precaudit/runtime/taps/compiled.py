@@ -65,7 +65,7 @@ class CompileProbe:
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def compile(*args: Any, **kwargs: Any) -> Any:
-            if self.session.settings["eager"]:
+            if self.session.settings.eager:
                 self.session.guard.note("torch.compile was off: what it was given ran eagerly (--eager)")
                 return original(*args, **{**kwargs, "disable": True})
             made = original(*args, **kwargs)

@@ -20,7 +20,7 @@ from ..modes import OurMode
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..trackers.lineage import LOW, kind_of
 from ..trackers.replay import computes
-from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction, load
+from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction
 from ..watchers.births import MAKERS
 from ..watchers.constants import refused
 from ..watchers.writes import targets_of
@@ -102,8 +102,7 @@ class OpProbe:
         if not self._registered:
             for phase in (FORWARD, GRADIENTS, OPTIMIZER):
                 self._registered.append((phase, MAKERS, self.session.births.made, True))
-            asked = [self.session.writes, *(kind(self.session) for kind in load()), self.session.gradients]
-            for watcher in asked:
+            for watcher in self.session.watchers:
                 for phase, names, reaction, low_only in watcher.reactions():
                     self._registered.append((phase, frozenset(names), reaction, low_only))
             for phase, names, reaction, low_only in self.session.adapters.reactions():

@@ -6,35 +6,41 @@ result is in low precision, which keeps a clean float32 step fast.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+from ..process.ledger import Observation
 from ..trackers.window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 Reaction = Callable[[str, Any, Any, Any], None]
 """(op name, args, kwargs, result)."""
 Registration = tuple[int, Iterable[str], Reaction, bool]
 
 
-class Watcher(Protocol):
-    def __init__(self, session: Session) -> None: ...
+class Watcher:
+    """One question about a run. Its constructor names the parts it needs by their class, and listens to the bus.
 
-    def reactions(self) -> Iterable[Registration]: ...
+    A file in this folder is all it takes: its watchers are found, made and asked.
+    """
 
+    def reactions(self) -> Iterable[Registration]:
+        """What to do at which ops of the traced steps."""
+        return ()
 
-def load() -> tuple[type[Watcher], ...]:
-    """The watchers that nobody else needs to know, in the order they are asked."""
-    from .constants import Constants
-    from .normalisation import Normalisation
-    from .positions import Positions
-    from .ranges import Ranges
-    from .regions import Regions
-    from .softmax import Softmax
-
-    return (Constants, Normalisation, Softmax, Positions, Ranges, Regions)
+    def observations(self) -> Iterable[Observation]:
+        """What is to be said beside the ledger's, each time that the report is written."""
+        return ()
 
 
-__all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "OPTIMIZER", "Reaction", "Registration", "Watcher", "load"]
+def find() -> list[type[Watcher]]:
+    """The watchers of this folder, in the order of their files' names."""
+    found = []
+    for each in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        held = vars(importlib.import_module(f"{__name__}.{each}"))
+        found += [one for one in held.values() if isinstance(one, type) and one.__module__ == f"{__name__}.{each}"]
+    return [one for one in found if issubclass(one, Watcher)]
+
+
+__all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "OPTIMIZER", "Reaction", "Registration", "Watcher", "find"]

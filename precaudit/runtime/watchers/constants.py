@@ -14,7 +14,7 @@ from ..process.ledger import Observation
 from ..sites import in_library, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..trackers.samples import nonfinite
-from . import FORWARD, Registration
+from . import FORWARD, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -24,7 +24,7 @@ GUARDS = frozenset({"add", "clamp_min", "clamp", "maximum"})
 INPLACE = frozenset({"add_", "mul_", "masked_fill_", "sub_", "fill_"})
 
 
-class Constants:
+class Constants(Watcher):
     """PA406 and PA407."""
 
     def __init__(self, session: Session) -> None:

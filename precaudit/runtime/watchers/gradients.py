@@ -16,7 +16,7 @@ from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
 from ..trackers.samples import nonfinite, underflow
-from . import BACKWARD, FORWARD, GRADIENTS, Registration
+from . import BACKWARD, FORWARD, GRADIENTS, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -30,7 +30,7 @@ EXACT = frozenset({"amax", "max"})
 """A largest element is one of the elements: no dtype rounds it. Overflow checks ask for it."""
 
 
-class Gradients:
+class Gradients(Watcher):
     """PA202's and PA203's evidence, PA209, PA211 and PA501."""
 
     def __init__(self, session: Session) -> None:

@@ -19,6 +19,7 @@ from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.optimizers import parameters
 from ..trackers.samples import SAMPLE, limit
+from . import Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -29,7 +30,7 @@ FEWEST = 64
 """Fewer distinct values than this prove nothing: ones, zeros, a handful of scales."""
 
 
-class Hollow:
+class Hollow(Watcher):
     """PA105. Looks at the float32 weights each time an optimizer is about to step."""
 
     def __init__(self, session: Session) -> None:

@@ -13,12 +13,13 @@ from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.graph import GraphWalked, Walk, loss_factor
 from ..trackers.lineage import DTYPE_NAMES, LOW
+from . import Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
 
 
-class Losses:
+class Losses(Watcher):
     """PA401's loss, and PA201."""
 
     def __init__(self, session: Session) -> None:

@@ -15,13 +15,13 @@ from ..process.ledger import Observation
 from ..sites import enclosing_module, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW, trains
 from ..trackers.samples import nonfinite
-from . import FORWARD, Registration
+from . import FORWARD, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
 
 
-class Normalisation:
+class Normalisation(Watcher):
     """PA402 and PA403. A square, its mean, and the root of that: three ops that together are a norm."""
 
     def __init__(self, session: Session) -> None:

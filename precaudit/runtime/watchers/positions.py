@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Role
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from . import FORWARD, Registration
+from . import FORWARD, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -28,7 +28,7 @@ COMPARED = sys.maxsize
 """Stands for a clock: the table was looked at."""
 
 
-class Positions:
+class Positions(Watcher):
     """PA408, and PA405's counts."""
 
     def __init__(self, session: Session) -> None:

@@ -21,7 +21,7 @@ from ..process.ledger import Observation
 from ..sites import user_frame
 from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
 from ..trackers.samples import nonfinite
-from . import FORWARD, Registration
+from . import FORWARD, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -45,7 +45,7 @@ class Run:
     """Storage keys of its last results, pinned by weak references, and how many results of the line led to each."""
 
 
-class Ranges:
+class Ranges(Watcher):
     """PA405 and PA411."""
 
     def __init__(self, session: Session) -> None:

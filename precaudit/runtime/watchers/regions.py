@@ -12,13 +12,13 @@ from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
 from ..optable import MATMULS, POINTWISE, REDUCING
 from ..trackers.lineage import LOW, trains
-from . import FORWARD, OPTIMIZER, Registration
+from . import FORWARD, OPTIMIZER, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
 
 
-class Regions:
+class Regions(Watcher):
     """PA410, PA703 and PA708; also remembers what each cast was a cast of."""
 
     def __init__(self, session: Session) -> None:

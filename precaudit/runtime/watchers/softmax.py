@@ -10,13 +10,13 @@ import torch
 from ...model.vocabulary import Kind, Role
 from ..trackers.lineage import DTYPE_NAMES, LOW, trains
 from ..trackers.samples import limit, sample
-from . import BACKWARD, FORWARD, Registration
+from . import BACKWARD, FORWARD, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
 
 
-class Softmax:
+class Softmax(Watcher):
     """PA404, PA412 and PA705."""
 
     def __init__(self, session: Session) -> None:

@@ -17,10 +17,11 @@ from ..trackers.graph import GraphWalked, Walk
 from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..trackers.micro_batches import GradientsReady
 from ..trackers.optimizers import Held, group_tensors, nbytes, parameters, state_tensors
+from . import Watcher
 
 if TYPE_CHECKING:
-    from ..frameworks import Claim
     from ..session import Session
+    from ..trackers.claims import Claim
 
 HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
 
@@ -67,7 +68,7 @@ def _scales(held: Held) -> bool:
     return bool(held.part) or held.parameter is None or held.tensor.numel() < held.parameter.numel()
 
 
-class Stock:
+class Stock(Watcher):
     """The role rows of one session. Every call replaces what it said of the same optimizer before."""
 
     def __init__(self, session: Session) -> None:

@@ -65,7 +65,7 @@ class Updates:
 
     def before_write(self, name: str, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> None:
         """Follows an in-place op before it happens."""
-        if not targets or self.session.settings["values"] == "off":
+        if not targets or self.session.settings.values == "off":
             return
         phase = self.session.window.phase
         if self._follows(args):

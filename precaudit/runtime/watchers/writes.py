@@ -19,7 +19,7 @@ from ..sites import in_user_hook, user_site
 from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
 from ..trackers.replay import Totals
 from ..trackers.window import BACKWARD, OPTIMIZER
-from . import GRADIENTS, Registration
+from . import GRADIENTS, Registration, Watcher
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -52,7 +52,7 @@ class Write:
     numbers: Totals = field(default_factory=Totals)
 
 
-class Writes:
+class Writes(Watcher):
     """What was written in place, by whom, and what float32 would have kept."""
 
     def __init__(self, session: Session) -> None:

@@ -1,0 +1,31 @@
+"""Makes the parts of a trace: each names those it needs as arguments of its constructor, by their class.
+
+`class Softmax: def __init__(self, ledger: Ledger, flow: Flow)` gets the one ledger and the one flow of the trace. A
+part is made when it is first needed, after all that it needs: two that need each other cannot be made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+
+
+class Parts:
+    """The parts of one trace, by class; what is `given` is there from the beginning."""
+
+    def __init__(self, *given: Any) -> None:
+        self._made: dict[type, Any] = {type(one): one for one in given}
+        self._begun: list[type] = []
+
+    def get(self, kind: type[T]) -> T:
+        """The part of this class, made now if it is the first time that somebody needs it."""
+        if kind not in self._made:
+            if kind in self._begun:
+                raise TypeError(f"these parts need each other: {', '.join(one.__name__ for one in self._begun)}")
+            self._begun.append(kind)
+            needs = {name: need for name, need in get_type_hints(kind.__init__).items() if name != "return"}
+            self._made[kind] = kind(**{name: self.get(need) for name, need in needs.items()})
+            self._begun.remove(kind)
+        found: T = self._made[kind]
+        return found

@@ -1,0 +1,25 @@
+"""What the launcher tells the runtime: when to begin and end, and what to look at."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Settings(NamedTuple):
+    """The keys of `settings.json`, with what holds where one is missing."""
+
+    skip: int = 1
+    """Steps before the window."""
+    steps: int = 2
+    """Steps in it."""
+    attempts: int = 25
+    """Steps after which it ends whatever was seen."""
+    keep_going: bool = False
+    """The program runs on after the window."""
+    values: str = "sample"
+    """Elements of tensors that are looked at: "off", "sample" or "full"."""
+    eager: bool = False
+    """torch.compile does nothing."""
+    ranks_folder: str | None = None
+    """Where what each process saw is written; None: nowhere."""
+    cwd: str = ""
