@@ -6,8 +6,8 @@
 Standard library only, up to the point where torch comes up. The script runs in this process: `__main__`, `sys.argv`,
 `sys.path[0]`, tracebacks and exit codes are those of `python train.py`. Processes that it spawns itself are not traced.
 
-Below `precaudit trace --no-inject` the observations go to that parent; below another launcher into `.precaudit/ranks/`,
-for `precaudit report` to judge; with neither, this becomes `precaudit trace`.
+Below `precaudit trace --no-inject` the observations go to that parent; below another launcher into `.precaudit/ranks/`
+(or below PRECAUDIT_OUTPUT_DIR), for `precaudit report` to judge; with neither, this becomes `precaudit trace`.
 """
 
 from __future__ import annotations
@@ -104,18 +104,22 @@ def _watch_for_later(settings: dict[str, object]) -> None:
     """
     run = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID") or "run"
     name = "".join(c if c.isalnum() else "-" for c in f"{run}-{os.environ.get('MASTER_PORT', '')}-{os.getppid()}")
-    shown = os.path.join(".precaudit", "ranks", name)
+    home = os.environ.get("PRECAUDIT_OUTPUT_DIR") or ".precaudit"
+    shown = os.path.join(home, "ranks", name)
     first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
     try:
         folder = os.path.abspath(shown)
         os.makedirs(folder, exist_ok=True)
         defaults = {"skip": 1, "steps": 2, "attempts": 25, "keep_going": False, "values": "sample"}
         _write(os.path.join(folder, "settings.json"), {**defaults, **settings, "ranks_folder": folder})
-        if not os.path.exists(os.path.join(".precaudit", ".gitignore")):
-            _write(os.path.join(".precaudit", ".gitignore"), "*\n")
+        if home == ".precaudit" and not os.path.exists(os.path.join(home, ".gitignore")):
+            _write(os.path.join(home, ".gitignore"), "*\n")
     except OSError as error:
         if first:
-            _say(f"{shown}: cannot be written: {error.strerror}; running untraced")
+            _say(
+                f"{shown}: cannot be written: {error.strerror}; running untraced; "
+                "PRECAUDIT_OUTPUT_DIR names another folder"
+            )
         return
     if first:
         _say(f"tracing; once the run has ended: precaudit report {shown}")

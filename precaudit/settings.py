@@ -33,6 +33,8 @@ class Settings:
     output_format: str = ""
     baseline: str = ""
     cache_dir: str = ""
+    output_dir: str = ""
+    """Where every trace leaves its report; `.precaudit` below the working directory where it is empty."""
     trace: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `precaudit trace`, which reads them itself."""
     root: Path = Path()
@@ -41,7 +43,7 @@ class Settings:
 
 LISTS = ("select", "extend_select", "ignore", "exclude")
 BOOLEANS = ("respect_gitignore", "notes")
-STRINGS = ("fail_on", "output_format", "baseline", "cache_dir")
+STRINGS = ("fail_on", "output_format", "baseline", "cache_dir", "output_dir")
 TABLES = ("per_file_ignores", "trace")
 KEYS = tuple(f.name for f in fields(Settings) if f.name != "root")
 
@@ -98,6 +100,8 @@ def _from_file(settings: Settings, path: Path) -> Settings:
             hint = f"did you mean '{spelled[0]}'?" if near else f"keys: {', '.join(spelled)}"
             raise ConfigError(f"{where}: unknown key; {hint}")
         changes[name] = _checked(name, value, where)
+    if changes.get("output_dir"):
+        changes["output_dir"] = str(path.parent / changes["output_dir"])
     return replace(settings, **changes)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import say
+from precaudit.commands.output import format_of, say
 from precaudit.errors import INTERNAL_ERROR, ConfigError, OutputError, UsageError
 from precaudit.settings import Settings
 
@@ -270,7 +270,8 @@ def _print(report: Report, settings: Settings, given: dict[str, Any], told: Sequ
     from precaudit.report import render
 
     default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
-    shape = settings.output_format or default
+    output = Path(given["output"]) if given.get("output") else None
+    shape = format_of(output, given.get("output_format"), settings.output_format or default)
     color = not given.get("output") and sys.stdout.isatty()
     if shape == "text" and not given.get("output"):
         left = [line for line in report.coverage.skipped if line not in told]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import check_format, chosen_rules, print_report, say
+from precaudit.commands.output import chosen_rules, format_of, print_report, say
 
 if TYPE_CHECKING:
     from precaudit.checkpoint.run import Examined
@@ -38,10 +38,10 @@ ALWAYS = {
     help="Exit with 1 from this severity on.",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit 0 even with findings.")
-@click.option("--output-format", default="text", show_default=True, metavar="FORMAT", help="How to show it.")
+@click.option("--output-format", metavar="FORMAT", help="How to show it.  [default: text]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the report to this file.")
 @click.option("-v", "--verbose", "--notes", count=True, help="Also notes and details.")
-def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str, **given: Any) -> int:
+def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str | None, **given: Any) -> int:
     """Report the dtypes of checkpoints, roles by name, and float32 that holds only bfloat16 values.
 
     Reads safetensors, torch.save's files, torch.distributed.checkpoint, and the folders of DeepSpeed, HF Trainer,
@@ -55,7 +55,7 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str, 
     from precaudit.launch.save import check_writable, write_atomically
     from precaudit.launch.verdict import reaches
 
-    check_format(output_format)
+    shape = format_of(output, output_format, "text")
     if output is not None:
         check_writable(output)
     book = rulebook.load()
@@ -65,12 +65,12 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str, 
         say(line)
     report = build(found, chosen, book)
     text = io.StringIO()
-    if not found.files and output_format == "text":
+    if not found.files and shape == "text":
         pass
     elif output is None:
-        print_report(report, output_format, sys.stdout, verbosity=given["verbose"])
+        print_report(report, shape, sys.stdout, verbosity=given["verbose"])
     else:
-        print_report(report, output_format, text, verbosity=given["verbose"])
+        print_report(report, shape, text, verbosity=given["verbose"])
         write_atomically(output, text.getvalue())
     if not found.files:
         say("nothing was examined: no checkpoint here that can be read")

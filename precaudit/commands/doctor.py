@@ -88,14 +88,16 @@ def _rules() -> Answer:
 
 
 def _reports() -> Answer:
-    from precaudit.launch.save import LATEST, check_writable
+    from precaudit import settings
+    from precaudit.launch.save import HOME, LATEST, check_writable
 
-    folder = next(p for p in (LATEST.parent, LATEST.parent.parent, Path()) if p.exists())
     try:
-        check_writable(folder / LATEST.name)
+        path = Path(settings.load().output_dir or HOME) / LATEST
+        folder = next(p for p in (path.parent, *path.parent.parents) if p.exists())
+        check_writable(folder / path.name)
     except PrecauditError as error:
-        return Answer(False, str(error))
-    return Answer(True, f"reports go to {LATEST}")
+        return Answer(False, f"{error}; --output-dir and PRECAUDIT_OUTPUT_DIR name another folder")
+    return Answer(True, f"reports go to {path}")
 
 
 CHECKS: dict[str, Callable[[], Answer]] = {

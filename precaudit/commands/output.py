@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from precaudit.errors import UsageError
@@ -25,11 +26,17 @@ def wants_color(file: TextIO) -> bool:
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and file.isatty()
 
 
-def print_report(report: Report, output_format: str, file: TextIO, verbosity: int = 0) -> None:
-    """Prints the report in this format on `file`, in colour where that suits. Raises UsageError for no such format."""
+def print_report(
+    report: Report, output_format: str, file: TextIO, verbosity: int = 0, show_again: str | None = None
+) -> None:
+    """Prints the report in this format on `file`, in colour where that suits. Raises UsageError for no such format.
+
+    `show_again` is the command that would show it again, "" where the report was not kept.
+    """
     from precaudit.report import render
 
-    text = render(report, output_format, color=wants_color(file), verbosity=verbosity, width=width_of(file))
+    color, width = wants_color(file), width_of(file)
+    text = render(report, output_format, color=color, verbosity=verbosity, width=width, show_again=show_again)
     encoding = getattr(file, "encoding", None) or "utf-8"  # a StringIO has none
     file.write(text.encode(encoding, "replace").decode(encoding))
     file.flush()
@@ -43,6 +50,26 @@ def check_format(output_format: str) -> None:
         near = difflib.get_close_matches(output_format, FORMATS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(FORMATS)}"
         raise UsageError(f"--output-format: '{output_format}' is not an output format; {hint}")
+
+
+ENDINGS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".sarif": "sarif",
+    ".xml": "junit",
+    ".md": "md",
+    ".html": "html",
+    ".txt": "text",
+}
+"""What a file is written in where only its name says so."""
+
+
+def format_of(output: Path | None, chosen: str | None, default: str) -> str:
+    """The format to write: the one asked for, else what the file's ending says, else the default. Raises UsageError."""
+    if chosen:
+        check_format(chosen)
+        return chosen
+    return ENDINGS.get(output.suffix, default) if output is not None else default
 
 
 def width_of(file: TextIO) -> int:

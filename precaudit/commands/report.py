@@ -3,61 +3,87 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 
 import click
 
-from precaudit.commands.output import check_format, chosen_rules, print_report
+from precaudit import settings as settings_module
+from precaudit.commands.output import chosen_rules, format_of, print_report, say
 
 
 @click.command(short_help="Show the latest report again, or merge several.")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[REPORT|FOLDER]...")
-@click.option("--output-format", default="text", show_default=True, metavar="FORMAT", help="How to show it.")
+@click.option("--open", "open_it", is_flag=True, help="Write it as an HTML page beside the report, and open that.")
+@click.option("--output-format", metavar="FORMAT", help="How to show it.  [default: text]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it here instead of stdout.")
+@click.option("--output-dir", metavar="FOLDER", help="Where the latest report was kept.  [default: .precaudit]")
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "note", "never"]),
-    default="error",
-    show_default=True,
-    help="Exit with 1 from this severity on.",
+    help="Exit with 1 from this severity on, and with 5 where nothing was observed.",
 )
 @click.option("--select", multiple=True, metavar="RULES", help="Only these rules: ids, names or prefixes (PA3).")
 @click.option("--ignore", multiple=True, metavar="RULES", help="Not these rules.")
 @click.option("-v", "--verbose", count=True, help="Also notes and details.")
 def report(
     paths: tuple[Path, ...],
-    output_format: str,
+    open_it: bool,
+    output_format: str | None,
     output: Path | None,
-    fail_on: str,
+    output_dir: str | None,
+    fail_on: str | None,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     verbose: int,
 ) -> int:
-    """Show the latest report, or the ones named, merged; nothing is run again.
+    """Show the latest report, or the ones named, merged; nothing is run again, and the exit code is 0.
 
     \b
-    precaudit report --output-format html --output report.html
+    precaudit report --open
+    precaudit report --output report.md
     precaudit report node0/report.json node1/report.json
     """
     from precaudit import rulebook
     from precaudit.launch.gather import gather
-    from precaudit.launch.save import check_writable, latest, write_atomically
+    from precaudit.launch.save import HOME, check_writable, latest, write_atomically
     from precaudit.launch.trace import Choice
     from precaudit.launch.verdict import CLEAN, FINDINGS, INCONCLUSIVE, reaches
 
-    check_format(output_format)
+    named = list(paths) or latest(Path(output_dir or settings_module.load().output_dir or HOME))
+    if open_it and output is None:
+        output, output_format = _page_beside(named[0]), "html"
+    shape = format_of(output, output_format, "text")
     if output is not None:
         check_writable(output)
     book = rulebook.load()
-    choice = Choice(chosen_rules(book, select, ignore), fail_on=fail_on)
-    merged = gather(paths or latest(), choice, book)
+    merged = gather(named, Choice(chosen_rules(book, select, ignore), fail_on=fail_on or "never"), book)
     if output is None:
-        print_report(merged, output_format, sys.stdout, verbosity=verbose)
+        print_report(merged, shape, sys.stdout, verbosity=verbose)
     else:
         text = io.StringIO()
-        print_report(merged, output_format, text, verbosity=verbose)
+        print_report(merged, shape, text, verbosity=verbose)
         write_atomically(output, text.getvalue())
+    if open_it and output is not None:
+        _open(output)
+    if fail_on is None:
+        return CLEAN
     if merged.status == "inconclusive" or (merged.status == "script-failed" and not merged.findings):
         return INCONCLUSIVE
     return FINDINGS if reaches(merged.findings, fail_on) else CLEAN
+
+
+def _page_beside(report: Path) -> Path:
+    return report / "report.html" if report.is_dir() else report.with_suffix(".html")
+
+
+def _open(page: Path) -> None:
+    """Opens the page in a browser with windows; where there is none, says where it lies."""
+    import webbrowser
+
+    windows = sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    )
+    opened = windows and webbrowser.open(page.resolve().as_uri())
+    say(f"{page}: {'opened' if opened else 'written; open it in a browser'}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import check_format, chosen_rules, listed, print_report, say
+from precaudit.commands.output import chosen_rules, format_of, print_report, say
 from precaudit.errors import ConfigError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -58,8 +60,14 @@ class ConfiguredCommand(click.Command):
 @click.option("--steps", type=Count(1), metavar="N", default=2, show_default=True, help="Steps to trace.")
 @click.option("--keep-going", is_flag=True, help="Let the command run on, untraced, after the traced steps.")
 @click.option("--eager", is_flag=True, help="Turn torch.compile off, to see each operation of compiled regions.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON report here.")
-@click.option("--output-format", default="text", metavar="FORMAT", help="Of the report on stderr.  [default: text]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write the report here: in --output-format, else as the name's ending says, else JSON.",
+)
+@click.option("--output-format", metavar="FORMAT", help="Of --output, or of the report on stderr.  [default: text]")
+@click.option("--output-dir", metavar="FOLDER", help="Keep the latest report here.  [default: .precaudit]")
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "note", "never"]),
@@ -83,7 +91,8 @@ def trace(
     keep_going: bool,
     eager: bool,
     output: Path | None,
-    output_format: str,
+    output_format: str | None,
+    output_dir: str | None,
     fail_on: str,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
@@ -106,21 +115,22 @@ def trace(
     from precaudit.launch.bootstrap import TraceSettings
     from precaudit.launch.child import run_command
     from precaudit.launch.command import resolve
-    from precaudit.launch.save import check_writable, write_atomically, write_latest
+    from precaudit.launch.save import HOME, check_writable, write_atomically, write_latest
     from precaudit.launch.trace import Choice, trace_command
+    from precaudit.report import render
 
     resolved = resolve(command, os.environ)
     if os.environ.get("PRECAUDIT_DISABLE") == "1":
         say("PRECAUDIT_DISABLE=1: running untraced")
         return run_command(resolved.argv, os.environ).code
-    check_format(output_format)
+    shape = format_of(output, output_format, "text" if output is None else "json")
     if output is not None:
         check_writable(output)
     book = rulebook.load()
     configured = settings_module.load()
     choice = Choice(
         rules=chosen_rules(book, select, ignore, configured.extend_select),
-        roles=_roles(listed(only)),
+        roles=_roles(only),
         fail_on=fail_on,
         per_file_ignores=configured.per_file_ignores,
         root=configured.root.resolve(),
@@ -137,23 +147,25 @@ def trace(
     )
     text = traced.report.model_dump_json(indent=1) + "\n"
     failures = []
+    show_again = f"precaudit report --output-dir {shlex.quote(output_dir)} --open" if output_dir else None
     try:
-        write_latest(text, os.environ)
+        write_latest(text, os.environ, Path(output_dir or configured.output_dir or HOME))
     except OutputError as error:
         # The report on the screen and --output still tell everything, so this alone does not fail the run.
         say(str(error))
+        show_again = ""
     if output is not None:
         try:
-            write_atomically(output, text)
+            write_atomically(output, text if shape == "json" else render(traced.report, shape, width=100))
         except OutputError as error:
             failures.append(error)
-    _show(traced, output_format, verbosity=-1 if quiet else verbose)
+    _show(traced, shape if output is None else "text", -1 if quiet else verbose, show_again)
     if failures:
         raise failures[0]
     return traced.verdict.exit_code
 
 
-def _show(traced: Traced, output_format: str, verbosity: int) -> None:
+def _show(traced: Traced, output_format: str, verbosity: int, show_again: str | None) -> None:
     """Prints the report on stderr, since stdout is the command's, and last the line that says what went wrong.
 
     Where nothing was observed that line is all there is to say: a table of "not observed" would bury it.
@@ -163,18 +175,32 @@ def _show(traced: Traced, output_format: str, verbosity: int) -> None:
         notes = [note for note in report.coverage.notes if note != line]
         coverage = report.coverage.model_copy(update={"notes": notes})
         shown = report if output_format != "text" else report.model_copy(update={"coverage": coverage})
-        print_report(shown, output_format, sys.stderr, verbosity)
+        print_report(shown, output_format, sys.stderr, verbosity, show_again)
     if line:
         say(line)
 
 
-def _roles(names: list[str]) -> frozenset[str]:
+def _roles(values: Iterable[str]) -> frozenset[str]:
+    """The roles that --only names, as reports show them ("optimizer state") or as JSON spells them."""
+    from precaudit import rulebook
     from precaudit.model.vocabulary import Role
 
-    known = [role.value for role in Role]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"roles: {', '.join(known)}"
-            raise UsageError(f"--only: '{name}' is not a role; {hint}")
-    return frozenset(names)
+    table = rulebook.load().roles
+    shown = {role: table[role].label if role in table else role.value.replace("_", " ") for role in Role}
+    known = {_plain(spelling): role.value for role in Role for spelling in (shown[role], role.value)}
+    chosen = set()
+    for value in values:
+        for name in (part.strip() for part in value.split(",") if part.strip()):
+            # Several roles may stand in one value, set apart by spaces, if it is not the name of one.
+            for word in [name] if _plain(name) in known else name.split():
+                if _plain(word) not in known:
+                    near = difflib.get_close_matches(_plain(name), known, n=1)
+                    meant = known[near[0]] if near and "_" in name else near[0] if near else ""
+                    hint = f"did you mean '{meant}'?" if near else f"roles: {', '.join(shown.values())}"
+                    raise UsageError(f"--only: '{name}' is not a role; {hint}")
+                chosen.add(known[_plain(word)])
+    return frozenset(chosen)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())

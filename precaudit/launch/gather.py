@@ -18,7 +18,7 @@ from precaudit.launch.child import Ended
 from precaudit.launch.collect import rank_files, read_peers, read_ranks
 from precaudit.launch.command import Command
 from precaudit.launch.merge import Merged, ranks_in_words
-from precaudit.launch.save import LATEST
+from precaudit.launch.save import HOME, LATEST
 from precaudit.launch.trace import Choice, conclude, keep
 from precaudit.launch.verdict import Status, loud
 from precaudit.model.wire import Coverage, Finding, RankFile, Report, Tool
@@ -39,7 +39,7 @@ def gather(paths: Sequence[Path], choice: Choice, book: Rulebook) -> Report:
 
 def _read(path: Path, choice: Choice, book: Rulebook) -> Report:
     if path.is_dir():
-        for name in ("report.json", LATEST.name, str(LATEST)):
+        for name in ("report.json", str(LATEST), str(HOME / LATEST)):
             if (path / name).is_file():
                 return _read_report(path / name)
         for folder in (path, path / "ranks"):
@@ -47,7 +47,9 @@ def _read(path: Path, choice: Choice, book: Rulebook) -> Report:
                 return _judge_ranks(folder, choice, book)
         raise ReportError(f"{path}: holds neither report.json nor rank files; name a report or a folder of one trace")
     if not path.exists():
-        way_out = 'run "precaudit trace train.py" first' if path == LATEST else "name a report that is there"
+        way_out = (
+            'run "precaudit trace train.py" first' if path.parts[-2:] == LATEST.parts else "name a report that is there"
+        )
         raise ReportError(f"{path}: no such report; {way_out}")
     return _read_report(path)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from precaudit.errors import OutputError
 
-LATEST = Path(".precaudit") / "latest" / "report.json"
-"""Where every trace leaves its report, below the working directory."""
+HOME = Path(".precaudit")
+"""Where every trace leaves its report, below the working directory, unless the user names another folder."""
+LATEST = Path("latest") / "report.json"
+"""The report of the latest trace, in that folder."""
 TASKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 """How launchers that start one trace per rank number it."""
 
@@ -57,28 +59,33 @@ def write_atomically(path: Path, text: str) -> None:
         raise OutputError(f"{path}: cannot be written: {error.strerror}{kept}") from None
 
 
-def latest() -> list[Path]:
+def latest(home: Path = HOME) -> list[Path]:
     """The report of the latest trace, or the reports of each task's trace where a launcher started several."""
-    return sorted(LATEST.parent.glob(f"rank-*/{LATEST.name}")) or [LATEST]
+    one = home / LATEST
+    return sorted(one.parent.glob(f"rank-*/{one.name}")) or [one]
 
 
-def write_latest(text: str, environment: Mapping[str, str]) -> None:
+def write_latest(text: str, environment: Mapping[str, str], home: Path = HOME) -> None:
     """Writes `.precaudit/latest/report.json`, with a .gitignore that keeps the folder out of the user's commits.
 
     Below a launcher that starts one trace per task (`srun precaudit trace train.py`) it is `latest/rank-N/report.json`.
+    A folder of the user's, which may hold other things, gets no .gitignore.
     """
     rank, tasks = _task(environment)
-    path = LATEST if tasks == 1 else LATEST.parent / f"rank-{rank}" / LATEST.name
+    one = home / LATEST
+    path = one if tasks == 1 else one.parent / f"rank-{rank}" / one.name
     try:
+        ours = home == HOME or not home.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        ignore = LATEST.parent.parent / ".gitignore"
-        if not ignore.exists():
+        ignore = home / ".gitignore"
+        if ours and not ignore.exists():
             ignore.write_text("*\n", encoding="utf-8")
-        same_run = {LATEST.parent / f"rank-{number}" / LATEST.name for number in range(tasks if tasks > 1 else 0)}
-        for other in {LATEST, *latest()} - {path} - same_run:
+        same_run = {one.parent / f"rank-{number}" / one.name for number in range(tasks if tasks > 1 else 0)}
+        for other in {one, *latest(home)} - {path} - same_run:
             other.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+        way_out = "choose another folder with --output-dir or PRECAUDIT_OUTPUT_DIR"
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; {way_out}") from None
     write_atomically(path, text)
 
 

@@ -94,6 +94,7 @@ def conclude(
         statuses=merged.statuses,
         elsewhere=not settings.keep_going and merged.world_size > len(merged.ranks),
         steps=merged.coverage.steps,
+        attempts=merged.coverage.attempts,
         updated=_updated(merged),
         findings=findings,
         fail_on=choice.fail_on,

@@ -38,12 +38,19 @@ class Observed:
     """The `status` of each rank file."""
     steps: int
     """Optimizer steps traced; those before the window do not count."""
+    attempts: int
+    """Optimizer steps that were taken or tried in all, before and inside the window."""
     updated: bool
     """A weight was updated, or an attempt at it was made: there was training to see."""
     findings: Sequence[Finding]
     fail_on: str
     elsewhere: bool = False
     """Some ranks run on other nodes, whose own trace may stop them before these."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether some process showed all the steps that were to be traced."""
+        return bool({"stopped", "finished"} & set(self.statuses))
 
     @property
     def over(self) -> bool:
@@ -65,7 +72,8 @@ def decide(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, see
     elif failed:
         status = "script-failed"
     else:
-        status = "clean" if seen.updated else "inconclusive"
+        # Of a window that never closed nobody knows what the rest of it would have shown.
+        status = "clean" if seen.updated and seen.closed else "inconclusive"
     return Verdict(
         status, _exit_code(status, failed, ended, marks, seen), _line(command, skip, wanted, ended, marks, seen)
     )
@@ -131,11 +139,21 @@ def _line(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen
     if not seen.updated:
         return f"{command}: ended before an optimizer step was taken; let it train at least {skip + wanted} steps"
     if seen.steps < wanted and "watching" in seen.statuses:
-        return (
-            f"{command}: ended after {seen.steps} of the {wanted} steps to trace; "
-            "lower --skip or --steps, or let it train longer"
-        )
+        return f"{command}: {_too_short(skip, wanted, seen)}"
     return ""
+
+
+def _too_short(skip: int, wanted: int, seen: Observed) -> str:
+    """What to do about a run that ended before its window did."""
+    total = f"let it take at least {skip + wanted}"
+    if seen.steps:
+        return f"ended after {seen.steps} of the {wanted} steps to trace; {total}, or say --steps {seen.steps}"
+    taken = max(seen.attempts, 1)
+    needs = f"the trace needs {wanted}" + (f" more after the first{f' {skip}' if skip > 1 else ''}" if skip else "")
+    return (
+        f"no step was traced: it took {taken} optimizer step{'s' if taken > 1 else ''}, and {needs}; {total}"
+        f"{f', or trace from the first on with --skip 0 --steps {taken}' if skip else ''}"
+    )
 
 
 def _never_loaded(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:

@@ -26,6 +26,8 @@ class View(NamedTuple):
     """Below 0 findings only; 0 errors and warnings in full; above 0 notes, consequences and coverage in full."""
     width: int = 80
     """Columns of the terminal."""
+    show_again: str | None = None
+    """The command that shows a trace's report again, as the next one to type; "" where the report was not kept."""
 
 
 FORMATS: Mapping[str, str] = {
@@ -51,6 +53,7 @@ def render(
     color: bool = False,
     verbosity: int = 0,
     width: int | None = None,
+    show_again: str | None = None,
 ) -> str:
     """The report in one of FORMATS, ending in a newline unless it is empty. Raises UsageError for another format.
 
@@ -67,4 +70,4 @@ def render(
         from shutil import get_terminal_size
 
         width = get_terminal_size().columns
-    return write(report, View(root or Path.cwd(), color, verbosity, max(width, 40)))
+    return write(report, View(root or Path.cwd(), color, verbosity, max(width, 40), show_again))

@@ -14,5 +14,5 @@ def render(report: Report, view: View) -> str:
         what = f"{finding.rule} {finding.severity.value}{words.mark(finding)}"
         lines.append(f"{at}: {what} {words.visible(finding.message)} [{finding.name}]")
     if view.verbosity >= 0:
-        lines.append(words.one_line(words.closing(report, view.verbosity)))
+        lines.append(words.one_line(words.closing(report, view.verbosity, view.show_again)))
     return "".join(f"{line}\n" for line in lines)

@@ -20,7 +20,9 @@ def render(report: Report, view: View) -> str:
     top = repository(view.root)
     source = Source(view.root)
     lines = [_command(finding, view, top, source) for finding in words.loud(report, view.verbosity)]
-    return "".join(f"{line}\n" for line in [*lines, words.one_line(words.closing(report, view.verbosity))])
+    return "".join(
+        f"{line}\n" for line in [*lines, words.one_line(words.closing(report, view.verbosity, view.show_again))]
+    )
 
 
 def _command(finding: Finding, view: View, top: Path, source: Source) -> str:

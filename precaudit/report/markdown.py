@@ -29,7 +29,7 @@ def render(report: Report, view: View) -> str:
     extra += words.overhead(report)
     if extra:
         parts.append("\n".join(f"- {text(line)}" for line in extra))
-    parts.append(text(words.one_line(words.closing(report, view.verbosity))))
+    parts.append(text(words.one_line(words.closing(report, view.verbosity, view.show_again))))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -53,7 +53,7 @@ def render(report: Report, view: View) -> str:
     worst = shown[0].severity if shown else None
     good = report.status == "clean" and worst is None
     style = GOOD if good else STYLES.get(worst, STRONG) if worst else STRONG
-    page.flow(words.closing(report, view.verbosity), style)
+    page.flow(words.closing(report, view.verbosity, view.show_again), style)
     return page.text()
 
 

@@ -15,6 +15,8 @@ NAMES = re.compile(r"[A-Za-z_]+\d+")
 """Digits that belong to a name, `float16` or `beta2`, are no number."""
 ENOUGH = 90
 """Letters that a short explanation has at least, where its rule says more."""
+NOTHING = "no errors, no warnings"
+SHOW_AGAIN = "precaudit report --open"
 HIDDEN: Mapping[str, str] = {"baseline": "in the baseline", "unchanged": "on unchanged lines"}
 """Why findings are left out, after their number."""
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
@@ -165,7 +167,10 @@ def verdict(report: Report) -> str:
     if report.status == "inconclusive":
         if report.command == "check" and report.coverage.files:
             unread = "not everything could be read; in the rest "
-            return f"inconclusive: {unread}{counts if found else 'no errors, no warnings'}"
+            return f"inconclusive: {unread}{counts if found else NOTHING}"
+        if any(row.verdict != "not-observed" for row in report.roles):
+            until = "the run ended before the traced steps were over; until then "
+            return f"inconclusive: {until}{counts if found else NOTHING}"
         what = "examined" if report.command in ("check", "checkpoint") else "observed"
         return f"inconclusive: nothing was {what}, so this says nothing about the precision"
     if report.status == "script-failed":
@@ -173,10 +178,10 @@ def verdict(report: Report) -> str:
         observed = found or report.coverage.steps or any(row.verdict != "not-observed" for row in report.roles)
         until = f"until then: {counts}" if observed else "nothing was observed until then"
         return f"the traced command failed{code}; {until}"
-    return counts if found else "no errors, no warnings"
+    return counts if found else NOTHING
 
 
-def closing(report: Report, verbosity: int = 0) -> list[str]:
+def closing(report: Report, verbosity: int = 0, show_again: str | None = None) -> list[str]:
     """The parts of the last line: the verdict, what was looked at, what is not shown, the next useful command."""
     parts = [verdict(report)]
     notes = count_of(report, Severity.NOTE)
@@ -197,18 +202,18 @@ def closing(report: Report, verbosity: int = 0) -> list[str]:
         )
     elif report.command == "check":
         parts.append(plural(report.coverage.files, "file"))
-    if step := next_command(report):
+    if step := next_command(report, show_again):
         parts.append(f"next: {step}")
     return parts
 
 
-def next_command(report: Report) -> str:
+def next_command(report: Report, show_again: str | None = None) -> str:
     """The command that is most useful after this report; empty where there is none to suggest."""
     shown = loud(report)
     if report.command == "check":
         return f"precaudit rules {shown[0].rule}" if shown else "precaudit trace <your training command>"
-    if report.command == "trace" and report.status in ("clean", "findings"):
-        return "precaudit report --output-format html"
+    if report.command == "trace" and report.status in ("clean", "findings", "inconclusive") and report.roles:
+        return SHOW_AGAIN if show_again is None else show_again
     return f"precaudit rules {shown[0].rule}" if shown else ""
 
 

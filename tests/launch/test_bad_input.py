@@ -121,13 +121,17 @@ def test_a_script_that_fails_before_it_trains_says_so_in_one_line(desk: Desk) ->
     ]
 
 
-def test_a_script_that_ends_before_the_window_does_is_judged_by_what_it_did(desk: Desk) -> None:
+def test_a_script_that_ends_before_the_window_does_is_never_green(desk: Desk) -> None:
     traced = desk.trace("import torch\ntorch.step()\n")
-    assert (traced.code, traced.report["status"]) == (0, "clean")
-    assert traced.ours[-1] == (
-        "precaudit: python train.py: ended after 0 of the 2 steps to trace; "
-        "lower --skip or --steps, or let it train longer"
+    assert (traced.code, traced.report["status"]) == (5, "inconclusive")
+    assert "inconclusive: the run ended before the traced steps were over; until then no errors" in " ".join(
+        traced.stderr.split()
     )
+    assert traced.ours[-1] == (
+        "precaudit: python train.py: no step was traced: it took 1 optimizer step, and the trace needs 2 more after "
+        "the first; let it take at least 3, or trace from the first on with --skip 0 --steps 1"
+    )
+    assert desk.trace("import torch\ntorch.step('bfloat16')\n").code == 1
 
 
 def test_a_driver_that_fails_because_we_stopped_its_training_does_not_decide(desk: Desk) -> None:
@@ -240,7 +244,7 @@ def test_timeout_ends_the_command_and_all_it_started(desk: Desk) -> None:
     began = time.monotonic()
     traced = desk.precaudit("trace", "--timeout", "1", "sh", "-c", f"{sys.executable} train.py; true")
     assert time.monotonic() - began < 10
-    assert (traced.code, traced.report["status"]) == (0, "clean")
+    assert (traced.code, traced.report["status"]) == (5, "inconclusive")
     assert "stopped by --timeout after 1 s with 0 of 2 steps traced; give it more time" in traced.ours[-1]
     assert not child._alive(int((desk.folder / "pid").read_text()))
 
@@ -297,7 +301,12 @@ def test_a_folder_that_takes_no_report_is_one_line_and_the_findings_still_decide
     desk.write(".precaudit", "a file where the folder should be")
     traced = desk.trace(WRONG)
     assert traced.code == 1
-    assert "precaudit: .precaudit/latest/report.json: cannot be written: Not a directory" in traced.ours
+    assert (
+        "precaudit: .precaudit/latest/report.json: cannot be written: Not a directory; "
+        "choose another folder with --output-dir or PRECAUDIT_OUTPUT_DIR"
+    ) in traced.ours
+    # Nothing was written that a next command could show.
+    assert "next:" not in traced.stderr
 
 
 def test_on_a_full_disk_the_old_report_survives(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

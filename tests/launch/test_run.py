@@ -100,7 +100,9 @@ def test_where_nothing_can_be_written_the_training_runs_all_the_same(desk: Desk)
     )
     assert (done.returncode, done.stdout) == (0, "trained\n")
     assert done.stderr.startswith("precaudit: .precaudit/ranks/run-29500-")
-    assert done.stderr.endswith(": cannot be written: Not a directory; running untraced\n")
+    assert done.stderr.endswith(
+        ": cannot be written: Not a directory; running untraced; PRECAUDIT_OUTPUT_DIR names another folder\n"
+    )
 
 
 @pytest.mark.parametrize("form", [["train.py"], ["-m", "train"]], ids=" ".join)

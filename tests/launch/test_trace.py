@@ -154,6 +154,32 @@ def test_findings_that_are_not_asked_for_do_not_count(desk: Desk, options: tuple
     assert (traced.code, traced.report["findings"]) == (0, [])
 
 
+@pytest.mark.parametrize(
+    ("only", "count"),
+    [(["optimizer state"], 1), (["Optimizer-State"], 1), (["loss,optimizer state"], 1), (["loss optimizer_state"], 1),
+     (["norm statistics"], 0), (["gradients", "quantised storage"], 0)],
+)  # fmt: skip
+def test_roles_can_be_typed_as_they_are_shown(desk: Desk, only: list[str], count: int) -> None:
+    traced = desk.trace(WRONG, *(word for role in only for word in ("--only", role)))
+    assert len(traced.report["findings"]) == count
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [(["x.sarif"], '{\n  "$schema"'), (["x.out", "--output-format", "sarif"], '{\n  "$schema"'),
+     (["x.html"], "<!doctype html>"), (["x.md"], "## precaudit"), (["x"], '{\n "format_version"'),
+     (["x.json", "--output-format", "concise"], "train.py:2")],
+)  # fmt: skip
+def test_output_is_written_in_the_format_asked_for_or_the_one_its_name_says(
+    desk: Desk, words: list[str], starts: str
+) -> None:
+    traced = desk.trace(WRONG, "--output", *words)
+    assert traced.code == 1
+    assert (desk.folder / words[0]).read_text().startswith(starts)
+    # The terminal has the report for people all the same.
+    assert "\nx PA301 low-precision-optimizer-state" in traced.stderr
+
+
 def test_an_ignore_comment_silences_the_finding_on_its_line(desk: Desk) -> None:
     traced = desk.trace("import torch\ntorch.train(5, 'bfloat16')  # precaudit: ignore[PA301]\n")
     assert (traced.code, traced.report["status"]) == (0, "clean")

@@ -131,7 +131,7 @@ def test_a_role_that_was_not_observed_says_what_has_to_run_to_see_it(root: Path)
 def test_the_last_line_gives_the_counts_and_the_next_command(root: Path) -> None:
     assert render(samples.trace(), "text", root=root, width=200).splitlines()[-1] == (
         "5 errors, 5 warnings · 2 notes (-v shows them) · 1 suppressed · 12 roles, 398 parameters · "
-        "next: precaudit report --output-format html"
+        "next: precaudit report --open"
     )
     assert render(samples.clean(), "text", root=root, width=200) == (
         "no errors, no warnings · 3 files · next: precaudit trace <your training command>\n"

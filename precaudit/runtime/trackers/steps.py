@@ -69,7 +69,7 @@ class Steps:
         """Steps of GradScalers that are going on."""
         self._updated = False
         """An optimizer stepped since the last of them began."""
-        bus.on(OptimizerBuilt, lambda event: self.built.add(event.optimizer))
+        bus.on(OptimizerBuilt, self._optimizer_built)
         bus.on(StepNested, lambda event: self.built.discard(event.optimizer))
         bus.on(BackwardBegan, self._backward_began)
         bus.on(StepCalled, self._step_called)
@@ -80,6 +80,12 @@ class Steps:
         bus.on(StepSkipped, lambda event: self._attempt(event.optimizer, True))
 
     # -- what torch tells
+
+    def _optimizer_built(self, event: OptimizerBuilt) -> None:
+        """With `--skip 0` the first step is traced too: from the first optimizer on."""
+        self.built.add(event.optimizer)
+        if self._window.skip == 0 and not self._window.tracing and not self._window.attempts:
+            self._open()
 
     def _backward_began(self, event: BackwardBegan) -> None:
         """A loop may train by autograd.grad alone; beside .backward() that is a penalty or a second derivative."""
