@@ -27,9 +27,9 @@ class Ending:
         """The backward at which this rank met all its peers finished."""
         self._trainer = os.getpid()
         """The process that had the last backward: forks of it inherit everything but the training."""
-        session.bus.on(BackwardBegan, self._backward_began)
-        session.bus.on(WindowClosed, lambda event: self.close())
-        session.bus.on(GoesOn, lambda event: self.session.peers.after_step())
+        session.bus.on(BackwardBegan, self._backward_began, always=True)
+        session.bus.on(WindowClosed, lambda event: self.close(), always=True)
+        session.bus.on(GoesOn, lambda event: self.session.peers.after_step(), always=True)
 
     def install(self) -> list[Callable[[], None]]:
         atexit.register(self._at_exit)
