@@ -107,6 +107,25 @@ class AutocastLeft(NamedTuple):
     """The innermost region of this thread is about to be left."""
 
 
+class GroupBegan(NamedTuple):
+    """`init_process_group` was called."""
+
+
+class GroupJoined(NamedTuple):
+    """It has returned: this process has a rank."""
+
+    rank: int
+    world_size: int
+    rendezvous: str
+    """Where its ranks met: what no other group on this machine has."""
+
+
+class Saved(NamedTuple):
+    """`torch.save` was called with this."""
+
+    content: Any
+
+
 class CompileCalled(NamedTuple):
     """`torch.compile` was called for the first time."""
 

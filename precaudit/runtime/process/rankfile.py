@@ -65,6 +65,7 @@ class RankFile:
             sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
             if sums and seen.dtype != "float32":
                 self.session.updates.of_sums(seen, self.session.updates.sums)
+        out += [told for watcher in self.session.watchers for told in watcher.observations()]
         out += self.session.adapters.observations()
         return out + self.session.adapters.dishonoured(out)
 
