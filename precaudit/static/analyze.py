@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from precaudit.model.vocabulary import Fact
+from precaudit.static import detectors
 from precaudit.static.cache import digest
 from precaudit.static.decoding import SourceError, decode
 from precaudit.static.language.heap import Store
@@ -90,6 +91,7 @@ class Siblings:
 def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     """The Facts that this file proves, and [path, content hash] of each sibling module they also rest on."""
     torch = Torch()
+    detectors.attach(torch.bus)
     interpreter = torch.interpreter
     siblings = Siblings(torch)
     interpreter.find_module = siblings.find
@@ -107,6 +109,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
         if source.misread:
             return analyze(Source(source.path, source.text, source.file, whole=True))
         conclusions.finish(torch)
+        torch.bus.finish(torch)
         return torch.facts.resolve(), siblings.hashes
     finally:
         interpreter.forget()

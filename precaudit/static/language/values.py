@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from precaudit.model.vocabulary import FLOATING, LOW
 from precaudit.static.language.heap import MISSING, Store
@@ -38,6 +38,44 @@ class Spot:
     source: Any
     node: Any
     function: str = ""
+
+
+class Mark(Generic[T]):
+    """What one detector remembers of tensors: `SQUARE.put(tensor, spot)`, `SQUARE.of(tensor)`. Nobody else need know.
+
+    It passes through views and splits; through an operation only where its detector puts it on the result. Where two
+    paths meet, `join` says what is left; without one, whichever path has it. A cast to a wider dtype ends it, unless
+    it `stays`.
+    """
+
+    __slots__ = ("join", "stays")
+
+    def __init__(
+        self, join: Callable[[T | None, T | None], T | None] = lambda one, other: one or other, stays: bool = False
+    ) -> None:
+        self.join = join
+        self.stays = stays
+
+    def of(self, value: Value) -> T | None:
+        return value.notes.get(self) if isinstance(value, Tensor) else None
+
+    def put(self, value: Value, note: T | None) -> None:
+        """Notes it on a tensor that an operation has just made; None takes it off."""
+        if isinstance(value, Tensor) and value.notes.get(self) is not note:
+            notes = {mark: held for mark, held in value.notes.items() if mark is not self}
+            value.notes = notes if note is None else {**notes, self: note}  # type: ignore[misc]
+
+
+Notes = Mapping[Mark[Any], Any]
+NO_NOTES: Notes = {}
+
+
+def joined(one: Notes, other: Notes, low: bool) -> Notes:
+    """What detectors still remember of a tensor that is either of two, and is low or may be wide."""
+    if one is other and low:
+        return one
+    kept = {mark: mark.join(one.get(mark), other.get(mark)) for mark in {**one, **other} if low or mark.stays}
+    return {mark: note for mark, note in kept.items() if note is not None}
 
 
 class Value:
@@ -114,16 +152,10 @@ class Tensor(Value):
     """The turns of the loops around its creation."""
     low_at: Spot | None = None
     """Where positions or a loss became low."""
-    low_softmax: Spot | None = None
-    """The low softmax these probabilities come from."""
-    square: Spot | None = None
-    """The low square this statistic comes from."""
-    unstable: str = ""
-    """Exponentials that nothing was subtracted from, or their sum: the name of the formula that takes its log."""
-    tiny: tuple[float, Spot] | None = None
-    """A literal added to it that is zero in its dtype."""
     origin: Spot | None = None
     """Where its low dtype was written, if that is not at `spot`."""
+    notes: Notes = field(default_factory=lambda: NO_NOTES)
+    """What the detectors remember of it."""
     parts: tuple[Tensor, ...] = ()
     """The kept tensors that it is a sum of: weights, gradients, storage that was created."""
 
@@ -477,8 +509,7 @@ def join_tensors(one: Tensor, other: Tensor) -> Tensor:
         zero_dim=one.zero_dim and other.zero_dim,
         loops=one.loops if len(one.loops) <= len(other.loops) else other.loops,
         low_at=one.low_at or other.low_at,
-        low_softmax=(one.low_softmax or other.low_softmax) if is_low(dtype) else None,
-        square=(one.square or other.square) if is_low(dtype) else None,
+        notes=joined(one.notes, other.notes, is_low(dtype)),
     )
 
 

@@ -31,6 +31,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import frameworks, meanings
+from precaudit.static.overlays.events import Bus
 from precaudit.static.overlays.facts import Facts
 from precaudit.static.overlays.torch import (
     attributes,
@@ -51,6 +52,7 @@ class Torch:
 
     def __init__(self) -> None:
         self.facts = Facts()
+        self.bus = Bus()
         self.training = Training()
         self.interpreter: Interpreter = Interpreter(self)
         self.outside_scaling = False

@@ -142,4 +142,4 @@ def gradient_norm(model):
     total = 0.0
     for p in model.parameters():
         total += p.grad.half().norm(2) ** 2  # expect: PA209
-    return total
+    return 1.0 / (total.sqrt() + 1e-6)

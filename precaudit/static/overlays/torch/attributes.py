@@ -36,7 +36,8 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import frameworks
-from precaudit.static.overlays.torch import flags, mistakes, modules, operands, opnames, optimizers, scaling
+from precaudit.static.overlays.events import Op
+from precaudit.static.overlays.torch import flags, modules, operands, opnames, optimizers, scaling
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -236,7 +237,7 @@ def item_set(torch: Torch, target: Value, index: Value, value: Value, node: Any)
         if isinstance(key, (str, int)):
             torch.interpreter.heap.put(target.store, ("item", key), value)
     elif isinstance(target, Tensor):
-        mistakes.constant_overflows(torch, target.dtype, value, node, "Add")
+        torch.bus.tell(Op(torch, "__setitem__", [target, index, value], {}, [target, value], target, node))
 
 
 def children(torch: Torch, value: Instance) -> list[Value] | None:

@@ -23,7 +23,6 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.nodes import cst
 from precaudit.static.overlays.torch import (
-    accumulators,
     backward,
     checkpoints,
     modules,
@@ -33,6 +32,7 @@ from precaudit.static.overlays.torch import (
     reduction,
     regions,
     scaling,
+    updates,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _foreach(torch: Torch, name: str, args: list[Value], node: Any) -> None:
     others = [objects.element(torch.interpreter, a) if isinstance(a, Seq) else a for a in args[1:]]
     if short in ("add", "sub", "lerp", "addcmul", "addcdiv", "copy"):
         for target in options(objects.element(torch.interpreter, args[0])):
-            accumulators.accumulate(torch, target, others, node, short, True)
+            updates.update(torch, target, others, node, short, True)
 
 
 def nn(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

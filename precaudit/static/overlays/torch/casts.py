@@ -10,17 +10,26 @@ from precaudit.static.language.values import (
     Choice,
     Device,
     DType,
+    Dtypes,
     Opaque,
+    Spot,
     Tensor,
     Value,
     is_float,
     is_low,
+    joined,
     unknown,
 )
-from precaudit.static.overlays.torch import mistakes, operands
+from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
+
+
+def half_cast(torch: Torch, spot: Spot | None, dtype: Dtypes | None, region: Spot | None) -> None:
+    """A value was cast low by hand inside a region, so that an operation in float32 gets rounded values."""
+    if spot is not None and region is not None:
+        torch.facts.add(Kind.CAST, spot, dtype, None, ("the region begins here", region), under_autocast=True)
 
 
 def to(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -58,7 +67,7 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
     marks = value.marks
     target = operands.names(dtype)
     if target is None:
-        return replace(value, dtype=None, square=None, low_softmax=None)
+        return replace(value, dtype=None, notes=joined(value.notes, value.notes, False))
     was_integer = value.dtype is not None and not is_float(value.dtype)
     if was_integer and is_float(target):
         marks |= {"counts"} if "small" in marks or value.dtype == frozenset({"bool"}) else {"counts", "positions"}
@@ -80,7 +89,7 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         if value.dtype == frozenset({"float32"}):
             marks |= {"recast"}
         elif value.low and value.dtype == region.dtype and not target & (value.dtype or frozenset()):
-            mistakes.half_cast(torch, spot, target, region.spot)
+            half_cast(torch, spot, target, region.spot)
     low_at = value.low_at
     if is_low(target) and marks & {"positions", "schedule"}:
         low_at = low_at or spot
@@ -96,8 +105,6 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         spot=spot if value.dtype != target else value.spot,
         op="cast" if value.dtype != target else value.op,
         low_at=low_at if is_low(target) or (low_at is not None and marks & {"positions", "schedule"}) else None,
-        square=value.square if stays_low else None,
-        low_softmax=value.low_softmax if stays_low else None,
-        tiny=None,
+        notes=joined(value.notes, value.notes, stays_low),
         origin=dtype.origin,
     )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from precaudit.static.language.values import (
-    NONE,
     Const,
     Dtypes,
     Number,
@@ -17,7 +16,7 @@ from precaudit.static.language.values import (
     is_float,
     is_low,
 )
-from precaudit.static.overlays.torch import mistakes, operands, opnames
+from precaudit.static.overlays.torch import operands, opnames
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -48,11 +47,6 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
         zero_dim = isinstance(source, (Const, Number))
     elif name in ("zeros", "ones", "full", "empty", "rand", "randn"):
         zero_dim = isinstance(source, Seq) and not source.items and not source.open
-    if name in ("full", "full_like", "new_full"):
-        fill = kwargs.get("fill_value") or (args[1] if name != "new_full" and len(args) > 1 else NONE)
-        mistakes.constant_overflows(torch, dtype, fill, node, "Add")
-    if name == "tensor" and isinstance(source, Const):
-        mistakes.constant_overflows(torch, dtype, source, node, "Add")
     low_at = None
     if (
         zero_dim
@@ -68,8 +62,6 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     if name in ("linspace", "logspace"):
         marks.add("schedule")
         low_at = spot if is_low(dtype) else None
-    if name == "tensor" and wanted is not None and isinstance(source, Const):
-        mistakes.low_hyperparameter(torch, dtype, origin, source, spot)
     if name == "arange":
         limit = [float_constant(a) for a in args[:2]]
         largest = max((n for n in limit if n is not None), default=None)

@@ -38,11 +38,10 @@ from precaudit.static.language.values import (
 from precaudit.static.nodes import cst
 from precaudit.static.overlays import frameworks, meanings
 from precaudit.static.overlays import stdlib as standard
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import (
-    accumulators,
     backward,
     functions,
-    mistakes,
     modules,
     operands,
     opnames,
@@ -51,6 +50,7 @@ from precaudit.static.overlays.torch import (
     rebinding,
     regions,
     scaling,
+    updates,
 )
 
 if TYPE_CHECKING:
@@ -148,11 +148,13 @@ def _param_method(
         modules.set_trainable(torch, receiver, truth(args[0]) if args else True)
         return receiver
     if name == "copy_":
-        accumulators.accumulate(torch, receiver, args, node, "copy", True)
+        updates.update(torch, receiver, args, node, "copy", True)
         return receiver
     if name.endswith("_") and not name.startswith("_"):
-        accumulators.accumulate(torch, receiver, [*args, *kwargs.values()], node, name.rstrip("_"), True)
-        mistakes.divides(torch, name.rstrip("_"), args, node)
+        updates.update(torch, receiver, [*args, *kwargs.values()], node, name.rstrip("_"), True)
+        tensor = operands.as_tensor(torch, receiver)
+        values = [operands.as_tensor(torch, a) for a in args]
+        torch.bus.tell(Op(torch, name, [tensor, *values], kwargs, [tensor, *values], tensor, node))
         return receiver
     if name in ("register_hook", "register_post_accumulate_grad_hook"):
         return unknown()
@@ -169,6 +171,7 @@ def _tensor_method(
         (backward.from_gradient if handed else backward.backward)(torch, receiver, node)
         return NONE
     if name == "item":
+        torch.bus.tell(Op(torch, "item", [receiver], {}, [receiver], Number(), node))
         return Number()
     if name == "is_floating_point" and receiver.dtype is not None:
         return Const(is_float(receiver.dtype))
@@ -181,7 +184,7 @@ def _tensor_method(
         source = operands.as_tensor(torch, args[0]) if args else unknown()
         if "gradient" in receiver.marks:
             scaling.gradient_replaced(torch, source, node)
-        accumulators.accumulate(torch, receiver, [source], node, "copy", True)
+        updates.update(torch, receiver, [source], node, "copy", True)
         return replace(receiver, marks=receiver.marks | (operands.marks_of([source]) & operands.KEPT))
     if name.endswith("_") and not name.startswith("_") and name not in opnames.VIEWS:
         return _in_place(torch, receiver, name.rstrip("_"), args, kwargs, node)
@@ -196,23 +199,18 @@ def _in_place(
     called = isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
     attribute = called and rebinding.outlives_its_loop(torch, node.func.value)
     if name in ("add", "sub", "lerp", "addcmul", "addcdiv"):
-        accumulators.accumulate(torch, receiver, args, node, name, attribute)
+        updates.update(torch, receiver, args, node, name, attribute)
     values = [operands.as_tensor(torch, a) for a in args]
-    mistakes.divides(torch, name, values, node)
-    if name in ("fill",) and args:
-        mistakes.constant_overflows(torch, receiver.dtype, args[0], node, "Add")
-    if name in ("masked_fill",):
-        ops._masked_fill(torch, [receiver, *args], kwargs, node)
-    after = _after(torch, receiver, name, args, node)
-    if after is not receiver and called and isinstance(node.func.value, (cst.Name, cst.Subscript)):
+    after = replace(_after(receiver, name))
+    torch.bus.tell(Op(torch, f"{name}_", [receiver, *values], kwargs, [receiver, *values], after, node))
+    changed = after.marks is not receiver.marks or after.notes is not receiver.notes
+    if changed and called and isinstance(node.func.value, (cst.Name, cst.Subscript)):
         objects.assign(torch.interpreter, node.func.value, after)
     return replace(after, marks=after.marks | (operands.marks_of(values) & operands.KEPT))
 
 
-def _after(torch: Torch, tensor: Tensor, name: str, args: list[Value], node: Any) -> Tensor:
+def _after(tensor: Tensor, name: str) -> Tensor:
     """What a tensor is once it was changed in place, and stays under its name."""
-    if name == "add" and (tiny := mistakes.vanishing_constant(torch, tensor.dtype, args, node)):
-        return replace(tensor, tiny=tiny)
     if name == "mul":
         return replace(tensor, marks=tensor.marks | {"decayed"})
     if name in ("zero", "fill") and "decayed" in tensor.marks:

@@ -104,6 +104,14 @@ POINTWISE = {
 }
 
 
+OPERATORS = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div", "Modulo": "remainder"}
+"""Operator -> the function of torch that it is."""
+
+
+OF_INTEGERS = frozenset(["sum", "cumsum", "abs", "neg", "clamp", "clip", "prod", "pad", "sign", "amax", "amin"])
+"""Operations that leave integers what they are."""
+
+
 LOSSES = frozenset(
     """
     cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy

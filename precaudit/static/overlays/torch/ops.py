@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import LOW, Kind, Role
+from precaudit.model.vocabulary import LOW
 from precaudit.static.language.values import (
     NONE,
     Const,
@@ -26,7 +26,8 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
-from precaudit.static.overlays.torch import casts, factories, mistakes, operands, opnames, optimizers
+from precaudit.static.overlays.events import Op
+from precaudit.static.overlays.torch import casts, factories, operands, opnames, optimizers
 from precaudit.static.overlays.torch.autocast import table_for
 
 if TYPE_CHECKING:
@@ -39,11 +40,29 @@ BEFORE_THE_LOSS = frozenset({"mean", "sum", "softmax", "log_softmax", "logsumexp
 def apply(
     torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any, receiver: Value | None = None
 ) -> Value:
-    """The result of `torch.<name>(*args)` or `args[0].<name>(*args[1:])`."""
+    """The result of `torch.<name>(*args)` or `args[0].<name>(*args[1:])`, told to the detectors."""
     args = [operands.as_tensor(torch, a) for a in args]
     flat: list[Value] = []
     for arg in (*args, *kwargs.values()):
         flat.extend(operands.as_tensor(torch, i) for i in arg.items) if isinstance(arg, Seq) else flat.append(arg)
+    if name == "where" and len(args) == 3:
+        condition = args[0] if receiver is None else args[1]
+        flat = [value for value in flat if value is not condition]
+    result = _result(torch, name, args, kwargs, flat, node, receiver)
+    if name in torch.bus.asked:
+        torch.bus.tell(Op(torch, name, args or flat, kwargs, flat, result, node))
+    return result
+
+
+def _result(
+    torch: Torch,
+    name: str,
+    args: list[Value],
+    kwargs: dict[str, Value],
+    flat: list[Value],
+    node: Any,
+    receiver: Value | None,
+) -> Value:
     tensors = [a for a in flat if isinstance(a, Tensor)]
     spot = torch.spot(node)
     if name in opnames.CASTS and receiver is not None:
@@ -63,7 +82,6 @@ def apply(
     if name in opnames.NUMBERS:
         return Number()
     if name in opnames.INTEGER_RESULTS:
-        mistakes.sampled(torch, name, args, node)
         return Tensor(frozenset({"int64"}), spot, name)
     if not tensors:
         return unknown(*(operands.marks_of(flat) & operands.KEPT))
@@ -75,7 +93,6 @@ def apply(
     if name in opnames.PAIRS or (name in ("max", "min") and (len(args) > 1 or "dim" in kwargs)):
         if len(args) > 1 and isinstance(args[1], Tensor) and name in ("max", "min"):
             return _pointwise(torch, "Max", args[:2], node, name)
-        mistakes.consumes_softmax(torch, name, tensors[0], node)
         return seq([_derive(tensors[0], spot, name), Tensor(frozenset({"int64"}), spot, name)], "pair")
     if name in ("max", "min"):
         return replace(_derive(tensors[0], spot, name), zero_dim=True)
@@ -85,9 +102,6 @@ def apply(
         return _loss(torch, name, args, kwargs, node)
     if name in opnames.MATMULS:
         return _matmul(torch, name, tensors, flat, node)
-    if name == "where" and len(args) == 3:
-        condition = args[0] if receiver is None else args[1]
-        flat = [value for value in flat if value is not condition]
     if name in opnames.POINTWISE:
         return _pointwise(torch, opnames.POINTWISE[name], flat if name != "lerp" else flat[:2], node, name)
     if name in opnames.SAME:
@@ -166,39 +180,11 @@ def _pointwise(torch: Torch, op: str, values: list[Value], node: Any, name: str)
         dtype = frozenset({"float32"})
     if dtype is not None and not is_float(dtype) and any(isinstance(constant(v), float) for v in plain):
         dtype = frozenset({"float32"})
-    for value in plain:
-        mistakes.constant_overflows(torch, dtype, value, node, "Add" if name == "where" else op)
     result = result_of(torch, name, dtype, [*tensors, *opaque], node)
     changes: dict[str, Any] = {"zero_dim": all(t.zero_dim for t in tensors) and not opaque}
     if name in opnames.LINEAR:
         kept = (t.parts or ((t,) if t.marks & opnames.PARTS else ()) for t in tensors)
         changes["parts"] = tuple(part for parts in kept for part in parts)[:4]
-    if result.low:
-        for tensor in tensors:
-            if op == "Divide" and tensor is tensors[-1] and len(tensors) > 1:
-                mistakes.consumes_vanishing(torch, tensor, node, "div")
-                continue
-            if op in ("Multiply", "Divide", "Add", "Subtract"):
-                changes["square"] = changes.get("square") or (
-                    tensor.square if op != "Multiply" or len(tensors) == 1 else None
-                )
-            changes["low_softmax"] = changes.get("low_softmax") or tensor.low_softmax
-        wide = next((t for t in tensors if t.zero_dim and "asked_float32" in t.marks), None)
-        if wide is not None and not changes["zero_dim"]:
-            torch.facts.add(
-                Kind.OP,
-                torch.spot(node),
-                result.dtype,
-                None,
-                ("it was made float32 here", wide.spot),
-                op="no-promotion",
-            )
-        if op == "Add" and len(tensors) == 1:
-            changes["tiny"] = mistakes.vanishing_constant(torch, result.dtype, plain, node)
-            if tensors[0].op == "exp" and any(float_constant(v) == 1.0 for v in plain):
-                changes["unstable"] = "log1p-exp"
-        if op == "Multiply" and len(tensors) == 2 and tensors[0].spot is tensors[1].spot is not None:
-            changes["square"] = torch.spot(node)
     marks = _homogeneity(op, tensors, result.marks)
     if any(isinstance(value, Number) and value.from_scale for value in plain):
         marks = (marks - {"penalty"}) | ({"unscaled"} if "gradient" in marks else frozenset())
@@ -248,33 +234,36 @@ def binary(torch: Torch, op: str, left: Value, right: Value, node: Any) -> Value
         return apply(torch, "matmul", [left, right], {}, node)
     if op == "Power":
         return apply(torch, "pow", [left, right], {}, node)
-    return _pointwise(torch, op, [left, right], node, op)
+    result = _pointwise(torch, op, [left, right], node, op)
+    name = opnames.OPERATORS.get(op, op)
+    if name in torch.bus.asked:
+        torch.bus.tell(Op(torch, name, [left, right], {}, [left, right], result, node))
+    return result
 
 
 def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """An operation whose result has the dtype of its first tensor, unless autocast or the caller says otherwise."""
     tensor = args[0] if isinstance(args[0], Tensor) else next((a for a in args if isinstance(a, Tensor)), None)
     if tensor is None:
         return unknown(*(operands.marks_of(args) & operands.KEPT))
     dtype = tensor.dtype
-    if name in ("pow",) and len(args) > 1 and isinstance(args[0], (Const, Number)):
-        # A number to the power of a tensor: the tensor's dtype, or float32 for integers.
-        dtype = dtype if is_float(dtype) or dtype is None else frozenset({"float32"})
     wanted = operands.dtype_argument(torch, kwargs.get("dtype") or _third_dtype(args))
     integral = dtype is not None and not is_float(dtype)
-    if integral and name not in ("sum", "cumsum", "abs", "neg", "clamp", "clip", "prod", "pad", "sign", "amax", "amin"):
+    if integral and name not in opnames.OF_INTEGERS:
         dtype = frozenset({"float32"})
-    decided, by_autocast = (dtype, False) if integral else autocast_dtype(torch, name, dtype)
-    if by_autocast and decided == frozenset({"float32"}):
-        mistakes.consumes_recast(torch, tensor)
-    if wanted is not None and name not in ("normalize",):
-        decided = operands.names(wanted)
-        by_autocast = True
-    before = torch.spot(node)
-    result = result_of(torch, name, decided, [tensor], node)
-    changes: dict[str, Any] = {}
+    if wanted is not None and name != "normalize":
+        dtype = operands.names(wanted)
+    elif not integral:
+        dtype, _ = autocast_dtype(torch, name, dtype)
+    result = result_of(torch, name, dtype, [tensor], node)
     reduces_all = name in opnames.REDUCTIONS and len(args) == 1 and not ({"dim", "axis"} & set(kwargs))
-    if reduces_all or tensor.zero_dim:
-        changes["zero_dim"] = True
+    low_at = result.spot if result.low and name in ("cumsum", "cumprod") and _counts(result) else result.low_at
+    marks = _marks_after(name, tensor, result, integral)
+    return replace(result, marks=marks, zero_dim=reduces_all or tensor.zero_dim, low_at=low_at)
+
+
+def _marks_after(name: str, tensor: Tensor, result: Tensor, integral: bool) -> frozenset[str]:
+    """The marks of a result: those that pass through every operation, but for what this one gives and takes."""
     marks = result.marks
     if name in BEFORE_THE_LOSS and not tensor.zero_dim:
         marks -= {"hand_scaled"}
@@ -284,71 +273,15 @@ def _same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
         marks |= {"probabilities"}
     elif name not in ("mean", "sum", "dropout", "clamp", "squeeze"):
         marks -= {"probabilities"}
-    if result.low:
-        if torch.disabled_region() is not None and name in opnames.FLOAT32_MATH and wanted is None:
-            mistakes.low_in_disabled_region(torch, tensor, node)
-        if name == "softmax":
-            changes["low_softmax"] = before
-        elif name in ("sum", "mean", "log", "clamp", "clip", "sqrt"):
-            changes["low_softmax"] = tensor.low_softmax
-        if name in ("clamp", "clip", "clamp_min"):
-            floor = args[1] if len(args) > 1 else kwargs.get("min", NONE)
-            changes["tiny"] = mistakes.vanishing_constant(torch, decided, [floor], node)
-        elif name == "sqrt":
-            changes["tiny"] = tensor.tiny
-        if name in ("square",) or (name == "pow" and len(args) > 1 and float_constant(args[1]) == 2.0):
-            changes["square"] = before
-        elif name == "pow" and len(args) > 1 and float_constant(args[1]) in (-0.5, 0.5):
-            mistakes.low_normalization(torch, tensor, node)
-            changes["square"] = None
-        elif name in ("mean", "sum"):
-            changes["square"] = tensor.square
-        elif name == "var":
-            changes["square"] = before
-        elif name in ("rsqrt", "sqrt"):
-            mistakes.low_normalization(torch, tensor, node)
-        if name in ("sum", "norm", "vector_norm") and "gradient" in marks:
-            mistakes.low_gradient_norm(torch, name, tensor, result, node)
-        if name in ("log_softmax", "logsumexp") and "differentiable" in marks and not tensor.zero_dim:
-            torch.facts.add(
-                Kind.HOLDS,
-                before,
-                decided,
-                Role.SOFTMAX,
-                ("its input became low here", tensor.spot),
-                name,
-                feeds="loss",
-            )
-        if name == "exp" and tensor.op not in ("Subtract", "sub", "neg"):
-            changes["unstable"] = "exp"
-        elif name == "sum" and tensor.op == "exp" and tensor.unstable:
-            changes["unstable"] = "log-sum-exp"
-        elif name == "log" and tensor.unstable not in ("", "exp"):
-            torch.facts.add(Kind.OP, before, decided, op=tensor.unstable)
-        if name == "log" and tensor.op == "sigmoid" and "differentiable" in marks:
-            torch.facts.add(Kind.OP, before, decided, op="log-sigmoid-by-hand")
-        if name == "log" and "uniform" in tensor.marks:
-            torch.facts.add(Kind.OP, before, decided, op="low-precision-sampling")
-        if name in ("log", "log2", "log10", "rsqrt", "reciprocal"):
-            mistakes.consumes_vanishing(torch, tensor, node, "rsqrt" if name == "rsqrt" else "log")
-        if "schedule" in marks and name in ("cumprod", "sqrt", "rsqrt", "pow"):
-            mistakes.low_schedule(torch, tensor, result, node)
-        if name in ("cumsum", "cumprod"):
-            mistakes.low_running_count(torch, tensor, result, node)
-            if "counts" in marks or "positions" in marks:
-                marks |= {"positions"}
-                changes["low_at"] = before
-            marks |= {"cumulated"}
-    if name in ("log", "log_softmax"):
-        mistakes.consumes_softmax(torch, "log", tensor, node)
-    if name in ("sin", "cos") and tensor.marks & {"positions", "schedule"} and not by_autocast:
-        mistakes.low_positions(torch, tensor, node)
+    if result.low and name in ("cumsum", "cumprod"):
+        marks |= {"cumulated", "positions"} if _counts(result) else {"cumulated"}
     if name == "cumsum" and (integral or "counts" in tensor.marks):
         marks |= {"positions"}
-    if not is_low(decided):
-        changes["square"] = None
-        changes["low_softmax"] = None
-    return replace(result, marks=marks, **changes)
+    return marks
+
+
+def _counts(tensor: Tensor) -> bool:
+    return bool(tensor.marks & {"counts", "positions"})
 
 
 def _third_dtype(args: list[Value]) -> Value | None:
@@ -372,40 +305,14 @@ def _loss(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
         return replace_marks(unknown(*(operands.marks_of(values) & operands.KEPT - {"hand_scaled"}), "loss"), torch)
     opaque = any(isinstance(v, Opaque) for v in values[:2]) and not labelled
     dtype = promote(floats) if floats and not opaque else first.dtype if not opaque else None
-    covered = region is not None and region.spot is not None and region.enabled is not False
-    if name == "binary_cross_entropy" and covered:
-        torch.facts.add(
-            Kind.OP, torch.loss_built or torch.spot(node), dtype or "", None, None, "", op=name, under_autocast=True
-        )
-    if name == "binary_cross_entropy" and first.low and "probabilities" in first.marks:
-        torch.facts.add(
-            Kind.OP,
-            torch.loss_built or torch.spot(node),
-            first.dtype,
-            None,
-            ("the probabilities were computed here", first.spot),
-            "",
-            op="bce-on-probabilities",
-        )
-    decided, by_autocast = autocast_dtype(torch, name, dtype)
-    if name == "binary_cross_entropy" and covered:
+    decided, _ = autocast_dtype(torch, name, dtype)
+    if (
+        name == "binary_cross_entropy"
+        and region is not None
+        and region.spot is not None
+        and region.enabled is not False
+    ):
         decided = None  # PyTorch raises
-    if by_autocast and decided == frozenset({"float32"}):
-        mistakes.consumes_recast(torch, first)
-    if is_low(decided):
-        if torch.disabled_region() is not None:
-            mistakes.low_in_disabled_region(torch, first, node)
-        if name == "cross_entropy" and torch.grad() and "differentiable" in first.marks:
-            torch.facts.add(
-                Kind.HOLDS,
-                torch.spot(node),
-                decided,
-                Role.SOFTMAX,
-                ("its input became low here", first.spot),
-                f"{name} is computed on them",
-                feeds="loss",
-            )
-    mistakes.consumes_softmax(torch, "loss", first, node)
     reduction = constant(kwargs.get("reduction"))
     result = result_of(torch, name, decided, [v for v in values if isinstance(v, (Tensor, Opaque))], node)
     low_at = result.spot if result.low else None
@@ -418,10 +325,8 @@ def replace_marks(value: Opaque, torch: Torch) -> Opaque:
 
 def _masked_fill(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     tensor = args[0]
-    fill = kwargs.get("value") or (args[2] if len(args) > 2 else NONE)
     if not isinstance(tensor, Tensor):
         return unknown(*(operands.marks_of([tensor]) & operands.KEPT))
-    mistakes.constant_overflows(torch, tensor.dtype, fill, node, "Add")
     return _derive(tensor, torch.spot(node), "masked_fill")
 
 

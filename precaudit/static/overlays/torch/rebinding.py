@@ -16,7 +16,8 @@ from precaudit.static.language.values import (
     choice,
 )
 from precaudit.static.nodes import cst
-from precaudit.static.overlays.torch import accumulators, operands, ops, scaling
+from precaudit.static.overlays.events import Op
+from precaudit.static.overlays.torch import operands, ops, scaling, updates
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -29,18 +30,18 @@ def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> 
     short = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div"}.get(op, op)
     tensor = operands.as_tensor(torch, target)
     if isinstance(target, Param):
-        accumulators.accumulate(torch, target, [value], node, short, attribute)
+        updates.update(torch, target, [value], node, short, attribute)
         return target
     if isinstance(tensor, Tensor):
         if "gradient" in tensor.marks:
             scaling.gradient_written(torch, node)
-        accumulators.accumulate(torch, tensor, [value], node, short, attribute)
+        updates.update(torch, tensor, [value], node, short, attribute)
         result = ops.binary(torch, op, tensor, value, node)
         decayed = {"decayed"} if op == "Multiply" else set()
-        tiny = result.tiny if isinstance(result, Tensor) else None
-        return replace(tensor, marks=tensor.marks | operands.marks_of([result]) | decayed, tiny=tiny)
+        notes = result.notes if isinstance(result, Tensor) else tensor.notes
+        return replace(tensor, marks=tensor.marks | operands.marks_of([result]) | decayed, notes=notes)
     result = expressions.binary(torch.interpreter, op, target, value, node)
-    return accumulators.begun(torch, target, result) if op == "Add" and isinstance(result, Tensor) else result
+    return updates.begun(torch, target, result) if op == "Add" and isinstance(result, Tensor) else result
 
 
 def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
@@ -56,13 +57,13 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
     if not mine and isinstance(target, cst.Attribute) and tensor.zero_dim:
         held = torch.interpreter.eval(target)
         if held == NONE:
-            return accumulators.begun(torch, held, tensor)
+            return updates.begun(torch, held, tensor)
     if not (len(terms) > 1 if mine else len(tensor.parts) > 1 and not isinstance(target, cst.Name)):
         return value
     held = _present(torch.interpreter.eval(target))
     before = operands.as_tensor(torch, held)
     if mine and _adds(expression):
-        tensor = accumulators.begun(torch, before, tensor)
+        tensor = updates.begun(torch, before, tensor)
     if not isinstance(before, Tensor) or not before.low:
         return tensor
     if mine:
@@ -74,13 +75,13 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
     attribute = outlives_its_loop(torch, target)
     if torch.in_forward() and isinstance(target, cst.Name) and torch.loops() and _recurs(expression, target):
         if _fed_by_its_loop(torch, expression, target):
-            accumulators.recurrence(torch, tensor, expression)
+            torch.bus.tell(Op(torch, "recurrence", [tensor], {}, [tensor], tensor, expression))
         return value
     how = "lerp" if mine and _decays(expression, target) else "add" if not mine or _adds(expression) else "mul"
     if isinstance(held, Param) and held.store.get("kind") == "buffer":
-        accumulators.accumulate(torch, held, others, expression, how, attribute)
+        updates.update(torch, held, others, expression, how, attribute)
         return value
-    accumulators.accumulate(torch, before, others, expression, how, attribute)
+    updates.update(torch, before, others, expression, how, attribute)
     kept = before.marks & {"created", "weights"}
     if not kept:
         return value

@@ -1,22 +1,20 @@
-"""Values that are updated from themselves in low precision."""
+"""PA101, PA103, PA208, PA301, PA304, PA402 and PA405: values that are updated from themselves in low precision."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.detectors.gradient_norms import NORM, SQUARE
 from precaudit.static.language.values import (
-    Const,
     Dtypes,
-    Number,
     Param,
     Spot,
     Tensor,
-    Value,
     is_low,
 )
+from precaudit.static.overlays.events import Bus, Op, Update
 from precaudit.static.overlays.torch import handwritten, operands
 
 if TYPE_CHECKING:
@@ -26,10 +24,14 @@ STATISTICS = re.compile(r"(?:running|moving)_(?:mean|var|std)")
 """What buffers of a normalisation written by hand are called."""
 
 
-def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name: str, attribute: bool) -> None:
-    """A low tensor was updated from itself; which mistake that is depends on what was added."""
-    target = operands.as_tensor(torch, target) if not isinstance(target, Param) else target
-    torch.training.updated |= "gradient" in operands.marks_of([operands.as_tensor(torch, a) for a in added])
+def listen(bus: Bus) -> None:
+    bus.on_update(_updated)
+    bus.on("recurrence", _recurrence)
+
+
+def _updated(update: Update) -> None:
+    """Which mistake it is to keep this low depends on what was added."""
+    torch, target, added, node, name, attribute = update
     if isinstance(target, Param):
         if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
             if "learnt" in operands.marks_of([operands.as_tensor(torch, a) for a in added]):
@@ -61,7 +63,7 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
             handwritten.trained_by_hand(torch, target.dtype, spot, node)
         return
     counts = target.zero_dim or "single" in target.marks
-    squares = [a for a in added if isinstance(a, Tensor) and a.square is not None]
+    squares = [a for a in added if SQUARE.of(a) or NORM.of(a)]
     if "gradient" in marks and squares and target.zero_dim:
         return  # a norm of the gradients, not their sum
     nears = name == "sub" and any(isinstance(a, Tensor) and any(p is target for p in a.parts) for a in added)
@@ -81,18 +83,10 @@ def accumulate(torch: Torch, target: Value, added: list[Value], node: Any, name:
         _long_lived(torch, target.dtype, target.spot, target.origin, node)
 
 
-def begun(torch: Torch, before: Value, after: Tensor) -> Tensor:
-    """A sum of logged values that begins at a number, `total = 0.0`, has its storage from its first term."""
-    if not isinstance(before, (Const, Number)) or not after.low or not after.zero_dim:
-        return after
-    if "gradient" in after.marks or ("differentiable" in after.marks and torch.grad()):
-        return after
-    return replace(after, marks=after.marks | {"created"})
-
-
-def recurrence(torch: Torch, value: Tensor, node: Any) -> None:
+def _recurrence(op: Op) -> None:
     """A recurrence keeps its running value low at each step."""
-    torch.facts.add(Kind.HOLDS, torch.spot(node), value.dtype, Role.REDUCTION, None, "", pattern="running")
+    if isinstance(op.result, Tensor):
+        op.torch.facts.add(Kind.HOLDS, op.spot, op.result.dtype, Role.REDUCTION, None, "", pattern="running")
 
 
 def _of_this_pass(torch: Torch, marks: frozenset[str]) -> bool:
