@@ -57,77 +57,59 @@ class Role(str, Enum):
 
 
 class Kind(str, Enum):
-    """What a Fact tells: that a role held a dtype, or that something happened. Rules choose by it."""
+    """What a Fact tells: that a role held a dtype, or that something happened. Rules choose by it.
+
+    What else a Fact of each kind may say stands in `attributes.py`.
+    """
 
     HOLDS = "holds"
-    """`role` held or was computed in `dtype`. attrs, each where the rule of that role asks for it:
-
-    what ("hyperparameter" with key: step, beta2, lr, …; "ema"), allowed_because ("adapter-only", "block-wise",
-    "float32-master", "kahan", "stochastic-rounding"), adapter_only, loss_scaling ("none"|"scaled"), underflow,
-    hand_written, feeds ("loss"|"topk"|"multinomial"|"log"), pattern ("running"|"counts"|"near-overflow"),
-    representable, chosen ("explicit"|"framework"|"default"), by ("buffer_dtype"), trainer_fp16, peft, swapped."""
+    """`role` held or was computed in `dtype`."""
     CLIP = "clip"
-    """Gradients were clipped. attrs: scaled (bool)."""
+    """Gradients were clipped."""
     OPTIMIZER_STEP = "optimizer_step"
-    """An optimizer stepped. attrs: gradients ("scaled"|"unscaled"), autocast (bool)."""
+    """An optimizer stepped."""
     BACKWARD = "backward"
-    """Backward ran. attrs: autocast (bool)."""
+    """Backward ran."""
     SCALER_STEP = "scaler_step"
-    """scaler.step ran. attrs: update ("missing")."""
+    """scaler.step ran."""
     SCALER_CALL = "scaler_call"
-    """A GradScaler method was called out of order. attrs: misuse, raises (bool).
-
-    misuse: update-per-optimizer, backward-after-unscale, unscale-twice, update-without-step, step-twice."""
+    """A GradScaler method was called out of order."""
     LOSS_SCALING = "loss_scaling"
-    """The loss was scaled. attrs: needed, dynamic, extreme, sharded_without_scaler (all bool), scale."""
+    """The loss was scaled, or should have been."""
     UNSCALE = "unscale"
     """Gradients were unscaled; dtype is theirs."""
     SKIPPED_STEPS = "skipped_steps"
-    """Optimizer steps were skipped for inf or nan. attrs: reason (consecutive, scale-too-large, scale-below-one)."""
+    """Optimizer steps were skipped for inf or nan."""
     NON_FINITE = "non_finite"
-    """A `role` was NaN or inf. attrs: what ("loss"|"gradient"|"parameter"), value ("nan"|"inf"), follows (bool:
-
-    something worse is told of in the same step); of the first operation that gave such a value, operation (its aten
-    name) and direction ("forward"|"backward"|"after backward"|"optimizer")."""
+    """A `role` was NaN or inf."""
     EPS = "eps"
-    """An optimizer's eps in its state's dtype. attrs: rounds_to ("zero"|"subnormal"|"itself")."""
+    """An optimizer's eps in its state's dtype."""
     CONSTANT = "constant"
-    """A literal in a tensor's dtype. attrs: overflows (bool), rounds_to (zero, itself), feeds (log, div, rsqrt)."""
+    """A literal in a tensor's dtype."""
     OVERFLOW = "overflow"
-    """A float16 intermediate near or past 65504. attrs: inf_seen (bool)."""
+    """A float16 intermediate near or past 65504."""
     CAST = "cast"
-    """Parameters or activations were cast to `dtype`. attrs: after_optimizer, under_autocast, unties (all bool)."""
+    """Parameters or activations were cast to `dtype`."""
     DEFAULT_DTYPE = "default_dtype"
     """torch's default dtype while a model or an optimizer was built."""
     HOLLOW = "hollow"
-    """A float32 tensor whose content is bfloat16. attrs, all bool: after_step (an applied step left it so),
-
-    restored (optimizer state with step > 0 stands beside it), checkpoint (it is a tensor in a file)."""
+    """float32 tensors whose content is bfloat16."""
     AUTOCAST = "autocast"
-    """An autocast region in `dtype`. attrs: enabled, upcast, dtype_given, same_dtype (as the run declares), nested,
-
-    stale_cache (all bool), prefer ("bfloat16")."""
+    """An autocast region in `dtype`."""
     OP = "op"
-    """An operation on `dtype`. attrs: under_autocast (bool) and op, which is PyTorch's name or one of
-
-    gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, log-sigmoid-by-hand, bce-on-probabilities, no-promotion,
-    low-precision-sampling, float32-matmul-under-mixed-precision."""
+    """An operation on `dtype`."""
     CHECKPOINT = "checkpoint"
-    """A checkpoint was written or read. attrs: saves_optimizer, saves_scaler, low (masters or state in `dtype`),
-
-    trained_low (weights that, by the optimizer state beside them, were low in training already); all bool."""
+    """A checkpoint was written or read."""
     CALL = "call"
-    """An API was used. attrs: deprecated, decorated, called (bool) and api, a dotted name or reduced-precision-flag."""
+    """An API was used, or left out."""
     CONFIG = "config"
-    """A setting was read. attrs: key, value, many_micro_batches, conflict, mismatch (bool), precision (a trainer's)."""
+    """A setting was read."""
     DECLARED = "declared"
-    """`dtype` was declared for `role`. attrs: actual (dtype), relation ("lower"|"higher"|"substitute"), chosen; for
-
-    quantized_storage the compute dtype, with loss_scaling ("none"|"scaled") and training (bool)."""
+    """`dtype` was declared for `role`; for quantized_storage the dtype it computes in."""
     RANKS_DIFFER = "ranks_differ"
     """The same role differs between ranks."""
     SUPPRESSION = "suppression"
-    """An ignore comment. attrs: used (bool), names_rule (bool)."""
+    """An ignore comment."""
 
 
 class Site(NamedTuple):

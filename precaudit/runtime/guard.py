@@ -5,11 +5,14 @@ Known limitations: Python drops what is raised in a weak reference's callback or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from .modes import Aside, Modes
+import torch
+
+from .modes import Modes
 from .sites import is_ours
 
 
@@ -33,9 +36,11 @@ class Guard:
         except Exception as error:
             self.fault(what, error)
 
-    def unseen(self) -> Aside:
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
         """Our own arithmetic leaves no graph and meets no mode."""
-        return self.modes.aside()
+        with self.modes.aside(), torch.no_grad():
+            yield
 
     def fault(self, what: str, error: BaseException) -> None:
         """Notes a fault of ours. Call it in the `except`: what the program itself raised goes on from here."""

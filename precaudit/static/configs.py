@@ -53,7 +53,7 @@ def deepspeed(config: Mapping[str, Any]) -> Iterator[Remark]:
         for holder in ((mode,), ()):
             section = _section(config, mode) if holder else config
             if section.get(key) is True:
-                yield Remark((*holder, key), Kind.CONFIG, {"key": key, "value": True}, detail="")
+                yield Remark((*holder, key), Kind.CONFIG, {"key": key}, detail="")
     many = config.get("gradient_accumulation_steps")
     if isinstance(many, int) and many > 1:
         accumulated = LOW_NAMES.get(str(_section(config, "data_types").get("grad_accum_dtype")))

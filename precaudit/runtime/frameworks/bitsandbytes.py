@@ -110,7 +110,7 @@ class Bitsandbytes(Adapter):
         declared = next(iter(asked)) if len(asked) == 1 else None
         site = self._configured or next((self._layers[layer] for layer in layers), None)
         for dtype, count in self._computed.items():
-            attrs: dict[str, Scalar] = {"training": True}
+            attrs: dict[str, Scalar] = {}
             if self.session.losses.unscaled_float16:
                 attrs["loss_scaling"] = "none"
             elif any(state.uses for state in self.session.scaling.scalers.values()):

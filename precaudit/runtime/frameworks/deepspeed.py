@@ -164,8 +164,7 @@ class DeepSpeed(Adapter):
             key = f"{mode}_master_weights_and_grads"
             if getattr(getattr(config, section, None), key, False):
                 low = "float16" if mode == "fp16" else "bfloat16"
-                attrs: dict[str, Any] = {"key": key, "value": True}
-                yield Observation(Kind.CONFIG, low, Role.MASTER_WEIGHT, site, count=1, attrs=attrs)
+                yield Observation(Kind.CONFIG, low, Role.MASTER_WEIGHT, site, count=1, attrs={"key": key})
         many = engine.gradient_accumulation_steps()
         if many < 2:
             return

@@ -67,6 +67,6 @@ class AutocastRegions(Watcher):
                         site,
                         detail=detail,
                         count=1,
-                        attrs={"dtype_given": False, "same_dtype": False},
+                        attrs={"dtype_given": False},
                     ),
                 )

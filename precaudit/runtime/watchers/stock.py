@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,10 @@ LOST_BITS = re.compile(r"err|ecc|comp|resid|kahan|low|lost", re.IGNORECASE)
 BLOCK_CODES = frozenset({torch.uint8, torch.int8, *(d for d, name in DTYPE_NAMES.items() if name.startswith("float8"))})
 """What block-wise quantised state is stored in; 4-bit codes lie two in a byte."""
 FEWEST_CODES = 64
+HALVES = frozenset({torch.int16, *({torch.uint16} if hasattr(torch, "uint16") else ())})
+"""What the lower half of a float32 number is kept in, beside its upper half as bfloat16."""
+LARGEST_TALLY = 255
+FEW = 4096
 
 
 class Moments(NamedTuple):
@@ -59,6 +64,10 @@ def blocks(kept: Iterable[Held]) -> Iterator[tuple[Held, list[Tensor] | None]]:
                 yield held, scales if held is codes[0] else []
             elif id(held.tensor) not in of_scales:
                 yield held, None
+
+
+def _same_size(tensor: Tensor, parameter: Tensor) -> bool:
+    return bool(tensor.numel() == private.local(parameter).numel())
 
 
 def _scales(held: Held) -> bool:
@@ -269,10 +278,27 @@ class Stock(Watcher):
         """Why low-precision parameters may be updated in place: no update is lost, or lost ones even out."""
         writes = self.session.writes
         kinds = [writes.parameter_writes.get(private.storage_key(private.local(p)), set()) for p in params]
-        if all("kahan" in kind for kind in kinds) or self._carries_lost_bits(optimizer, params):
+        if all(p.dtype is torch.bfloat16 for p in params) and self._holds_lower_halves(optimizer, params):
+            seen.attrs["allowed_because"] = "float32-master"
+        elif all("kahan" in kind for kind in kinds) or self._carries_lost_bits(optimizer, params):
             seen.attrs["allowed_because"] = "kahan"
         elif all("stochastic" in kind and "update" not in kind for kind in kinds):
             seen.attrs["allowed_because"] = "stochastic-rounding"
+
+    @staticmethod
+    def _holds_lower_halves(optimizer: Any, params: Iterable[Tensor]) -> bool:
+        """Whether 16-bit integers beside the parameters complete them to float32: weight and remainder are one master.
+
+        They need no name. What else is an integer for each element, a mask or an age, leaves most of its bits unused.
+        """
+        halves = [h for h in state_tensors(optimizer) if h.tensor.dtype in HALVES]
+        filed = {id(h.parameter) for h in halves if h.parameter is not None and _same_size(h.tensor, h.parameter)}
+        loose = Counter(h.tensor.numel() for h in halves if h.parameter is None)
+        loose.subtract(p.numel() for p in params if id(p) not in filed)
+        if not halves or min(loose.values(), default=0) < 0:
+            return False
+        parts = [h.tensor.detach().reshape(-1)[:FEW].to(torch.int32).abs() for h in halves if h.tensor.numel()]
+        return any(int(part.max()) > LARGEST_TALLY for part in parts)
 
     @staticmethod
     def _carries_lost_bits(optimizer: Any, params: Iterable[Tensor]) -> bool:

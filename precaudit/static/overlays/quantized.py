@@ -74,7 +74,6 @@ def finish(torch: Torch) -> None:
                 spot,
                 dtype,
                 Role.QUANTIZED_STORAGE,
-                training=True,
                 loss_scaling=scaling if scaling is not None else "scaled",
             )
 
