@@ -8,7 +8,6 @@ values through Python numbers, except a gradient norm read with `.item()`.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,7 +22,6 @@ from ..trackers.replay import computes
 from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction
 from ..watchers.births import MAKERS
 from ..watchers.constants import refused
-from ..watchers.writes import targets_of
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -39,7 +37,11 @@ class Plan(NamedTuple):
     name: str
     kind: str | None
     written: tuple[int, ...]
-    """Positions of the arguments it writes to."""
+    """Positions of the arguments it writes to in place."""
+    writes: bool
+    """It writes to some argument, in place or with `out=`."""
+    makes: bool
+    """It computes new values."""
     asked: tuple[Asked, Asked, Asked, Asked]
     """By phase: reactions, and whether each wants only low-precision results."""
     foreign: bool
@@ -64,7 +66,7 @@ class OpMode(OurMode):
         plan = self.plans.get(id(func))
         if plan is None:
             plan = self.probe.plan(func)
-        if plan.written:
+        if plan.writes:
             self.probe.before_write(plan, func, args, kwargs or {})
         operands = self.origins.before(func, args, kwargs or {}) if self.origins.following else None
         try:
@@ -83,7 +85,7 @@ class OpMode(OurMode):
         elif phase == GRADIENTS and torch.is_grad_enabled() and self.probe.session.steps.forward_begins(args):
             phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]
-        if asked or plan.written or plan.by_kernel:
+        if asked or plan.written or plan.by_kernel or (plan.makes and self.window.phase == OPTIMIZER):
             self.probe.react(plan, asked, func, args, kwargs, out)
         return out
 
@@ -136,21 +138,21 @@ class OpProbe:
             if name in names:
                 asked[phase].append((reaction, low_only))
         in_place = written if name.endswith("_") else ()
-        if written and not in_place:
-            asked[OPTIMIZER].append((functools.partial(self.session.updates.wrote, func), False))
-        elif computes(func):
-            asked[OPTIMIZER].append((functools.partial(self.session.updates.made, func), False))
+        foreign = private.is_foreign(func)
         if name in REDUCTION_COLLECTIVES:
             in_place = (0,)  # their schemas do not say so
         by_phase = (tuple(asked[0]), tuple(asked[1]), tuple(asked[2]), tuple(asked[3]))
-        foreign = private.is_foreign(func)
         by_kernel = written if foreign and not in_place else ()
-        self.plans[id(func)] = plan = Plan(func, name, kind_of(name), in_place, by_phase, foreign, by_kernel)
+        writes = bool(in_place or (written and not foreign))
+        makes = not written and computes(func)
+        self.plans[id(func)] = plan = Plan(
+            func, name, kind_of(name), in_place, writes, makes, by_phase, foreign, by_kernel
+        )
         return plan
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:
         try:
-            self.session.updates.before_write(plan.name, func, args, kwargs, targets_of(args, plan.written))
+            self.session.updates.before_write(plan.name, func, args, kwargs)
         except Exception as error:
             self.session.guard.fault(f"replay of {func}", error)
 
@@ -167,7 +169,10 @@ class OpProbe:
                     reaction(plan.name, args, kwargs, out)
             if plan.written:
                 self.session.writes.after(plan.name, args, plan.written)
+            if plan.makes and self.session.window.phase == OPTIMIZER:
+                self.session.updates.made(func, plan.name, args, kwargs, out)
             if plan.by_kernel:
+                self.session.updates.by_kernel(func, args, kwargs)
                 self.session.writes.by_kernel(plan.name, args, plan.by_kernel)
         except Exception as error:
             self.session.guard.fault(f"reaction to {func}", error)

@@ -168,6 +168,8 @@ class Row(NamedTuple):
     """One tensor to be compared, flat."""
 
     at: int
+    stands_for: float
+    """Elements of the tensor for each one of these."""
     exact: Tensor
     before: Tensor
     after: Tensor
@@ -240,9 +242,13 @@ class Replay:
             if shadow is not None and shadow.tensor is None:
                 shadow.tensor = target.detach()
 
+    def targets(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """What an op writes to, of that which it is given; with `out=` too."""
+        return _written(self._recipe(func), args, kwargs)
+
     def overwritten(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Something wrote to these that cannot be run again."""
-        for target in _written(self._recipe(func), args, kwargs):
+        for target in self.targets(func, args, kwargs):
             if self._shadows or target.dtype in LOW:
                 self.lose(target)
 
@@ -476,8 +482,9 @@ class Replay:
         try:
             if shadow.exact is None:
                 raise Unknown
-            exact = shadow.of(tensor, shadow.exact).reshape(()).double()
-            self._doubts.append((exact - number).abs() > ABOUT * exact.abs())
+            exact = shadow.of(tensor, shadow.exact).reshape(())
+            far = exact != number if isinstance(number, bool) else (exact - number).abs() > ABOUT * exact.abs()
+            self._doubts.append(far)
         except Unknown:
             self.spoiled = True
 
@@ -515,7 +522,9 @@ class Replay:
             if shadow.stride > 1:
                 after = _in_memory(tensor, shadow.first, shadow.last, shadow.stride)
             kind = (tensor.dtype, exact.dtype, tensor.device, exact.numel() >= LONG)
-            batches.setdefault(kind, []).append(Row(index, *(held.reshape(-1) for held in (exact, before, after))))
+            batches.setdefault(kind, []).append(
+                Row(index, tensor.numel() / exact.numel(), *(held.reshape(-1) for held in (exact, before, after)))
+            )
         for (*_, alone), rows in batches.items():
             begin = size = 0
             for end, row in enumerate(rows, start=1):
@@ -541,11 +550,11 @@ class Replay:
             each = (should.to(exact.dtype), stuck.to(exact.dtype), error.square(), step.square(), exact.square())
             by = torch.tensor([len(row.exact) for row in rows], device=exact.device)
             sums = [torch.segment_reduce(column, "sum", lengths=by, unsafe=True) for column in each]
-        indices = [row.at for row in rows]
+        told = [(row.at, row.stands_for) for row in rows]
 
         def read(values: list[float]) -> None:
-            for at, index in enumerate(indices):
-                use(index, Numbers(*values[at :: len(indices)]))
+            for at, (index, stands_for) in enumerate(told):
+                use(index, Numbers(*(stands_for * value for value in values[at :: len(told)])))
 
         self.ledger.defer(sums, read)
 

@@ -13,14 +13,14 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .. import torch_private as private
 from ..events import BackwardBegan, BackwardEnded, StepBegan, StepEnded, StepUnseen
 from ..optable import COPIES, REDUCTION_COLLECTIVES
 from ..process.ledger import Observation
-from ..trackers.lineage import LOW, trains
+from ..trackers import samples
+from ..trackers.lineage import LOW, tensors_of, trains
 from ..trackers.optimizers import parameters, state_tensors
 from ..trackers.replay import Numbers, Replay, Totals
 from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Place = tuple[int, int, int]
 """Storage, offset, elements."""
-SECOND_MOMENT = re.compile(r"sq|square|second|nu$|^v$|^var")
+SECOND_MOMENT = re.compile(r"sq|second|nu$|^v$|var")
 
 
 def lost(seen: Observation, total: Totals) -> None:
@@ -63,18 +63,20 @@ class Updates:
 
     # -- ops
 
-    def before_write(self, name: str, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> None:
-        """Follows an in-place op before it happens."""
-        if not targets or self.session.settings.values == "off":
+    def before_write(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
+        """Follows an op that writes to what it is given, before it happens."""
+        if not samples.limit():
             return
         phase = self.session.window.phase
         if self._follows(args):
             self.replay.write(func, args, kwargs, keeps=phase != OPTIMIZER)
             return
+        ends = name in REDUCTION_COLLECTIVES
+        targets = tensors_of(args[:1]) if ends else self.replay.targets(func, args, kwargs)
         low = [target for target in targets if target.dtype in LOW]
         if not low:
             return
-        gradient, ends = self.session.is_gradient(low[0]), name in REDUCTION_COLLECTIVES
+        gradient = self.session.is_gradient(low[0])
         scales = gradient and phase != BACKWARD and name not in ADDITIONS
         if ends or scales or (phase == BACKWARD and name in COPIES):
             # What other ranks add, what a bucket brings back, or a clip, is no part of this rank's sum: that ends here.
@@ -94,15 +96,14 @@ class Updates:
         if self._follows(args):
             self.replay.made(func, name, args, kwargs, out)
 
-    def wrote(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        """A library's kernel, or an op with `out=`, has written to what it was given."""
+    def by_kernel(self, func: Any, args: Any, kwargs: Any) -> None:
+        """A library's kernel has written to what it was given."""
         if self._follows(args):
             self.replay.overwritten(func, args, kwargs or {})
 
     def _follows(self, args: Any) -> bool:
-        """Whether this op is part of a step, of an optimizer's or of one that the loop takes itself."""
-        phase = self.session.window.phase
-        return phase == OPTIMIZER and not torch.is_grad_enabled()
+        """Whether this op is part of an optimizer's step, not of the forward pass of a closure."""
+        return self.session.window.phase == OPTIMIZER and not trains(args)
 
     # -- steps
 
