@@ -107,6 +107,25 @@ class AutocastLeft(NamedTuple):
     """The innermost region of this thread is about to be left."""
 
 
+class GroupBegan(NamedTuple):
+    """`init_process_group` was called."""
+
+
+class GroupJoined(NamedTuple):
+    """It has returned: this process has a rank."""
+
+    rank: int
+    world_size: int
+    rendezvous: str
+    """Where its ranks met: what no other group on this machine has."""
+
+
+class Saved(NamedTuple):
+    """`torch.save` was called with this."""
+
+    content: Any
+
+
 class CompileCalled(NamedTuple):
     """`torch.compile` was called for the first time."""
 
@@ -169,6 +188,14 @@ class StepOver(NamedTuple):
     """Stock was taken: what was of this step alone is forgotten."""
 
 
+class RestBegan(NamedTuple):
+    """Of many steps to skip the first was looked at; until the last of them steps are only counted."""
+
+
+class RestEnded(NamedTuple):
+    """The step before the window begins: everything is looked at again."""
+
+
 class WindowOpened(NamedTuple):
     """The steps to skip are over: every op is seen from now on."""
 
@@ -189,19 +216,26 @@ class Bus:
     """Carries events to those who asked for their kind, in the order in which they asked.
 
     A listener that fails is noted in the report, and the others still hear. Once the trace is over nobody does.
+    While the bus rests only those hear who asked to hear always: they count, and cost nothing that a step would show.
     """
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._listeners: dict[type, list[Listener]] = {}
+        self._counting: dict[type, list[Listener]] = {}
+        """Those of them that hear while the bus rests."""
+        self.rests = False
+        """Between the first and the last of many steps to skip."""
 
-    def on(self, kind: type[E], act: Callable[[E], None]) -> None:
-        """Has `act` called with every event of this kind."""
+    def on(self, kind: type[E], act: Callable[[E], None], always: bool = False) -> None:
+        """Has `act` called with every event of this kind; while the bus rests, only if it is to hear `always`."""
         self._listeners.setdefault(kind, []).append(act)
+        if always:
+            self._counting.setdefault(kind, []).append(act)
 
     def tell(self, event: Any) -> None:
         """Calls all listeners of this event, unseen by any mode and outside of autograd."""
-        listeners = self._listeners.get(type(event))
+        listeners = (self._counting if self.rests else self._listeners).get(type(event))
         if listeners is None or not self._guard.open:
             return
         with self._guard.unseen():

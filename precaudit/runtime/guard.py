@@ -5,14 +5,11 @@ Known limitations: Python drops what is raised in a weak reference's callback or
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import torch
-
-from .modes import Modes
+from .modes import Aside, Modes
 from .sites import is_ours
 
 
@@ -36,11 +33,9 @@ class Guard:
         except Exception as error:
             self.fault(what, error)
 
-    @contextlib.contextmanager
-    def unseen(self) -> Iterator[None]:
+    def unseen(self) -> Aside:
         """Our own arithmetic leaves no graph and meets no mode."""
-        with self.modes.aside(), torch.no_grad():
-            yield
+        return self.modes.aside()
 
     def fault(self, what: str, error: BaseException) -> None:
         """Notes a fault of ours. Call it in the `except`: what the program itself raised goes on from here."""

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..model.vocabulary import Site
@@ -25,11 +24,12 @@ from .process.rankfile import RankFile
 from .settings import Settings
 from .taps.autocast import AutocastTap
 from .taps.backward import BackwardTap
-from .taps.checkpoints import CheckpointProbe
+from .taps.checkpoints import SaveTap
 from .taps.compiled import CompileProbe
 from .taps.construction import ConstructionProbe
 from .taps.ops import OpProbe
 from .taps.optimizers import StepTap
+from .taps.process_group import ProcessGroupTap
 from .taps.scaling import ScalingProbe
 from .taps.tracebacks import TracebackProbe
 from .trackers.adapters import Adapted
@@ -90,7 +90,6 @@ class Session:
         self.construction = ConstructionProbe(self)
         self.scaling = ScalingProbe(self)
         self.compiled = CompileProbe(self)
-        self.checkpoints = CheckpointProbe(self)
         self.writes = Writes(self)
         self.updates = Updates(self)
         self.gradients = Gradients(self)
@@ -129,13 +128,13 @@ class Session:
             BackwardTap(self.bus, self.modes, self.step_tap),
             self.step_tap,
             self.compiled,
-            self.checkpoints,
+            SaveTap(self.bus),
+            ProcessGroupTap(self.bus, self.guard),
             TracebackProbe(self),
             self.ending,
         ):
             self._undo += probe.install()
         self._undo += self.adapters.install()
-        self._undo.append(private.patch_init_process_group(self._around_init_process_group))
         private.hide_from_dynamo()
 
     def remove(self) -> None:
@@ -155,19 +154,6 @@ class Session:
     def on_remove(self, undo: Callable[[], None]) -> None:
         """Has this called when the trace is taken out."""
         self._undo.append(undo)
-
-    def _around_init_process_group(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def init_process_group(*args: Any, **kwargs: Any) -> Any:
-            if not self.guard.open:
-                return original(*args, **kwargs)
-            self.peers.join()
-            result = original(*args, **kwargs)
-            distributed = torch.distributed
-            self.guard("the process group", self.peers.join, distributed.get_rank(), distributed.get_world_size(),
-                       private.rendezvous())  # fmt: skip
-            return result
-
-        return init_process_group
 
     # -- observations
 

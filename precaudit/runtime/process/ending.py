@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import torch_private as private
-from ..events import BackwardBegan, GoesOn, WindowClosed
+from ..events import BackwardBegan, GoesOn, GroupBegan, GroupJoined, WindowClosed
 from ..taps.tracebacks import TracebackProbe
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ class Ending:
         """The backward at which this rank met all its peers finished."""
         self._trainer = os.getpid()
         """The process that had the last backward: forks of it inherit everything but the training."""
-        session.bus.on(BackwardBegan, self._backward_began)
-        session.bus.on(WindowClosed, lambda event: self.close())
-        session.bus.on(GoesOn, lambda event: self.session.peers.after_step())
+        session.bus.on(BackwardBegan, self._backward_began, always=True)
+        session.bus.on(WindowClosed, lambda event: self.close(), always=True)
+        session.bus.on(GroupBegan, lambda event: self.session.peers.join(), always=True)
+        session.bus.on(GroupJoined, lambda event: self.session.peers.join(*event), always=True)
+        session.bus.on(GoesOn, lambda event: self.session.peers.after_step(), always=True)
 
     def install(self) -> list[Callable[[], None]]:
         atexit.register(self._at_exit)

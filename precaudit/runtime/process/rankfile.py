@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ..session import Session
 
 FORMAT = 1
+SELDOM = 5.0
+"""Seconds between two files where nothing but the number of steps changes."""
 
 
 class RankFile:
@@ -27,13 +30,20 @@ class RankFile:
         self.session = session
         self._final: dict[str, Any] | None = None
         self._path = ""
+        self._written = 0.0
+        """When the file was last written."""
         session.bus.on(BackwardEnded, self._backward_ended)
-        session.bus.on(GoesOn, lambda event: self.write())
+        session.bus.on(GoesOn, lambda event: self._goes_on(), always=True)
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         """Before the first step there are no boundaries."""
         window = self.session.window
         if self.session.steps.trains and not window.attempts and window.micro_batches <= 64:
+            self.write()
+
+    def _goes_on(self) -> None:
+        """Each step that was looked at is in the file before the next begins; the number of others, now and then."""
+        if not self.session.bus.rests or time.monotonic() - self._written > SELDOM:
             self.write()
 
     def freeze(self) -> None:
@@ -55,6 +65,7 @@ class RankFile:
             sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
             if sums and seen.dtype != "float32":
                 self.session.updates.of_sums(seen, self.session.updates.sums)
+        out += [told for watcher in self.session.watchers for told in watcher.observations()]
         out += self.session.adapters.observations()
         return out + self.session.adapters.dishonoured(out)
 
@@ -133,5 +144,6 @@ class RankFile:
             with open(path + ".new", "w", encoding="utf-8") as file:
                 json.dump(content, file)
             os.replace(path + ".new", path)
+            self._written = time.monotonic()
         except OSError as error:
             self.session.guard.fault("writing the rank file", error)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
-from ..events import Attempted, Boundary, ScalerStepBegan, ScalerStepEnded, StepBegan
+from ..events import Attempted, Boundary, RestBegan, ScalerStepBegan, ScalerStepEnded, StepBegan
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.graph import GraphWalked
@@ -103,8 +103,17 @@ class ScalingProbe:
         """The scaler that scaled the loss of the last backward."""
         session.bus.on(GraphWalked, self.backward_from)
         session.bus.on(StepBegan, lambda event: self.before_step(event.optimizer))
-        session.bus.on(Attempted, self._attempted)
+        session.bus.on(Attempted, self._attempted, always=True)
+        session.bus.on(RestBegan, lambda event: self._rest())
         session.bus.on(Boundary, lambda event: self.take_stock())
+
+    def _rest(self) -> None:
+        """What backward leaves scaled is not told any more: what it left before says nothing of later gradients."""
+        self.scaled.clear()
+        for state in self.scalers.values():
+            state.unscaled.clear()
+            state.losses.clear()
+            state.scaled_nodes.clear()
 
     def install(self) -> list[Callable[[], None]]:
         self._patch(torch.amp.GradScaler)
@@ -171,6 +180,8 @@ class ScalingProbe:
     def _scaled(self, scaler: Any, outputs: Any, out: Any) -> None:
         state = self.state(scaler)
         state.uses += 1
+        if self.session.bus.rests:  # nobody looks at the backward that this is for
+            return
         for before, after in zip(_flat(outputs), _flat(out), strict=False):
             if after.grad_fn is not None:
                 state.scaled_nodes.add(private.sequence_number(after.grad_fn))

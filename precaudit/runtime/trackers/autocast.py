@@ -41,9 +41,9 @@ class Autocast:
         """(device, dtype) of every enabled region -> the line that entered the first of them."""
         self._trains: set[tuple[str, Any]] = set()
         """Those that were entered outside no_grad."""
-        bus.on(AutocastMade, self._made)
-        bus.on(AutocastEntered, self._entered)
-        bus.on(AutocastLeft, self._left)
+        bus.on(AutocastMade, self._made, always=True)
+        bus.on(AutocastEntered, self._entered, always=True)
+        bus.on(AutocastLeft, self._left, always=True)
 
     def _made(self, event: AutocastMade) -> None:
         self._given[event.region] = event.dtype_given

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..events import GoesOn, OptimizerBuilt, WindowOpened
+from ..events import GoesOn, OptimizerBuilt, RestBegan, WindowOpened
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS
 from ..sites import enclosing_module, user_site
 from .window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
@@ -105,6 +105,7 @@ class Origins:
         """Autograd sequence number -> the forward result of that node."""
         self._states: list[int] | None = None
         session.bus.on(OptimizerBuilt, self._optimizer_built)
+        session.bus.on(RestBegan, lambda event: self.end())
         session.bus.on(WindowOpened, lambda event: self.end())
         session.bus.on(GoesOn, self._goes_on)
 

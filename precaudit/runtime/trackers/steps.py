@@ -15,6 +15,8 @@ from ..events import (
     MicroBatchBegan,
     OptimizerBuilt,
     ParameterWritten,
+    RestBegan,
+    RestEnded,
     ScalerStepBegan,
     ScalerStepEnded,
     StepBegan,
@@ -69,15 +71,15 @@ class Steps:
         """Steps of GradScalers that are going on."""
         self._updated = False
         """An optimizer stepped since the last of them began."""
-        bus.on(OptimizerBuilt, self._optimizer_built)
-        bus.on(StepNested, lambda event: self.built.discard(event.optimizer))
-        bus.on(BackwardBegan, self._backward_began)
-        bus.on(StepCalled, self._step_called)
-        bus.on(StepReturned, self._step_returned)
-        bus.on(ScalerStepBegan, self._scaler_step_began)
-        bus.on(ScalerStepEnded, self._scaler_step_ended)
-        bus.on(ParameterWritten, self._parameter_written)
-        bus.on(StepSkipped, lambda event: self._attempt(event.optimizer, True))
+        bus.on(OptimizerBuilt, self._optimizer_built, always=True)
+        bus.on(StepNested, lambda event: self.built.discard(event.optimizer), always=True)
+        bus.on(BackwardBegan, self._backward_began, always=True)
+        bus.on(StepCalled, self._step_called, always=True)
+        bus.on(StepReturned, self._step_returned, always=True)
+        bus.on(ScalerStepBegan, self._scaler_step_began, always=True)
+        bus.on(ScalerStepEnded, self._scaler_step_ended, always=True)
+        bus.on(ParameterWritten, self._parameter_written, always=True)
+        bus.on(StepSkipped, lambda event: self._attempt(event.optimizer, True), always=True)
 
     # -- what torch tells
 
@@ -186,6 +188,8 @@ class Steps:
             return
         if not traced and self._window.should_open(self.built):
             self._open()
+        elif not traced:
+            self._rest(self._window.should_rest(self.built))
         self._bus.tell(GoesOn())
 
     # -- the window
@@ -202,7 +206,18 @@ class Steps:
             self.stepped[self.hand_written] = True
             self._open()
 
+    def _rest(self, rests: bool) -> None:
+        """Of many steps to skip only the first and the last are looked at."""
+        if rests is self._bus.rests:
+            return
+        if rests:
+            self._bus.tell(RestBegan())
+        self._bus.rests = rests
+        if not rests:
+            self._bus.tell(RestEnded())
+
     def _open(self) -> None:
+        self._rest(False)
         self._window.opened()
         self._window.tracing = True
         self._bus.tell(WindowOpened())

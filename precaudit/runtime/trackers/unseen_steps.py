@@ -28,8 +28,8 @@ class UnseenSteps:
         """Optimizers whose steps call the hooks."""
         self._prints: weakref.WeakKeyDictionary[Any, list[float]] = weakref.WeakKeyDictionary()
         self._compiles = False
-        bus.on(CompileCalled, self._compile_called)
-        bus.on(StepEnded, lambda event: self._seen.add(event.optimizer))
+        bus.on(CompileCalled, self._compile_called, always=True)
+        bus.on(StepEnded, lambda event: self._seen.add(event.optimizer), always=True)
 
     def _compile_called(self, event: CompileCalled) -> None:
         self._compiles = True

@@ -52,12 +52,12 @@ class Window:
         self.micro_batches_before = 0
         self._before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._marks: list[tuple[float, bool]] = []
-        bus.on(BackwardBegan, self._backward_began)
-        bus.on(BackwardRuns, self._backward_runs)
-        bus.on(BackwardEnded, self._backward_ended)
-        bus.on(StepRuns, self._step_runs)
-        bus.on(StepReturned, self._leave_step)
-        bus.on(StepFailed, self._leave_step)
+        bus.on(BackwardBegan, self._backward_began, always=True)
+        bus.on(BackwardRuns, self._backward_runs, always=True)
+        bus.on(BackwardEnded, self._backward_ended, always=True)
+        bus.on(StepRuns, self._step_runs, always=True)
+        bus.on(StepReturned, self._leave_step, always=True)
+        bus.on(StepFailed, self._leave_step, always=True)
 
     # -- the phase
 
@@ -131,6 +131,11 @@ class Window:
     def should_open(self, known: Iterable[Any]) -> bool:
         """Whether the steps to skip are over; `known` are the optimizers that were built."""
         return self.round + all(optimizer in self._attempted for optimizer in known) >= self.skip
+
+    def should_rest(self, known: Iterable[Any]) -> bool:
+        """Whether the step that begins is neither the first nor the last of those to skip."""
+        over = self.round + all(optimizer in self._attempted for optimizer in known)
+        return 0 < over < self.skip - 1
 
     def opened(self) -> None:
         """What happened up to now is not part of the traced steps."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..events import OptimizerBuilt, WindowOpened
+from ..events import OptimizerBuilt, RestBegan, RestEnded, WindowOpened
 from ..modes import OurMode
 from ..sites import user_site
 from ..trackers.lineage import LOW
@@ -31,12 +31,18 @@ class Births:
         self.tensors = session.tensors
         self._mode: BirthMode | None = None
         session.bus.on(OptimizerBuilt, self._optimizer_built)
+        session.bus.on(RestBegan, lambda event: self.stop())
+        session.bus.on(RestEnded, lambda event: self.start())
         session.bus.on(WindowOpened, lambda event: self.stop())
 
     def _optimizer_built(self, event: OptimizerBuilt) -> None:
         """From the first optimizer on, until every op is seen."""
-        window = self.session.window
-        if self._mode is None and not window.tracing and not window.attempts:
+        if not self.session.window.attempts:
+            self.start()
+
+    def start(self) -> None:
+        """Sees what is made, unless every op is seen."""
+        if self._mode is None and not self.session.window.tracing:
             self._mode = BirthMode(self)
             self.session.modes.put_in(self._mode)
 
