@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -200,6 +200,14 @@ class WindowOpened(NamedTuple):
     """The steps to skip are over: every op is seen from now on."""
 
 
+class OpsPaused(NamedTuple):
+    """Inside the window, ops are not seen for some micro-batches: they repeat those before."""
+
+
+class OpsResumed(NamedTuple):
+    """They are seen again."""
+
+
 class WindowClosed(NamedTuple):
     """Enough steps were seen."""
 
@@ -228,24 +236,34 @@ class Bus:
         """Between the first and the last of many steps to skip."""
 
     def on(self, kind: type[E], act: Callable[[E], None], always: bool = False) -> None:
-        """Has `act` called with every event of this kind; while the bus rests, only if it is to hear `always`."""
+        """Has `act` called with every event of this kind; while the bus rests, only if it is to hear `always`.
+
+        Who hears always computes nothing with tensors: for it alone, no mode is set aside.
+        """
         self._listeners.setdefault(kind, []).append(act)
         if always:
             self._counting.setdefault(kind, []).append(act)
 
     def tell(self, event: Any) -> None:
         """Calls all listeners of this event, unseen by any mode and outside of autograd."""
-        listeners = (self._counting if self.rests else self._listeners).get(type(event))
-        if listeners is None or not self._guard.open:
+        counting = self._counting.get(type(event), ())
+        listeners = counting if self.rests else self._listeners.get(type(event), ())
+        if not listeners or not self._guard.open:
             return
-        with self._guard.unseen():
-            for act in listeners:
-                try:
-                    act(event)
-                except Exception as error:
-                    self._guard.fault(_words(act), error)
-                if not self._guard.open:  # one of them has ended the trace
-                    return
+        if len(listeners) == len(counting):
+            self._call(listeners, event)
+        else:
+            with self._guard.unseen():
+                self._call(listeners, event)
+
+    def _call(self, listeners: Sequence[Listener], event: Any) -> None:
+        for act in listeners:
+            try:
+                act(event)
+            except Exception as error:
+                self._guard.fault(_words(act), error)
+            if not self._guard.open:  # one of them has ended the trace
+                return
 
     @property
     def is_over(self) -> bool:

@@ -36,6 +36,7 @@ from .trackers.adapters import Adapted
 from .trackers.autocast import Autocast
 from .trackers.graph import Graph
 from .trackers.lineage import Flow
+from .trackers.long_steps import LongSteps
 from .trackers.micro_batches import MicroBatches
 from .trackers.optimizers import parameters
 from .trackers.origins import Origins
@@ -100,6 +101,7 @@ class Session:
         known: dict[Any, Any] = {type(one): one for one in mine}
         self.watchers: list[Watcher] = [known.get(kind) or self._made(kind) for kind in find()]
         self.watchers.sort(key=lambda one: one is not self.writes)
+        self.long_steps = self.parts.get(LongSteps)
         self.ops = OpProbe(self)
         self.peers = Peers(self.settings.ranks_folder or "")
         self.rank_file = RankFile(self)

@@ -47,7 +47,8 @@ class Ending:
         self._trainer = os.getpid()
         self.session.peers.before_backward()
         if self.peers_wait_in_vain():
-            self.close()
+            with self.session.guard.unseen():
+                self.close()
 
     def peers_wait_in_vain(self) -> bool:
         """All peers have finished and this rank has gone on since for as many backwards as a window may have steps."""

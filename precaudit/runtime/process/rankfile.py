@@ -44,7 +44,8 @@ class RankFile:
     def _goes_on(self) -> None:
         """Each step that was looked at is in the file before the next begins; the number of others, now and then."""
         if not self.session.bus.rests or time.monotonic() - self._written > SELDOM:
-            self.write()
+            with self.session.guard.unseen():
+                self.write()
 
     def freeze(self) -> None:
         """Keeps what is known now: the window has closed."""
@@ -101,7 +102,7 @@ class RankFile:
                 "unattributed_ops": round(session.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
                 "compiled": session.compiled.coverage(seen_ops),
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
-                "notes": list(session.guard.notes),
+                "notes": [*session.guard.notes, *session.long_steps.notes()],
                 "not_observed": self._why_not(),
                 "overhead": session.window.overhead(),
                 "setup": {

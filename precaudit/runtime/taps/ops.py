@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..events import WindowOpened
+from ..events import OpsPaused, OpsResumed, WindowOpened
 from ..modes import OurMode
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..trackers.lineage import LOW, kind_of
@@ -99,6 +99,8 @@ class OpProbe:
         self.mode: OpMode | None = None
         self._registered: list[tuple[int, frozenset[str], Reaction, bool]] = []
         session.bus.on(WindowOpened, lambda event: self.install())
+        session.bus.on(OpsPaused, lambda event: self.remove())
+        session.bus.on(OpsResumed, lambda event: self.install())
 
     def install(self) -> None:
         if not self._registered:

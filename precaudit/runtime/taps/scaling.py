@@ -320,7 +320,8 @@ class ScalingProbe:
 
     def _attempted(self, event: Attempted) -> None:
         if event.skipped and event.scaler is not None:
-            self.state(event.scaler).skips.at(self._scale(event.scaler))
+            with self.session.guard.unseen():
+                self.state(event.scaler).skips.at(self._scale(event.scaler))
 
     @staticmethod
     def _scale(scaler: Any) -> float:

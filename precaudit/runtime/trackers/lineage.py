@@ -254,6 +254,7 @@ class Flow:
             decays |= line.decays
             line = replace(line, from_parameter=from_parameter, from_gradient=from_gradient, decays=decays)
             self.tensors.learn(out).lineage = line
+            self.window.every_micro_batch_counts |= line.generation >= 2
             if line.generation >= 2 and line.start not in self.lineage_sites:
                 self.lineage_sites[line.start] = user_site()
             if line.generation >= 2 and from_gradient:

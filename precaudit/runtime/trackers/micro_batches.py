@@ -21,6 +21,7 @@ from ..events import (
     WindowOpened,
 )
 from .graph import GraphWalked
+from .lineage import LOW
 from .optimizers import parameters
 from .steps import Steps
 from .tensors import Tensors
@@ -86,6 +87,7 @@ class MicroBatches:
         for leaf in leaves:
             if leaf.grad is not None and event.accumulates:
                 self._summed[id(leaf)] = self.of(leaf) + 1
+                self._window.every_micro_batch_counts |= leaf.grad.dtype in LOW
                 gradient = self._tensors.learn(private.local(leaf.grad))
                 if gradient.gradient_of is None:
                     gradient.gradient_of = weakref.ref(leaf)

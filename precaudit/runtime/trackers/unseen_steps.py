@@ -10,6 +10,7 @@ import torch
 
 from .. import torch_private as private
 from ..events import Bus, CompileCalled, StepEnded
+from ..guard import Guard
 from .optimizers import parameters
 from .window import OPTIMIZER, Window
 
@@ -20,8 +21,8 @@ FEW = 4
 class UnseenSteps:
     """Asked at each backward until a step has been seen; where one may be compiled or once went unseen, later too."""
 
-    def __init__(self, bus: Bus, window: Window) -> None:
-        self._window = window
+    def __init__(self, bus: Bus, window: Window, guard: Guard) -> None:
+        self._window, self._guard = window, guard
         self.silent: weakref.WeakSet[Any] = weakref.WeakSet()
         """Optimizers whose steps call no hook."""
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -43,7 +44,8 @@ class UnseenSteps:
             goes_unseen = self._compiles or optimizer in self.silent
             if optimizer in self._seen or (self._window.attempts and not goes_unseen):
                 continue
-            now = _print(optimizer)
+            with self._guard.unseen():
+                now = _print(optimizer)
             before = self._prints.get(optimizer)
             self._prints[optimizer] = now
             if before is not None and before != now:

@@ -49,6 +49,10 @@ class Window:
         """Optimizers that made an attempt in the step that is going on."""
         self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.backward_since_step = 0
+        self.micro_batches_of_step = 0
+        """Root backward calls of the last step that had any."""
+        self.every_micro_batch_counts = False
+        """Something is summed in low precision from one micro-batch to the next: what each adds is measured."""
         self.micro_batches_before = 0
         self._before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._marks: list[tuple[float, bool]] = []
@@ -100,6 +104,7 @@ class Window:
         if not self._attempted:
             self._marks.append((time.perf_counter(), traced))
         self._attempted.add(optimizer)
+        self.micro_batches_of_step = self.backward_since_step or self.micro_batches_of_step
         self.backward_since_step = 0
         if skipped:
             self.skipped += 1

@@ -223,6 +223,8 @@ class Writes(Watcher):
             return
         if self.session.is_input(target):  # an input moved along its gradient, for as long as its batch lasts
             return
+        if target.dtype in LOW:
+            self.session.window.every_micro_batch_counts = True
         place = _place(target)
         write = self.places.get(place)
         if write is None or write.storage.expired():
