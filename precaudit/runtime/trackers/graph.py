@@ -38,6 +38,8 @@ REDUCING = ("SumBackward", "MeanBackward", "BinaryCrossEntropyBackward", "KlDivB
 ROOTS = frozenset({"RsqrtBackward0", "SqrtBackward0"})
 CASTS = "ToCopyBackward0"
 LEAF = "AccumulateGrad"
+COMPUTING = MATMUL_NODES | SOFTMAX_NODES | NORM_NODES | ROOTS | {private.COMPILED_NODE}
+"""The nodes that are more than a value on the way."""
 
 
 Path = tuple[int, Any]
@@ -48,7 +50,7 @@ class Walk:
     """What one walk of the graph from its roots found. Counts are by dtype; bytes are of forward values."""
 
     __slots__ = (
-        "activations", "casts_of_leaves", "compiled", "leaves", "low_logsumexp", "matmuls", "norms",
+        "activations", "casts_of_leaves", "compiled", "leaves", "losses", "low_logsumexp", "matmuls", "norms",
         "outputs", "scalars", "softmaxes", "unread",
     )  # fmt: skip
 
@@ -69,6 +71,63 @@ class Walk:
         """One-element values between the root and the first larger one: (dtype, sequence number), the loss first."""
         self.outputs: set[int] = set()
         """Those of them that no loss is part of: what a model gives for one sample, and what is computed from it."""
+        self.losses: set[int] = set()
+        """Those that a loss is part of."""
+
+    def at_leaf(self, node: Any) -> None:
+        """The end of a path: a leaf and the dtype that it was read in."""
+        leaf = node.variable
+        self.leaves[id(leaf)] = leaf
+        for meta in private.output_metadata(node):
+            # FSDP1 has put the float32 shard back by now; the node still knows what the forward pass read.
+            if meta.dtype is not leaf.dtype:
+                self.casts_of_leaves.setdefault(id(leaf), meta.dtype)
+
+    def values_of(self, node: Any) -> tuple[Any, bool]:
+        """Counts the forward values that a node stands for; the dtype of the last, and whether all have one element."""
+        dtype, single = None, True
+        for meta in private.output_metadata(node):
+            dtype = meta.dtype
+            size = 1
+            for length in meta.shape:
+                size *= int(length)
+            tally = self.activations.get(dtype)
+            if tally is None:
+                tally = self.activations[dtype] = [0, 0]
+            tally[0] += 1
+            tally[1] += size * dtype.itemsize
+            single &= size == 1
+        return dtype, single
+
+    def follow_scalar(self, name: str, number: int, dtype: Any, path: Path) -> Path | None:
+        """One more one-element value on the way from the root; the path goes on unless a model's output is reached."""
+        path = (number, path)
+        self.scalars.append((dtype, number))
+        if name.startswith(TAKING):
+            _settle(path, self.outputs)
+            return None
+        if name.startswith(REDUCING) or "Loss" in name:
+            _settle(path, self.losses)
+        return path
+
+    def computes(self, name: str, node: Any, dtype: Any) -> None:
+        """What kind of computation a node is."""
+        if name in MATMUL_NODES:
+            self.matmuls[dtype] = self.matmuls.get(dtype, 0) + 1
+        elif name in SOFTMAX_NODES:
+            self.softmaxes[dtype] = self.softmaxes.get(dtype, 0) + 1
+            self.low_logsumexp |= name == "LogsumexpBackward0" and dtype in LOW
+        elif name in NORM_NODES or (name in ROOTS and dtype not in LOW and _of_squares(node)):
+            self.norms[dtype] = self.norms.get(dtype, 0) + 1
+        elif name == private.COMPILED_NODE:
+            self.compiled.append(private.region_of(node))
+
+    def reads_leaf(self, name: str, leaf: Tensor, dtype: Any) -> None:
+        """A node takes a leaf: a cast of it, or a compiled region that hides how it is read."""
+        if name == CASTS:
+            self.casts_of_leaves[id(leaf)] = dtype
+        elif name == private.COMPILED_NODE:
+            self.unread.add(id(leaf))
 
 
 def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
@@ -77,7 +136,6 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
     seen: set[Any] = set()
     path: Path | None = (-1, None)
     stack = [(root.grad_fn, path) for root in roots if root.grad_fn is not None]
-    losses: set[int] = set()
     for root in roots:
         if root.grad_fn is None and root.requires_grad:
             found.leaves[id(root)] = root
@@ -88,55 +146,24 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
         seen.add(node)
         name = type(node).__name__
         if name == LEAF:
-            leaf = node.variable
-            found.leaves[id(leaf)] = leaf
-            for meta in private.output_metadata(node):
-                # FSDP1 has put the float32 shard back by now; the node still knows what the forward pass read.
-                if meta.dtype is not leaf.dtype:
-                    found.casts_of_leaves.setdefault(id(leaf), meta.dtype)
+            found.at_leaf(node)
             continue
-        dtype = None
-        for meta in private.output_metadata(node):
-            dtype = meta.dtype
-            shape = meta.shape
-            size = 1
-            for length in shape:
-                size *= int(length)
-            tally = found.activations.get(dtype)
-            if tally is None:
-                tally = found.activations[dtype] = [0, 0]
-            tally[0] += 1
-            tally[1] += size * dtype.itemsize
-            if size != 1 and path is not None:
-                _settle(path, losses)
-                path = None
+        dtype, single = found.values_of(node)
+        if path is not None and not single:
+            _settle(path, found.losses)
+            path = None
         if path is not None and dtype is not None:
-            path = (private.sequence_number(node), path)
-            found.scalars.append((dtype, path[0]))
-            if name.startswith(TAKING):
-                _settle(path, found.outputs)
-                path = None
-            elif name.startswith(REDUCING) or "Loss" in name:
-                _settle(path, losses)
-        if name in MATMUL_NODES:
-            found.matmuls[dtype] = found.matmuls.get(dtype, 0) + 1
-        elif name in SOFTMAX_NODES:
-            found.softmaxes[dtype] = found.softmaxes.get(dtype, 0) + 1
-            found.low_logsumexp |= name == "LogsumexpBackward0" and dtype in LOW
-        elif name in NORM_NODES or (name in ROOTS and dtype not in LOW and _of_squares(node)):
-            found.norms[dtype] = found.norms.get(dtype, 0) + 1
-        elif name == private.COMPILED_NODE:
-            found.compiled.append(private.region_of(node))
+            path = found.follow_scalar(name, private.sequence_number(node), dtype, path)
+        if name in COMPUTING:
+            found.computes(name, node, dtype)
         for following, _ in node.next_functions:
             if following is None:
                 continue
-            if name == CASTS and type(following).__name__ == LEAF:
-                found.casts_of_leaves[id(following.variable)] = dtype
-            elif name == private.COMPILED_NODE and type(following).__name__ == LEAF:
-                found.unread.add(id(following.variable))
+            if type(following).__name__ == LEAF:
+                found.reads_leaf(name, following.variable, dtype)
             if following not in seen:
                 stack.append((following, path))
-    found.outputs -= losses
+    found.outputs -= found.losses
     return found
 
 
