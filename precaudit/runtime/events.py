@@ -34,6 +34,12 @@ class BackwardRuns(NamedTuple):
     """From here on ops are those of backward."""
 
 
+class BackwardNested(NamedTuple):
+    """Inside a backward, the engine was called for a part of the forward pass that was computed again just now."""
+
+    roots: list[Tensor]
+
+
 class BackwardEnded(NamedTuple):
     """The engine has run, or has raised: then there are no results."""
 

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from .. import torch_private as private
-from ..events import BackwardBegan, BackwardEnded, BackwardRuns, Bus
+from ..events import BackwardBegan, BackwardEnded, BackwardNested, BackwardRuns, Bus
 from ..modes import Modes
 from .optimizers import StepTap
 
 
 class BackwardTap:
-    """A backward inside a backward (reentrant checkpointing) is part of the outer one."""
+    """A backward inside a backward (reentrant checkpointing, reversible layers) is part of the outer one."""
 
     def __init__(self, bus: Bus, modes: Modes, steps: StepTap) -> None:
         self._bus, self._modes, self._steps = bus, modes, steps
@@ -24,7 +24,10 @@ class BackwardTap:
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if private.graph_task_id() != -1 or private.is_tracing():
+            if private.is_tracing():
+                return original(t_outputs, *args, **kwargs)
+            if private.graph_task_id() != -1:
+                self._bus.tell(BackwardNested(_tensors(t_outputs)))
                 return original(t_outputs, *args, **kwargs)
             accumulates = bool(kwargs.get("accumulate_grad", True))
             self._steps.give_up_failed()
@@ -41,11 +44,15 @@ class BackwardTap:
         return _engine_run_backward
 
 
+def _tensors(roots: Any) -> list[Tensor]:
+    return [root for root in roots if isinstance(root, Tensor)]
+
+
 def _began(roots: Any, args: Any, accumulates: bool) -> BackwardBegan:
     """The event, from what the engine is called with: roots, their gradients, whether the graph is kept, is made."""
     gradients = args[0] if args and isinstance(args[0], (list, tuple)) else ()
     return BackwardBegan(
-        [root for root in roots if isinstance(root, Tensor)],
+        _tensors(roots),
         gradients[0] if gradients else None,
         bool(len(args) > 2 and args[2]),
         accumulates,

@@ -22,7 +22,7 @@ from .. import torch_private as private
 from ..events import CompileCalled, StepBegan, StepEnded
 from ..optable import MATMULS
 from ..process.ledger import Observation
-from ..trackers.graph import GraphWalked
+from ..trackers.graph import GraphRecomputed, GraphWalked
 from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW
 from ..trackers.optimizers import parameters
 from ..trackers.window import OPTIMIZER
@@ -57,6 +57,7 @@ class CompileProbe:
         self._stepping: Any = None
         """The optimizer that is inside its step."""
         session.bus.on(GraphWalked, self._graph_walked)
+        session.bus.on(GraphRecomputed, lambda event: self.ran(event.found.compiled))
         session.bus.on(StepBegan, self._step_began)
         session.bus.on(StepEnded, self._step_ended)
 

@@ -82,6 +82,8 @@ class OpMode(OurMode):
         phase = self.window.phase
         if phase == OPTIMIZER and torch.is_grad_enabled():
             phase = FORWARD  # the forward pass of a closure
+        elif phase == BACKWARD and torch.is_grad_enabled() and not self.window.creates_graph:
+            phase = FORWARD  # a checkpoint computes its part of the forward pass again
         elif phase == GRADIENTS and torch.is_grad_enabled() and self.probe.session.steps.forward_begins(args):
             phase = FORWARD  # no hook told that the step is over
         asked = plan.asked[phase]

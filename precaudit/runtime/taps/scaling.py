@@ -19,7 +19,7 @@ from .. import torch_private as private
 from ..events import Attempted, Boundary, RestBegan, ScalerStepBegan, ScalerStepEnded, StepBegan
 from ..process.ledger import Observation
 from ..sites import user_site
-from ..trackers.graph import GraphWalked
+from ..trackers.graph import GraphRecomputed, GraphWalked, Walk
 from ..trackers.lineage import DTYPE_NAMES
 from ..trackers.tensors import TensorMap
 
@@ -102,6 +102,7 @@ class ScalingProbe:
         self.of_backward: Any = None
         """The scaler that scaled the loss of the last backward."""
         session.bus.on(GraphWalked, self.backward_from)
+        session.bus.on(GraphRecomputed, lambda event: self._reached(event.found))
         session.bus.on(StepBegan, lambda event: self.before_step(event.optimizer))
         session.bus.on(Attempted, self._attempted, always=True)
         session.bus.on(RestBegan, lambda event: self._rest())
@@ -378,8 +379,6 @@ class ScalingProbe:
                 self.scaled.pop(leaf)
             return
         state = self.state(scaler)
-        state.saw_float16 |= torch.float16 in found.activations
-        state.saw_bfloat16 |= torch.bfloat16 in found.activations
         if for_penalty:
             self._penalty = self.session.once(
                 ("penalty", id(scaler)),
@@ -396,8 +395,16 @@ class ScalingProbe:
         if any(id(leaf) in state.unscaled and leaf.grad is not None for leaf in leaves) and not for_penalty:
             detail = "scaled gradients were added to gradients that unscale_ had already divided"
             self._misuse(scaler, "backward-after-unscale", user_site(), detail, raises=False)
-        for leaf in leaves:
-            self.scaled.set(leaf, (weakref.ref(scaler), state.generation))
+        self._reached(found)
+
+    def _reached(self, found: Walk) -> None:
+        """The gradients of these leaves carry the scale of the loss that this backward began from."""
+        if self.of_backward is not None:
+            state = self.state(self.of_backward)
+            state.saw_float16 |= torch.float16 in found.activations
+            state.saw_bfloat16 |= torch.bfloat16 in found.activations
+            for leaf in found.leaves.values():
+                self.scaled.set(leaf, (weakref.ref(self.of_backward), state.generation))
 
     def before_step(self, optimizer: Any) -> None:
         """A step that GradScaler does not take, on gradients that carry its scale."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..events import BackwardBegan, Bus
+from ..events import BackwardBegan, BackwardNested, Bus
 from ..sites import user_site
 from .lineage import LOW
 from .steps import Steps
@@ -129,6 +130,24 @@ class Walk:
         elif name == private.COMPILED_NODE:
             self.unread.add(id(leaf))
 
+    def add(self, part: Walk) -> None:
+        """Counts what a checkpoint computed again, too. The loss is not in there."""
+        for dtype, (count, size) in part.activations.items():
+            tally = self.activations.setdefault(dtype, [0, 0])
+            tally[0] += count
+            tally[1] += size
+        for mine, theirs in (
+            (self.matmuls, part.matmuls),
+            (self.softmaxes, part.softmaxes),
+            (self.norms, part.norms),
+        ):
+            for dtype, count in theirs.items():
+                mine[dtype] = mine.get(dtype, 0) + count
+        self.leaves |= part.leaves
+        self.casts_of_leaves |= part.casts_of_leaves
+        self.unread |= part.unread
+        self.compiled += part.compiled
+
 
 def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
     """Walks the autograd graph once, from the roots to the leaves."""
@@ -236,15 +255,33 @@ class GraphWalked(NamedTuple):
     """The user's line that calls a backward that trains."""
 
 
+class GraphRecomputed(NamedTuple):
+    """Inside backward, a checkpoint computed its part of the forward pass again, and this is the graph of that part."""
+
+    found: Walk
+    """Its leaves are parameters alone; the checkpoint's own inputs are leaves of no other graph."""
+    whole: Walk
+    """All of this backward so far."""
+
+
 class Graph:
     """Walks, and tells what was found."""
 
     def __init__(self, bus: Bus, steps: Steps) -> None:
         self._bus, self._steps = bus, steps
+        self._whole = Walk()
         bus.on(BackwardBegan, self._backward_began)
+        bus.on(BackwardNested, self._backward_nested)
 
     def _backward_began(self, event: BackwardBegan) -> None:
         trains = self._steps.trains
         site = user_site() if trains else None
-        found = walk(event.roots)
+        found = self._whole = walk(event.roots)
         self._bus.tell(GraphWalked(event.roots, event.gradient, found, trains, self._steps.differentiates, site))
+
+    def _backward_nested(self, event: BackwardNested) -> None:
+        if self._steps.trains:
+            part = walk(event.roots)
+            part.leaves = {key: leaf for key, leaf in part.leaves.items() if isinstance(leaf, torch.nn.Parameter)}
+            self._whole.add(part)
+            self._bus.tell(GraphRecomputed(part, self._whole))

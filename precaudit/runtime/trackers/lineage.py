@@ -348,7 +348,8 @@ class Flow:
 
         def use(values: list[float]) -> None:
             bad, total = values[0], values[1]
-            seen.evidence[name] = max(seen.evidence.get(name, 0.0), bad / total if total else 0.0)
+            if bad:  # that the first results were finite says nothing of the others
+                seen.evidence[name] = max(seen.evidence.get(name, 0.0), bad / total)
             if len(values) > 2 and values[2] > 0 and seen.dtype in FLOATING:
                 bits = math.log2(FLOATING[seen.dtype].max / values[2])
                 seen.evidence["headroom"] = min(seen.evidence.get("headroom", bits), bits)

@@ -20,7 +20,7 @@ from ..events import (
     StepUnseen,
     WindowOpened,
 )
-from .graph import GraphWalked
+from .graph import GraphRecomputed, GraphWalked
 from .lineage import LOW
 from .optimizers import parameters
 from .steps import Steps
@@ -54,6 +54,7 @@ class MicroBatches:
         self._told = 0
         """The window's clock when that was told."""
         bus.on(GraphWalked, self._graph_walked)
+        bus.on(GraphRecomputed, self._graph_recomputed)
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(StepBegan, self._step_began)
         bus.on(StepEnded, self._step_ended)
@@ -76,6 +77,12 @@ class MicroBatches:
         self._leaves = list(event.found.leaves.values())
         if self._steps.trains:
             self._start_anew([leaf for leaf in self._leaves if leaf.grad is None])
+
+    def _graph_recomputed(self, event: GraphRecomputed) -> None:
+        known = {id(leaf) for leaf in self._leaves}
+        more = [leaf for key, leaf in event.found.leaves.items() if key not in known]
+        self._leaves += more
+        self._start_anew([leaf for leaf in more if leaf.grad is None])
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         leaves, self._leaves = self._leaves, []

@@ -217,7 +217,7 @@ class Origins:
         """The direction in which an op runs, and its autograd node's number."""
         phase = self.window.phase
         differentiates = torch.is_grad_enabled() and any(tensor.requires_grad for tensor, _ in operands)
-        if phase == BACKWARD and not differentiates:
+        if phase == BACKWARD and (self.window.creates_graph or not differentiates):
             return BACKWARD, private.running_node()
         if differentiates:  # a forward pass that backward recomputes, a closure's, one after a hand-written step
             return FORWARD, private.next_sequence_number() - 1

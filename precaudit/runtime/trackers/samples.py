@@ -43,16 +43,16 @@ def sample(tensor: Tensor) -> Tensor | None:
 
 
 def underflow(tensor: Tensor) -> list[Tensor]:
-    """Zeros, subnormals, non-zeros and non-finite values among the sampled elements; 0-d tensors, no sync."""
+    """Zeros, subnormals and other finite values among the sampled elements, which NaN is not; 0-d tensors, no sync."""
     if not _limit:
         return []
     values = sample(tensor)
     if values is None:
         values = tensor.detach().reshape(-1)[:_limit]
     size = values.abs()
-    nonzero = size > 0
+    nonzero = (size > 0) & torch.isfinite(values)
     subnormal = nonzero & (size < torch.finfo(values.dtype).smallest_normal)
-    return [(~nonzero).sum(), subnormal.sum(), nonzero.sum(), (~torch.isfinite(values)).sum()]
+    return [(size == 0).sum(), subnormal.sum(), nonzero.sum()]
 
 
 def nonfinite(tensor: Tensor) -> list[Tensor]:

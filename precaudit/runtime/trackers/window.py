@@ -33,6 +33,8 @@ class Window:
         """Every op is seen."""
         self.phase = FORWARD
         self._around_backward = FORWARD
+        self.creates_graph = False
+        """The last backward makes a graph of its own: with gradients on, ops are its own and no checkpoint's."""
         self._around_step = FORWARD
         self.steps_unseen = False
         """Some optimizer's steps call no hook: they are told only by the next backward."""
@@ -68,6 +70,7 @@ class Window:
     def _backward_began(self, event: BackwardBegan) -> None:
         self.clock += 1
         self._around_backward = self.phase
+        self.creates_graph = event.creates_graph
 
     def _backward_runs(self, event: BackwardRuns) -> None:
         self.phase = BACKWARD

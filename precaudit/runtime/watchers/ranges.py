@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role
 from .. import torch_private as private
-from ..optable import MATMULS, POINTWISE
+from ..optable import MATMULS, NORMS, POINTWISE
 from ..process.ledger import Observation
 from ..sites import user_frame
 from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
@@ -26,6 +26,13 @@ from . import FORWARD, Registration, Watcher
 if TYPE_CHECKING:
     from ..session import Session
 
+GROWING = MATMULS | {"pow", "square", "exp", "sum"}
+"""Ops whose results grow with the model: what comes near the end of the range today is past it tomorrow."""
+ADDITIONS = frozenset({"add", "sub", "rsub"})
+OVERFLOWING = ADDITIONS | NORMS | frozenset({"mul", "addcmul", "exp2", "expm1", "cumsum", "prod"})
+"""Ops of which only an infinite result is told. Division is none of them: it gives inf of a zero."""
+MASK = 65504.0 / 2
+"""An addend from here on is a mask (torch.finfo(torch.float16).min), and its sum with a score may well be infinite."""
 TOO_LITTLE_HEADROOM = 2.0
 """Bits between the largest value seen and 65504."""
 LOOP = 16
@@ -59,7 +66,7 @@ class Ranges(Watcher):
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, MATMULS, self.matmul, False
-        yield FORWARD, MATMULS | {"pow", "square", "exp", "sum"}, self.result, True
+        yield FORWARD, GROWING | OVERFLOWING, self.result, True
         yield FORWARD, POINTWISE, self.recurrence, True
 
     def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -97,14 +104,15 @@ class Ranges(Watcher):
         if seen.count > 4:
             return
         inputs = [t for t in tensors_of(args) if t.dtype is torch.float16 and t.numel()]
-        clean = torch.stack([torch.isfinite(t).all() for t in inputs]).all() if inputs else torch.isfinite(out).any()
+        inside = MASK if name in ADDITIONS else math.inf
+        clean = torch.stack([(t.abs() < inside).all() for t in inputs]).all() if inputs else torch.isfinite(out).any()
 
         def use(values: list[float]) -> None:
             bad, _, largest, finite_inputs = values
             if not finite_inputs:
                 return  # the overflow happened earlier, and is reported there
             bits = math.log2(FLOATING["float16"].max / largest) if largest > 0 else 99.0
-            if bad or bits < TOO_LITTLE_HEADROOM:
+            if bad or (bits < TOO_LITTLE_HEADROOM and name in GROWING):
                 self.share_of(seen, values, bits)
                 if not summed:
                     seen.attrs["inf_seen"] = bool(bad) or bool(seen.attrs.get("inf_seen"))
@@ -114,7 +122,8 @@ class Ranges(Watcher):
 
     @staticmethod
     def share_of(seen: Observation, values: list[float], bits: float) -> None:
-        seen.evidence["inf_share"] = max(seen.evidence.get("inf_share", 0.0), values[0] / values[1])
+        if values[0]:
+            seen.evidence["inf_share"] = max(seen.evidence.get("inf_share", 0.0), values[0] / values[1])
         seen.evidence["headroom"] = min(seen.evidence.get("headroom", bits), bits)
 
     def _keep_first(self, seen: Observation, order: int) -> None:

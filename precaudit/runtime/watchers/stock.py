@@ -14,7 +14,7 @@ from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
 from .. import torch_private as private
 from ..events import Boundary, StepEnded, StepUnseen, WindowOpened
 from ..process.ledger import Observation
-from ..trackers.graph import GraphWalked, Walk
+from ..trackers.graph import GraphRecomputed, GraphWalked, Walk
 from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..trackers.micro_batches import GradientsReady
 from ..trackers.optimizers import Held, group_tensors, nbytes, parameters, state_tensors
@@ -85,6 +85,7 @@ class Stock(Watcher):
         self.ledger = session.ledger
         self._last_backward: Site | None = None
         session.bus.on(GraphWalked, self._graph_walked)
+        session.bus.on(GraphRecomputed, lambda event: self.of_graph(event.whole))
         session.bus.on(GradientsReady, lambda event: self.of_gradients(*event))
         session.bus.on(StepUnseen, lambda event: self.label(event.optimizer))
         session.bus.on(StepEnded, self._step_ended)
