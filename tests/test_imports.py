@@ -84,6 +84,112 @@ def test_the_runtime_uses_torch_the_standard_library_and_the_vocabulary_only() -
     assert wrong == []
 
 
+RUNTIME = ROOT / "runtime"
+BASE = {
+    "dtypes", "events", "guard", "imports", "modes", "optable", "patching", "process.ledger", "settings", "sites",
+    "torch_private",
+}  # fmt: skip
+"""Files of the runtime that know of no tap, tracker or watcher; they use each other only."""
+MAY_KNOW: dict[str, set[str]] = {
+    "taps": {"taps"},
+    "trackers": {"trackers"},
+    "watchers": {"watchers", "trackers"},
+    "frameworks": {"frameworks", "trackers", "watchers"},
+    "process": {"process", "trackers"},
+    "session": {"taps", "trackers", "watchers", "frameworks", "process", "parts"},
+    "parts": set(),
+}
+"""Folder of the runtime -> the folders it may import beside BASE: watchers -> trackers -> events <- taps."""
+DEBT = {
+    "taps": {"session", "trackers", "watchers"},
+    "trackers": {"session"},
+    "watchers": {"session"},
+    "frameworks": {"session", "taps"},
+    "process": {"session", "watchers", "taps"},
+}
+"""What is still to be undone; it only gets shorter."""
+IN_CIRCLES = 28
+"""Files of the runtime that import each other in a circle, typing imports included; to come down to none."""
+
+
+def runtime_imports() -> dict[str, set[str]]:
+    """File of the runtime -> the others it imports, `if TYPE_CHECKING` included; "taps.ops", "session"."""
+    paths = {path for path in RUNTIME.rglob("*.py") if path.name != "sitecustomize.py"}
+    names = {
+        ".".join(path.relative_to(RUNTIME).with_suffix("").parts).removesuffix(".__init__"): path for path in paths
+    }
+    found: dict[str, set[str]] = {}
+    for one, path in names.items():
+        inside = [name.removeprefix("precaudit.runtime.") for name in imported(path)]
+        files = {next((n for n in (name, name.rpartition(".")[0]) if n in names), "") for name in inside}
+        found[one] = files - {"", one}
+    return found
+
+
+def folder(name: str) -> str:
+    return "base" if name in BASE else name.partition(".")[0]
+
+
+def test_a_watcher_knows_trackers_a_tracker_knows_events_and_a_tap_knows_nobody() -> None:
+    wrong = []
+    for one, others in runtime_imports().items():
+        if one == "__init__":
+            continue
+        allowed = {"base"} | MAY_KNOW.get(folder(one), set()) | DEBT.get(folder(one), set())
+        wrong += [f"{one} imports {other}" for other in sorted(others) if folder(other) not in allowed]
+    assert wrong == []
+
+
+def circles(imports: dict[str, set[str]]) -> set[str]:
+    """The files that can be reached from themselves."""
+    found = set()
+    for start in imports:
+        seen: set[str] = set()
+        waiting = list(imports[start])
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen.add(one)
+                waiting += imports.get(one, ())
+        if start in seen:
+            found.add(start)
+    return found
+
+
+def test_no_files_of_the_runtime_import_each_other_in_a_circle() -> None:
+    found = circles(runtime_imports())
+    assert len(found) <= IN_CIRCLES, sorted(found)
+
+
+LONGEST, MOST_BRANCHES = 60, 15
+TOO_LONG = {"watchers/gradients.py: computed"}
+"""Those that are still to be cut."""
+
+
+def branches(function: ast.AST) -> int:
+    """The ifs, loops and handlers of a function, those of functions inside it left out."""
+    inner = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    kinds = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.Match)
+    waiting, found = list(ast.iter_child_nodes(function)), 0
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, inner):
+            found += isinstance(node, kinds)
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def test_no_function_of_the_runtime_is_too_long_to_be_read_at_once() -> None:
+    wrong = []
+    for path in sorted(RUNTIME.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines, forks = (node.end_lineno or 0) - node.lineno + 1, branches(node)
+                if lines > LONGEST or forks > MOST_BRANCHES:
+                    wrong.append(f"{path.relative_to(RUNTIME)}: {node.name}: {lines} lines, {forks} branches")
+    assert [one for one in wrong if one.rpartition(": ")[0] not in TOO_LONG] == []
+
+
 def test_a_library_is_imported_only_by_the_part_that_owns_it() -> None:
     wrong = []
     for part, path in sources():
