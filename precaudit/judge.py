@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
-from precaudit.model.evidence import worst
-from precaudit.model.vocabulary import FLOATING, Fact, Kind, Role, Scalar
-from precaudit.model.wire import Finding, Grade, Line, RoleSummary, Rule, Severity
+from precaudit.model.evidence import joined_parts, worst
+from precaudit.model.vocabulary import FLOATING, Fact, Kind, Part, Role, Scalar
+from precaudit.model.wire import Finding, Grade, Line, PartOf, RoleSummary, Rule, Severity
 from precaudit.rulebook import Rulebook, dtypes
 
 
@@ -131,6 +131,7 @@ def _finding(
         count=max(1, fact.count),
         seen_by=[witness],
         evidence={name: value for name, value in fact.evidence.items() if isfinite(value)},
+        parts=[PartOf(name=part.name, tensors=part.tensors, evidence=dict(part.evidence)) for part in fact.parts],
         cause=cause,
         fix=fix,
         cost_bytes=_cost(rule, fact),
@@ -165,6 +166,9 @@ def _merge(one: Finding, other: Finding) -> Finding:
     one.cost_bytes += other.cost_bytes
     one.ranks = sorted({*one.ranks, *other.ranks})
     one.evidence = worst(one.evidence, other.evidence)
+    if other.parts:
+        mine, theirs = ([Part(**part.model_dump()) for part in found.parts] for found in (one, other))
+        one.parts = [PartOf(**part._asdict()) for part in joined_parts(mine, theirs, same=False)]
     if other.severity.rank > one.severity.rank:
         one.severity = other.severity
     if other.module and other.module != one.module and one.module:

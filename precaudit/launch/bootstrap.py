@@ -23,7 +23,8 @@ RUNTIME = Path(precaudit.__file__).parent / "runtime"
 
 BOOTSTRAP = RUNTIME / "sitecustomize.py"
 
-VOCABULARY = Path(precaudit.__file__).parent / "model" / "vocabulary.py"
+MODEL = [Path(precaudit.__file__).parent / "model" / name for name in ("vocabulary.py", "evidence.py")]
+"""What the runtime uses of the model: words and tables, standard library only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,8 @@ def _furnish(path: Path, settings: TraceSettings) -> None:
     (inside / "model").mkdir()
     for package in (inside, inside / "model"):
         (package / "__init__.py").touch()
-    shutil.copy(VOCABULARY, inside / "model" / VOCABULARY.name)
+    for words in MODEL:
+        shutil.copy(words, inside / "model" / words.name)
     shutil.copy(BOOTSTRAP, path / BOOTSTRAP.name)
     # Every process below the command imports it, and may be told to write no bytecode: compiling costs 60 ms each time.
     compileall.compile_dir(path, quiet=2)

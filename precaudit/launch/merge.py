@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from precaudit.model.evidence import worst
-from precaudit.model.vocabulary import Fact, Kind, Role, fact_from_json
+from precaudit.model.evidence import joined_parts, worst
+from precaudit.model.vocabulary import Fact, Kind, Part, Role, fact_from_json
 from precaudit.model.wire import Coverage, RankFile
 
 COMPARED = frozenset(
@@ -64,6 +64,10 @@ def _evidence(raw: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in (raw.get("evidence") or {}).items() if math.isfinite(value)}
 
 
+def _parts(raw: Mapping[str, Any]) -> list[Part]:
+    return [Part(**part) for part in raw.get("parts") or ()]
+
+
 def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
     """Equal Facts of one process speak of different tensors: two optimizers of one class."""
     return {
@@ -71,6 +75,7 @@ def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
         "count": one.get("count", 1) + other.get("count", 1),
         "bytes": one.get("bytes", 0) + other.get("bytes", 0),
         "evidence": worst(_evidence(one), _evidence(other)),
+        "parts": [part._asdict() for part in joined_parts(_parts(one), _parts(other), same=False)],
     }
 
 
@@ -82,6 +87,7 @@ class _Seen:
     count: int
     bytes: int
     evidence: dict[str, float]
+    parts: tuple[Part, ...]
     ranks: set[int]
 
     def join(self, raw: Mapping[str, Any], rank: int) -> None:
@@ -92,10 +98,12 @@ class _Seen:
             self.bytes = raw["bytes"]
         if raw.get("evidence"):
             self.evidence = worst(self.evidence, _evidence(raw))
+        if raw.get("parts"):
+            self.parts = joined_parts(self.parts, _parts(raw), same=True)
 
     @property
     def fact(self) -> Fact:
-        return replace(self.first, count=self.count, bytes=self.bytes, evidence=dict(self.evidence))
+        return replace(self.first, count=self.count, bytes=self.bytes, evidence=dict(self.evidence), parts=self.parts)
 
 
 @dataclass(slots=True)
@@ -155,7 +163,7 @@ class Merged:
             seen.join(raw, rank)
             return
         fact = fact_from_json(raw)
-        self._facts[key] = _Seen(fact, fact.count, fact.bytes, _evidence(raw), {rank})
+        self._facts[key] = _Seen(fact, fact.count, fact.bytes, _evidence(raw), fact.parts, {rank})
 
     def _holdings(self) -> dict[Role, dict[int, _Holding]]:
         """What each rank held in each role that is compared."""

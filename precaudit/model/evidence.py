@@ -6,9 +6,11 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
+
+from .vocabulary import Part
 
 
 class Unit(Enum):
@@ -22,6 +24,7 @@ class Unit(Enum):
     NATS = "nats"
     """A difference of natural logarithms."""
     FACTOR = "factor"
+    COUNT = "count"
 
 
 class Evidence(NamedTuple):
@@ -48,9 +51,38 @@ EVIDENCE: Mapping[str, Evidence] = {
     "skipped_share": Evidence(Unit.SHARE, "{} of the attempted steps were skipped"),
     "hollow": Evidence(Unit.SHARE, "{} of the float32 elements hold only bfloat16 values"),
     "headroom": Evidence(Unit.BITS, "{} bits of room below the largest finite value", smaller_is_worse=True),
+    "infinite": Evidence(Unit.COUNT, "{} of the parameters held inf or nan and were not measured"),
     "loss_scale": Evidence(Unit.FACTOR, "the loss scale was {}"),
 }
 """Evidence name -> what it is."""
+
+
+MOST_PARTS = 20
+
+
+def worst_parts(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Those of whose updates the most was lost, first; few rows: the last of many that did not move stands for all."""
+    rows = sorted(parts, key=lambda part: (-part.evidence.get("updates_lost", 0.0), -part.tensors, part.name))
+    kept, rest = rows[:MOST_PARTS], rows[MOST_PARTS:]
+    still = sum(part.tensors for part in rest if unmoved(part))
+    if still:
+        kept[-1] = Part("*", kept[-1].tensors + still, {"updates_lost": 1.0})
+    return tuple(kept)
+
+
+def unmoved(part: Part) -> bool:
+    """Whether none of these tensors' updates took effect."""
+    return part.evidence.get("updates_lost") == 1.0
+
+
+def joined_parts(one: Iterable[Part], other: Iterable[Part], same: bool) -> tuple[Part, ...]:
+    """The parts of two accounts: of the same tensors, as two ranks give, or of different ones."""
+    by_name = {part.name: part for part in one}
+    for part in other:
+        known = by_name.get(part.name, Part(part.name, 0, {}))
+        count = max(known.tensors, part.tensors) if same else known.tensors + part.tensors
+        by_name[part.name] = Part(part.name, count, worst(known.evidence, part.evidence))
+    return worst_parts(by_name.values())
 
 
 def worse(name: str, one: float, other: float) -> float:

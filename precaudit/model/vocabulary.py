@@ -132,6 +132,15 @@ class Cause(NamedTuple):
     site: Site | None
 
 
+class Part(NamedTuple):
+    """Some of the tensors that a Fact speaks of, and what was measured of them alone."""
+
+    name: str
+    """A parameter's name, or the pattern of several: `blocks.*.norm.weight`."""
+    tensors: int
+    evidence: Mapping[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """One thing a witness saw: this role held this dtype, here, in this context; counted, never logged per event."""
@@ -151,6 +160,8 @@ class Fact:
     attrs: Mapping[str, Scalar] = field(default_factory=dict)
     evidence: Mapping[str, float] = field(default_factory=dict)
     """Measured numbers by name, ratios in 0..1 unless the name says otherwise."""
+    parts: tuple[Part, ...] = ()
+    """The tensors it is worst for, worst first; a few rows."""
 
     def as_json(self) -> dict[str, Any]:
         """The Fact as plain JSON values; `fact_from_json` reads it back."""
@@ -159,6 +170,7 @@ class Fact:
         raw["role"] = self.role.value if self.role else None
         raw["attrs"] = dict(self.attrs)
         raw["evidence"] = dict(self.evidence)
+        raw["parts"] = [part._asdict() for part in self.parts]
         raw["site"] = list(self.site) if self.site else None
         raw["cause"] = [self.cause.text, list(self.cause.site) if self.cause.site else None] if self.cause else None
         return raw
@@ -179,6 +191,7 @@ def fact_from_json(raw: Mapping[str, Any]) -> Fact:
         bytes=raw.get("bytes", 0),
         attrs=dict(raw.get("attrs", {})),
         evidence=dict(raw.get("evidence", {})),
+        parts=tuple(Part(**part) for part in raw.get("parts", ())),
     )
 
 

@@ -101,6 +101,15 @@ class Line(Strict):
     cell: int | None = None
 
 
+class PartOf(Strict):
+    """Some of the tensors a finding speaks of, and what was measured of them alone."""
+
+    name: str
+    """A parameter's name, or the pattern of several."""
+    tensors: int
+    evidence: dict[str, float]
+
+
 class Finding(BaseModel):
     """One violation, as scripts may rely on it."""
 
@@ -126,6 +135,8 @@ class Finding(BaseModel):
     count: int = 1
     seen_by: list[str] = []
     evidence: dict[str, float] = {}
+    parts: list[PartOf] = []
+    """The tensors it is worst for, worst first; at most 20 rows."""
     cause: Line | None = None
     fix: str = ""
     cost_bytes: int = 0

@@ -194,10 +194,11 @@ def _marked(text: str, finding: Finding) -> str:
 def _bars(finding: Finding) -> str:
     """Each measured number in words; a share also as a bar."""
     items = []
-    for (name, value), said in zip(finding.evidence.items(), words.evidence(finding), strict=True):
+    numbers = list(finding.evidence.items())
+    for at, said in enumerate(words.evidence(finding)):
         bar = ""
-        if is_share(name):
-            filled = min(max(value, 0.0), 1.0) * 100
+        if at < len(numbers) and is_share(numbers[at][0]):
+            filled = min(max(numbers[at][1], 0.0), 1.0) * 100
             bar = f'<span class=bar aria-hidden=true><span style="width:{filled:.2f}%"></span></span>'
         items.append(f"<li>{bar}<span>{_e(said)}</span></li>")
     return f"<ul class=evidence>{''.join(items)}</ul>" if items else ""

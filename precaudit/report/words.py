@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 from precaudit.model.wire import Finding, Line, Report, Severity
-from precaudit.report.evidence import sentence
+from precaudit.report.evidence import sentence, share
 
 MARKS: Mapping[Severity, str] = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTE: "i"}
 """The sign of each severity where colour may be missing."""
@@ -92,7 +92,26 @@ def in_cell(finding: Finding) -> str:
 
 def evidence(finding: Finding) -> list[str]:
     """The measured numbers in words, in the order of the table of sentences."""
-    return [visible(sentence(name, value)) for name, value in finding.evidence.items()]
+    told = [visible(sentence(name, value)) for name, value in finding.evidence.items()]
+    return [*told, *filter(None, [where(finding)])]
+
+
+NAMED = 6
+"""Parameters, or patterns of them, that a sentence names."""
+
+
+def where(finding: Finding) -> str:
+    """Which parameters did not move at all, or lost the most; empty where the loss is not told apart by them."""
+    still = [part for part in finding.parts if part.evidence.get("updates_lost") == 1]
+    if still:
+        names = [visible(part.name) for part in still]
+        more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        count = f"{sum(part.tensors for part in still):,} of {plural(finding.count, 'parameter')}"
+        return f"{count} did not move at all: {', '.join(names[:NAMED])}{more}"
+    if len(finding.parts) < 2:
+        return ""
+    most = [f"{visible(part.name)} ({share(part.evidence.get('updates_lost', 0.0))})" for part in finding.parts[:3]]
+    return f"most in {', '.join(most)}"
 
 
 def cost(finding: Finding, ranks: int) -> str:

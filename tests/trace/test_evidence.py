@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from precaudit.model.wire import Finding, Report
+from precaudit.report import words
 
 
 def only(report: Report, rule: str) -> Finding:
@@ -112,3 +113,61 @@ def test_hollow_masters_hold_bfloat16_values_to_the_last_bit() -> None:
     finding = only(harness.trace_call(train), "PA105")
     assert finding.evidence["hollow"] == 1.0
     assert all(hollow)
+
+
+def test_parameters_that_did_not_move_at_all_are_named_and_the_others_are_not() -> None:
+    moved: dict[str, bool] = {}
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight
+
+    def train() -> None:
+        torch.manual_seed(0)
+        blocks = nn.Sequential(*(nn.Sequential(Scale(), nn.Linear(16, 16)) for _ in range(3)))
+        model = nn.ModuleDict({"blocks": blocks, "norm": Scale(), "head": nn.Linear(16, 4)}).bfloat16()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4)
+        for step in range(3):
+            out = model["head"](model["norm"](model["blocks"](torch.randn(8, 16).bfloat16())))
+            optimizer.zero_grad()
+            out.float().square().mean().backward()
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            optimizer.step()
+            for name, p in model.named_parameters():
+                moved[name] = (step > 1 and moved[name]) or not torch.equal(p, before[name])
+
+    finding = only(harness.trace_call(train), "PA101")
+    still = {part.name: part.tensors for part in finding.parts if part.evidence["updates_lost"] == 1}
+    assert still == {"blocks.*.*.weight": 3, "norm.weight": 1}
+    assert {name for name, yes in moved.items() if not yes} == {f"blocks.{i}.0.weight" for i in range(3)} | {
+        "norm.weight"
+    }
+    assert words.where(finding) == "4 of 10 parameters did not move at all: blocks.*.*.weight, norm.weight"
+    losses = [part.evidence["updates_lost"] for part in finding.parts]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_a_parameter_that_holds_nan_takes_part_in_no_share() -> None:
+    def train(broken: bool) -> Report:
+        def run() -> None:
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).bfloat16()
+            other = nn.Parameter(torch.ones(64).bfloat16())
+            optimizer = torch.optim.SGD([*model.parameters(), other], lr=1e-2)
+            for _ in range(3):
+                optimizer.zero_grad()
+                (model(torch.randn(8, 8).bfloat16()).float().square().mean() + 0 * other.sum().float()).backward()
+                if broken:
+                    other.grad = torch.full_like(other, math.nan)
+                optimizer.step()
+
+        return harness.trace_call(run)
+
+    clean, broken = (only(train(nan), "PA101").evidence for nan in (False, True))
+    assert broken.pop("infinite") == 1
+    assert broken == clean
+    assert 0 < clean["updates_lost"] < 1

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import Cause, Fact, Kind, Role, Scalar, Site
+from ...model.vocabulary import Cause, Fact, Kind, Part, Role, Scalar, Site
 
 
 @dataclass(slots=True)
@@ -28,6 +28,7 @@ class Observation:
     bytes: int = 0
     attrs: dict[str, Scalar] = field(default_factory=dict)
     evidence: dict[str, float] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
     confirmed: bool = True
     """False while it is only a suspicion: a square that has not yet met its rsqrt."""
 
@@ -44,6 +45,7 @@ class Observation:
             bytes=self.bytes,
             attrs=dict(self.attrs),
             evidence=dict(self.evidence),
+            parts=self.parts,
         )
 
 

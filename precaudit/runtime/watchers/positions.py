@@ -46,7 +46,8 @@ class Positions(Watcher):
 
     def arange(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if out.dtype in LOW:
-            self._measure(out, out, out.numel() - 1)
+            if self.ledger.measures:
+                self._measure(torch.arange(*args, dtype=torch.float32, device=out.device), out)
         elif not out.dtype.is_floating_point:
             self.flow.mark(out, position=True)
 
@@ -75,21 +76,17 @@ class Positions(Watcher):
         if source.dtype.is_floating_point or source.dtype is torch.bool:
             return
         if "position" in self.flow.of(source):
-            self._measure(source, out, None)
+            self._measure(source, out)
         # Any other integers matter only as an angle: timesteps do, masks and labels do not.
         self.flow.mark(out, position=True)
 
-    def _measure(self, exact: Tensor, low: Tensor, last: int | None) -> None:
+    def _measure(self, exact: Tensor, low: Tensor) -> None:
         """Positions were put into a low dtype; whether they fit is measured."""
         if low.numel() < 3 or not self.ledger.measures:
             return
         seen = self.flow.suspect("positions", Role.POSITIONS, low.dtype, "positions", representable=True)
         limit = FLOATING[DTYPE_NAMES[low.dtype]].max_exact_integer
-        if exact is low:
-            steps = low.float().diff()
-            wrong, largest = (steps != steps[:1]).sum(), low.float().abs().amax()
-        else:
-            wrong, largest = (low.to(exact.dtype) != exact).sum(), exact.abs().amax().float()
+        wrong, largest = (low.to(exact.dtype) != exact).sum(), exact.abs().amax().float()
 
         def use(numbers: list[float]) -> None:
             if numbers[0] and numbers[1] > limit:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ...model.evidence import worst_parts
+from ...model.vocabulary import Part
 from .. import torch_private as private
 from ..events import BackwardBegan, BackwardEnded, StepBegan, StepEnded, StepUnseen
 from ..optable import COPIES, REDUCTION_COLLECTIVES
@@ -29,6 +31,8 @@ from .writes import ADDITIONS
 if TYPE_CHECKING:
     from ..session import Session
 
+INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+"""A number between dots: `blocks.3.norm.weight`."""
 Place = tuple[int, int, int]
 """Storage, offset, elements."""
 SECOND_MOMENT = re.compile(r"sq|second|nu$|^v$|var")
@@ -183,14 +187,34 @@ class Updates:
 
     # -- evidence
 
-    def of_parameters(self, seen: Observation, held: Iterable[Tensor]) -> None:
-        """How much of the updates of these parameters their dtype rounded away."""
+    def of_parameters(self, seen: Observation, held: Sequence[Tensor]) -> None:
+        """How much of the updates of these parameters their dtype rounded away, and of which the most."""
         total = Totals()
+        rows: dict[tuple[str, bool], tuple[list[str], Totals]] = {}
         for parameter in held:
             known = self._parameters.get(_place(private.local(parameter)))
-            if known is not None and not known[0].expired():
-                total.join(known[1])
+            if known is None or known[0].expired():
+                continue
+            mine = known[1]
+            total.join(mine)
+            if mine.should_move:
+                name = self.session.construction.name(parameter)
+                pattern = INDEX.sub("*", name)
+                names, sums = rows.setdefault((pattern, mine.stuck == mine.should_move), ([], Totals()))
+                names.append(name)
+                sums.join(mine)
         lost(seen, total)
+        if total.infinite:
+            seen.evidence["infinite"] = sum(1 for parameter in held if self._is_infinite(parameter))
+        seen.parts = worst_parts(
+            Part(pattern if len(names) > 1 else names[0], len(names), {"updates_lost": sums.stuck / sums.should_move})
+            for (pattern, _), (names, sums) in rows.items()
+            if pattern
+        )
+
+    def _is_infinite(self, parameter: Tensor) -> bool:
+        known = self._parameters.get(_place(private.local(parameter)))
+        return known is not None and not known[0].expired() and known[1].infinite > 0
 
     def of_state(self, seen: Observation, optimizer: Any, names: Iterable[str], dtype: Any) -> None:
         """How much of the second moment, or of all state, could not move."""
