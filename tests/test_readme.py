@@ -31,7 +31,7 @@ def capture() -> str:
             encoding="utf-8",
             timeout=120,
         )
-    report = done.stderr[done.stderr.index("\nprecaudit ") + 1 :].replace(sys.executable, "python")
+    report = done.stderr.replace(sys.executable, "python")
     return f"```\n$ precaudit {' '.join(COMMAND)}\n{report.rstrip()}\n```\n"
 
 

@@ -159,13 +159,13 @@ def trace(
             write_atomically(output, text if shape == "json" else render(traced.report, shape, width=100))
         except OutputError as error:
             failures.append(error)
-    _show(traced, shape if output is None else "text", -1 if quiet else verbose, show_again)
+    _show(traced, resolved.shown, shape if output is None else "text", -1 if quiet else verbose, show_again)
     if failures:
         raise failures[0]
     return traced.verdict.exit_code
 
 
-def _show(traced: Traced, output_format: str, verbosity: int, show_again: str | None) -> None:
+def _show(traced: Traced, command: str, output_format: str, verbosity: int, show_again: str | None) -> None:
     """Prints the report on stderr, since stdout is the command's, and last the line that says what went wrong.
 
     Where nothing was observed that line is all there is to say: a table of "not observed" would bury it.
@@ -175,9 +175,16 @@ def _show(traced: Traced, output_format: str, verbosity: int, show_again: str | 
         notes = [note for note in report.coverage.notes if note != line]
         coverage = report.coverage.model_copy(update={"notes": notes})
         shown = report if output_format != "text" else report.model_copy(update={"coverage": coverage})
+        if output_format == "text":
+            # The command may have left the cursor behind a progress bar.
+            print(file=sys.stderr)
         print_report(shown, output_format, sys.stderr, verbosity, show_again)
     if line:
         say(line)
+    elif report.coverage.stopped and verbosity >= 0:
+        last = report.coverage.traced_steps[-1:]
+        after = f" after step {last[0]}" if last else ""
+        say(f"{command} was stopped on purpose{after}: nothing later ran, no checkpoint was saved by it")
 
 
 def _roles(values: Iterable[str]) -> frozenset[str]:

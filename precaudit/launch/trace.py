@@ -57,8 +57,7 @@ def trace_command(
     notes: list[str] = []
     merged = Merged()
     with private_folder(settings) as private:
-        first, last = settings.skip + 1, settings.skip + settings.steps
-        announce(f"tracing step{f's {first}-{last}' if last > first else f' {first}'} of {command.shown}")
+        announce(_banner(command, settings))
         child_environment = private.environment(environment) if inject else dict(environment)
         child_environment["PRECAUDIT_FOLDER"] = str(private.path)
         with Ends(private.ranks) as ends:
@@ -70,6 +69,16 @@ def trace_command(
     merged.finish()
     merged.coverage.notes += notes
     return conclude(command, settings, choice, book, merged, ended, marks)
+
+
+def _banner(command: Command, settings: TraceSettings) -> str:
+    """What is going to happen to the command."""
+    first, last = settings.skip + 1, settings.skip + settings.steps
+    several = f"steps {first} {'and' if last == first + 1 else 'to'} {last} are watched"
+    watched = several if last > first else f"step {first} is watched"
+    if settings.keep_going:
+        return f"running {command.shown}: {watched}, then it runs on untraced"
+    return f"running {command.shown}: {watched}, then it is stopped (--keep-going: it runs on)"
 
 
 def conclude(

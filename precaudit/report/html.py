@@ -259,7 +259,8 @@ def _unseen(report: Report) -> str:
         parts.append(f"<dl>{''.join(items)}</dl>")
     more = [f"skipped: {path}" for path in cover.skipped] + cover.notes
     if cover.unattributed_ops:
-        more.append(f"{share(cover.unattributed_ops)} of the operations could not be given a role")
+        part = share(cover.unattributed_ops)
+        more.append(f"not judged: {part} of the operations, which are neither weights, loss, norm nor matmul")
     if ran := words.compiled(report):
         more.append(f"compiled: {ran}")
     if measured := words.overhead(report):

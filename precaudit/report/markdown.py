@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from precaudit.model.wire import Finding, Report
 from precaudit.report import View, words
+from precaudit.report.headline import headline
 from precaudit.report.markup import block, cell, code, text
 from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.source import Source
@@ -15,7 +16,10 @@ LANGUAGES = {".py": "python", ".ipynb": "python", ".json": "json", ".yaml": "yam
 def render(report: Report, view: View) -> str:
     """Verdict, role table, findings worst first with their source lines, and what was not observed."""
     source = Source(view.root)
-    parts = ["## precaudit: " + text(words.verdict(report)), text(words.one_line(words.opening(report)))]
+    parts = [
+        "## precaudit: " + text(words.verdict(report) if report.command == "check" else headline(report, rows(report))),
+        text(words.one_line(words.opening(report))),
+    ]
     if report.command != "check" and report.roles:
         parts.append(_roles(rows(report), report))
     for story in stories(words.loud(report, view.verbosity), by_rule=report.command != "check"):

@@ -18,6 +18,7 @@ WORST_FIRST = ("violation", "allowed", "ok", "not-observed")
 class Row(NamedTuple):
     """One role of the report."""
 
+    role: str
     label: str
     wanted: str
     """The dtype the table wants, or "any"."""
@@ -52,6 +53,7 @@ def rows(report: Report) -> list[Row]:
             ]
             mine.sort(key=lambda f: -f.severity.rank)
             row = Row(
+                role=summary.role,
                 label=known.label if known else visible(summary.role.replace("_", " ")),
                 wanted=known.wanted[0] if known else "any",
                 tensors={},

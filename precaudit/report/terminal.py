@@ -15,7 +15,8 @@ from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Line, Report, Rule, Severity
 from precaudit.report import View, words
 from precaudit.report.evidence import share as share_of
-from precaudit.report.roles import Row, allowed, columns, rows, unseen
+from precaudit.report.headline import headline
+from precaudit.report.roles import Row, allowed, columns, rows, unlisted, unseen
 from precaudit.report.rulepage import grades
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
@@ -31,15 +32,20 @@ LONGEST_EXCERPT = 4
 
 
 def render(report: Report, view: View) -> str:
-    """The report as text: roles and stories for a trace, excerpts for a check, worst first."""
+    """The report as text: for a trace its headline, roles and stories, excerpts for a check, worst first."""
     page = Page(view.color, view.width)
     source = Source(view.root)
     shown = words.loud(report, view.verbosity)
     static = report.command == "check"
+    worst = shown[0].severity if shown else None
+    brief = report.status == "clean" and worst is None and view.verbosity == 0
+    style = GOOD if report.status == "clean" and worst is None else STYLES.get(worst, STRONG) if worst else STRONG
     if view.verbosity >= 0 and not static:
-        page.flow(words.opening(report), STRONG, STRONG)
+        table = rows(report)
+        page.fold([headline(report, table)], 2, style)
+        page.flow(words.opening(report), DIM, DIM)
         page.gap()
-        _roles(page, report)
+        _roles(page, report, table, brief, view.verbosity)
     for story in stories(shown, by_rule=not static):
         if view.verbosity < 0:
             for finding in (story.lead, *story.consequences):
@@ -49,11 +55,10 @@ def render(report: Report, view: View) -> str:
         else:
             _trace_story(page, story, source, report, view)
     if view.verbosity >= 0:
-        _coverage(page, report, view)
-    worst = shown[0].severity if shown else None
-    good = report.status == "clean" and worst is None
-    style = GOOD if good else STYLES.get(worst, STRONG) if worst else STRONG
-    page.flow(words.closing(report, view.verbosity, view.show_again), style)
+        _coverage(page, report, view, brief)
+    closing = words.closing(report, view.verbosity, view.show_again)
+    # Of a trace where nothing is wrong the first line has said so.
+    page.flow(closing[1:] if brief and not static and len(closing) > 1 else closing, style)
     return page.text()
 
 
@@ -157,23 +162,43 @@ def _opportunities(plain: str, room: int) -> set[int]:
 # ---------------------------------------------------------------------------------------------- role table
 
 
-def _roles(page: Page, report: Report) -> None:
-    """The role table, as wide as the page allows: the first of these layouts that fits."""
-    table = rows(report)
-    if not table:
-        return
-    dtypes = columns(table)
-    held = [dtype for dtype in dtypes if any(dtype in row.tensors for row in table)]
+def _roles(page: Page, report: Report, table: list[Row], brief: bool, verbosity: int) -> None:
+    """The roles that were seen, and one line for the others; `brief` names them by dtype, in a line each."""
+    seen = [row for row in table if row.tensors]
+    dtypes = columns(seen)
+    held = [dtype for dtype in dtypes if any(dtype in row.tensors for row in seen)]
     memory = words.memory(report)
     layouts = [["wanted", *dtypes, memory], ["wanted", *held, memory], [*held, memory], held]
-    if not any(_wide_table(page, table, layout) for layout in layouts):
-        _narrow_table(page, table)
-    page.gap()
-    excused = allowed(table)
-    for what, why in excused.items():
-        page.fold([("  allowed  ", DIM), f"{what}, because {why}"], 11)
-    if excused:
+    if seen and brief:
+        _by_dtype(page, seen, held)
+    elif seen and not any(_wide_table(page, seen, layout) for layout in layouts):
+        _narrow_table(page, seen)
+    others = [row.label for row in table if not row.tensors] if verbosity <= 0 else []
+    if others:
+        _not_seen(page, others)
+    for what, why in allowed(seen).items():
+        page.fold([("  allowed   ", DIM), f"{what}, because {why}"], 12)
+    if (seen or others) and not brief:
         page.gap()
+
+
+def _not_seen(page: Page, names: list[str]) -> None:
+    """As many of the names as one line holds, and how many more there are."""
+    end = " (-v says what they need)"
+    for count in range(len(names), 0, -1):
+        left = len(names) - count
+        text = ", ".join(names[:count]) + (f" and {left} more" if left else "")
+        if count == 1 or 12 + cell_len(words.visible(text)) + len(end) <= page.width:
+            page.fold([("  not seen  ", DIM), text, (end, DIM)], 12)
+            return
+
+
+def _by_dtype(page: Page, seen: list[Row], held: list[str]) -> None:
+    """`float32  29 master weights, 58 optimizer state`: what there is to say where nothing is wrong."""
+    column = min(max(cell_len(words.visible(dtype)) for dtype in [*held, "not seen"]) + 4, page.width // 2)
+    for dtype in held:
+        roles = ", ".join(f"{row.label} ({row.tensors[dtype]:,})" for row in seen if dtype in row.tensors)
+        page.fold([(f"  {dtype}".ljust(column), DIM), roles], column)
 
 
 def _wide_table(page: Page, table: list[Row], middle: list[str]) -> bool:
@@ -450,25 +475,20 @@ def _brief(finding: Finding) -> list[str | tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------- what was not seen
 
 
-def _coverage(page: Page, report: Report, view: View) -> None:
+def _coverage(page: Page, report: Report, view: View, brief: bool) -> None:
     cover = report.coverage
     said = False
     table = rows(report)
-    reasons = unseen(table, report)
-    known = {row.label for row in table if not row.why_not}
-    special = {name: reason for name, reason in reasons.items() if name not in known or view.verbosity > 0}
-    plain = [f"{name} ({reason})" if reason else name for name, reason in reasons.items() if name not in special]
+    reasons = unseen(table, report) if view.verbosity > 0 else unlisted(report)
     if reasons:
-        page.fold([("not observed", STRONG)], 2)
-        column = min(max(map(cell_len, special), default=0) + 2, max(page.width // 3, 16))
-        for name, reason in special.items():
+        page.fold([("not looked at", STRONG)], 2)
+        column = min(max(map(cell_len, reasons)) + 2, max(page.width // 3, 16))
+        for name, reason in reasons.items():
             page.fold([f"  {name}".ljust(column + 2), reason], column + 2)
-        if plain:
-            page.fold(["  " + "; ".join(plain)], 2)
         said = True
     if cover.unattributed_ops > 0:
         part = share_of(cover.unattributed_ops)
-        page.fold([("not told apart  ", STRONG), f"{part} of the operations could not be given a role"], 4)
+        page.fold([("not judged  ", STRONG), f"{part} of the operations: neither weights, loss, norm nor matmul"], 4)
         said = True
     if cover.skipped:
         page.fold([(f"{words.plural(len(cover.skipped), 'path')} skipped", STRONG)], 2)
@@ -486,7 +506,7 @@ def _coverage(page: Page, report: Report, view: View) -> None:
     if measured := words.overhead(report):
         page.fold([("overhead  ", STRONG), "; ".join(measured)], 10)
         said = True
-    if said:
+    if said and not brief:
         page.gap()
 
 

@@ -257,6 +257,9 @@ def overhead(report: Report) -> list[str]:
         told.append(f"a traced step took {duration(traced)}")
         if untraced:
             told[0] += f", an untraced one {duration(untraced)} ({traced / untraced:.1f} times)"
+        else:
+            first = report.coverage.traced_steps[:1]
+            told[0] += ", no untraced one was measured" + (" (--skip 2)" if first in ([1], [2]) else "")
     return [*told, *(visible(_measure(name, value)) for name, value in measured.items())]
 
 

@@ -116,7 +116,7 @@ def test_a_script_that_fails_before_it_trains_says_so_in_one_line(desk: Desk) ->
     traced = desk.trace("import torch\nraise SystemExit(7)\n")
     assert (traced.code, traced.report["status"]) == (7, "script-failed")
     assert traced.stderr.splitlines() == [
-        "precaudit: tracing steps 2-3 of python train.py",
+        "precaudit: running python train.py: steps 2 and 3 are watched, then it is stopped (--keep-going: it runs on)",
         "precaudit: python train.py: ended with exit code 7 before any training was seen",
     ]
 

@@ -116,16 +116,45 @@ def test_a_very_long_source_line_is_shown_around_its_caret(root: Path) -> None:
 
 def test_what_was_not_observed_is_never_shown_as_ok(root: Path) -> None:
     text = render(samples.trace(), "text", root=root, width=120)
+    assert "  not seen  loss scale, norm computation, gradient reduction, matmuls, adapter parameters" in text
     for role in ("loss scale", "gradient reduction", "matmuls"):
-        row = next(line for line in text.splitlines() if line.strip().startswith(role))
-        assert row.endswith("not observed")
-    assert "no collective ran inside the window; trace it with torchrun" in text
+        assert not any(line.strip().startswith(role) for line in text.splitlines())
+    shown = render(samples.trace(), "text", root=root, width=120, verbosity=1)
+    assert "no collective ran inside the window; trace it with torchrun" in shown
+    assert "checkpointing" in text
 
 
 def test_a_role_that_was_not_observed_says_what_has_to_run_to_see_it(root: Path) -> None:
-    text = " ".join(render(samples.trace(), "text", root=root, width=120).split())
-    assert "loss scale (needs a loss scaler)" in text
+    text = render(samples.trace(), "text", root=root, width=120, verbosity=1)
+    assert re.search(r"\n  loss scale +needs a loss scaler\n", text)
     assert "a traced step took 34.1 ms, an untraced one 17.6 ms (1.9 times); start 2.31 s" in text
+
+
+def test_the_first_line_says_what_is_wrong_and_what_it_did(root: Path) -> None:
+    first = render(samples.trace(), "text", root=root, width=200).splitlines()[0]
+    assert first == (
+        "5 errors, 5 warnings: optimizer state, master weights, loss, accumulators and positions are bfloat16; "
+        "98.9 % of non-zero updates were rounded away"
+    )
+    one = samples.trace()
+    one.findings = [samples.finding("PA202", 15, 9, dtype="", evidence={"inf_share": 0.0})]
+    assert render(one, "text", root=root, width=200).splitlines()[0] == (
+        "1 error: gradients are clipped while they are still multiplied by the loss scale"
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_clean_run_fits_in_15_lines_with_the_two_that_are_printed_around_it(root: Path, width: int) -> None:
+    report = samples.trace()
+    report.findings, report.status, report.coverage.not_observed = [], "clean", {}
+    report.coverage.notes, report.coverage.overhead = [], {"step_s_traced": 0.03}
+    report.coverage.unattributed_ops = 0
+    report.roles = [row.model_copy(update={"verdict": "ok"}) if row.dtype else row for row in report.roles]
+    text = render(report, "text", root=root, width=width)
+    assert len(text.splitlines()) <= 12
+    assert "optimizer state (796)" in text
+    assert "no untraced one was measured" in text
+    assert "verdict" in render(report, "text", root=root, width=width, verbosity=1)
 
 
 def test_the_last_line_gives_the_counts_and_the_next_command(root: Path) -> None:
