@@ -171,7 +171,8 @@ class ParameterWritten(NamedTuple):
 class GradientReset(NamedTuple):
     """What `.grad` of this leaf holds is no sum of micro-batches any more, or is told of by another."""
 
-    leaf: Tensor
+    leaf: Any
+    """As the tracker of tensors knows it."""
 
 
 class Attempted(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -170,27 +169,11 @@ class Session:
     def has_shape_of_parameter(self, tensor: Tensor) -> bool:
         return tuple(tensor.shape) in self.micro_batches.shapes
 
-    def parameter_of(self, tensor: Tensor) -> Tensor | None:
-        """The parameter whose memory this is: `p.data` and views of p lead to p."""
-        found = self.tensors.of(tensor).parameter
-        return found() if found is not None else None
-
     def is_gradient(self, tensor: Tensor) -> bool:
         return self.tensors.of(tensor).is_gradient
 
-    def gradient_owner(self, gradient: Tensor) -> weakref.ref[Any] | None:
-        """The leaf whose gradient this is."""
-        return self.tensors.of(gradient).gradient_of
-
     def is_input(self, tensor: Tensor) -> bool:
         return self.tensors.of(tensor).is_input
-
-    def parameter_version(self, parameter: Tensor) -> int:
-        """Rises with every in-place write the trace saw to this parameter; never 0."""
-        return self.version_of_key(private.storage_key(parameter))
-
-    def version_of_key(self, key: int) -> int:
-        return self.writes.versions.get(key, 1)
 
     def built_at(self, made: Any) -> Site | None:
         return self.construction.built_at.get(made)

@@ -96,18 +96,24 @@ def weak_storage(tensor: Tensor) -> Any:
 
 
 def weak_storage_number(tensor: Tensor) -> int:
-    """The same as a number, that of the storage's key, which whoever asks for it gives back to `free_weak_storage`."""
+    """The same as a number, which whoever asks for it gives to `free_weak_storage` once."""
     return int(tensor.untyped_storage()._weak_ref())
 
 
 free_weak_storage: Callable[[int], None] = torch.UntypedStorage._free_weak_ref
 storage_is_gone: Callable[[int], bool] = torch.UntypedStorage._expired
 """Whether the storage of a weak reference's number was freed."""
+storage_of: Callable[[int], torch.UntypedStorage | None] = torch.UntypedStorage._new_with_weak_ptr
+"""The storage of a weak reference's number, None where it was freed."""
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rank's own tensor inside a DTensor; any other tensor as it is."""
-    return getattr(tensor, "_local_tensor", tensor)
+    """The rank's own tensor inside a DTensor, or behind a flat parameter of FSDP1; any other tensor as it is."""
+    if type(tensor) in PLAIN:
+        return tensor
+    own = getattr(tensor, "_local_tensor", tensor)
+    shard = getattr(own, "_local_shard", None)
+    return shard if isinstance(shard, Tensor) else own
 
 
 def parts(tensor: Tensor) -> list[tuple[str, Tensor]]:

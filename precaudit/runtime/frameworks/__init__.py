@@ -214,7 +214,7 @@ class Adapters:
             held.setdefault((adapter.title, claim.tensor.dtype), []).append(claim)
             self.session.tensors.learn(private.local(claim.tensor)).sums_gradients = True
             if claim.leaf is not None:
-                self.session.bus.tell(GradientReset(claim.leaf))
+                self.session.bus.tell(GradientReset(self.session.tensors.meet(claim.leaf)))
         self.session.stock.of_accumulation(held)
 
     def _find(self, kind: type) -> Iterator[Adapter]:

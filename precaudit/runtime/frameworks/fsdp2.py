@@ -33,8 +33,8 @@ class FSDP2(Adapter):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._sharded_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
-        self._owners: dict[int, tuple[weakref.ref[Any], weakref.ref[Any], str]] = {}
-        """id of a sharded parameter -> it, its module, and its name there."""
+        self._owners: dict[int, weakref.ref[Any]] = {}
+        """`id` of a sharded parameter -> what fully_shard keeps of it: itself, its module, and its name there."""
 
     def install(self) -> list[Callable[[], None]]:
         owner, name = private.fsdp2_begins()
@@ -63,11 +63,12 @@ class FSDP2(Adapter):
         if id(parameter) not in self._owners:
             for _, group, _ in self._groups():
                 for held in group.fsdp_params:
-                    place = (weakref.ref(held.sharded_param), weakref.ref(held._module_info.module))
-                    self._owners[id(held.sharded_param)] = (*place, str(held._module_info.param_name))
+                    self._owners[id(held.sharded_param)] = weakref.ref(held)
         known = self._owners.get(id(parameter))
-        module = known[1]() if known is not None and known[0]() is parameter else None
-        return (module, known[2]) if known is not None and module is not None else None
+        held = known() if known is not None else None
+        if held is None or held.sharded_param is not parameter:
+            return None
+        return held._module_info.module, str(held._module_info.param_name)
 
     def accumulates(self) -> Iterable[Claim]:
         for _, group, site in self._groups():

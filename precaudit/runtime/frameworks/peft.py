@@ -12,7 +12,6 @@ from ...model.vocabulary import Cause, Role, Site
 from ..sites import user_site
 from ..trackers.claims import Claim
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from ..trackers.tensors import TensorMap
 from . import Adapter, imported
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ class PEFT(Adapter):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._layers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._made: TensorMap[tuple[Any, Site | None]] = TensorMap()
-        """Adapter weight -> its dtype when PEFT was done with it, and the user's line that added it."""
+        self._made: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Site | None]]] = weakref.WeakKeyDictionary()
+        """Module -> for each adapter weight in it its dtype when PEFT was done with it, and the user's line."""
 
     def install(self) -> list[Callable[[], None]]:
         tuners = imported("peft.tuners.tuners_utils", "BaseTuner")
@@ -49,8 +48,9 @@ class PEFT(Adapter):
     def _made_by(self, tuner: Any, site: Site | None) -> None:
         for layer in tuner.modules():
             for parameter in _adapters_of(layer):
-                if self._made.get(parameter) is None:
-                    self._made.set(parameter, (parameter.dtype, site))
+                owner = self.session.construction.owner_of(parameter)
+                if owner is not None:
+                    self._made.setdefault(owner[0], {}).setdefault(owner[1], (parameter.dtype, site))
 
     def meet(self, made: Any, site: Site | None) -> None:
         if hasattr(made, "adapter_layer_names"):
@@ -62,7 +62,9 @@ class PEFT(Adapter):
                 yield Claim(parameter, Role.ADAPTER_PARAMETER)
 
     def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
-        dtype, site = self._made.get(parameter) or (None, None)
+        module, name = self.session.construction.owner_of(parameter) or (None, "")
+        made = self._made.get(module) if module is not None else None
+        dtype, site = (made or {}).get(name, (None, None))
         if dtype is None or dtype in LOW or parameter.dtype not in LOW:
             return None
         was, is_now = DTYPE_NAMES[dtype], DTYPE_NAMES[parameter.dtype]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...model.vocabulary import Role, Site
 from ..trackers.claims import Claim
-from ..trackers.tensors import TensorMap
 from . import Adapter
 
 if TYPE_CHECKING:
@@ -23,15 +22,17 @@ class TorchAO(Adapter):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self._weights: TensorMap[bool] = TensorMap()
+        self._weights: dict[int, None] = {}
+        """`id` of every weight that was registered or trained; a module tells whether it still is one."""
 
     def meet(self, made: Any, site: Site | None) -> None:
         if isinstance(made, Tensor):
-            self._weights.set(made, True)
+            self._weights[id(made)] = None
 
     def claims(self) -> Iterable[Claim]:
-        for weight, _ in self._weights.items():
-            yield Claim(weight, Role.QUANTIZED_STORAGE, type(weight).__name__, dtype="nf4")
+        for weight in map(self.session.construction.holders.parameter, self._weights):
+            if type(weight).__name__ == "NF4Tensor":
+                yield Claim(weight, Role.QUANTIZED_STORAGE, type(weight).__name__, dtype="nf4")
 
 
 ADAPTER = TorchAO

@@ -53,7 +53,8 @@ class CompileProbe:
         """Forward operations of compiled regions in the traced steps."""
         self.stochastic: weakref.WeakSet[Any] = weakref.WeakSet()
         """Optimizers whose compiled step draws random bits below what it keeps."""
-        self._before: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._before: dict[int, int] = {}
+        """`id` of a parameter of the optimizer that steps -> its version before the step."""
         self._stepping: Any = None
         """The optimizer that is inside its step."""
         session.bus.on(GraphWalked, self._graph_walked)
@@ -150,17 +151,17 @@ class CompileProbe:
         self._stepping = event.optimizer
         if self.watching:
             low = (p for p in parameters(event.optimizer) if private.local(p).dtype in LOW)
-            self._before = {id(p): (weakref.ref(p), p._version) for p in low}
+            self._before = {id(p): p._version for p in low}
 
     def _step_ended(self, event: StepEnded) -> None:
         """Parameters that changed in a step in which no write to them was seen."""
         self._stepping = None
         if not self._before:
             return
-        before, self._before = [(ref(), version) for ref, version in self._before.values()], {}
+        before, self._before = self._before, {}
         how = "stochastic" if event.optimizer in self.stochastic else "update"
-        for parameter, version in before:
-            if parameter is not None and parameter._version != version:
+        for parameter in parameters(event.optimizer):
+            if parameter._version != before.get(id(parameter), parameter._version):
                 self.session.writes.changed_unseen(parameter, how)
 
 

@@ -17,14 +17,12 @@ from ...model.vocabulary import Cause, Kind, Role, Site
 from ..events import OptimizerBuilt, StepBegan
 from ..process.ledger import Observation
 from ..sites import is_user_file, site_of, user_frame, user_site
+from ..trackers.holders import Holders, Places, holding, register
 from ..trackers.lineage import DTYPE_NAMES, LOW
-from ..trackers.tensors import TensorMap
 
 if TYPE_CHECKING:
     from ..session import Session
 
-Places = list[tuple[weakref.ref[Any], str]]
-"""Modules and the names under which they hold something."""
 DEEPEST = 64
 """Levels of modules within modules that a name is followed through."""
 CASTS = ("to", "half", "bfloat16", "float", "double", "type")
@@ -37,8 +35,7 @@ class ConstructionProbe:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._holders: TensorMap[Places] = TensorMap()
-        """Parameter -> the modules it was registered in, oldest first."""
+        self.holders = session.parts.get(Holders)
         self._parents: weakref.WeakKeyDictionary[Any, Places] = weakref.WeakKeyDictionary()
         self.tensors = session.tensors
         self.cast_at: weakref.WeakKeyDictionary[Any, Cause] = weakref.WeakKeyDictionary()
@@ -48,11 +45,6 @@ class ConstructionProbe:
         self.loaded_at: Site | None = None
         """Where weights were last read from a state dict."""
         self._depth = 0
-        self._owners: TensorMap[set[int]] = TensorMap()
-        """Parameter -> ids of the modules that hold it: more than one where weights are tied."""
-        self._halved_itself: TensorMap[Site] = TensorMap()
-        self._cast_after: dict[int, Cause] = {}
-        """Parameters cast low while an optimizer held them."""
         self._default: tuple[Any, Site | None] = (torch.float32, None)
         session.bus.on(StepBegan, lambda event: self.before_step(event.optimizer))
 
@@ -74,15 +66,7 @@ class ConstructionProbe:
     def _parameter_registered(self, module: Any, name: str, parameter: Any) -> None:
         if isinstance(parameter, Tensor):
             self._see_untying(module, name, parameter)
-            owners = self._owners.get(parameter)
-            if owners is None:
-                self._owners.set(parameter, {id(module)})
-            else:
-                owners.add(id(module))
-            places = self._holders.get(parameter)
-            if places is None:
-                self._holders.set(parameter, places := [])
-            _register(places, module, name)
+            self.holders.registered(parameter, module, name)
             self.session.adapters.meet(parameter, user_site)
             self.session.adapters.meet(module, user_site)
             if parameter.dtype in LOW and self.tensors.of(parameter).born_low is None:
@@ -99,7 +83,7 @@ class ConstructionProbe:
         old = module._parameters.get(name)
         if old is None or old is parameter or old.shape != parameter.shape:
             return
-        if len(self._owners.get(old) or ()) > 1 and parameter.requires_grad:
+        if len(list(self.holders.of(old))) > 1 and parameter.requires_grad:
             self.session.once(
                 ("untied", id(module), name),
                 Observation(
@@ -115,7 +99,7 @@ class ConstructionProbe:
 
     def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
         if isinstance(submodule, torch.nn.Module):
-            _register(self._parents.setdefault(submodule, []), module, name)
+            register(self._parents.setdefault(submodule, []), module, name)
             self.session.adapters.meet(module, user_site)
 
     def _around_cast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -158,7 +142,7 @@ class ConstructionProbe:
             if parameter.dtype in LOW:
                 self.tensors.learn(parameter).cast = cause
                 if id(parameter) in held and before.get(id(parameter), parameter.dtype) is not parameter.dtype:
-                    self._cast_after[id(parameter)] = cause
+                    self.tensors.learn(parameter).cast_late = cause
 
     def _halved(self, module: Any) -> None:
         """`self.half()` inside the module's own methods: the model decides to train in true float16."""
@@ -166,13 +150,13 @@ class ConstructionProbe:
         if frame is None or frame.f_locals.get("self", self) is not module:
             return
         for parameter in list(module.parameters()):
-            self._halved_itself.set(parameter, site_of(frame))
+            self.tensors.learn(parameter).halved_at = site_of(frame)
 
     def before_step(self, optimizer: Any) -> None:
         """A step on parameters that were cast after this optimizer was built, or by their own module's `half()`."""
         mine = [p for group in optimizer.param_groups for p in group["params"] if isinstance(p, Tensor)]
         for parameter in mine:
-            site = self._halved_itself.get(parameter)
+            site = self.tensors.of(parameter).halved_at
             if site is not None and parameter.dtype is torch.float16 and parameter.requires_grad:
                 self.session.ledger.put(
                     ("half", site),
@@ -187,11 +171,9 @@ class ConstructionProbe:
                     ),
                 )
                 break
-        if not self._cast_after:
-            return
-        cast = [p for p in mine if id(p) in self._cast_after and p.dtype in LOW]
-        if cast:
-            cause = self._cast_after[id(cast[0])]
+        cast = [p for p in mine if self.tensors.of(p).cast_late is not None and p.dtype in LOW]
+        cause = self.tensors.of(cast[0]).cast_late if cast else None
+        if cause is not None:
             self.session.ledger.put(
                 ("cast after", id(optimizer)),
                 Observation(
@@ -274,16 +256,16 @@ class ConstructionProbe:
             cause = self.cast_at.get(module) if module is not None else None
         return self.session.adapters.cause(parameter, cause or known.born_low)
 
-    def _owner_of(self, parameter: Tensor) -> tuple[Any, str] | None:
+    def owner_of(self, parameter: Tensor) -> tuple[Any, str] | None:
         """The module that holds a parameter, and its name there."""
-        return _place(self._holders.get(parameter), parameter) or self.session.adapters.owner(parameter)
+        return next(self.holders.of(parameter), None) or self.session.adapters.owner(parameter)
 
     def name(self, parameter: Tensor) -> str:
         """The parameter's fully qualified name, by the framework that moved it or else by its modules."""
         known = self.session.adapters.parameter_name(parameter)
         if known:
             return known
-        owner = self._owner_of(parameter)
+        owner = self.owner_of(parameter)
         if owner is None:
             return ""
         front = self.module_name(owner[0])
@@ -293,7 +275,7 @@ class ConstructionProbe:
         """The module's fully qualified name below its root; the root itself is ""."""
         parts: list[str] = []
         for _ in range(DEEPEST):
-            place = _place(self._parents.get(module), module)
+            place = next(holding(self._parents.get(module), module), None)
             if place is None:
                 break
             module, name = place
@@ -305,7 +287,7 @@ class ConstructionProbe:
         """The module and those that hold it, innermost first."""
         found = [module]
         for _ in range(DEEPEST if module is not None else 0):
-            place = _place(self._parents.get(found[-1]), found[-1])
+            place = next(holding(self._parents.get(found[-1]), found[-1]), None)
             if place is None:
                 break
             found.append(place[0])
@@ -313,19 +295,5 @@ class ConstructionProbe:
 
     def holder(self, parameter: Tensor) -> Any:
         """The module that holds this parameter."""
-        owner = self._owner_of(parameter)
+        owner = self.owner_of(parameter)
         return owner[0] if owner is not None else None
-
-
-def _register(places: Places, module: Any, name: str) -> None:
-    places[:] = [place for place in places if place[0]() is not None]
-    places.append((weakref.ref(module), name))
-
-
-def _place(places: Places | None, held: Any) -> tuple[Any, str] | None:
-    """The first module that still holds this one: not one it was taken out of, nor a slice of the list it is in."""
-    for ref, name in places or ():
-        module = ref()
-        if module is not None and getattr(module, name, None) is held:
-            return module, name
-    return None

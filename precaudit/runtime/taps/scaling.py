@@ -21,7 +21,6 @@ from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.graph import GraphRecomputed, GraphWalked, Walk
 from ..trackers.lineage import DTYPE_NAMES
-from ..trackers.tensors import TensorMap
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -87,8 +86,7 @@ class ScalingProbe:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.scalers: weakref.WeakKeyDictionary[Any, ScalerState] = weakref.WeakKeyDictionary()
-        self.scaled: TensorMap[tuple[weakref.ref[Any], int]] = TensorMap()
-        """Parameters whose gradients carry a scale: by which scaler, in which generation."""
+        self.tensors = session.tensors
         self.scale_read = False
         """The script asked for the scale since backward: it may unscale by hand."""
         self.stepping: Any = None
@@ -110,7 +108,8 @@ class ScalingProbe:
 
     def _rest(self) -> None:
         """What backward leaves scaled is not told any more: what it left before says nothing of later gradients."""
-        self.scaled.clear()
+        for leaf in self.tensors.leaves():
+            leaf.scaled = None
         for state in self.scalers.values():
             state.unscaled.clear()
             state.losses.clear()
@@ -250,7 +249,7 @@ class ScalingProbe:
         """Gradients scaled before an update and unscaled after it are off by the change of scale."""
         state = self.state(scaler)
         for parameter in _parameters(optimizer):
-            entry = self.scaled.get(parameter)
+            entry = self._scaled_by(parameter)
             if (
                 entry is not None
                 and entry[0]() is scaler
@@ -292,9 +291,9 @@ class ScalingProbe:
         if self.scale_read or self.session.gradients.rescaled:
             return
         for p in _parameters(optimizer):
-            clipped = self.session.flow.of(p.grad).get("clipped")
-            if clipped is not None and clipped[1] is not None and clipped[1]() is p and self.scaled.get(p) is not None:
-                self.session.gradients.clip_is_scaled(p, clipped[0])
+            site, leaf = self.session.flow.of(p.grad).get("clipped", (None, None))
+            if leaf is not None and leaf.scaled is not None and leaf is self.tensors.leaf(p):
+                self.session.gradients.clip_is_scaled(p, site)
 
     def _step_failed(self, scaler: Any, optimizer: Any, error: BaseException) -> None:
         if "has already been called since the last update" in str(error):
@@ -376,7 +375,7 @@ class ScalingProbe:
         self.scale_read = False
         if scaler is None:
             for leaf in leaves:
-                self.scaled.pop(leaf)
+                self._forget_scale(leaf)
             return
         state = self.state(scaler)
         if for_penalty:
@@ -404,7 +403,7 @@ class ScalingProbe:
             state.saw_float16 |= torch.float16 in found.activations
             state.saw_bfloat16 |= torch.bfloat16 in found.activations
             for leaf in found.leaves.values():
-                self.scaled.set(leaf, (weakref.ref(self.of_backward), state.generation))
+                self.tensors.meet(leaf).scaled = (weakref.ref(self.of_backward), state.generation)
 
     def before_step(self, optimizer: Any) -> None:
         """A step that GradScaler does not take, on gradients that carry its scale."""
@@ -454,14 +453,20 @@ class ScalingProbe:
 
     def carries_scale(self, optimizer: Any) -> bool:
         """Whether a gradient of this optimizer still carries a scale."""
-        return any(self.scaled.get(p) is not None for p in _parameters(optimizer) if p.grad is not None)
+        return any(self._scaled_by(p) is not None for p in _parameters(optimizer) if p.grad is not None)
 
-    def any_scaled(self, parameters: list[Tensor]) -> bool:
-        return any(self.scaled.get(p) is not None for p in parameters)
+    def _scaled_by(self, parameter: Tensor) -> tuple[weakref.ref[Any], int] | None:
+        leaf = self.tensors.leaf(parameter)
+        return leaf.scaled if leaf is not None else None
+
+    def _forget_scale(self, parameter: Tensor) -> None:
+        leaf = self.tensors.leaf(parameter)
+        if leaf is not None:
+            leaf.scaled = None
 
     def _forget(self, optimizer: Any) -> None:
         for parameter in _parameters(optimizer):
-            self.scaled.pop(parameter)
+            self._forget_scale(parameter)
 
 
 def _parameters(optimizer: Any) -> list[Tensor]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ...model.vocabulary import Role
 from .. import torch_private as private
 from .lineage import LOW
-from .tensors import TensorMap
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -25,7 +24,8 @@ class Adapted:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._known: TensorMap[bool] = TensorMap()
+        self._known: dict[int, bool] = {}
+        """`id` of a parameter of the step that goes on -> whether it is an adapter."""
 
     def ask_again(self) -> None:
         """What frameworks claim may have changed."""
@@ -33,11 +33,11 @@ class Adapted:
 
     def is_adapter(self, parameter: Tensor) -> bool:
         """By the framework's account, else by name."""
-        known = self._known.get(parameter)
+        known = self._known.get(id(parameter))
         if known is None:
             claimed = self.session.tensors.of(private.local(parameter)).claimed is Role.ADAPTER_PARAMETER
             known = claimed or bool(NAMES.search(self.session.construction.name(parameter)))
-            self._known.set(parameter, known)
+            self._known[id(parameter)] = known
         return known
 
     def swapped(self, trained: Iterable[Tensor]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..events import BackwardEnded, StepOver
 from ..optable import NORMS, POINTWISE, REDUCING, SHAPING
 from ..process.ledger import Observation
 from ..sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
+from .tensors import Record
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -70,6 +71,15 @@ class Lineage:
     from_gradient: bool = False
     decays: bool = False
     """It is multiplied on its way: a moving average or a momentum, not a sum."""
+
+
+class CastOf(NamedTuple):
+    """What a cast was made of."""
+
+    source: Record
+    dtype: Any
+    version: int = 0
+    """That of the parameter, where it was one."""
 
 
 class Flow:
@@ -215,8 +225,8 @@ class Flow:
                 self.tensors.learn(out).lineage = max(known, key=lambda line: line.generation)
             return
         marks = self.of(out)
-        origins: frozenset[int] = marks.get("from", frozenset())
-        direct: frozenset[int] = frozenset()
+        origins: frozenset[Record] = marks.get("from", frozenset())
+        direct: frozenset[Record] = frozenset()
         here, now, from_parameter = self.line(), self.window.clock, False
         from_gradient = "grad" in marks
         decays = False
@@ -232,12 +242,12 @@ class Flow:
             if tensor.numel() != out.numel():
                 continue
             if tensor.dtype in LOW:
-                keys = frozenset({private.storage_key(tensor)})
-                direct |= keys
+                sources = frozenset({self.tensors.learn(tensor)})
+                direct |= sources
             else:  # rounded back: what counts is which low values it was computed from
-                keys = marks.get("from", frozenset())
+                sources = marks.get("from", frozenset())
                 decays |= "decays" in marks
-            for older in filter(None, (self.tensors.at(key).lineage for key in keys)):
+            for older in [known.lineage for known in sources if known.lineage is not None and not known.expired]:
                 decays |= older.clock < now and name in DECAYING
                 if older.clock == now and older.generation >= line.generation:
                     line = older
@@ -269,7 +279,7 @@ class Flow:
         inputs = tensors_of(args)
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
             return
-        origins: frozenset[int] = frozenset()
+        origins: frozenset[Record] = frozenset()
         from_parameter = from_gradient = decays = False
         for index, tensor in enumerate(inputs):
             marks = self.of(tensor)
@@ -288,7 +298,7 @@ class Flow:
             decays |= "decays" in marks or (line is not None and line.decays)
             origins |= marks.get("from", frozenset())
             if tensor.dtype in LOW and tensor.numel() == out.numel():
-                origins |= {private.storage_key(tensor)}
+                origins |= {self.tensors.learn(tensor)}
         if origins and len(origins) <= MANY:
             self.mark(out, **{"from": origins, **({"decays": True} if decays or name in DECAYING else {})})
         if from_parameter:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +20,11 @@ from ..events import (
     WindowOpened,
 )
 from .graph import GraphRecomputed, GraphWalked
+from .holders import Holders
 from .lineage import LOW
 from .optimizers import parameters
 from .steps import Steps
-from .tensors import Tensors
+from .tensors import Leaf, Tensors
 from .unseen_steps import UnseenSteps
 from .window import Window
 
@@ -41,15 +41,16 @@ class GradientsReady(NamedTuple):
 class MicroBatches:
     """From one backward to the step that uses what it left."""
 
-    def __init__(self, bus: Bus, tensors: Tensors, window: Window, steps: Steps, unseen: UnseenSteps) -> None:
+    def __init__(
+        self, bus: Bus, tensors: Tensors, window: Window, steps: Steps, unseen: UnseenSteps, holders: Holders
+    ) -> None:
         self._bus, self._tensors, self._window, self._steps, self._unseen = bus, tensors, window, steps, unseen
+        self._holders = holders
         self.shapes: set[tuple[int, ...]] = set()
         """The shapes of all parameters that a backward reached."""
-        self._summed: dict[int, int] = {}
-        """Leaf -> micro-batches whose gradients are in its `.grad`."""
         self._leaves: list[Tensor] = []
         """Those that the last backward reached."""
-        self._stepped_over: list[Tensor] = []
+        self._stepped_over: list[Leaf] = []
         """Those whose gradients the step that is going on uses."""
         self._told = 0
         """The window's clock when that was told."""
@@ -58,31 +59,35 @@ class MicroBatches:
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(StepBegan, self._step_began)
         bus.on(StepEnded, self._step_ended)
-        bus.on(StepUnseen, lambda event: self._start_anew(parameters(event.optimizer)))
+        bus.on(StepUnseen, lambda event: self._start_anew(self._known(parameters(event.optimizer))))
         bus.on(GradientReset, lambda event: self._start_anew([event.leaf]))
-        bus.on(WindowOpened, lambda event: self._summed.clear())
+        bus.on(WindowOpened, lambda event: self._start_anew(self._tensors.leaves()))
         bus.on(StepOver, lambda event: self._tensors.forget_expired())
 
     def of(self, leaf: Tensor) -> int:
         """How many micro-batches' gradients are summed in this leaf's `.grad`."""
-        return self._summed.get(id(leaf), 0)
+        known = self._tensors.leaf(leaf)
+        return known.micro_batches if known is not None else 0
 
-    def _start_anew(self, leaves: list[Tensor]) -> None:
+    def _start_anew(self, leaves: Iterable[Leaf]) -> None:
         for leaf in leaves:
-            self._summed[id(leaf)] = 0
+            leaf.micro_batches = 0
+
+    def _known(self, leaves: Iterable[Tensor]) -> Iterator[Leaf]:
+        return filter(None, map(self._tensors.leaf, leaves))
 
     # -- backward
 
     def _graph_walked(self, event: GraphWalked) -> None:
         self._leaves = list(event.found.leaves.values())
         if self._steps.trains:
-            self._start_anew([leaf for leaf in self._leaves if leaf.grad is None])
+            self._start_anew(self._known(leaf for leaf in self._leaves if leaf.grad is None))
 
     def _graph_recomputed(self, event: GraphRecomputed) -> None:
         known = {id(leaf) for leaf in self._leaves}
         more = [leaf for key, leaf in event.found.leaves.items() if key not in known]
         self._leaves += more
-        self._start_anew([leaf for leaf in more if leaf.grad is None])
+        self._start_anew(self._known(leaf for leaf in more if leaf.grad is None))
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         leaves, self._leaves = self._leaves, []
@@ -93,29 +98,18 @@ class MicroBatches:
             return
         for leaf in leaves:
             if leaf.grad is not None and event.accumulates:
-                self._summed[id(leaf)] = self.of(leaf) + 1
+                self._tensors.meet_gradient(leaf, leaf.grad).micro_batches += 1
                 self._window.every_micro_batch_counts |= leaf.grad.dtype in LOW
-                gradient = self._tensors.learn(private.local(leaf.grad))
-                if gradient.gradient_of is None:
-                    gradient.gradient_of = weakref.ref(leaf)
-            if self._learn(leaf):
+            if self._tensors.meet_parameter(leaf):
                 self.shapes.add(tuple(private.local(leaf).shape))
         for optimizer in self._unseen.silent:
             self._bus.tell(GradientsReady(optimizer, parameters(optimizer), self.of))
-
-    def _learn(self, leaf: Tensor) -> bool:
-        """Remembers a leaf as a parameter; False where it was known."""
-        record = self._tensors.learn(private.local(leaf))
-        if record.parameter is not None:
-            return False
-        record.parameter = weakref.ref(leaf)
-        return True
 
     # -- the step
 
     def _step_began(self, event: StepBegan) -> None:
         for parameter in parameters(event.optimizer):
-            self._learn(parameter)
+            self._tensors.meet_parameter(parameter)
         self._tell(event.optimizer)
 
     def _step_ended(self, event: StepEnded) -> None:
@@ -128,12 +122,7 @@ class MicroBatches:
         """The optimizer's own gradients, and those of leaves that no optimizer holds: low copies of masters."""
         mine = parameters(optimizer)
         owned = {id(p) for other in (optimizer, *self._steps.built) for p in parameters(other)}
-        refs = [record.gradient_of for record in self._tensors.living()]
-        leaves = [ref() for ref in refs if ref is not None]
-        strays = [
-            leaf
-            for leaf in leaves
-            if leaf is not None and id(leaf) not in owned and not self._tensors.of(leaf).is_input
-        ]
-        self._stepped_over, self._told = [*mine, *strays], self._window.clock
-        self._bus.tell(GradientsReady(optimizer, self._stepped_over, self.of))
+        strays = [leaf for leaf in self._tensors.with_gradient() if leaf.id not in owned and not leaf.record.is_input]
+        self._stepped_over, self._told = [*self._known(mine), *strays], self._window.clock
+        found = [leaf for leaf in map(self._holders.find, strays) if leaf is not None]
+        self._bus.tell(GradientsReady(optimizer, [*mine, *found], self.of))

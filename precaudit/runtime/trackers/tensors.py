@@ -4,49 +4,109 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...model.vocabulary import Cause, Role, Site
 from .. import torch_private as private
 
-V = TypeVar("V")
+
+class Place:
+    """Where the numbers of a tensor lie: enough to see them again while they are there, and nothing that keeps them."""
+
+    __slots__ = ("dtype", "offset", "record", "shape", "stride")
+
+    def __init__(self, record: Record, own: Tensor) -> None:
+        self.record = record
+        """That of its memory."""
+        self.dtype = own.dtype
+        self.offset = own.storage_offset() if record else 0
+        """In elements, from the beginning of its storage."""
+        self.shape = own.shape
+        self.stride = own.stride() if record else ()
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.shape.numel()) * int(self.dtype.itemsize)
+
+    def holds(self, offset: int) -> bool:
+        """Whether an element of its storage is among these, as far as they lie side by side."""
+        return self.offset <= offset < self.offset + int(self.shape.numel())
+
+    def tensor(self) -> Tensor | None:
+        """Another tensor of the same numbers; None where the memory is gone."""
+        storage = private.storage_of(self.record.storage) if self.record else None
+        if storage is None:
+            return None
+        made = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return made.set_(storage, self.offset, self.shape, self.stride)
+
+
+class Leaf(Place):
+    """A tensor that gradients are accumulated for, as it was when it was last met.
+
+    Nothing here refers to the tensor itself: a weak reference to it would make `torch.utils.swap_tensors` refuse it,
+    and a strong one would keep it. `Holders.find` finds it again where a module holds it.
+    """
+
+    __slots__ = ("gradient", "id", "micro_batches", "numbers", "scaled")
+
+    def __init__(self, record: Record, own: Tensor) -> None:
+        super().__init__(record, own)
+        self.id = 0
+        """`id` of the tensor; another one may get it once the memory is gone."""
+        self.gradient: Place | None = None
+        """Its `.grad` after the last backward."""
+        self.micro_batches = 0
+        """How many backward passes that is the sum of."""
+        self.scaled: tuple[weakref.ref[Any], int] | None = None
+        """Its gradient carries a loss scale: by which scaler, in which generation."""
+        self.numbers: Any = None
+        """What its updates lost: replay.Totals."""
 
 
 class Record:
     """All that is known of one storage. A field that nobody filled says nothing: no default is there to guess by."""
 
     __slots__ = (
-        "_storage", "born_low", "by_optimizer", "cast", "claimed", "compensates", "copies_parameter", "gradient_of",
-        "is_input", "is_loss", "is_master", "lineage", "low_buffer", "made_at", "marks", "moved_by_optimizer",
-        "parameter", "runs", "slot", "sums_gradients", "table_since",
+        "born_low", "by_optimizer", "cast", "cast_late", "claimed", "compensates", "copied_from",
+        "copies_parameter", "gradient_of", "gradients", "halved_at", "is_input", "is_loss", "is_master", "leaf",
+        "leaves", "lineage", "low_buffer", "made_at", "marks", "moved_by", "moved_by_optimizer", "parameter", "runs",
+        "slot", "storage", "sums_gradients", "table_since", "version", "writes",
     )  # fmt: skip
 
     def __init__(self, storage: int) -> None:
-        self._storage = storage
+        self.storage = storage
         """torch's weak reference to the storage, as a number. While it is held, no other storage gets this address."""
-        self.parameter: weakref.ref[Any] | None = None
-        """The leaf whose memory this is: one that backward reached, or an optimizer steps on."""
-        self.gradient_of: weakref.ref[Any] | None = None
-        """The leaf whose `.grad` this is."""
+        self.leaf: Leaf | None = None
+        """The leaf whose memory this is, trained or not; the first of several."""
+        self.leaves: dict[int, Leaf] | None = None
+        """Where several leaves lie in this memory: which begins at which element."""
+        self.parameter: Leaf | None = None
+        """A leaf in this memory that backward reached, or that an optimizer steps on."""
+        self.gradient_of: Leaf | None = None
+        """The leaf whose `.grad` this is; the first of several."""
+        self.gradients: dict[int, Leaf] | None = None
+        """Where the `.grad` of several leaves lies in this memory: whose begins at which element."""
         self.sums_gradients = False
         """A framework sums gradients here, beside any `.grad`."""
         self.is_input = False
         """A leaf that autograd.grad differentiated by, beside a loop that trains by `.backward()`."""
-        self.by_optimizer = False
-        """An optimizer steps on it or keeps it in its state."""
+        self.by_optimizer = False  # an optimizer steps on it or keeps it in its state
         self.slot: str | None = None
         """The optimizer's own name for a state: "exp_avg_sq"; "" where it has none."""
-        self.claimed: Role | None = None
-        """Its role by the newest account of a framework."""
-        self.is_loss = False
-        """Backward was called on it."""
+        self.claimed: Role | None = None  # by the newest account of a framework
+        self.is_loss = False  # backward was called on it
         # -- where it comes from
         self.born_low: Cause | None = None
         """Where a module got it as a parameter in low precision."""
         self.cast: Cause | None = None
         """The cast of a module that made this parameter low."""
+        self.cast_late: Cause | None = None  # such a cast while an optimizer held it
+        self.halved_at: Site | None = None
+        """Where its own module's methods made it float16."""
         self.low_buffer: Cause | None = None
         """Where a module got it as a buffer in low precision, or cast it."""
         self.made_at: Site | None = None
@@ -54,30 +114,52 @@ class Record:
         # -- what it is used for
         self.copies_parameter = False
         """It began as a copy of a parameter, made without gradient."""
-        self.moved_by_optimizer = False
-        """Such a copy that the optimizer itself writes to."""
-        self.is_master = False
-        """Low-precision parameters are copied from it."""
-        self.compensates = False
-        """What Kahan summation carries to the next step."""
-        self.runs = False
-        """A normalisation's running statistics."""
+        self.moved_by_optimizer = False  # such a copy that the optimizer itself writes to
+        self.is_master = False  # low-precision parameters are copied from it
+        self.compensates = False  # what Kahan summation carries to the next step
+        self.runs = False  # a normalisation's running statistics
         self.table_since: int | None = None
         """What may be a table by position: the clock when it was first met. It is there again at the next backward."""
+        # -- what was written to a parameter
+        self.version = 1
+        """Rises with every in-place write the trace saw."""
+        self.writes: set[str] | None = None
+        """"update", "copy" (from a float32 master), "kahan", "stochastic"."""
+        self.copied_from: Record | None = None
+        """The float32 memory that it was last copied from."""
+        self.moved_by: Record | None = None
+        """The low-precision memory that was last added to it."""
         # -- what its value descends from
         self.marks: dict[str, Any] | None = None
         """See lineage.SURVIVES."""
         self.lineage: Any = None
         """How often it was replaced by what was computed from it: a lineage.Lineage."""
 
+    def leaf_at(self, tensor: Tensor) -> Leaf | None:
+        """The leaf that a tensor of this memory is, or is a view of."""
+        return _at(self.leaves, tensor) if self.leaves else self.leaf
+
+    def gradient_owner(self, tensor: Tensor) -> Leaf | None:
+        """The leaf whose `.grad` a tensor of this memory is."""
+        return self.gradients.get(tensor.storage_offset()) if self.gradients else self.gradient_of
+
+    def __bool__(self) -> bool:
+        """Whether it is that of a storage: not NOBODY, nor one of a tensor without storage."""
+        return self.storage != 0
+
+    def forget(self) -> None:
+        """Lets go of other records, of which there would be chains as long as the run."""
+        self.leaf = self.leaves = self.parameter = self.gradient_of = self.gradients = None
+        self.copied_from = self.moved_by = self.marks = self.lineage = None
+
     def __del__(self, free: Any = private.free_weak_storage) -> None:
-        if self._storage:
-            free(self._storage)
+        if self.storage:
+            free(self.storage)
 
     @property
     def expired(self) -> bool:
         """Whether the memory is gone."""
-        return not self._storage or private.storage_is_gone(self._storage)
+        return not self.storage or private.storage_is_gone(self.storage)
 
     @property
     def is_gradient(self) -> bool:
@@ -122,6 +204,68 @@ class Tensors:
                     self.forget_expired()
         return found
 
+    def leaf(self, tensor: Tensor) -> Leaf | None:
+        """The leaf that this tensor is, or a view of it, where it was met."""
+        own = private.local(tensor)
+        return self.of(own).leaf_at(own)
+
+    def meet(self, tensor: Tensor) -> Leaf:
+        """The leaf that this tensor is: its memory may be another's since `swap_tensors` or `p.data = ...`."""
+        own = private.local(tensor)
+        known = self.learn(own)
+        offset = own.storage_offset() if known else 0
+        found = known.leaf if known.leaves is None else known.leaves.get(offset)
+        if found is None or found.offset != offset or found.dtype is not own.dtype:
+            found = self._met_first(known, own)
+        found.id = id(tensor)
+        return found
+
+    @staticmethod
+    def _met_first(known: Record, own: Tensor) -> Leaf:
+        made = Leaf(known, own)
+        if known.leaf is None or known.leaf.offset == made.offset:
+            known.leaf = made
+        elif known.leaves is None:
+            known.leaves = {known.leaf.offset: known.leaf}
+        if known.leaves is not None:
+            known.leaves[made.offset] = made
+        return made
+
+    def meet_parameter(self, tensor: Tensor) -> bool:
+        """Learns that a leaf is trained; False where its memory was known for that."""
+        leaf = self.meet(tensor)
+        if leaf.record.parameter is not None:
+            return False
+        leaf.record.parameter = leaf
+        return True
+
+    def meet_gradient(self, tensor: Tensor, gradient: Tensor) -> Leaf:
+        """Learns that a leaf has this `.grad`."""
+        leaf, own = self.meet(tensor), private.local(gradient)
+        known = self.learn(own)
+        made = leaf.gradient = Place(known, own)
+        first = known.gradient_of
+        if first is None:
+            known.gradient_of = leaf
+        elif first is not leaf:
+            if known.gradients is None:
+                known.gradients = {first.gradient.offset: first} if first.gradient is not None else {}
+            known.gradients[made.offset] = leaf
+        return leaf
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Every leaf that is still there."""
+        for known in self.living():
+            yield from known.leaves.values() if known.leaves else (known.leaf,) if known.leaf else ()
+
+    def with_gradient(self) -> list[Leaf]:
+        """The leaves whose `.grad` is still there."""
+        found: list[Leaf] = []
+        for known in self._records.values():
+            if known.gradient_of is not None and not known.expired:
+                found += known.gradients.values() if known.gradients else (known.gradient_of,)
+        return [leaf for leaf in found if not leaf.record.expired]
+
     def living(self) -> Iterator[Record]:
         """The records of memory that is still there."""
         return (record for record in list(self._records.values()) if not record.expired)
@@ -129,34 +273,12 @@ class Tensors:
     def forget_expired(self) -> None:
         """Drops the records of freed memory; call at step boundaries."""
         for key in [key for key, record in self._records.items() if record.expired]:
-            del self._records[key]
+            self._records.pop(key).forget()
         self._many = max(MANY, 2 * len(self._records))
 
 
-class TensorMap(Generic[V]):
-    """Tensor object -> value, for as long as the object lives. A reused id is never taken for the old tensor."""
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Any], V]] = {}
-
-    def set(self, tensor: Tensor, value: V) -> None:
-        key = id(tensor)
-        self._entries[key] = (weakref.ref(tensor), value)
-
-    def get(self, tensor: Tensor) -> V | None:
-        entry = self._entries.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def pop(self, tensor: Tensor) -> V | None:
-        value = self.get(tensor)
-        self._entries.pop(id(tensor), None)
-        return value
-
-    def items(self) -> Iterator[tuple[Tensor, V]]:
-        for ref, value in list(self._entries.values()):
-            tensor = ref()
-            if tensor is not None:
-                yield tensor, value
-
-    def clear(self) -> None:
-        self._entries.clear()
+def _at(leaves: dict[int, Leaf], tensor: Tensor) -> Leaf | None:
+    """The leaf that begins where this tensor does, or in which it lies."""
+    offset = tensor.storage_offset()
+    found = leaves.get(offset)
+    return found or next((leaf for leaf in leaves.values() if leaf.holds(offset)), None)

@@ -26,8 +26,8 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     """
     groups: dict[Any, Observation] = {}
     numbers: dict[Any, Totals] = {}
-    for place, write in session.writes.places.items():
-        if not session.tensors.at(place[0]).sums_gradients and _is_accumulator(session, write):
+    for write in session.writes.places.values():
+        if _is_accumulator(write):
             _add(session, groups, numbers, write, shapes)
     living = [line for line in session.flow.living() if line.generation >= 2]
     # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
@@ -55,13 +55,10 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     return list(groups.values())
 
 
-def _is_accumulator(session: Session, write: Write) -> bool:
-    if len(write.clock) < 2 or not write.updates_itself or write.storage.expired() or write.dtype not in DTYPE_NAMES:
+def _is_accumulator(write: Write) -> bool:
+    known = write.memory
+    if len(write.clock) < 2 or not write.updates_itself or known.expired or write.dtype not in DTYPE_NAMES:
         return False
-    tensor = write.tensor()
-    if tensor is None:
-        return True
-    known = session.tensors.of(tensor)
     return not (known.is_gradient or known.by_optimizer or known.compensates)
 
 
@@ -101,7 +98,7 @@ def hand_updated(session: Session) -> list[Observation]:
     """Parameters that a loop without an Optimizer updates itself."""
     held: dict[Any, list[Tensor]] = {}
     for leaf in session.writes.leaves():
-        kinds = session.writes.parameter_writes.get(private.storage_key(leaf), ())
+        kinds = session.tensors.of(private.local(leaf)).writes or ()
         if "update" in kinds:
             held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
     out = []

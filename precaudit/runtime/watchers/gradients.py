@@ -14,7 +14,7 @@ from ..events import BackwardEnded, Boundary, StepOver
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
 from ..process.ledger import Observation
 from ..sites import user_site
-from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW, Marks, kind_of, tensors_of
+from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW, CastOf, Marks, kind_of, tensors_of
 from ..trackers.samples import nonfinite, underflow
 from . import BACKWARD, FORWARD, GRADIENTS, Registration, Watcher
 
@@ -124,9 +124,7 @@ class Gradients(Watcher):
         if kept:
             self.flow.mark(out, **kept)
         if name == "_to_copy" and isinstance(out, Tensor) and (out.dtype in LOW or args[0].dtype in LOW):
-            source = args[0]
-            made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
-            self.flow.mark(out, cast_of=made)
+            self.flow.mark(out, cast_of=CastOf(self.session.tensors.learn(args[0]), args[0].dtype))
         if "grad" in found and name.startswith("clamp") and isinstance(out, Tensor) and out.numel() > 1:
             owner = next((a for a in args[:1] if isinstance(a, Tensor) and self.session.is_gradient(a)), None)
             if owner is not None and not self.rescaled:
@@ -146,7 +144,7 @@ class Gradients(Watcher):
 
     def _clipped(self, out: Any, owner: Tensor) -> None:
         """Kept aside; it counts if it takes the gradient's place while that is scaled."""
-        self.flow.mark(out, clipped=(user_site(), self.session.gradient_owner(owner)))
+        self.flow.mark(out, clipped=(user_site(), self.session.tensors.of(owner).gradient_owner(owner)))
 
     def norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         given = tensors_of(args[:1])
@@ -183,9 +181,9 @@ class Gradients(Watcher):
             self.rescaled = True
 
     def _clip(self, gradients: list[Tensor]) -> None:
-        owners = [ref() for ref in (self.session.gradient_owner(g) for g in gradients) if ref is not None]
-        alive = [owner for owner in owners if owner is not None]
-        if not self.session.scaling.any_scaled(alive) or self.session.scaling.scale_read or self.rescaled:
+        owners = [self.session.tensors.of(gradient).gradient_owner(gradient) for gradient in gradients]
+        scaled = any(leaf is not None and leaf.scaled is not None for leaf in owners)
+        if not scaled or self.session.scaling.scale_read or self.rescaled:
             return
         self.clip_is_scaled(gradients[0], user_site())
 

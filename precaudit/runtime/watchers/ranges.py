@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role
-from .. import torch_private as private
 from ..optable import MATMULS, NORMS, POINTWISE
 from ..process.ledger import Observation
 from ..sites import user_frame
 from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
 from ..trackers.samples import nonfinite
+from ..trackers.tensors import Record
 from . import FORWARD, Registration, Watcher
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Run:
     """Matmuls of the whole run before it."""
     matmuls: int
     executed: int = 0
-    kept: deque[tuple[int, Any, int]] = field(default_factory=lambda: deque(maxlen=4))
-    """Storage keys of its last results, pinned by weak references, and how many results of the line led to each."""
+    kept: deque[tuple[Record, int]] = field(default_factory=lambda: deque(maxlen=4))
+    """Its last results, and how many results of the line led to each."""
 
 
 class Ranges(Watcher):
@@ -151,14 +151,15 @@ class Ranges(Watcher):
         run.executed += 1
         if run.executed < 3:
             return
-        keys = {private.storage_key(arg) for arg in args if isinstance(arg, Tensor)}
-        links = max((count for kept, _, count in run.kept if kept in keys), default=-1)
+        tensors = self.session.tensors
+        given = {tensors.of(arg) for arg in args if isinstance(arg, Tensor)}
+        links = max((count for kept, count in run.kept if kept in given), default=-1)
         if links < 0 and run.began != self.matmuls:
             run.kept.clear()  # a cell's own gates: what a matmul feeds is no running value
         # A matmul between two iterations makes this a residual stream or a recurrent cell: short-lived values.
         links += run.matmuls == self.matmuls or links < 0
         run.matmuls = self.matmuls
-        run.kept.append((private.storage_key(out), private.weak_storage(out), links))
+        run.kept.append((tensors.learn(out), links))
         if links == LOOP and torch.is_grad_enabled():
             seen = self.flow.suspect("recurrence", Role.REDUCTION, out.dtype, "", pattern="running")
             seen.detail = f"the line ran {run.executed} times in one call, each time on its own last result"

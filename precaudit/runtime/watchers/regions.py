@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
-from .. import torch_private as private
 from ..optable import MATMULS, POINTWISE, REDUCING
-from ..trackers.lineage import LOW, trains
+from ..trackers.lineage import LOW, CastOf, trains
 from . import FORWARD, OPTIMIZER, Registration, Watcher
 
 if TYPE_CHECKING:
@@ -37,9 +36,8 @@ class Regions(Watcher):
         source = args[0]
         if out.dtype in LOW or source.dtype in LOW:
             weight = source.requires_grad and self.session.is_parameter(source)
-            version = self.session.parameter_version(source) if weight else 0
-            made = (private.storage_key(source), source.dtype, private.weak_storage(source), version)
-            self.flow.mark(out, cast_of=made)
+            known = self.session.tensors.learn(source)
+            self.flow.mark(out, cast_of=CastOf(known, source.dtype, known.version if weight else 0))
             if weight and not torch.is_grad_enabled():
                 self.flow.mark(out, no_grad_cast=True)
             if not trains(args) and self.session.is_parameter(source):
@@ -83,9 +81,9 @@ class Regions(Watcher):
                 continue
             marks = self.flow.of(arg)
             made = marks.get("cast_of")
-            if made is None or len(made) < 4:
+            if made is None:
                 continue
-            stale = made[3] and made[3] != self.session.version_of_key(made[0])
+            stale = made.version and made.version != made.source.version
             lost = "no_grad_cast" in marks and not arg.requires_grad
             if stale or lost:
                 detail = "the weight changed since autocast cached its cast" if stale else "its cast has no gradient"

@@ -91,7 +91,7 @@ class Softmax(Watcher):
         """Probabilities rounded before log(p) and log(1 - p): CUDA autocast refuses this, CPU autocast lets it pass."""
         given = args[0]
         cast = self.flow.of(given).get("cast_of")
-        low = cast[1] if cast and cast[1] in LOW else given.dtype
+        low = cast.dtype if cast and cast.dtype in LOW else given.dtype
         under_autocast = self.session.autocast.active() is not None
         if not trains(args) or (low not in LOW and not under_autocast):
             return

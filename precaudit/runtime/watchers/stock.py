@@ -277,8 +277,7 @@ class Stock(Watcher):
 
     def _compensated(self, optimizer: Any, seen: Observation, params: Iterable[Tensor]) -> None:
         """Why low-precision parameters may be updated in place: no update is lost, or lost ones even out."""
-        writes = self.session.writes
-        kinds = [writes.parameter_writes.get(private.storage_key(private.local(p)), set()) for p in params]
+        kinds = [self.session.tensors.of(private.local(p)).writes or () for p in params]
         if all(p.dtype is torch.bfloat16 for p in params) and self._holds_lower_halves(optimizer, params):
             seen.attrs["allowed_because"] = "float32-master"
         elif all("kahan" in kind for kind in kinds) or self._carries_lost_bits(optimizer, params):
@@ -323,10 +322,11 @@ class Stock(Watcher):
             return Role.ADAPTER_PARAMETER
         if own.dtype not in LOW:
             return Role.MASTER_WEIGHT
-        writes = self.session.writes.parameter_writes.get(private.storage_key(own))
+        known = self.session.tensors.of(own)
+        writes = known.writes
         if writes:
             return Role.MASTER_WEIGHT if writes & {"update", "stochastic"} else None
-        if self.session.writes.copied_from_passing_value(own):
+        if known.copied_from is not None and known.copied_from.expired:  # computed, rounded and dropped
             return Role.MASTER_WEIGHT
         return Role.MASTER_WEIGHT if type(optimizer).__module__.startswith("torch.optim") else None
 

@@ -25,6 +25,7 @@ from ..trackers import samples
 from ..trackers.lineage import LOW, tensors_of, trains
 from ..trackers.optimizers import parameters, state_tensors
 from ..trackers.replay import Numbers, Replay, Totals
+from ..trackers.tensors import Leaf
 from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
 from .writes import ADDITIONS
 
@@ -54,8 +55,6 @@ class Updates:
         self.replay = Replay(session.ledger)
         self.sums = Totals()
         """Of gradients that several micro-batches were added to."""
-        self._parameters: dict[Place, tuple[Any, Totals]] = {}
-        """Where a parameter lies -> what pins its storage's key, and its numbers."""
         self._state: weakref.WeakKeyDictionary[Any, dict[tuple[str, Any], Totals]] = weakref.WeakKeyDictionary()
         """Optimizer -> (name, dtype) of its state -> numbers."""
         bus = session.bus
@@ -169,18 +168,21 @@ class Updates:
         self.replay.measure(pairs, use)
 
     def _of(self, parameter: Tensor) -> Totals:
-        own = private.local(parameter)
-        known = self._parameters.get(_place(own))
-        if known is None or known[0].expired():
-            known = self._parameters[_place(own)] = (private.weak_storage(own), Totals())
-        return known[1]
+        return self._of_leaf(self.session.tensors.meet(parameter))
+
+    @staticmethod
+    def _of_leaf(leaf: Leaf) -> Totals:
+        if leaf.numbers is None:
+            leaf.numbers = Totals()
+        total: Totals = leaf.numbers
+        return total
 
     def _of_other(self, tensor: Tensor) -> Totals | None:
         """Whose numbers these are; None where nobody asks for them."""
-        parameter = self.session.parameter_of(tensor)
-        if parameter is not None:
-            return self._of(parameter)
-        if self.session.is_gradient(tensor):
+        known = self.session.tensors.of(tensor)
+        if known.parameter is not None:
+            return self._of_leaf(known.leaf_at(tensor) or known.parameter)
+        if known.is_gradient:
             return self.sums
         write = self.session.writes.places.get(_place(tensor))
         return write.numbers if write is not None else None
@@ -192,10 +194,9 @@ class Updates:
         total = Totals()
         rows: dict[tuple[str, bool], tuple[list[str], Totals]] = {}
         for parameter in held:
-            known = self._parameters.get(_place(private.local(parameter)))
-            if known is None or known[0].expired():
+            mine = self._numbers(parameter)
+            if mine is None:
                 continue
-            mine = known[1]
             total.join(mine)
             if mine.should_move:
                 name = self.session.construction.name(parameter)
@@ -212,9 +213,13 @@ class Updates:
             if pattern
         )
 
+    def _numbers(self, parameter: Tensor) -> Totals | None:
+        leaf = self.session.tensors.leaf(parameter)
+        return leaf.numbers if leaf is not None else None
+
     def _is_infinite(self, parameter: Tensor) -> bool:
-        known = self._parameters.get(_place(private.local(parameter)))
-        return known is not None and not known[0].expired() and known[1].infinite > 0
+        mine = self._numbers(parameter)
+        return mine is not None and mine.infinite > 0
 
     def of_state(self, seen: Observation, optimizer: Any, names: Iterable[str], dtype: Any) -> None:
         """How much of the second moment, or of all state, could not move."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ from ..events import GradientReset, ParameterWritten, StepOver
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..process.ledger import Observation
 from ..sites import in_user_hook, user_site
-from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
+from ..trackers.lineage import DTYPE_NAMES, LOW, CastOf, tensors_of, trains
 from ..trackers.replay import Totals
+from ..trackers.tensors import Record
 from ..trackers.window import BACKWARD, OPTIMIZER
 from . import GRADIENTS, Registration, Watcher
 
@@ -36,8 +36,7 @@ BITS = (torch.int32, torch.int64, torch.int16)
 class Write:
     """In-place updates of one place in memory that no gradient flows through."""
 
-    tensor: weakref.ref[Any]
-    storage: Any
+    memory: Record
     dtype: Any
     shape: tuple[int, ...]
     site: Site | None
@@ -60,22 +59,13 @@ class Writes(Watcher):
         self.flow = session.flow
         self.tensors = session.tensors
         self.places: dict[tuple[int, int, int], Write] = {}
-        self.parameter_writes: dict[int, set[str]] = {}
-        """Storage of a parameter -> "update", "copy" (from a float32 master), "kahan" or "stochastic"."""
-        self.versions: dict[int, int] = {}
-        self._copied_from: dict[int, tuple[int, Any]] = {}
-        """Storage of a low-precision parameter -> key and weak reference of the float32 storage it was copied from."""
-        self._added: dict[int, int] = {}
-        """Storage of a low-precision parameter -> that of the low-precision tensor it was last moved by."""
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
-        self._leaves: dict[int, weakref.ref[Any]] = {}
         bus = session.bus
         bus.on(StepOver, lambda event: self.forget_expired())
 
     def _gradient_reset(self, gradient: Tensor) -> None:
-        owner = self.session.tensors.of(gradient).gradient_of
-        leaf = owner() if owner is not None else None
+        leaf = self.tensors.of(gradient).gradient_owner(gradient)
         if leaf is not None:
             self.session.bus.tell(GradientReset(leaf))
 
@@ -90,9 +80,8 @@ class Writes(Watcher):
         """A low-precision copy of a wider value: of which one, and whether it rounds stochastically."""
         source = args[0]
         if out.dtype in LOW and source.dtype not in LOW:
-            made = (private.storage_key(source), source.dtype, private.weak_storage(source), 0)
             drawn = {"random": True} if "random" in self.flow.of(source) else {}
-            self.flow.mark(out, cast_of=made, **drawn)
+            self.flow.mark(out, cast_of=CastOf(self.tensors.learn(source), source.dtype), **drawn)
 
     def differs(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
@@ -106,7 +95,7 @@ class Writes(Watcher):
                 continue
             changed = next((s for s in sources if self.session.is_parameter(s)), None)
             if changed is not None and any("before" in self.flow.of(s) for s in sources):
-                self.flow.mark(result, delta=private.storage_key(changed))
+                self.flow.mark(result, delta=self.tensors.learn(changed))
 
     def drawn(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Random integers: what stochastic rounding adds below the last place that is kept."""
@@ -210,12 +199,12 @@ class Writes(Watcher):
             if name in COPIES and self.session.is_parameter(source):
                 self.flow.mark(target, before=True)
             elif name == "sub_" and "before" in self.flow.of(target) and self.session.is_parameter(source):
-                self.flow.mark(target, delta=private.storage_key(source))
+                self.flow.mark(target, delta=self.tensors.learn(source))
             elif name in ("add_", "sub_", *COPIES):
                 changed = self.flow.of(source).get("delta")
-                if changed is not None and self._added.get(changed) == private.storage_key(target):
+                if changed is not None and changed.moved_by is self.tensors.of(target):
                     self.tensors.learn(target).compensates = True
-                    self.parameter_writes.setdefault(changed, set()).add("kahan")
+                    changed.writes = (changed.writes or set()) | {"kahan"}
 
     def _book(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         if self.session.is_parameter(target):
@@ -227,7 +216,7 @@ class Writes(Watcher):
             self.session.window.every_micro_batch_counts = True
         place = _place(target)
         write = self.places.get(place)
-        if write is None or write.storage.expired():
+        if write is None or write.memory.expired:
             write = self.places[place] = self._first_write(target)
         write.clock.add(self.session.window.clock)
         if name in SELF_UPDATES:
@@ -235,7 +224,7 @@ class Writes(Watcher):
             write.decays |= name.removeprefix("_foreach_") in ("mul_", "lerp_")
         for source in sources:
             marks = self.flow.of(source)
-            if name in COPIES and place[0] in marks.get("from", ()):
+            if name in COPIES and write.memory in marks.get("from", ()):
                 write.updates_itself = True
             if name in COPIES and "factor" in marks:
                 self._low_hyperparameter(*marks["factor"])
@@ -267,7 +256,7 @@ class Writes(Watcher):
 
     def _first_write(self, target: Tensor) -> Write:
         """A place seen for the first time, with what made it low: its tensor may be a view that lives no longer."""
-        write = Write(weakref.ref(target), private.weak_storage(target), target.dtype, tuple(target.shape), user_site())
+        write = Write(self.tensors.learn(target), target.dtype, tuple(target.shape), user_site())
         if target.dtype in LOW:
             write.cause = self.session.construction.why_low(target)
             made = self.tensors.of(target).made_at
@@ -283,12 +272,11 @@ class Writes(Watcher):
 
     def _book_parameter(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Whether a parameter is updated in place, or only copied from a float32 master."""
-        key = private.storage_key(target)
-        kinds = self.parameter_writes.setdefault(key, set())
-        self.versions[key] = self.versions.get(key, 1) + 1
-        leaf = self.session.parameter_of(target)
-        if leaf is not None:
-            self._leaves[key] = weakref.ref(leaf)
+        known = self.tensors.learn(target)
+        if known.writes is None:
+            known.writes = set()
+        kinds = known.writes
+        known.version += 1
         if self.session.window.phase != OPTIMIZER:
             self.session.bus.tell(ParameterWritten())
             if self.hand_written_at is None:
@@ -304,44 +292,38 @@ class Writes(Watcher):
                     return
                 cast = marks.get("cast_of")
                 if source.dtype.is_floating_point and source.dtype not in LOW:
-                    self._copied(key, kinds, source, (private.storage_key(source), private.weak_storage(source)))
+                    self._copied(known, kinds, source, self.tensors.learn(source))
                     return
-                if cast and cast[1] not in LOW and not cast[2].expired():
-                    self._copied(key, kinds, source, (cast[0], cast[2]))
+                if cast and cast.dtype not in LOW and not cast.source.expired:
+                    self._copied(known, kinds, source, cast.source)
                     return
             if source.dtype in LOW and name in ADDITIONS:
-                self._added[key] = private.storage_key(source)
+                known.moved_by = self.tensors.learn(source)
         if name not in RESETS:
             kinds.add("update")
 
-    def _copied(self, key: int, kinds: set[str], source: Tensor, origin: tuple[int, Any]) -> None:
+    def _copied(self, known: Record, kinds: set[str], source: Tensor, origin: Record) -> None:
         """A parameter was copied from float32: from a master, if that is there again at the next step."""
-        known = self._copied_from.get(key)
-        self._copied_from[key] = origin
-        if self.tensors.of(source).by_optimizer or (known is not None and known[0] == origin[0]):
+        before, known.copied_from = known.copied_from, origin
+        if self.tensors.of(source).by_optimizer or before is origin:
             kinds.add("copy")
             if source.dtype not in LOW:
                 self.tensors.learn(source).is_master = True
-        elif known is not None:
+        elif before is not None:
             kinds.add("update")
-
-    def copied_from_passing_value(self, parameter: Tensor) -> bool:
-        """Whether the float32 value this parameter was last copied from is gone: computed, rounded and dropped."""
-        origin = self._copied_from.get(private.storage_key(parameter))
-        return origin is not None and bool(origin[1].expired())
 
     def changed_unseen(self, parameter: Tensor, how: str) -> None:
         """A low-precision parameter has another version than before the step: compiled code wrote to it."""
-        kinds = self.parameter_writes.setdefault(private.storage_key(private.local(parameter)), set())
-        if not kinds:
-            kinds.add(how)
+        known = self.tensors.learn(private.local(parameter))
+        known.writes = known.writes or {how}
 
     def leaves(self) -> list[Tensor]:
         """Parameters that were written to and are still there."""
-        return [leaf for leaf in (ref() for ref in self._leaves.values()) if leaf is not None]
+        found = (known.parameter for known in self.tensors.living() if known.writes)
+        return [leaf for leaf in map(self.session.construction.holders.find, filter(None, found)) if leaf is not None]
 
     def forget_expired(self) -> None:
-        for key in [key for key, write in self.places.items() if write.storage.expired()]:
+        for key in [key for key, write in self.places.items() if write.memory.expired]:
             del self.places[key]
 
 
