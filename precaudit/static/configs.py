@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from precaudit.model.vocabulary import Fact, Kind, Role, Scalar, Site
@@ -42,10 +42,13 @@ class Remark(NamedTuple):
     role: Role | None = None
 
 
-def deepspeed(config: Mapping[str, Any]) -> Iterator[Remark]:
-    """What is wrong in a DeepSpeed config. Source: https://www.deepspeed.ai/docs/config-json/"""
+def deepspeed(config: Mapping[str, Any], perhaps: Collection[str] = ()) -> Iterator[Remark]:
+    """What is wrong in a DeepSpeed config; of the sections that are `perhaps` there one may exclude the other.
+
+    Source: https://www.deepspeed.ai/docs/config-json/
+    """
     modes = [name for name in ("fp16", "bf16", "torch_autocast") if _section(config, name).get("enabled") is True]
-    if len(modes) > 1:
+    if len(modes) > 1 and sum(name in perhaps for name in modes) < 2:
         detail = f"{modes[0]} and {modes[1]} are both enabled"
         yield Remark((modes[1], "enabled"), Kind.CONFIG, {"conflict": True, "key": "enabled"}, detail=detail)
     for mode in ("fp16", "bf16"):

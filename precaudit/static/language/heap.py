@@ -29,11 +29,13 @@ class Heap(Generic[T]):
     def __init__(self, join: Callable[[Any, Any], Any]) -> None:
         self._log: list[tuple[Store, Key, Any]] = []
         self._join = join
+        self._perhaps: set[tuple[int, Key]] = set()
 
     def put(self, store: Store, key: Key, value: Any) -> None:
         """Writes one value, remembering what stood there."""
         self._log.append((store, key, store.get(key, MISSING)))
         store[key] = value
+        self._perhaps.discard((id(store), key))
 
     def mark(self) -> int:
         """A point in time to come back to."""
@@ -68,9 +70,17 @@ class Heap(Generic[T]):
         for at, (store, key, _) in written.items():
             present = (store, key, store.get(key, MISSING))
             joined: Any = first.get(at, present)[2]
+            absent = joined is MISSING
             for outcome in others:
                 value = outcome.get(at, present)[2]
+                absent = absent or value is MISSING
                 if value is not joined:
                     joined = self._join(joined, value)
             if joined is not MISSING:
                 self.put(store, key, joined)
+                if absent:
+                    self._perhaps.add(at)
+
+    def perhaps(self, store: Store, key: Key) -> bool:
+        """Whether only some of the paths that lead here wrote it."""
+        return (id(store), key) in self._perhaps

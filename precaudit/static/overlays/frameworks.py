@@ -72,7 +72,8 @@ def deepspeed(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Valu
     """`deepspeed.initialize(...)`, with its config as a dict of this file."""
     config = kwargs.get("config", kwargs.get("config_params"))
     if isinstance(config, Dict):
-        for remark in configs.deepspeed(plain(config)):
+        perhaps = {key for key in config.store if torch.interpreter.heap.perhaps(config.store, key)}
+        for remark in configs.deepspeed(plain(config), perhaps):
             spot, because = _written(config, remark.keys) or torch.spot(node), ("it is used here", torch.spot(node))
             torch.facts.add(remark.kind, spot, remark.dtype, remark.role, because, remark.detail, **remark.attrs)
     torch.outside_scaling = True
@@ -223,11 +224,11 @@ def from_pretrained(torch: Torch, name: str, args: list[Value], kwargs: dict[str
 
 def loop_runner(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Accelerator(...)` and `Fabric(...)`: the loss is scaled by them where that is needed."""
-    precision = constant(kwargs.get("precision"))
-    if precision in configs.TRAINER_PRECISIONS:
-        torch.training.true_half.append((torch.spot(node), precision))
     torch.outside_scaling = True
     store: dict[Any, Any] = {"\0plugins": [key for key in kwargs if "plugin" in key or key in ("strategy", "\0rest")]}
+    precision = constant(kwargs.get("precision"))
+    if precision in configs.TRAINER_PRECISIONS:
+        torch.training.true_half.append((torch.spot(node), precision, store))
     mode = kwargs.get("mixed_precision", kwargs.get("precision"))
     if isinstance(mode, Const) and isinstance(mode.value, str):
         store["mixed_precision"] = mode
@@ -247,6 +248,7 @@ def runner_method(
         return calls.call(torch.interpreter, args[0], [receiver, *args[1:]], kwargs, node)
     if name == "backward":
         torch.training.trained = True
+        receiver.store["\0trains"] = True
         if constant(receiver.store.get("mixed_precision")) in ("fp16", "16-mixed"):
             scaling.runner_backward(torch, node)
         return unknown()

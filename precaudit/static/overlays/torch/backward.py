@@ -26,22 +26,29 @@ def backward(torch: Torch, loss: Value, node: Any) -> None:
     loss = operands.as_tensor(torch, loss)
     marks = operands.marks_of([loss])
     torch.training.trained = True
-    torch.training.looped |= bool(torch.loops())
+    torch.training.looped |= bool(torch.loops()) and "loss" in marks
     if not marks & {"scaled", "hand_scaled"}:
         torch.training.plain_backward = torch.spot(node)
     torch.training.begun.append((loss, torch.spot(node), bool(torch.loops()) and "loss" in marks))
     _sum_gradients(torch, marks, node)
-    keys = [mark.split(":")[1] for mark in marks if mark.startswith("scaler:")]
-    if keys:
-        scaled_backward(torch, [int(key) for key in keys], node)
-    elif "float16" in marks and not marks & {"hand_scaled", "scaled"}:
+    if not _scaled(torch, marks, node) and "float16" in marks and not marks & {"hand_scaled", "scaled"}:
         torch.training.unscaled_backward.append((torch.spot(node), torch.float16_region))
 
 
 def from_gradient(torch: Torch, value: Value, node: Any) -> None:
     """`out.backward(grad)`: whoever computed the gradient knows the loss and whether it is scaled."""
     torch.outside_scaling = torch.training.trained = True
-    _sum_gradients(torch, operands.marks_of([operands.as_tensor(torch, value)]), node)
+    marks = operands.marks_of([operands.as_tensor(torch, value)])
+    _sum_gradients(torch, marks, node)
+    _scaled(torch, marks, node)
+
+
+def _scaled(torch: Torch, marks: frozenset[str], node: Any) -> bool:
+    """Notes on the paths which scalers' gradients a backward pass made, if any."""
+    keys = [int(mark.split(":")[1]) for mark in marks if mark.startswith("scaler:")]
+    if keys:
+        scaled_backward(torch, keys, node)
+    return bool(keys)
 
 
 def begins(torch: Torch, loss: Value, spot: Spot) -> None:

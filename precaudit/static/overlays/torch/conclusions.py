@@ -8,6 +8,7 @@ from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import Param
 from precaudit.static.overlays import quantized
 from precaudit.static.overlays.torch import backward, flags, optimizers, sharding
+from precaudit.static.overlays.torch.training import in_a_test
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -37,7 +38,7 @@ def finish(torch: Torch) -> None:
     for made in torch.training.optimizers:
         if not made.store.get("examined"):
             optimizers.examine(torch, made)
-    for spot, low in torch.training.summed if torch.training.cleared else ():
+    for spot, low in torch.training.summed if torch.training.cleared and torch.training.in_earnest else ():
         torch.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
     for loss, spot, in_loop in torch.training.begun:
         if in_loop or torch.training.in_earnest:
@@ -67,7 +68,9 @@ def finish(torch: Torch) -> None:
     for loss, spot in () if torch.training.mixed else torch.training.returned:
         backward.begins(torch, loss, spot)
     if torch.training.trained or torch.training.optimizers or torch.training.custom:
-        for spot, precision in torch.training.true_half:
+        for spot, precision, runner in torch.training.true_half:
+            if in_a_test(spot) and "\0trains" not in runner:
+                continue
             torch.facts.add(Kind.CONFIG, spot, precision=precision, key="precision")
     _bare_regions(torch)
     _built_by_default(torch)

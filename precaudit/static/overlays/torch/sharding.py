@@ -13,7 +13,7 @@ from precaudit.static.language.values import (
     options,
     unknown,
 )
-from precaudit.static.overlays.torch import modules, operands, reduction
+from precaudit.static.overlays.torch import modules, operands, reduction, training
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -70,7 +70,8 @@ def policies(torch: Torch) -> None:
     """Reports how gradients are reduced by the policies that models are sharded with, or by all if unknown."""
     used = torch.training.policies_used
     for policy, args, kwargs in torch.training.policies:
-        if not used or None in used or id(policy.store) in used:
+        tried = training.in_a_test(policy.store["\0spot"]) and not torch.training.in_earnest
+        if id(policy.store) in used or ((not used or None in used) and not tried):
             reduction.mixed_precision(torch, args, kwargs, policy.store["\0spot"])
 
 

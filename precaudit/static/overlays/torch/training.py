@@ -48,7 +48,7 @@ class Training:
         self.updated = False
         """Whether weights are updated here: a step, gradients added to something."""
         self.looped = False
-        """Whether a backward pass stands in a loop."""
+        """Whether a loss is sent backward in each turn of a loop."""
         self.begun: list[tuple[Value, Spot, bool]] = []
         """Values that a backward pass starts from, where, and whether they are losses of a loop's turns."""
         self.plain_backward: Spot | None = None
@@ -69,7 +69,7 @@ class Training:
         """The TrainingArguments of trainers that are built."""
         self.returned: list[tuple[Value, Spot]] = []
         """Losses that a framework starts the backward pass from, and where it gets them."""
-        self.true_half: list[tuple[Spot, str]] = []
+        self.true_half: list[tuple[Spot, str, Store]] = []
         """Where Fabric is asked for parameters in 16 bits, which a script that only predicts may do."""
         self.mixed = False
         """A framework's trainer is built here that may put autocast around the training step."""
@@ -81,8 +81,12 @@ class Training:
     @property
     def in_earnest(self) -> bool:
         """Whether a training stands here, not only a backward pass as in the test of a kernel."""
-        steps = self.updated or self.cleared or self.saw_scaler
-        return bool(steps or self.optimizers or self.custom or self.arguments)
+        return bool(self.updated or self.saw_scaler or self.optimizers or self.custom or self.arguments)
+
+
+def in_a_test(spot: Spot) -> bool:
+    """Whether it stands in a function of pytest's or unittest's."""
+    return spot.function.rpartition(".")[2].startswith("test_")
 
 
 def has(state: State, kind: str) -> bool:
