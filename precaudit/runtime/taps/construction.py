@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.modules import module as modules
+from torch.nn.parameter import is_lazy
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from ..events import OptimizerBuilt, StepBegan
 from ..process.ledger import Observation
 from ..sites import is_user_file, site_of, user_frame, user_site
-from ..trackers.holders import Holders, Places, holding, register
+from ..trackers.holders import Holders, Places, held_by, holding, register
 from ..trackers.lineage import DTYPE_NAMES, LOW
 
 if TYPE_CHECKING:
@@ -28,6 +30,15 @@ DEEPEST = 64
 CASTS = ("to", "half", "bfloat16", "float", "double", "type")
 WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 """Names under which torch.compile and torch's checkpoint wrapper hold the user's own module."""
+
+
+class Untied(NamedTuple):
+    """A parameter that was replaced in one of the modules that shared it."""
+
+    module: weakref.ref[Any]
+    name: str
+    others: Places
+    site: Site | None
 
 
 class ConstructionProbe:
@@ -45,14 +56,17 @@ class ConstructionProbe:
         self.loaded_at: Site | None = None
         """Where weights were last read from a state dict."""
         self._depth = 0
+        self._untied: dict[tuple[int, str], Untied] = {}
+        """Tied parameters that were replaced in one place, until the next step shows whether they are tied again."""
         self._default: tuple[Any, Site | None] = (torch.float32, None)
         session.bus.on(StepBegan, lambda event: self.before_step(event.optimizer))
 
     def install(self) -> list[Callable[[], None]]:
+        guarded = partial(partial, self.session.guard, "what a module is given")
         hooks = [
-            modules.register_module_parameter_registration_hook(self._parameter_registered),
-            modules.register_module_module_registration_hook(self._module_registered),
-            modules.register_module_buffer_registration_hook(self._buffer_registered),
+            modules.register_module_parameter_registration_hook(guarded(self._parameter_registered)),
+            modules.register_module_module_registration_hook(guarded(self._module_registered)),
+            modules.register_module_buffer_registration_hook(guarded(self._buffer_registered)),
         ]
         undo: list[Callable[[], None]] = [hook.remove for hook in hooks]
         for name in CASTS:
@@ -79,23 +93,32 @@ class ConstructionProbe:
             self.tensors.learn(buffer).low_buffer = cause
 
     def _see_untying(self, module: Any, name: str, parameter: Tensor) -> None:
-        """A parameter shared with another module is replaced in this one alone."""
+        """A parameter that another module holds too is replaced in this one."""
         old = module._parameters.get(name)
-        if old is None or old is parameter or old.shape != parameter.shape:
+        if old is None or old is parameter or is_lazy(old) or is_lazy(parameter):
             return
-        if len(list(self.holders.of(old))) > 1 and parameter.requires_grad:
-            self.session.once(
-                ("untied", id(module), name),
-                Observation(
+        others = [(weakref.ref(other), at) for other, at in self.holders.of(old) if other is not module]
+        if others and old.shape == parameter.shape:
+            self._untied[id(module), name] = Untied(weakref.ref(module), name, others, user_site())
+
+    def _look_at_untied(self) -> None:
+        """Before a step: what was tied, and is now two tensors that modules hold, of which this one is trained."""
+        untied, self._untied = self._untied, {}
+        for ref, name, others, site in untied.values():
+            module = ref()
+            mine = held_by(module, name) if module is not None else None
+            theirs = [held_by(other, at) for other, at in ((r(), at) for r, at in others) if other is not None]
+            if isinstance(mine, Tensor) and mine.requires_grad and any(t is not None and t is not mine for t in theirs):
+                seen = Observation(
                     Kind.CAST,
-                    DTYPE_NAMES.get(parameter.dtype, str(parameter.dtype)),
+                    DTYPE_NAMES.get(mine.dtype, str(mine.dtype)),
                     Role.MASTER_WEIGHT,
-                    user_site(),
+                    site,
                     module=self.module_name(module),
                     detail=f"{name} was shared with another module",
                     attrs={"unties": True},
-                ),
-            )
+                )
+                self.session.once(("untied", id(module), name), seen)
 
     def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
         if isinstance(submodule, torch.nn.Module):
@@ -107,8 +130,8 @@ class ConstructionProbe:
             def cast(module: Any, *args: Any, **kwargs: Any) -> Any:
                 if self._depth:
                     return original(module, *args, **kwargs)
-                before = {id(p): p.dtype for p in module.parameters()}
-                before.update({id(b): b.dtype for b in module.buffers()})
+                before: dict[int, Any] = {}
+                self.session.guard("cast", self._note_dtypes, module, before)
                 self._depth += 1
                 try:
                     out = original(module, *args, **kwargs)
@@ -122,6 +145,10 @@ class ConstructionProbe:
             return cast
 
         return wrap
+
+    @staticmethod
+    def _note_dtypes(module: Any, dtypes: dict[int, Any]) -> None:
+        dtypes.update({id(p): p.dtype for p in (*module.parameters(), *module.buffers())})
 
     def _cast_happened(self, module: Any, before: dict[int, Any]) -> None:
         low = {p.dtype for p in module.parameters() if p.dtype in LOW and before.get(id(p), p.dtype) is not p.dtype}
@@ -154,6 +181,7 @@ class ConstructionProbe:
 
     def before_step(self, optimizer: Any) -> None:
         """A step on parameters that were cast after this optimizer was built, or by their own module's `half()`."""
+        self._look_at_untied()
         mine = [p for group in optimizer.param_groups for p in group["params"] if isinstance(p, Tensor)]
         for parameter in mine:
             site = self.tensors.of(parameter).halved_at
@@ -190,7 +218,7 @@ class ConstructionProbe:
     def _around_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def load_state_dict(module: Any, *args: Any, **kwargs: Any) -> Any:
             out = original(module, *args, **kwargs)
-            self.loaded_at = user_site()
+            self.session.guard("load_state_dict", self._loaded)
             return out
 
         return load_state_dict
@@ -198,9 +226,15 @@ class ConstructionProbe:
     def _around_default(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_default_dtype(dtype: Any) -> None:
             original(dtype)
-            self._default = (dtype, user_site())
+            self.session.guard("set_default_dtype", self._default_set, dtype)
 
         return set_default_dtype
+
+    def _loaded(self) -> None:
+        self.loaded_at = user_site()
+
+    def _default_set(self, dtype: Any) -> None:
+        self._default = (dtype, user_site())
 
     def _around_build(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def build(made: Any, *args: Any, **kwargs: Any) -> None:

@@ -39,7 +39,7 @@ class Holders:
     def parameter(self, identity: int) -> Tensor | None:
         """The parameter with this `id`, where a module holds it."""
         for ref, name in self._places.get(identity, ()):
-            found = getattr(ref(), name, None)
+            found = held_by(ref(), name)
             if isinstance(found, Tensor) and id(found) == identity:
                 return found
         return None
@@ -65,5 +65,20 @@ def holding(places: Places | None, held: Any) -> Iterator[tuple[Any, str]]:
     """The places where this is still held: none it was taken out of, no slice of the list it is in."""
     for ref, name in places or ():
         module = ref()
-        if module is not None and getattr(module, name, None) is held:
+        if held is not None and held_by(module, name) is held:
             yield module, name
+
+
+def held_by(module: Any, name: str) -> Any:
+    """What a module holds under this name, by its dicts alone; None of a module that is gone.
+
+    `getattr` would run the user's code: a parametrized weight is computed anew at each look, and the power iteration of
+    spectral_norm goes on by a step.
+    """
+    if module is None:
+        return None
+    mine = vars(module)
+    for box in (mine.get("_parameters"), mine.get("_modules")):
+        if box and box.get(name) is not None:
+            return box[name]
+    return mine.get(name)
