@@ -146,7 +146,7 @@ def test_parameters_that_did_not_move_at_all_are_named_and_the_others_are_not() 
     assert {name for name, yes in moved.items() if not yes} == {f"blocks.{i}.0.weight" for i in range(3)} | {
         "norm.weight"
     }
-    assert words.where(finding) == "4 of 10 parameters did not move at all: blocks.*.*.weight, norm.weight"
+    assert words.where(finding) == "4 of 12 parameters did not move at all: blocks.*.*.weight, norm.weight"
     losses = [part.evidence["updates_lost"] for part in finding.parts]
     assert losses == sorted(losses, reverse=True)
 
@@ -171,3 +171,33 @@ def test_a_parameter_that_holds_nan_takes_part_in_no_share() -> None:
     assert broken.pop("infinite") == 1
     assert broken == clean
     assert 0 < clean["updates_lost"] < 1
+
+
+class SignSGD(torch.optim.Optimizer):
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(p.grad.sign(), alpha=-group["lr"])
+
+
+def test_low_parameters_that_lost_no_update_are_not_called_damaged() -> None:
+    lost = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(16, 16).bfloat16()
+        optimizer = SignSGD(model.parameters(), {"lr": 0.05})
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(64, 16).bfloat16()).float().square().mean().backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.step()
+            steps = zip(model.parameters(), before, strict=True)
+            lost.append(sum(int(((p == b) & (p.grad != 0)).sum()) for p, b in steps))
+
+    report = harness.trace_call(train)
+    (weights,) = [f for f in report.facts if f["role"] == "master_weight"]
+    assert (lost[1:], weights["evidence"]["updates_lost"]) == ([0, 0], 0)
+    assert "PA101" not in {finding.rule for finding in report.findings}
+    assert {row.verdict for row in report.roles if row.role == "master_weight"} == {"allowed"}
