@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..events import BackwardBegan, BackwardNested, Bus
+from ..events import BackwardBegan, BackwardEnded, BackwardNested, Bus
 from ..sites import user_site
 from .lineage import LOW
 from .steps import Steps
@@ -272,6 +272,7 @@ class Graph:
         self._whole = Walk()
         bus.on(BackwardBegan, self._backward_began)
         bus.on(BackwardNested, self._backward_nested)
+        bus.on(BackwardEnded, self._backward_ended)
 
     def _backward_began(self, event: BackwardBegan) -> None:
         trains = self._steps.trains
@@ -285,3 +286,7 @@ class Graph:
             part.leaves = {key: leaf for key, leaf in part.leaves.items() if isinstance(leaf, torch.nn.Parameter)}
             self._whole.add(part)
             self._bus.tell(GraphRecomputed(part, self._whole))
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        """Lets go of the leaves: they are the program's."""
+        self._whole = Walk()
