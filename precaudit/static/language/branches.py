@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from precaudit.static.language import objects
-from precaudit.static.language.heap import Changes
+from precaudit.static.language import conditions, objects
+from precaudit.static.language.heap import MISSING, Changes, Store
 from precaudit.static.language.scopes import Loop
 from precaudit.static.language.values import (
     NONE,
+    Assumed,
     Choice,
     Class,
     Const,
+    Opaque,
     Value,
     choice,
     constant,
+    distinct,
     truth,
     unknown,
 )
@@ -34,12 +38,7 @@ def _if(run: Interpreter, node: Any) -> bool:
         return run.body(node.body)
     if known is False:
         return _else(run, node)
-    text = _condition_text(run, node.test)
-    run.guards.append(text)
-    try:
-        return fork(run, node.test, lambda: run.body(node.body), lambda: _else(run, node), text)
-    finally:
-        run.guards.pop()
+    return either(run, node.test, lambda: run.body(node.body), lambda: _else(run, node))
 
 
 def _else(run: Interpreter, node: Any) -> bool:
@@ -54,61 +53,152 @@ def _is_main_guard(test: Any) -> bool:
     return type(test) is cst.Comparison and type(test.left) is cst.Name and test.left.value == "__name__"
 
 
-def _condition_text(run: Interpreter, test: Any) -> str:
-    while type(test) is cst.UnaryOperation and type(test.operator) is cst.Not:
-        test = test.expression
-    text = run.text(test)
-    return text.removesuffix(" is not None").removesuffix(" is None").removeprefix("(").removesuffix(")")
+class Split(NamedTuple):
+    """What a store held at the end of either side of a branch, and what it holds since they were joined."""
+
+    store: Store
+    key: Any
+    then: Any
+    orelse: Any
+    joined: Any
 
 
-def _negated(run: Interpreter, test: Any) -> bool:
-    negated = False
-    while type(test) is cst.UnaryOperation and type(test.operator) is cst.Not:
-        test, negated = test.expression, not negated
-    return negated != (type(test) is cst.Comparison and run.text(test).endswith(" is None"))
+class Narrowed(NamedTuple):
+    """What a store held before a side of a branch, and what it holds there, where more is known."""
+
+    store: Store
+    key: Any
+    before: Any
+    inside: Any
 
 
-def fork(run: Interpreter, test: Any, then: Callable[[], bool], orelse: Callable[[], bool], text: str = "") -> bool:
-    """Runs both sides of an undecided branch from the same state, and joins what is left of them."""
-    outcomes: list[Changes] = []
+MAX_SPLITS = 32
+"""Conditions whose sides are remembered."""
+
+
+def either(run: Interpreter, test: Any, then: Callable[[], bool], orelse: Callable[[], bool]) -> bool:
+    """Runs both sides of an undecided condition from the same state, unless a path's assumptions decide it."""
+    run.guards.append(run.text(test))
+    try:
+        return _fork(run, test, conditions.formula(run, test), then, orelse)
+    finally:
+        run.guards.pop()
+
+
+def _fork(
+    run: Interpreter,
+    test: Any,
+    condition: conditions.Condition,
+    then: Callable[[], bool],
+    orelse: Callable[[], bool],
+) -> bool:
+    outcomes: dict[bool, Changes] = {}
+    narrowed: dict[bool, list[Narrowed]] = {}
     mark = run.heap.mark()
     before = run.paths
-    taken = not _negated(run, test) if text else True
+    asked = conditions.keys(condition)
+    verdicts = {state: conditions.known(condition, conditions.assumptions(state)) for state in before}
     for side, follow in ((True, then), (False, orelse)):
-        if text:
-            wanted = side == taken
-            possible = [s for s in before if ("assume", text, not wanted) not in s]
-            if not possible:
-                continue
-            run.set_paths(s | {("assume", text, wanted)} for s in possible)
-        _refine(run, test, side)
+        possible = [state for state, verdict in verdicts.items() if verdict is not (not side)]
+        if not possible:
+            continue
+        run.set_paths(_assume(run, state, condition, side) for state in possible)
+        narrowed[side] = [*_take_apart(run, asked), *_refine(run, test, side)]
         if follow():
-            outcomes.append(run.heap.changes(mark))
+            outcomes[side] = run.heap.changes(mark)
         run.heap.undo(mark)
     if not outcomes:
         return False
-    run.heap.merge(outcomes)
+    if len(outcomes) == 2:
+        outcomes = {side: _widened(changes, narrowed[side]) for side, changes in outcomes.items()}
+    ends = [{**_present(outcomes, side), **outcomes[side]} for side in outcomes]
+    run.heap.merge(list(outcomes.values()))
+    if len(outcomes) == 2:
+        _remember(run, condition, *ends)
     return True
 
 
-def _refine(run: Interpreter, test: Any, side: bool) -> None:
-    """Narrows `x` inside `if x`, `if x is not None`, `if isinstance(x, T)` when x is one of several values."""
+def _assume(run: Interpreter, state: conditions.State, condition: conditions.Condition, side: bool) -> conditions.State:
+    """The state of a path that takes this side, and the side of an earlier branch on which what is tested is so."""
+    state = conditions.assume(state, condition, side)
+    for key in conditions.keys(condition) if run.empty else ():
+        # `scaler = Scaler() if amp else None`: where there is none, and only there, amp was false.
+        earlier, when = run.empty.get(key, (condition, side))
+        wanted = conditions.assumptions(state).get(key)
+        if wanted is not None and earlier is not condition:
+            state = conditions.assume(state, earlier, when is not wanted)
+    return state
+
+
+def _present(outcomes: dict[bool, Changes], side: bool) -> Changes:
+    """What this side of a branch left as it was, of what the other wrote."""
+    written = outcomes.get(not side, {})
+    return {at: (store, key, store.get(key, MISSING)) for at, (store, key, _) in written.items()}
+
+
+def _remember(run: Interpreter, condition: Any, then: Changes, orelse: Changes) -> None:
+    """Notes what stood at the end of the two sides, so that where the condition is known again each value is."""
+    found = []
+    for at, (store, key, value) in then.items():
+        other, joined = orelse[at][2], store.get(key, MISSING)
+        if store is not run.world and value is not other and MISSING not in (value, other, joined):
+            found.append(Split(store, key, value, other, joined))
+    for split in found:
+        empty = [truth(value) is False for value in (split.then, split.orelse)]
+        if empty[0] != empty[1]:
+            run.empty["value", id(split.joined)] = condition, empty[0]
+            run.keep(split.joined)
+    if found:
+        _, earlier = run.splits.pop(condition, (None, ()))
+        current = [split for split in earlier if split.store.get(split.key) is split.joined]
+        run.splits[condition] = conditions.keys(condition), [*current, *found]
+        if len(run.splits) > MAX_SPLITS:
+            del run.splits[next(iter(run.splits))]
+
+
+def _take_apart(run: Interpreter, asked: frozenset[Any]) -> list[Narrowed]:
+    """Puts what one side of an earlier branch wrote, where every path that leads here took that side."""
+    narrowed = []
+    for condition, (keys, splits) in run.splits.items():
+        if asked.isdisjoint(keys) and (not run.empty or run.empty.keys().isdisjoint(asked)):
+            continue
+        verdicts = {conditions.known(condition, conditions.assumptions(state)) for state in run.paths}
+        if len(verdicts) == 1 and None not in verdicts:
+            side = verdicts.pop()
+            for store, key, then, orelse, joined in splits:
+                if store.get(key) is joined:
+                    run.heap.put(store, key, then if side else orelse)
+                    narrowed.append(Narrowed(store, key, joined, then if side else orelse))
+    return narrowed
+
+
+def _widened(changes: Changes, narrowed: list[Narrowed]) -> Changes:
+    """The changes, with what was only known better on this side as it was before."""
+    for store, key, before, inside in reversed(narrowed):
+        at = (id(store), key)
+        if at in changes and changes[at][2] is inside:
+            changes[at] = (store, key, before)
+    return changes
+
+
+def _refine(run: Interpreter, test: Any, side: bool) -> list[Narrowed]:
+    """Narrows `x` inside `if x`, `if x is not None`, `if x == 1` when x is one of several values."""
     if type(test) is cst.UnaryOperation and type(test.operator) is cst.Not:
-        _refine(run, test.expression, not side)
-        return
+        return _refine(run, test.expression, not side)
     if type(test) is cst.BooleanOperation:
         if (type(test.operator) is cst.And) == side:
-            _refine(run, test.left, side)
-            _refine(run, test.right, side)
-        return
+            return [*_refine(run, test.left, side), *_refine(run, test.right, side)]
+        return []
     subject, keep = _subject(run, test)
-    if subject is None:
-        return
-    value = run.eval(subject)
-    if isinstance(value, Choice):
-        kept = [option for option in value.options if keep(option) in (side, None)]
-        if kept and len(kept) < len(value.options):
-            objects.assign(run, subject, choice(kept))
+    value = run.eval(subject) if subject is not None else None
+    if not isinstance(value, Choice):
+        return []
+    kept = [option for option in value.options if keep(option) in (side, None)]
+    if not kept or len(kept) == len(value.options):
+        return []
+    mark = run.heap.mark()
+    objects.assign(run, subject, choice(kept))
+    return [Narrowed(store, key, value, inside) for store, key, inside in run.heap.changes(mark).values()]
 
 
 def _subject(run: Interpreter, test: Any) -> tuple[Any, Callable[[Value], bool | None]]:
@@ -133,10 +223,15 @@ def _for(run: Interpreter, node: cst.For) -> bool:
     items = objects.concrete(run, iterable)
     if items is None:
         item = objects.element(run, iterable)
-        return loop(run, node, lambda number: objects.assign(run, node.target, item), 2)
+        return loop(run, node, lambda number: objects.assign(run, node.target, _another(item)), 2)
     if not items:
         return _else(run, node)
     return loop(run, node, lambda number: objects.assign(run, node.target, items[number]), len(items), items)
+
+
+def _another(item: Value) -> Value:
+    """The item of the next turn: what is assumed of one says nothing of another."""
+    return replace(item) if isinstance(item, Opaque) else item
 
 
 def _while(run: Interpreter, node: cst.While) -> bool:
@@ -162,7 +257,7 @@ def loop(
             if not single:
                 run._turns += 1
                 run.loops = (*outer, run._turns)
-            _forget_assumptions(run)
+            _next_turn(run, node)
             begin(number)
             alive = run.body(node.body)
             if loop.continues:
@@ -174,7 +269,7 @@ def loop(
                 alive = True
             if not alive:
                 break
-        _forget_assumptions(run)
+        _next_turn(run, node)
     finally:
         run.loops = outer
         frame.loops.pop()
@@ -190,11 +285,12 @@ def loop(
     return True
 
 
-def _forget_assumptions(run: Interpreter) -> None:
+def _next_turn(run: Interpreter, loop: Any) -> None:
+    """Forgets what was assumed of conditions that a turn of the loop may change."""
     states = run.paths
-    kept = {frozenset(e for e in state if e[0] != "assume") for state in states}
-    if kept != states:
-        run.set_paths(kept)
+    if any(type(event) is Assumed for state in states for event in state):
+        changed = run.changed_by(loop)
+        run.set_paths(distinct(conditions.next_turn(state, changed) for state in states))
 
 
 def _break(run: Interpreter, node: Any) -> bool:

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static.language import calls, folding, objects
+from precaudit.static.language import branches, calls, folding, objects
 from precaudit.static.language.folding import fold
 from precaudit.static.language.heap import MISSING, Store
 from precaudit.static.language.scopes import Scope
@@ -28,6 +28,7 @@ from precaudit.static.language.values import (
     choice,
     constant,
     join,
+    join_all,
     options,
     seq,
     truth,
@@ -53,13 +54,9 @@ _CONSTANTS: dict[str, Value] = {
 
 def _name(run: Interpreter, node: cst.Name) -> Value:
     name = node.value
-    scope: Scope | None = run.scope
-    while scope is not None:
-        found = scope.store.get(name)
-        if found is not None:
-            value: Value = found
-            return value
-        scope = scope.parent
+    found = run.scope.find(name)
+    if found is not None:
+        return found
     if name in _CONSTANTS:
         return _CONSTANTS[name]
     if hasattr(builtins, name):
@@ -176,11 +173,17 @@ def _if_exp(run: Interpreter, node: cst.IfExp) -> Value:
     known = truth(run.eval(node.test))
     if known is not None:
         return run.eval(node.body if known else node.orelse)
-    run.guards.append(run.text(node.test))
-    try:
-        return join(run.eval(node.body), run.eval(node.orelse))  # type: ignore[no-any-return]
-    finally:
-        run.guards.pop()
+    found: list[Value] = []
+
+    def side(expression: Any) -> Callable[[], bool]:
+        def follow() -> bool:
+            found.append(run.eval(expression))
+            return True
+
+        return follow
+
+    branches.either(run, node.test, side(node.body), side(node.orelse))
+    return join_all(found)
 
 
 def _sequence(run: Interpreter, node: Any) -> Value:

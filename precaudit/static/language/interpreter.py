@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from precaudit.static.language import branches, calls, classes, expressions, statements
+from precaudit.static.language import branches, calls, classes, conditions, expressions, statements
+from precaudit.static.language.branches import Split
+from precaudit.static.language.conditions import Changed
 from precaudit.static.language.heap import Heap, Store
 from precaudit.static.language.questions import Library
 from precaudit.static.language.scopes import Frame, OutOfBudget, Scope
 from precaudit.static.language.values import (
+    Assumed,
     Autocast,
     Class,
     Const,
@@ -58,6 +61,12 @@ class Interpreter:
         self.all_matters = True
         """What any call does may matter: something may be low, or be trained."""
         self.guards: list[str] = []
+        self.splits: dict[Any, tuple[frozenset[Any], list[Split]]] = {}
+        """By condition: the keys in it, and what was written on its two sides and is joined now."""
+        self.empty: dict[Any, tuple[Any, bool]] = {}
+        """By the key of a joined value: the condition it was joined under, and on which side it is None or false."""
+        self._kept: dict[int, Value | None] = {}
+        self._changes: dict[Any, Changed] = {}
         self.rebuilt: frozenset[str] = frozenset()
         """Loop variables of a comprehension that replaces the list it iterates over."""
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
@@ -149,6 +158,24 @@ class Interpreter:
 
     def spot(self, node: Any) -> Spot:
         return Spot(self.scope.source, node, self.scope.function)
+
+    def keep(self, value: Value | None) -> None:
+        """Keeps a value that a condition names by identity."""
+        self._kept[id(value)] = value
+
+    def changed_by(self, loop: Any) -> Changed:
+        """The names that a turn of a loop may change."""
+        found = self._changes.get(loop)
+        if found is None:
+            text = self.scope.source.tree.code_for_node(loop) if isinstance(loop, (cst.For, cst.While)) else ""
+            found = self._changes[loop] = conditions.changes(text)
+        return found
+
+    def each_turn(self, state: conditions.State) -> bool:
+        """Whether a path takes the same way in each turn of the innermost loop."""
+        loop = next((frame.loops[-1].node for frame in reversed(self.frames) if frame.loops), None)
+        events = [event for event in state if type(event) is Assumed and event.kind == "assume"]
+        return all(loop is not None and conditions.lasts(event.atom, self.changed_by(loop)) for event in events)
 
     def text(self, node: Any) -> str:
         found = self._texts.get(node)

@@ -27,6 +27,16 @@ class Scope:
         self.source = source
         self.function = function
 
+    def find(self, name: str) -> Value | None:
+        """What a name is bound to here or in a block around; None where the code under check does not bind it."""
+        scope: Scope | None = self
+        while scope is not None:
+            found: Value | None = scope.store.get(name)
+            if found is not None:
+                return found
+            scope = scope.parent
+        return None
+
     @property
     def top(self) -> Scope:
         scope = self

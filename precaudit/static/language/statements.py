@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static.language import calls, objects
+from precaudit.static.language import branches, calls, objects
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import Scope
 from precaudit.static.language.values import (
@@ -18,6 +19,7 @@ from precaudit.static.language.values import (
     Ref,
     Seq,
     Value,
+    truth,
     unknown,
 )
 from precaudit.static.nodes import cst
@@ -57,13 +59,24 @@ def _expr(run: Interpreter, node: cst.Expr) -> None:
 
 
 def _assign(run: Interpreter, node: cst.Assign) -> None:
+    made: Any = node.value
+    if type(made) is cst.IfExp and truth(run.eval(made.test)) is None:
+        # As `if`, so that what is assigned on either side belongs to the condition.
+        sides = [partial(_assign_value, run, node, side) for side in (made.body, made.orelse)]
+        branches.either(run, made.test, *sides)
+    else:
+        _assign_value(run, node, made)
+
+
+def _assign_value(run: Interpreter, node: cst.Assign, made: Any) -> bool:
     _rebuilding(run, node)
-    value = run.eval(node.value)
+    value = run.eval(made)
     run.rebuilt = frozenset()
     if len(node.targets) == 1:
-        value = run.library.rebinding(node.targets[0].target, node.value, value)
+        value = run.library.rebinding(node.targets[0].target, made, value)
     for target in node.targets:
         objects.assign(run, target.target, value)
+    return True
 
 
 def _rebuilding(run: Interpreter, node: cst.Assign) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from precaudit.model.vocabulary import FLOATING, LOW
 from precaudit.static.language.heap import MISSING, Store
@@ -363,6 +363,25 @@ class Choice(Value):
     options: tuple[Value, ...]
 
 
+class Atom(NamedTuple):
+    """A condition that is not made of others. Two with one key are true together."""
+
+    key: Any
+    words: frozenset[str]
+    """The names in it, by which a loop may change it."""
+    lasting: bool
+    """It can only change by what the code under check assigns."""
+
+
+class Assumed(NamedTuple):
+    """A path's event: it took the side on which the condition is `wanted`. `held`: in an earlier turn of the loop."""
+
+    kind: str
+    key: Any
+    wanted: bool
+    atom: Atom
+
+
 @record
 class Paths(Value):
     """The event histories of the paths that lead here; each is a set of what has happened."""
@@ -447,8 +466,7 @@ def join(one: Any, other: Any) -> Any:
     if one is MISSING:
         return other
     if isinstance(one, Paths) and isinstance(other, Paths):
-        states = one.states | other.states
-        return Paths(states if len(states) <= MAX_PATHS else frozenset(sorted(states, key=len)[-MAX_PATHS:]))
+        return Paths(distinct(one.states | other.states))
     if not isinstance(one, Value) or not isinstance(other, Value):
         return _join_plain(one, other)
     if _same(one, other):
@@ -469,6 +487,19 @@ def join(one: Any, other: Any) -> Any:
         items = [join(a, b) for a, b in zip(one.items, other.items, strict=True)]
         return seq(items, one.kind, one.open or other.open)
     return choice([one, other])
+
+
+def distinct(states: Iterable[frozenset[Any]]) -> frozenset[frozenset[Any]]:
+    """The paths on which something different has happened, each with what all of that kind have assumed."""
+    found: dict[frozenset[Any], frozenset[Any]] = {}
+    for state in states:
+        assumed = frozenset(event for event in state if type(event) is Assumed)
+        happened = state - assumed
+        found[happened] = found.get(happened, assumed) & assumed
+    kept = list(found)
+    if len(found) > MAX_PATHS:
+        kept = sorted(found, key=lambda happened: (len(happened), sorted(map(repr, happened))))[-MAX_PATHS:]
+    return frozenset(happened | found[happened] for happened in kept)
 
 
 def join_all(values: Iterable[Value]) -> Value:

@@ -127,7 +127,7 @@ def _unscale(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
     if states and (all(event in s for s in states) or any(always in s for s in states)):
         misuse(torch, "unscale-twice", node, True)
     # What no condition guards happens in each turn of the loop, whether or not a step follows.
-    training.update(torch, lambda s: s | {event} | (frozenset() if training.has(s, "assume") else {always}))
+    training.update(torch, lambda s: s | {event} | ({always} if torch.interpreter.each_turn(s) else frozenset()))
     float16_gradients(torch, optimizer, node)
 
 
