@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import format_of, say
+from precaudit.commands.output import WITH_RUN, format_of, say
 from precaudit.errors import INTERNAL_ERROR, ConfigError, OutputError, UsageError
 from precaudit.settings import Settings
 
@@ -68,6 +69,7 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
         raise ConfigError(f"{config}: no such file")
     settings = _merged(settings_module.load(config=config), given)
     names = paths or (".",)
+    given["began"] = time.time()
     given["stdin"] = "-" in names
     if given["write"] and not given["add_ignore"]:
         raise UsageError("--write belongs to --add-ignore; fixes are written by --fix")
@@ -276,6 +278,10 @@ def _print(report: Report, settings: Settings, given: dict[str, Any], told: Sequ
     if shape == "text" and not given.get("output"):
         left = [line for line in report.coverage.skipped if line not in told]
         report = report.model_copy(update={"coverage": report.coverage.model_copy(update={"skipped": left})})
+    if shape in WITH_RUN:
+        from precaudit.launch.identity import begin
+
+        report = report.model_copy(update={"run": begin(began=given["began"]).ended()})
     text = render(report, shape, root=Path.cwd(), color=color, verbosity=1 if settings.notes else 0)
     if not given.get("output"):
         click.echo(text, nl=False, color=color)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import chosen_rules, format_of, print_report, say
+from precaudit.commands.output import WITH_RUN, chosen_rules, format_of, print_report, say
 
 if TYPE_CHECKING:
     from precaudit.checkpoint.run import Examined
@@ -52,9 +53,11 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     """
     from precaudit import rulebook
     from precaudit.checkpoint.run import examine
+    from precaudit.launch.identity import begin
     from precaudit.launch.save import check_writable, write_atomically
     from precaudit.launch.verdict import reaches
 
+    began = time.time()
     shape = format_of(output, output_format, "text")
     if output is not None:
         check_writable(output)
@@ -64,6 +67,8 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     for line in found.skipped:
         say(line)
     report = build(found, chosen, book)
+    if shape in WITH_RUN:
+        report.run = begin(began=began).ended()
     text = io.StringIO()
     if not found.files and shape == "text":
         pass

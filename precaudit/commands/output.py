@@ -36,7 +36,11 @@ def print_report(
     from precaudit.report import render
 
     color, width = wants_color(file), width_of(file)
-    text = render(report, output_format, color=color, verbosity=verbosity, width=width, show_again=show_again)
+    # Shown from another folder, the lines are still read where the run was.
+    root = Path(report.run.cwd) if report.run is not None and os.path.isdir(report.run.cwd) else None
+    text = render(
+        report, output_format, root=root, color=color, verbosity=verbosity, width=width, show_again=show_again
+    )
     encoding = getattr(file, "encoding", None) or "utf-8"  # a StringIO has none
     file.write(text.encode(encoding, "replace").decode(encoding))
     file.flush()
@@ -62,6 +66,10 @@ ENDINGS = {
     ".txt": "text",
 }
 """What a file is written in where only its name says so."""
+
+
+WITH_RUN = frozenset({"json", "jsonl", "html"})
+"""The formats that say which run a report is of."""
 
 
 def format_of(output: Path | None, chosen: str | None, default: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from precaudit import __version__, judge
 from precaudit.errors import ReportError
-from precaudit.launch import roll
+from precaudit.launch import identity, roll
 from precaudit.launch.bootstrap import PrivateFolder, TraceSettings
 from precaudit.launch.child import Ended
 from precaudit.launch.collect import rank_files, read_peers, read_ranks
@@ -21,7 +21,7 @@ from precaudit.launch.merge import Merged, ranks_in_words
 from precaudit.launch.save import HOME, LATEST
 from precaudit.launch.trace import Choice, conclude, keep
 from precaudit.launch.verdict import Status, loud
-from precaudit.model.wire import Coverage, Finding, RankFile, Report, Tool
+from precaudit.model.wire import Coverage, Finding, RankFile, Report, Run, Tool
 from precaudit.rulebook import Rulebook
 
 
@@ -34,7 +34,18 @@ def gather(paths: Sequence[Path], choice: Choice, book: Rulebook) -> Report:
         if only.status == "findings" and not loud(only.findings):
             only.status = "clean"
         return only
+    _must_be_one_run(paths, reports)
     return _merge(reports, choice, book)
+
+
+def _must_be_one_run(paths: Sequence[Path], reports: Sequence[Report]) -> None:
+    """Raises ReportError for traces that cannot be of the nodes of one run: what they differ in says nothing then."""
+    if any(report.command != "trace" for report in reports):
+        return
+    runs = [report.run for report in reports]
+    places = [(report.coverage.rank_ids, report.coverage.world_size) for report in reports]
+    if why := identity.strangers([str(path) for path in paths], runs, places):
+        raise ReportError(f'{why}; show one at a time: "precaudit report {paths[0]}"')
 
 
 def _read(path: Path, choice: Choice, book: Rulebook) -> Report:
@@ -118,10 +129,20 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
         roles=judge.role_table(merged.facts, findings, book),
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in merged.facts],
+        run=_run_of(reports),
         exit_code=max(
             (r.exit_code for r in reports if r.exit_code is not None and not _met_our_stop(r, reports)), default=None
         ),
     )
+
+
+def _run_of(reports: Sequence[Report]) -> Run | None:
+    """The identity of the first node's run, with all their hosts and the longest time."""
+    runs = [report.run for report in reports if report.run is not None]
+    if not runs:
+        return None
+    hosts = ", ".join(dict.fromkeys(run.host for run in runs))
+    return runs[0].model_copy(update={"host": hosts, "duration_s": max(run.duration_s for run in runs)})
 
 
 def _named(reports: Sequence[Report], numbers: Sequence[int]) -> str:

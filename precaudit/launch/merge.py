@@ -129,6 +129,8 @@ class Merged:
         self.without: set[int] = set()
         """Ranks the others stopped without waiting for."""
         self._statuses: list[tuple[int, str]] = []
+        self.python = ""
+        self.versions: dict[str, str] = {}
 
     def add(self, one: RankFile) -> None:
         """Takes in one process's file; two processes of one rank (a restart, a second run) count as one rank."""
@@ -136,6 +138,8 @@ class Merged:
         self.world_size = max(self.world_size, one.world_size)
         self._statuses.append((one.rank, one.status))
         self.without.update(one.without)
+        self.python = self.python or one.python
+        self.versions = one.versions | self.versions
         if one.status == "watching":
             self.unfinished.add(one.rank)
         unreadable = 0

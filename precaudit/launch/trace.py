@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from precaudit import __version__, judge
-from precaudit.launch import roll, verdict
+from precaudit.launch import identity, roll, verdict
 from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_folder
 from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_peers, read_ranks
@@ -56,6 +56,7 @@ def trace_command(
     """Runs the command under the tracer and judges what was seen. Raises PrecauditError where it cannot be started."""
     notes: list[str] = []
     merged = Merged()
+    started = identity.begin(command.argv, settings.cwd)
     with private_folder(settings) as private:
         announce(_banner(command, settings))
         child_environment = private.environment(environment) if inject else dict(environment)
@@ -68,7 +69,9 @@ def trace_command(
         marks = private.marks()
     merged.finish()
     merged.coverage.notes += notes
-    return conclude(command, settings, choice, book, merged, ended, marks)
+    traced = conclude(command, settings, choice, book, merged, ended, marks)
+    traced.report.run = started.ended(merged.python, merged.versions)
+    return traced
 
 
 def _banner(command: Command, settings: TraceSettings) -> str:

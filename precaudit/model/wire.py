@@ -198,6 +198,28 @@ class Tool(Strict):
     version: str
 
 
+class Run(Strict):
+    """Which run a report is of."""
+
+    id: str
+    """Different for every run."""
+    argv: list[str]
+    """The command that was started."""
+    cwd: str
+    """The working directory, from which the report's paths count."""
+    started: str
+    """ISO 8601, UTC."""
+    duration_s: float
+    host: str
+    python: str
+    versions: dict[str, str] = {}
+    """torch and the frameworks that the traced process had loaded."""
+    commit: str = ""
+    """The git commit of the working directory; empty outside of a repository."""
+    dirty: bool | None = None
+    """Whether tracked files differed from it; null where git did not say."""
+
+
 class Report(BaseModel):
     """The JSON report, format_version 1."""
 
@@ -211,6 +233,7 @@ class Report(BaseModel):
     roles: list[RoleSummary] = []
     coverage: Coverage = Coverage()
     facts: list[dict[str, Any]] = []
+    run: Run | None = None
     exit_code: int | None = None
     """The traced command's own exit code, where one was run."""
 
@@ -232,6 +255,9 @@ class RankFile(BaseModel):
     """Ranks this one did not wait for when it stopped: what those met afterwards is precaudit's doing."""
     coverage: Coverage = Coverage()
     facts: list[dict[str, Any]] = []
+    python: str = ""
+    versions: dict[str, str] = {}
+    """torch and the frameworks that were loaded."""
 
 
 class PeerFile(BaseModel):

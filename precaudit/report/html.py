@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+import shlex
 from string import Template
 from urllib.parse import urlsplit
 
 from precaudit import rulebook
 from precaudit.errors import RuleError
-from precaudit.model.wire import Finding, Report, Rule, Severity
+from precaudit.model.wire import Finding, Report, Rule, Run, Severity
 from precaudit.report import View, words
 from precaudit.report.evidence import is_share, share
 from precaudit.report.roles import Row, allowed, columns, rows, unseen
@@ -30,6 +31,7 @@ def render(report: Report, view: View) -> str:
     loud = [(anchor, story) for anchor, story in told if story.lead.severity is not Severity.NOTE]
     quiet = [(anchor, story) for anchor, story in told if story.lead.severity is Severity.NOTE]
     sections = [
+        _run(report.run) if report.run is not None else "",
         _roles(rows(report), report, told) if report.command != "check" and report.roles else "",
         _section("findings", "Findings", [_index(loud), *(_story(a, s, source, report) for a, s in loud)])
         if loud
@@ -37,7 +39,7 @@ def render(report: Report, view: View) -> str:
         _section("notes", "Notes", [_story(a, s, source, report) for a, s in quiet]) if quiet else "",
         _unseen(report),
     ]
-    names = {"roles": "Roles", "findings": "Findings", "notes": "Notes", "not-observed": "Coverage"}
+    names = {"run": "Run", "roles": "Roles", "findings": "Findings", "notes": "Notes", "not-observed": "Coverage"}
     links = [f'<a href="#{key}">{name}</a>' for key, name in names.items() if any(f'id="{key}"' in s for s in sections)]
     worst = loud[0][1].lead.severity.value if loud else "ok" if report.status == "clean" else "note"
     return PAGE.substitute(
@@ -64,6 +66,26 @@ def _line(text: str) -> str:
 def _section(key: str, title: str, parts: list[str]) -> str:
     return (
         f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{"".join(parts)}</section>'
+    )
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+def _run(run: Run) -> str:
+    """Which run this is a report of."""
+    facts = {
+        "Command": f"<code>{_e(shlex.join(run.argv))}</code>",
+        "Started": f"{_e(run.started)}, for {_e(words.duration(run.duration_s))}",
+        "Host": _e(run.host),
+        "Folder": f"<code>{_e(run.cwd)}</code>",
+        "Commit": f"<code>{_e(run.commit)}</code>" + (" with uncommitted changes" if run.dirty else ""),
+        "Versions": _e(", ".join([f"Python {run.python}", *(f"{name} {v}" for name, v in run.versions.items())])),
+    }
+    if not run.commit:
+        del facts["Commit"]
+    return _section(
+        "run", "Run", ["<dl>", *(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items()), "</dl>"]
     )
 
 

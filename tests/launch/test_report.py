@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
+import subprocess
+import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -65,8 +70,59 @@ def test_a_json_report_shown_as_json_is_the_same_report(desk: Desk) -> None:
     assert json.loads((desk.folder / "again.json").read_text()) == traced.report
 
 
-def test_reports_of_two_nodes_merge_into_one(desk: Desk) -> None:
-    for node, dtype in (("node0", "float32"), ("node1", "bfloat16")):
+def test_two_runs_that_have_nothing_to_do_with_each_other_are_not_merged(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, dtype in (("a", "float32"), ("b", "bfloat16")):
+        desk.trace(f"import torch\ntorch.train(5, '{dtype}')\n", "--output", f"{name}.json")
+    refused = desk.precaudit("report", "a.json", "b.json")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "precaudit: a.json and b.json are two runs, not two nodes of one: both hold rank 0; "
+        'show one at a time: "precaudit report a.json"\n'
+    )
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    desk.trace(WRONG, "--output", "b.json")
+    assert (
+        "a.json and b.json are two runs, not two nodes of one: they had 1 and 2 ranks"
+        in desk.precaudit("report", "a.json", "b.json").stderr
+    )
+    text = (desk.folder / "b.json").read_text()
+    old = re.sub(r'"started": "20\d\d', '"started": "1999', text).replace('"rank_ids": [\n   1', '"rank_ids": [\n   0')
+    (desk.folder / "a.json").write_text(old)
+    assert "and they never ran at once" in desk.precaudit("report", "a.json", "b.json").stderr
+
+
+def test_a_report_says_which_run_it_is_of(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "start"]):
+        subprocess.run([*git, *words], cwd=desk.folder, check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], cwd=desk.folder, capture_output=True, text=True).stdout.strip()
+    run = desk.trace(WRONG).report["run"]
+    assert run["argv"][1:] == ["train.py"]
+    assert (run["cwd"], run["commit"], run["dirty"]) == (str(desk.folder), commit, False)
+    assert abs(datetime.fromisoformat(run["started"]).timestamp() - time.time()) < 60
+    assert 0 < run["duration_s"] < 60
+    assert (run["host"], run["python"]) == (platform.node(), platform.python_version())
+    subprocess.run([*git, "add", "."], cwd=desk.folder, check=True)
+    again = desk.trace(WRONG, "--output", "x.html").report["run"]
+    assert again["dirty"] is True
+    assert again["id"] != run["id"]
+    page = (desk.folder / "x.html").read_text()
+    assert all(text in page for text in ("train.py", commit, "with uncommitted changes", platform.node()))
+    checked = json.loads(desk.precaudit("check", ".", "--output-format", "json").stdout)["run"]
+    assert checked["commit"] == commit
+    # Shown from another folder, the source lines are still found.
+    (desk.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(desk.folder / "elsewhere")
+    assert "torch.train(5, 'bfloat16')" in desk.precaudit("report", "../.precaudit/latest/report.json").stdout
+
+
+def test_reports_of_two_nodes_merge_into_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, (node, dtype) in enumerate((("node0", "float32"), ("node1", "bfloat16"))):
+        monkeypatch.setenv("RANK", str(rank))
         desk.write(f"{node}/.keep", "")
         desk.trace(f"import torch\ntorch.train(5, '{dtype}')\n", "--output", f"{node}/report.json")
     shown = desk.precaudit("report", "node0", "node1", "--output-format", "json")

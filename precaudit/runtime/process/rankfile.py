@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 FORMAT = 1
 SELDOM = 5.0
 """Seconds between two files where nothing but the number of steps changes."""
+
+NAMED = (
+    "torch", "numpy", "transformers", "accelerate", "deepspeed", "lightning", "pytorch_lightning", "peft", "trl",
+    "bitsandbytes", "torchao", "triton",
+)  # fmt: skip
+"""Packages whose versions a report names."""
 
 
 class RankFile:
@@ -114,6 +121,8 @@ class RankFile:
                 },
             },
             "facts": facts,
+            "python": sys.version.split()[0],
+            "versions": _versions(),
         }
 
     def _why_not(self) -> dict[str, str]:
@@ -148,3 +157,9 @@ class RankFile:
             self._written = time.monotonic()
         except OSError as error:
             self.session.guard.fault("writing the rank file", error)
+
+
+def _versions() -> dict[str, str]:
+    """The versions of torch and of the frameworks that this process has loaded."""
+    named = {name: getattr(sys.modules.get(name), "__version__", None) for name in NAMED}
+    return {name: str(version) for name, version in named.items() if version is not None}
