@@ -31,6 +31,7 @@ def capture() -> str:
             encoding="utf-8",
             timeout=120,
         )
+    assert done.returncode == 1, done.stderr
     report = done.stderr.replace(sys.executable, "python")
     return f"```\n$ precaudit {' '.join(COMMAND)}\n{report.rstrip()}\n```\n"
 

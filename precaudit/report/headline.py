@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from precaudit.model.wire import Finding, Report, Severity
 from precaudit.report import words
+from precaudit.report.evidence import sentence
 from precaudit.report.roles import Row
 
 DAMAGE = (
@@ -72,8 +73,7 @@ def _damage(findings: Sequence[Finding]) -> str:
     for name in DAMAGE:
         for finding in findings:
             if finding.evidence.get(name, 0.0) > 0:
-                (sentence,) = words.evidence(finding.model_copy(update={"evidence": {name: finding.evidence[name]}}))
-                return sentence
+                return words.visible(sentence(name, finding.evidence[name]))
     return ""
 
 

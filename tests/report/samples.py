@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from precaudit import rulebook
-from precaudit.model.wire import Coverage, Finding, Line, Report, RoleSummary, Severity, Tool
+from precaudit.model.wire import Coverage, Finding, Line, PartOf, Report, RoleSummary, Severity, Tool
 
 TRAIN = """\
 import torch
@@ -65,10 +65,13 @@ def trace() -> Report:
     findings = [
         finding("PA301", end_line=10, end_column=63, count=796, cost_bytes=4_100_000_000, cause=CAST, fix=fsdp,
                 message="optimizer state is bfloat16: AdamW exp_avg, exp_avg_sq of 398/398 parameters (8/8 ranks)",
-                evidence={"state_frozen": 0.347, "updates_lost": 0.989}, ranks=list(range(8))),
+                evidence={"state_frozen": 0.135}, ranks=list(range(8))),
         finding("PA101", severity=Severity.ERROR, end_line=10, end_column=63, cause=CAST, cost_bytes=2_050_000_000,
-                message="parameters are updated in bfloat16, with no float32 master copy: 398 of 398",
-                evidence={"updates_lost": 0.989, "applied_update_error": 0.99}),
+                message="parameters are updated in bfloat16, with no float32 master copy: 398 of 398", count=398,
+                evidence={"updates_lost": 0.961, "applied_update_error": 0.98}, parts=[
+                    PartOf(name="layers.*.input_layernorm.weight", tensors=24, evidence={"updates_lost": 1.0}),
+                    PartOf(name="norm.weight", tensors=1, evidence={"updates_lost": 1.0}),
+                    PartOf(name="layers.*.mlp.up_proj.weight", tensors=24, evidence={"updates_lost": 0.97})]),
         finding("PA208", 14, 9, cause=CAST, evidence={"accumulation_loss": 0.0047}, cost_bytes=2_050_000_000),
         finding("PA401", 13, 58, end_line=13, end_column=97, module="",
                 message="the loss is bfloat16: cross_entropy of [torch.bfloat16] logits"),

@@ -299,7 +299,7 @@ def test_html_shows_every_finding_and_what_was_not_observed(root: Path) -> None:
     for finding in samples.trace().findings:
         assert (finding.message.replace("'", "&#x27;") in text) is not finding.suppressed
     assert "no collective ran inside the window" in text
-    assert "width:98.90%" in text
+    assert "width:13.50%" in text
 
 
 def test_html_of_a_hostile_report_shows_the_text_and_runs_none_of_it(root: Path) -> None:
