@@ -34,6 +34,8 @@ class Plan(NamedTuple):
 
     func: Any
     """The op, kept alive: plans are found by its id, since hashing one calls Python code of torch's."""
+    run: Any
+    """What calling the op comes to."""
     name: str
     kind: str | None
     written: tuple[int, ...]
@@ -73,7 +75,7 @@ class OpMode(OurMode):
             if plan.foreign:
                 out = private.run_foreign(func, args, kwargs or {})
             else:
-                out = func(*args, **kwargs) if kwargs else func(*args)
+                out = plan.run(*args, **kwargs) if kwargs else plan.run(*args)
         except RuntimeError as error:
             self.probe.session.guard("a refused op", refused, self.probe.session, plan.name, args, error)
             raise
@@ -150,7 +152,7 @@ class OpProbe:
         writes = bool(in_place or (written and not foreign))
         makes = not written and computes(func)
         self.plans[id(func)] = plan = Plan(
-            func, name, kind_of(name), in_place, writes, makes, by_phase, foreign, by_kernel
+            func, private.kernel_of(func), name, kind_of(name), in_place, writes, makes, by_phase, foreign, by_kernel
         )
         return plan
 

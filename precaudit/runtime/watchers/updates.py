@@ -68,7 +68,7 @@ class Updates:
 
     def before_write(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
         """Follows an op that writes to what it is given, before it happens."""
-        if not samples.limit():
+        if not samples.limit() or not (self.replay or _any_low(args) or kwargs):
             return
         phase = self.session.window.phase
         if self._follows(args):
@@ -96,7 +96,7 @@ class Updates:
 
     def made(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Follows the values that a step computes."""
-        if self._follows(args):
+        if (self.replay or _any_low((*args, out)) or kwargs) and self._follows(args):
             self.replay.made(func, name, args, kwargs, out)
 
     def by_kernel(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -239,3 +239,14 @@ class Updates:
 
 def _place(tensor: Tensor) -> Place:
     return private.storage_key(tensor), tensor.storage_offset(), tensor.numel()
+
+
+def _any_low(values: Any) -> bool:
+    """Whether a low-precision tensor is among these: where none is and nothing is followed, nothing can be lost."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.dtype in LOW:
+                return True
+        elif isinstance(value, (list, tuple)) and _any_low(value):
+            return True
+    return False
