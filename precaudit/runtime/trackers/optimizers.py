@@ -16,6 +16,12 @@ def parameters(optimizer: Any) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if isinstance(p, Tensor)]
 
 
+def trained(optimizer: Any) -> list[Tensor]:
+    """The parameters that it moves, frozen ones left out: `w.grad = p.grad.float()` needs no `requires_grad` of w."""
+    state = optimizer.state
+    return [p for p in parameters(optimizer) if p.requires_grad or p.grad is not None or state.get(p)]
+
+
 class Held(NamedTuple):
     """One tensor that an optimizer keeps."""
 

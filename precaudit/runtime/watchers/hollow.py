@@ -17,7 +17,7 @@ from .. import torch_private as private
 from ..events import StepBegan
 from ..process.ledger import Observation
 from ..sites import user_site
-from ..trackers.optimizers import parameters
+from ..trackers.optimizers import trained
 from ..trackers.samples import SAMPLE, limit
 from . import Watcher
 
@@ -41,7 +41,7 @@ class Hollow(Watcher):
 
     def _step_began(self, event: StepBegan) -> None:
         restored = event.optimizer not in self.session.steps.stepped and bool(event.optimizer.state)
-        self.look(event.optimizer, [p for p in parameters(event.optimizer) if p.requires_grad], restored)
+        self.look(event.optimizer, trained(event.optimizer), restored)
 
     def look(self, optimizer: Any, parameters: Iterable[Tensor], restored: bool) -> None:
         """Elements that the last step moved and that are bfloat16 values again; at the start, a resumed run's."""

@@ -17,7 +17,7 @@ from ..process.ledger import Observation
 from ..trackers.graph import GraphRecomputed, GraphWalked, Walk
 from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..trackers.micro_batches import GradientsReady
-from ..trackers.optimizers import Held, group_tensors, nbytes, parameters, state_tensors
+from ..trackers.optimizers import Held, group_tensors, nbytes, parameters, state_tensors, trained
 from . import Watcher
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Stock(Watcher):
         for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[:2] == ("stock", id(optimizer))]:
             del self.ledger.observations[key]
         name, site = type(optimizer).__name__, self.session.built_at(optimizer)
-        mine = [p for p in parameters(optimizer) if p.requires_grad]
+        mine = trained(optimizer)
         self._weights(optimizer, name, site, mine)
         self._state(optimizer, name, site, mine)
 
