@@ -89,6 +89,7 @@ class RankFile:
             world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
         optimizers = session.steps.optimizers()
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
+        by_hand = session.steps.hand_written in session.steps.stepped
         devices = session.devices()
         seen_ops = session.flow.ops
         met = [adapter.title for adapter in session.adapters.met]
@@ -116,7 +117,7 @@ class RankFile:
                     "torch": torch.__version__,
                     "device": ", ".join(devices),
                     "autocast": session.autocast.setup(),
-                    "optimizer": ", ".join(names) or "none",
+                    "optimizer": ", ".join(names) or ("hand-written update" if by_hand else "none"),
                     **({"frameworks": ", ".join(met)} if met else {}),
                 },
             },

@@ -59,7 +59,7 @@ class MicroBatches:
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(StepBegan, self._step_began)
         bus.on(StepEnded, self._step_ended)
-        bus.on(StepUnseen, lambda event: self._start_anew(self._known(parameters(event.optimizer))))
+        bus.on(StepUnseen, self._step_unseen)
         bus.on(GradientReset, lambda event: self._start_anew([event.leaf]))
         bus.on(WindowOpened, lambda event: self._start_anew(self._tensors.leaves()))
         bus.on(StepOver, lambda event: self._tensors.forget_expired())
@@ -104,8 +104,15 @@ class MicroBatches:
                 self.shapes.add(tuple(private.local(leaf).shape))
         for optimizer in self._unseen.silent:
             self._bus.tell(GradientsReady(optimizer, parameters(optimizer), self.of))
+        if self._steps.trains and self._steps.no_optimizer:  # the step may come any time
+            self._steps.by_hand.remember(leaves)
+            self._bus.tell(GradientsReady(self._steps.hand_written, leaves, self.of))
 
     # -- the step
+
+    def _step_unseen(self, event: StepUnseen) -> None:
+        by_hand = event.optimizer is self._steps.hand_written
+        self._start_anew(self._tensors.leaves() if by_hand else self._known(parameters(event.optimizer)))
 
     def _step_began(self, event: StepBegan) -> None:
         for parameter in parameters(event.optimizer):

@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from ..events import (
     Attempted,
     BackwardBegan,
@@ -30,6 +32,7 @@ from ..events import (
     WindowClosed,
     WindowOpened,
 )
+from .by_hand import ByHand
 from .lineage import trains
 from .unseen_steps import UnseenSteps
 from .window import BACKWARD, FORWARD, Window
@@ -49,6 +52,7 @@ class Steps:
     def __init__(self, bus: Bus, window: Window, unseen: UnseenSteps) -> None:
         self._bus, self._window, self._unseen = bus, window, unseen
         self.hand_written = HandWritten()
+        self.by_hand = ByHand()
         self.built: weakref.WeakSet[Any] = weakref.WeakSet()
         """The optimizers that were built, less those that step inside another one."""
         self.stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -97,7 +101,7 @@ class Steps:
         if not self.trains:
             return
         self._bus.tell(MicroBatchBegan(self._window.backward_since_step > 0))
-        self._end_what_no_hook_told_of()
+        self._end_what_no_hook_told_of(event.roots)
         if self._bus.is_over:
             return
         self._window.root_backward()
@@ -139,7 +143,7 @@ class Steps:
 
     # -- boundaries
 
-    def _end_what_no_hook_told_of(self) -> None:
+    def _end_what_no_hook_told_of(self, roots: list[Tensor]) -> None:
         """Steps that only show by what they did are over when the next backward begins."""
         for optimizer in self._unseen.found(self.built):
             self._window.steps_unseen = True
@@ -147,7 +151,7 @@ class Steps:
             self._attempt(optimizer, False)
             if self._bus.is_over:
                 return
-        if self._wrote and not self.optimizers():
+        if self.no_optimizer and (self._wrote or self.by_hand.stepped(roots)):
             self._wrote = False
             self._bus.tell(StepUnseen(self.hand_written))
             self._attempt(self.hand_written, False)
@@ -200,10 +204,7 @@ class Steps:
             if window.round >= window.skip:
                 self._open()
         elif not self.built and window.micro_batches > window.skip:
-            # No Optimizer: the first step went by before anybody could know that it was one.
-            window.round = window.skip
-            window.taken.setdefault(self.hand_written, window.skip)
-            self.stepped[self.hand_written] = True
+            # No Optimizer, and no step that shows: its ops may.
             self._open()
 
     def _rest(self, rests: bool) -> None:
@@ -223,6 +224,11 @@ class Steps:
         self._bus.tell(WindowOpened())
 
     # -- questions
+
+    @property
+    def no_optimizer(self) -> bool:
+        """The loop updates its parameters itself, as far as is known: no optimizer was built, and none has stepped."""
+        return not self.built and not self.optimizers()
 
     def optimizers(self) -> list[Any]:
         """The optimizers that made an attempt."""

@@ -101,7 +101,7 @@ def hand_updated(session: Session) -> list[Observation]:
         kinds = session.tensors.of(private.local(leaf)).writes or ()
         if "update" in kinds:
             held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
-    out = []
+    out = [] if held else _replaced(session)
     for (dtype, carried), leaves in held.items():
         seen = Observation(
             Kind.HOLDS,
@@ -120,3 +120,23 @@ def hand_updated(session: Session) -> list[Observation]:
             seen.attrs["allowed_because"] = "kahan"
         out.append(seen)
     return out
+
+
+def _replaced(session: Session) -> list[Observation]:
+    """Parameters that got other memory at each step (`p.data = …`), or whose place others took (`w = w - lr * g`)."""
+    by_hand = session.steps.by_hand
+    if not by_hand.replaces:
+        return []
+    return [
+        Observation(
+            Kind.HOLDS,
+            DTYPE_NAMES.get(dtype, str(dtype)),
+            Role.MASTER_WEIGHT,
+            session.stock.last_backward,
+            detail=f"{count} parameters replaced by the training loop itself",
+            count=count,
+            bytes=size,
+            attrs={"optimizer": "hand-written"},
+        )
+        for dtype, (count, size) in by_hand.held.items()
+    ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
 from .. import torch_private as private
-from ..events import Boundary, StepEnded, StepUnseen, WindowOpened
+from ..events import BackwardEnded, Boundary, StepEnded, StepUnseen, WindowOpened
 from ..process.ledger import Observation
 from ..trackers.graph import GraphRecomputed, GraphWalked, Walk
 from ..trackers.lineage import DTYPE_NAMES, LOW
@@ -83,9 +83,10 @@ class Stock(Watcher):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.ledger = session.ledger
-        self._last_backward: Site | None = None
+        self.last_backward: Site | None = None
         session.bus.on(GraphWalked, self._graph_walked)
         session.bus.on(GraphRecomputed, lambda event: self.of_graph(event.whole))
+        session.bus.on(BackwardEnded, self._backward_ended)
         session.bus.on(GradientsReady, lambda event: self.of_gradients(*event))
         session.bus.on(StepUnseen, lambda event: self.label(event.optimizer))
         session.bus.on(StepEnded, self._step_ended)
@@ -94,8 +95,21 @@ class Stock(Watcher):
 
     def _graph_walked(self, event: GraphWalked) -> None:
         if event.trains:
-            self._last_backward = event.site
+            self.last_backward = event.site
             self.of_graph(event.found)
+
+    def _backward_ended(self, event: BackwardEnded) -> None:
+        """Training by autograd.grad leaves no `.grad`: its results are the gradients."""
+        if event.accumulates or not self.session.steps.trains or not isinstance(event.results, tuple):
+            return
+        held: dict[Any, list[int]] = {}
+        for gradient in (result for result in event.results if isinstance(result, Tensor)):
+            tally = held.setdefault(private.unwrapped(gradient).dtype, [0, 0])
+            tally[0] += 1
+            tally[1] += nbytes(private.unwrapped(gradient))
+        for dtype, (count, size) in held.items():
+            seen = Observation(Kind.HOLDS, _name(dtype), Role.GRADIENT, count=count, bytes=size)
+            self.ledger.put(("gradients", "autograd.grad", dtype), seen)
 
     def _step_ended(self, event: StepEnded) -> None:
         if self.session.window.tracing:
@@ -185,7 +199,7 @@ class Stock(Watcher):
                     Kind.HOLDS,
                     DTYPE_NAMES[dtype],
                     Role.GRADIENT_ACCUMULATION,
-                    claims[0].site or self._last_backward,
+                    claims[0].site or self.last_backward,
                     detail=f"{framework} {', '.join(names)}, several micro-batches per step",
                 ),
             )
@@ -217,7 +231,7 @@ class Stock(Watcher):
                     Kind.HOLDS,
                     _name(dtype),
                     Role.GRADIENT_ACCUMULATION,
-                    self._last_backward,
+                    self.last_backward,
                     self.session.construction.why_low(params[0]) if dtype in LOW else None,
                     detail=f".grad of {len(params)} parameters, several micro-batches per step",
                     count=len(params),
