@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...model.vocabulary import Kind, Role
+from ..trackers.graph import GraphRecomputed, GraphWalked
 from ..trackers.lineage import DTYPE_NAMES, LOW, trains
 from ..trackers.samples import limit, sample
 from . import BACKWARD, FORWARD, Registration, Watcher
@@ -23,6 +24,13 @@ class Softmax(Watcher):
         self.session = session
         self.flow = session.flow
         self.ledger = session.ledger
+        session.bus.on(GraphWalked, self._walked)
+        session.bus.on(GraphRecomputed, self._walked)
+
+    def _walked(self, event: GraphWalked | GraphRecomputed) -> None:
+        """A low logsumexp is in the graph of a loss."""
+        if event.found.low_logsumexp:
+            self.flow.confirm_all("logsumexp", feeds="loss")
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("_log_softmax",), self.log_softmax, True
