@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -407,23 +408,20 @@ def watch_graphs(seen: Callable[[int, str, GraphOps], None]) -> Callable[[], Non
     if any(not hasattr(owner, name) for owner, name in wanted):
         return None
 
-    def of_autograd(original: Any, args: Any, kwargs: Any) -> Any:
+    def of_autograd(args: Any) -> None:
         forward, backward, config = args[0], args[1], args[4]
         seen(config.aot_id, "forward", _graph_ops(forward))
         seen(config.aot_id, "backward", _graph_ops(backward))
-        return original(*args, **kwargs)
 
-    def of_inference(original: Any, args: Any, kwargs: Any) -> Any:
+    def of_inference(args: Any) -> None:
         seen(args[1].aot_id, "inference", _graph_ops(args[0]))
-        return original(*args, **kwargs)
 
-    def of_cache(original: Any, args: Any, kwargs: Any) -> Any:
+    def of_cache(args: Any) -> None:
         entry, config = args[0], args[2]
         first = "forward" if entry.aot_backward_graph_str else "inference"
         for stage, text in ((first, entry.aot_forward_graph_str), ("backward", entry.aot_backward_graph_str)):
             if text:
                 seen(config.aot_id, stage, _printed_ops(text))
-        return original(*args, **kwargs)
 
     undo = [
         _wrap(owner, name, wrap)
@@ -437,15 +435,14 @@ def watch_graphs(seen: Callable[[int, str, GraphOps], None]) -> Callable[[], Non
     return undo_all
 
 
-def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+def _wrap(owner: Any, name: str, look: Callable[[Any], None]) -> Callable[[], None]:
     original = getattr(owner, name)
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return around(original, args, kwargs)
-        except (AttributeError, IndexError):  # another torch passes other arguments
-            return original(*args, **kwargs)
+        with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # another torch passes others
+            look(args)
+        return original(*args, **kwargs)
 
     setattr(owner, name, wrapped)
 

@@ -35,10 +35,13 @@ class Accelerate(Adapter):
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(accelerator: Any, *args: Any, **kwargs: Any) -> None:
-            self._written = user_site()
+            self.session.guard("Accelerator", self._written_here)
             original(accelerator, *args, **kwargs)
 
         return __init__
+
+    def _written_here(self) -> None:
+        self._written = user_site()
 
     def meet(self, made: Any, site: Site | None) -> None:
         if hasattr(made, "accelerator_state"):

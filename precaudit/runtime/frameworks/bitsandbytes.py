@@ -53,10 +53,13 @@ class Bitsandbytes(Adapter):
 
     def _around_config(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(config: Any, *args: Any, **kwargs: Any) -> None:
-            self._configured = user_site() or self._configured
+            self.session.guard("BitsAndBytesConfig", self._configured_here)
             original(config, *args, **kwargs)
 
         return __init__
+
+    def _configured_here(self) -> None:
+        self._configured = user_site() or self._configured
 
     def meet(self, made: Any, site: Site | None) -> None:
         if isinstance(made, nn.Module) and isinstance(getattr(made, "weight", None), Tensor):

@@ -38,7 +38,7 @@ class DDP(Adapter):
 
     def _around_register(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def register_comm_hook(ddp: Any, *args: Any, **kwargs: Any) -> Any:
-            self._hooked_at[ddp] = user_site()
+            self.session.guard("a comm hook", lambda: self._hooked_at.update({ddp: user_site()}))
             return original(ddp, *args, **kwargs)
 
         return register_comm_hook

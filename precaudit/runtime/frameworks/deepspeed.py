@@ -64,7 +64,7 @@ class DeepSpeed(Adapter):
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:
-            self.session.adapters.meet(engine, user_site)
+            self.session.guard("DeepSpeed's engine", self.session.adapters.meet, engine, user_site)
             original(engine, *args, **kwargs)
 
         return __init__

@@ -42,7 +42,7 @@ class FSDP2(Adapter):
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def init(state: Any, *args: Any, **kwargs: Any) -> Any:
-            self.session.adapters.meet(state, user_site)
+            self.session.guard("fully_shard", self.session.adapters.meet, state, user_site)
             return original(state, *args, **kwargs)
 
         return init

@@ -46,10 +46,13 @@ class Lightning(Adapter):
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
-            self._written[trainer] = Written(str(kwargs.get("precision") or ""), user_site())
+            self.session.guard("a Trainer", self._written_here, trainer, kwargs.get("precision"))
             original(trainer, *args, **kwargs)
 
         return __init__
+
+    def _written_here(self, trainer: Any, precision: Any) -> None:
+        self._written[trainer] = Written(str(precision or ""), user_site())
 
     def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
         for precision, site in dict.fromkeys(self._written.values()):

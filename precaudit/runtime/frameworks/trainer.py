@@ -36,10 +36,13 @@ class HuggingFaceTrainer(Adapter):
 
     def _around_post_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __post_init__(arguments: Any) -> None:
-            self._written[id(arguments)] = (weakref.ref(arguments), user_site())
+            self.session.guard("TrainingArguments", self._written_here, arguments)
             original(arguments)
 
         return __post_init__
+
+    def _written_here(self, arguments: Any) -> None:
+        self._written[id(arguments)] = (weakref.ref(arguments), user_site())
 
     def meet(self, made: Any, site: Site | None) -> None:
         if hasattr(made, "args"):

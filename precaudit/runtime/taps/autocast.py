@@ -24,8 +24,9 @@ class AutocastTap:
         ]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def __init__(region: Any, device_type: Any, dtype: Any = None, *args: Any, **kwargs: Any) -> None:
-            original(region, device_type, dtype, *args, **kwargs)
+        def __init__(region: Any, *args: Any, **kwargs: Any) -> None:
+            original(region, *args, **kwargs)
+            dtype = kwargs.get("dtype", args[1] if len(args) > 1 else None)
             self._bus.tell(AutocastMade(region, dtype is not None))
 
         return __init__

@@ -224,17 +224,17 @@ class ConstructionProbe:
         return load_state_dict
 
     def _around_default(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def set_default_dtype(dtype: Any) -> None:
-            original(dtype)
-            self.session.guard("set_default_dtype", self._default_set, dtype)
+        def set_default_dtype(*args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            self.session.guard("set_default_dtype", self._default_set)
 
         return set_default_dtype
 
     def _loaded(self) -> None:
         self.loaded_at = user_site()
 
-    def _default_set(self, dtype: Any) -> None:
-        self._default = (dtype, user_site())
+    def _default_set(self) -> None:
+        self._default = (torch.get_default_dtype(), user_site())
 
     def _around_build(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def build(made: Any, *args: Any, **kwargs: Any) -> None:

@@ -95,5 +95,8 @@ class BirthMode(OurMode):
         if operands is not None:
             origins.after(func, operands, args, out)
         if name in MAKERS:
-            self.births.made(name, args, kwargs, out)
+            try:
+                self.births.made(name, args, kwargs, out)
+            except Exception as error:
+                self.births.session.guard.fault(f"what {func} makes", error)
         return out
