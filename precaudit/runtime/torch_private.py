@@ -88,12 +88,14 @@ def unwrapped(tensor: Tensor) -> Tensor:
 def storage_key(tensor: Tensor) -> int:
     """What views of one allocation share; 0 for tensors without storage (sparse, fake, nested)."""
     try:
-        return _storage_address(tensor)
-    except (RuntimeError, NotImplementedError, TypeError):
+        return storage_address(tensor)
+    except NO_STORAGE:
         return 0
 
 
-_storage_address: Callable[[Tensor], int] = torch._C._storage_address
+storage_address: Callable[[Tensor], int] = torch._C._storage_address
+"""The same, but for tensors without storage it raises one of NO_STORAGE."""
+NO_STORAGE = (RuntimeError, NotImplementedError, TypeError)
 
 
 def weak_storage(tensor: Tensor) -> Any:

@@ -50,8 +50,11 @@ class Holders:
         if found is not None and self._tensors.leaf(found) is leaf:
             return found
         like = leaf.tensor()
-        if like is not None and leaf.gradient is not None:
-            like.grad = leaf.gradient.tensor()
+        gradient = leaf.gradient.tensor() if leaf.gradient is not None else None
+        if like is not None and gradient is not None:
+            if gradient.dtype is not like.dtype:
+                like.grad_dtype = gradient.dtype
+            like.grad = gradient
         return like
 
 

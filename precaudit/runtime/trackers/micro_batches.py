@@ -130,6 +130,9 @@ class MicroBatches:
         mine = parameters(optimizer)
         owned = {id(p) for other in (optimizer, *self._steps.built) for p in parameters(other)}
         strays = [leaf for leaf in self._tensors.with_gradient() if leaf.id not in owned and not leaf.record.is_input]
+        if strays:  # `master.grad = weight.grad` hands a gradient over
+            used = {self._tensors.of(private.local(p.grad)) for p in mine if p.grad is not None}
+            strays = [leaf for leaf in strays if leaf.gradient is None or leaf.gradient.record not in used]
         self._stepped_over, self._told = [*self._known(mine), *strays], self._window.clock
         found = [leaf for leaf in map(self._holders.find, strays) if leaf is not None]
         self._bus.tell(GradientsReady(optimizer, [*mine, *found], self.of))

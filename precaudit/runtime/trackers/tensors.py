@@ -74,7 +74,7 @@ class Record:
         "born_low", "by_optimizer", "cast", "cast_late", "claimed", "compensates", "copied_from",
         "copies_parameter", "gradient_of", "gradients", "halved_at", "is_input", "is_loss", "is_master", "leaf",
         "leaves", "lineage", "low_buffer", "made_at", "marks", "moved_by", "moved_by_optimizer", "parameter", "runs",
-        "slot", "storage", "sums_gradients", "table_since", "version", "writes",
+        "slot", "storage", "sums_gradients", "table_since", "updates", "version", "writes",
     )  # fmt: skip
 
     def __init__(self, storage: int) -> None:
@@ -129,6 +129,8 @@ class Record:
         """The float32 memory that it was last copied from."""
         self.moved_by: Record | None = None
         """The low-precision memory that was last added to it."""
+        self.updates: dict[tuple[int, int], Any] | None = None
+        """What else is updated in place here, by offset and elements: a writes.Write of each."""
         # -- what its value descends from
         self.marks: dict[str, Any] | None = None
         """See lineage.SURVIVES."""
@@ -150,7 +152,7 @@ class Record:
     def forget(self) -> None:
         """Lets go of other records, of which there would be chains as long as the run."""
         self.leaf = self.leaves = self.parameter = self.gradient_of = self.gradients = None
-        self.copied_from = self.moved_by = self.marks = self.lineage = None
+        self.copied_from = self.moved_by = self.updates = self.marks = self.lineage = None
 
     def __del__(self, free: Any = private.free_weak_storage) -> None:
         if self.storage:
@@ -185,12 +187,10 @@ class Tensors:
 
     def of(self, tensor: Tensor) -> Record:
         """What is known of a tensor's storage, whole or seen through a view; to read only. `of(p.data)` is `of(p)`."""
-        return self._records.get(private.storage_key(tensor), NOBODY)
-
-    def at(self, key: int) -> Record:
-        """What is known of the storage with this key; to read only."""
-        found = self._records.get(key, NOBODY)
-        return NOBODY if found.expired else found
+        try:
+            return self._records.get(_address(tensor), NOBODY)
+        except private.NO_STORAGE:
+            return NOBODY
 
     def learn(self, tensor: Tensor) -> Record:
         """The record to write to. Of a tensor without storage (sparse) nothing is kept."""
@@ -275,6 +275,9 @@ class Tensors:
         for key in [key for key, record in self._records.items() if record.expired]:
             self._records.pop(key).forget()
         self._many = max(MANY, 2 * len(self._records))
+
+
+_address = private.storage_address
 
 
 def _at(leaves: dict[int, Leaf], tensor: Tensor) -> Leaf | None:

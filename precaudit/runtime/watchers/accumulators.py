@@ -26,7 +26,7 @@ def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
     """
     groups: dict[Any, Observation] = {}
     numbers: dict[Any, Totals] = {}
-    for write in session.writes.places.values():
+    for write in session.writes.living():
         if _is_accumulator(write):
             _add(session, groups, numbers, write, shapes)
     living = [line for line in session.flow.living() if line.generation >= 2]

@@ -31,9 +31,6 @@ class Losses(Watcher):
         session.bus.on(GraphWalked, self._graph_walked)
         session.bus.on(StepBegan, lambda event: self.before_step())
 
-    def is_loss(self, tensor: Tensor) -> bool:
-        return self.session.tensors.of(tensor).is_loss
-
     def _graph_walked(self, event: GraphWalked) -> None:
         if event.trains:
             scaler = self.session.scaling.of_backward

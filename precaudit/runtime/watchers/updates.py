@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 """A number between dots: `blocks.3.norm.weight`."""
-Place = tuple[int, int, int]
-"""Storage, offset, elements."""
 SECOND_MOMENT = re.compile(r"sq|second|nu$|^v$|var")
 
 
@@ -184,7 +182,7 @@ class Updates:
             return self._of_leaf(known.leaf_at(tensor) or known.parameter)
         if known.is_gradient:
             return self.sums
-        write = self.session.writes.places.get(_place(tensor))
+        write = self.session.writes.of(tensor)
         return write.numbers if write is not None else None
 
     # -- evidence
@@ -235,10 +233,6 @@ class Updates:
         """The relative error of a low-precision sum of micro-batch gradients against the float32 sum."""
         if total.exact2 > 0:
             seen.evidence["accumulation_loss"] = math.sqrt(total.error2 / total.exact2)
-
-
-def _place(tensor: Tensor) -> Place:
-    return private.storage_key(tensor), tensor.storage_offset(), tensor.numel()
 
 
 def _any_low(values: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
-from ..events import GradientReset, ParameterWritten, StepOver
+from ..events import GradientReset, ParameterWritten
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..process.ledger import Observation
 from ..sites import in_user_hook, user_site
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DRAWS = frozenset({"randint", "randint_like", "random_", "random"})
 BACKWARD_UPDATES = SELF_UPDATES | COPIES
 ADDITIONS = frozenset({"add_", "sub_", "_foreach_add_", "_foreach_sub_"})
+NO_MARKS: Mapping[str, Any] = {}
 BITWISE = frozenset("add sub bitwise_and bitwise_or __and__ __or__ where lt gt le ge".split())
 BITS = (torch.int32, torch.int64, torch.int16)
 
@@ -58,11 +59,8 @@ class Writes(Watcher):
         self.session = session
         self.flow = session.flow
         self.tensors = session.tensors
-        self.places: dict[tuple[int, int, int], Write] = {}
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
-        bus = session.bus
-        bus.on(StepOver, lambda event: self.forget_expired())
 
     def _gradient_reset(self, gradient: Tensor) -> None:
         leaf = self.tensors.of(gradient).gradient_owner(gradient)
@@ -122,7 +120,8 @@ class Writes(Watcher):
         if phase == OPTIMIZER:
             self._in_optimizer(name, targets, args)
             return
-        if any(self.session.is_gradient(target) for target in targets):
+        known = [self.tensors.of(target) for target in targets]
+        if any(each.is_gradient for each in known):
             self._of_gradients(name, targets, args)
             return
         if trains(args):
@@ -131,15 +130,15 @@ class Writes(Watcher):
             for target in targets:
                 self._forget(target)
             return
-        if any("grad" in self.flow.of(target) for target in targets) and name in ("mul_", "div_"):
+        if name in ("mul_", "div_") and any(each.marks and "grad" in each.marks for each in known):
             self.session.gradients.rescaled = True
         for index, target in enumerate(targets):
             sources = _sources(args[1:], index)
             if name in COPIES and any(self.session.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
                 self.flow.mark(target, grad=True)
-            if target.dtype in LOW and not self.session.is_parameter(target):
+            if target.dtype in LOW and known[index].parameter is None:
                 self._follow_compensation(name.removeprefix("_foreach_"), target, sources)
-            self._book(name, target, sources)
+            self._book(name, target, known[index], sources)
 
     def by_kernel(self, name: str, args: Any, written: tuple[int, ...]) -> None:
         """A library's kernel updates parameters: from a master, where one that it wrote too rounds to the parameter."""
@@ -163,8 +162,10 @@ class Writes(Watcher):
             for index, target in enumerate(targets):
                 sources = _sources(args[1:], index)
                 if in_hook and self.session.has_shape_of_parameter(target) and not self._is_known(target):
-                    self._book(name, target, sources)
-                    self.places[_place(target)].sources.add("grad")
+                    self._book(name, target, self.tensors.of(target), sources)
+                    write = self.of(target)
+                    if write is not None:
+                        write.sources.add("grad")
                 rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
                 if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
                     self._book_parameter(name, target, sources)
@@ -206,34 +207,34 @@ class Writes(Watcher):
                     self.tensors.learn(target).compensates = True
                     changed.writes = (changed.writes or set()) | {"kahan"}
 
-    def _book(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
-        if self.session.is_parameter(target):
+    def _book(self, name: str, target: Tensor, known: Record, sources: list[Tensor]) -> None:
+        if known.parameter is not None:
             self._book_parameter(name, target, sources)
             return
-        if self.session.is_input(target):  # an input moved along its gradient, for as long as its batch lasts
+        if known.is_input:  # an input moved along its gradient, for as long as its batch lasts
             return
         if target.dtype in LOW:
             self.session.window.every_micro_batch_counts = True
-        place = _place(target)
-        write = self.places.get(place)
-        if write is None or write.memory.expired:
-            write = self.places[place] = self._first_write(target)
+        place = target.storage_offset(), target.numel()
+        write: Write | None = known.updates.get(place) if known.updates else None
+        if write is None:
+            write = self._first_write(target, place)
         write.clock.add(self.session.window.clock)
         if name in SELF_UPDATES:
             write.updates_itself = True
             write.decays |= name.removeprefix("_foreach_") in ("mul_", "lerp_")
         for source in sources:
-            marks = self.flow.of(source)
+            origin = self.tensors.of(source)
+            marks = origin.marks or NO_MARKS
             if name in COPIES and write.memory in marks.get("from", ()):
                 write.updates_itself = True
             if name in COPIES and "factor" in marks:
                 self._low_hyperparameter(*marks["factor"])
-            write.sources |= {mark for mark in ("param", "grad") if mark in marks}
-            if self.session.is_parameter(source):
+            if origin.parameter is not None or "param" in marks:
                 write.sources.add("param")
-            if self.session.is_gradient(source):
+            if origin.is_gradient or "grad" in marks:
                 write.sources.add("grad")
-            if self.session.losses.is_loss(source):
+            if origin.is_loss:
                 write.sources.add("loss")
         if name in ("mul_", "lerp_") and sources and sources[-1].ndim == 0 and sources[-1].dtype in LOW:
             self._low_hyperparameter(sources[-1].dtype, self.tensors.of(sources[-1]).made_at)
@@ -254,15 +255,18 @@ class Writes(Watcher):
             ),
         )
 
-    def _first_write(self, target: Tensor) -> Write:
+    def _first_write(self, target: Tensor, place: tuple[int, int]) -> Write:
         """A place seen for the first time, with what made it low: its tensor may be a view that lives no longer."""
-        write = Write(self.tensors.learn(target), target.dtype, tuple(target.shape), user_site())
+        known = self.tensors.learn(target)
+        write = Write(known, target.dtype, tuple(target.shape), user_site())
+        if known.updates is None:
+            known.updates = {}
+        known.updates[place] = write
         if target.dtype in LOW:
             write.cause = self.session.construction.why_low(target)
-            made = self.tensors.of(target).made_at
-            write.site = (write.cause.site if write.cause else None) or made or write.site
+            write.site = (write.cause.site if write.cause else None) or known.made_at or write.site
             # A sum that began as a Python number: `total += loss` is out of place the first time.
-            older = self.tensors.of(target).lineage
+            older = known.lineage
             if older is not None and older.start == self.flow.line():
                 write.clock.add(older.clock)
         return write
@@ -322,13 +326,14 @@ class Writes(Watcher):
         found = (known.parameter for known in self.tensors.living() if known.writes)
         return [leaf for leaf in map(self.session.construction.holders.find, filter(None, found)) if leaf is not None]
 
-    def forget_expired(self) -> None:
-        for key in [key for key, write in self.places.items() if write.memory.expired]:
-            del self.places[key]
+    def of(self, tensor: Tensor) -> Write | None:
+        """What was written to this very place."""
+        updates = self.tensors.of(tensor).updates
+        return updates.get((tensor.storage_offset(), tensor.numel())) if updates else None
 
-
-def _place(target: Tensor) -> tuple[int, int, int]:
-    return private.storage_key(target), target.storage_offset(), target.numel()
+    def living(self) -> list[Write]:
+        """What is written to in memory that is still there."""
+        return [write for known in self.tensors.living() if known.updates for write in known.updates.values()]
 
 
 def _rounds_to(wide: Tensor, low: Tensor) -> bool:
