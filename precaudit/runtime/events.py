@@ -146,6 +146,10 @@ class MicroBatchBegan(NamedTuple):
     """It adds to the gradients of an earlier one."""
 
 
+class PassDropped(NamedTuple):
+    """The graph of a forward pass is gone, and no backward went through it."""
+
+
 class StepBegan(NamedTuple):
     """An optimizer is about to take a step that trains."""
 

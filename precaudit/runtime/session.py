@@ -39,6 +39,7 @@ from .trackers.long_steps import LongSteps
 from .trackers.micro_batches import MicroBatches
 from .trackers.optimizers import parameters
 from .trackers.origins import Origins
+from .trackers.passes import Passes
 from .trackers.samples import look_at
 from .trackers.steps import Steps
 from .trackers.tensors import Tensors
@@ -83,6 +84,7 @@ class Session:
         self.micro_batches = self.parts.get(MicroBatches)
         self.origins = Origins(self)
         self.autocast = self.parts.get(Autocast)
+        self.passes = Passes(self)
         self.births = Births(self)
         self.flow = Flow(self)
         self.adapters = Adapters(self)

@@ -40,6 +40,7 @@ class Ending:
     def _at_exit(self) -> None:
         """The program ended before the window did: what was seen last is still written."""
         if os.getpid() == self._trainer:
+            self.session.guard("the end of the program", self.session.passes.end)
             self.session.guard("the end of the program", self.session.ledger.settle)
             self.session.rank_file.write()
 

@@ -110,7 +110,7 @@ class RankFile:
                 "unattributed_ops": round(session.flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
                 "compiled": session.compiled.coverage(seen_ops),
                 "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
-                "notes": [*session.guard.notes, *session.long_steps.notes()],
+                "notes": [*session.guard.notes, *session.long_steps.notes(), *session.passes.notes()],
                 "not_observed": self._why_not(),
                 "overhead": session.window.overhead(),
                 "setup": {
@@ -144,7 +144,9 @@ class RankFile:
     def write(self) -> None:
         """Renews this rank's file, atomically: what was seen survives any end of the process."""
         folder = self.session.settings.ranks_folder
-        if not folder or not (self.session.window.micro_batches or self.session.ledger.observations):
+        if not folder or not (
+            self.session.window.micro_batches or self.session.passes.dropped or self.session.ledger.observations
+        ):
             return
         content = self.content()
         path = os.path.join(folder, f"rank-{content['rank']}-{os.getpid()}.json")

@@ -111,6 +111,11 @@ class OpProbe:
         session.bus.on(OpsResumed, lambda event: self.install())
 
     def install(self) -> None:
+        self.mode = self.unmounted()
+        self.session.modes.put_in(self.mode)
+
+    def unmounted(self) -> OpMode:
+        """A mode that sees what another one of ours hands to it."""
         if not self._registered:
             for phase in (FORWARD, GRADIENTS, OPTIMIZER):
                 self._registered.append((phase, MAKERS, self.session.births.made, True))
@@ -120,8 +125,8 @@ class OpProbe:
             for phase, names, reaction, low_only in self.session.adapters.reactions():
                 self._registered.append((phase, frozenset(names), reaction, low_only))
             private.hide_from_dynamo()
-        self.mode = OpMode(self)
-        self.session.modes.put_in(self.mode)
+            self._unmounted = OpMode(self)
+        return self._unmounted
 
     def remove(self) -> None:
         if self.mode is not None:

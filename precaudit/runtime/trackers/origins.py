@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..events import GoesOn, OptimizerBuilt, RestBegan, WindowOpened
+from ..events import BackwardBegan, GoesOn, OptimizerBuilt, RestBegan, WindowOpened
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS
 from ..sites import enclosing_module, user_site
 from .window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST = 20_000
 """Results that are kept of one step; two 0-d tensors each."""
+LONG = 3
+"""So many times that before the first backward is a long evaluation, and no longer followed."""
 READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 MASKING = frozenset(
     "masked_fill masked_fill_ where full full_like new_full fill_ scalar_tensor lift_fresh constant_pad_nd "
@@ -56,7 +58,19 @@ class Origin(NamedTuple):
 class Result:
     """One floating result of one operation, or a tensor that none was seen to make."""
 
-    __slots__ = ("direction", "extremes", "masks", "module", "name", "node", "parents", "partial", "site", "source")
+    __slots__ = (
+        "direction",
+        "extremes",
+        "masks",
+        "module",
+        "name",
+        "node",
+        "parents",
+        "partial",
+        "scalar",
+        "site",
+        "source",
+    )
 
     def __init__(self, name: str, extremes: Any, parents: tuple[int, ...] = (), source: str = "") -> None:
         self.name = name
@@ -68,6 +82,8 @@ class Result:
         self.partial = False
         """Only part of its memory was written: what was there before counts too, and is the first parent."""
         self.masks = False
+        self.scalar = False
+        """It has one element, and gradients flow through it."""
         self.direction = FORWARD
         self.site: Site | None = None
         self.module: Any = None
@@ -104,6 +120,10 @@ class Origins:
         self._forward: dict[int, int] = {}
         """Autograd sequence number -> the forward result of that node."""
         self._states: list[int] | None = None
+        self._evaluations = 0
+        """How often too much was kept before any backward."""
+        self._waits = False
+        session.bus.on(BackwardBegan, self._backward_began)
         session.bus.on(OptimizerBuilt, self._optimizer_built)
         session.bus.on(RestBegan, lambda event: self.end())
         session.bus.on(WindowOpened, lambda event: self.end())
@@ -111,6 +131,12 @@ class Origins:
 
     def _optimizer_built(self, event: OptimizerBuilt) -> None:
         if not self.window.tracing and not self.window.attempts:
+            self.begin()
+
+    def _backward_began(self, event: BackwardBegan) -> None:
+        """What ran for long before it trained nothing."""
+        if self._waits:
+            self._waits = False
             self.begin()
 
     def _goes_on(self, event: GoesOn) -> None:
@@ -193,6 +219,9 @@ class Origins:
         """Each floating result is kept with what it was computed from."""
         if len(self._results) > MOST:
             self.forget()
+            self._evaluations += not self.window.clock
+            self._waits = self._evaluations > LONG
+            self.following = not self._waits
             return
         collective = plan.name in REDUCTION_COLLECTIVES
         direction, node = self._when(operands)
@@ -209,6 +238,7 @@ class Origins:
             result.parents = (before, *parents) if result.partial else tuple(parents)
             result.masks = plan.name in MASKING
             result.direction, result.site, result.module, result.node = direction, site, module, node
+            result.scalar = direction == FORWARD and node >= 0 and tensor.numel() == 1
             number = self._keep(tensor, result)
             if direction == FORWARD and node >= 0:
                 self._forward[node] = number
@@ -224,6 +254,19 @@ class Origins:
         return phase, -1
 
     # -- what is asked of it
+
+    def ends(self) -> list[tuple[int, str, Any, Site | None]]:
+        """The one-element results that nothing differentiable was computed from, losses that met no backward.
+
+        Of those that are not finite: number, "nan" or "inf", dtype and line.
+        """
+        states = self._read()
+        used = {parent for result in self._results if result.node >= 0 for parent in result.parents}
+        return [
+            (number, "nan" if states[number] == NAN else "inf", result.extremes[0].dtype, result.site)
+            for number, result in enumerate(self._results)
+            if result.scalar and states[number] != FINE and number not in used
+        ]
 
     def of(self, number: int) -> Origin | None:
         """Where the chain that ends in this result begins; None where the result is finite, or nothing was followed."""

@@ -69,6 +69,7 @@ class BirthMode(OurMode):
     def __init__(self, births: Births) -> None:
         super().__init__()
         self.births = births
+        self.passes = births.session.passes
         self.makers: dict[Any, str] = {}
         self.foreign: set[Any] = set()
 
@@ -82,6 +83,8 @@ class BirthMode(OurMode):
             name = self.makers[func] = schema.name.partition("::")[2] if schema is not None else ""
             if private.is_foreign(func):
                 self.foreign.add(func)
+        elif self.passes.follows and self.passes.sees(args) and func not in self.foreign:
+            return self.births.session.ops.unmounted().__torch_dispatch__(func, types, args, kwargs)
         origins = self.births.session.origins
         operands = origins.before(func, args, kwargs or {}) if origins.following else None
         try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..events import Attempted, Boundary, WindowOpened
+from ..events import Attempted, Boundary, PassDropped, WindowOpened
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.graph import GraphWalked
@@ -67,6 +67,7 @@ class NonFinite:
         self._first: Origin | None = None
         self._backward_at: Site | None = None
         session.bus.on(GraphWalked, self._graph_walked)
+        session.bus.on(PassDropped, self._pass_dropped)
         session.bus.on(GradientsReady, lambda event: self.gradients(event.leaves))
         session.bus.on(Attempted, self._attempted)
         session.bus.on(Boundary, lambda event: self.take_stock())
@@ -101,6 +102,12 @@ class NonFinite:
                 self._found.append(Found("loss", _word(values[0]), dtype, "", number, site))
 
         self.session.ledger.defer([value.detach()], use)
+
+    def _pass_dropped(self, event: PassDropped) -> None:
+        """A loop that leaves out such losses calls no backward: what a pass came to is looked at once it is dropped."""
+        for number, value, dtype, site in self.session.origins.ends():
+            self._found.append(Found("loss", value, dtype, "", number, site))
+        self.take_stock()
 
     def gradients(self, owners: Iterable[Tensor]) -> None:
         """The gradients that a step is about to use."""
