@@ -13,7 +13,6 @@ Known limitations: what passes through Python numbers (`.item()`) is as rounded 
 
 from __future__ import annotations
 
-import functools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -99,6 +98,8 @@ class Recipe(NamedTuple):
 
     written: tuple[tuple[int, str], ...]
     """Positions and names of the arguments it writes to."""
+    in_place: bool
+    """It writes to the first alone."""
     repeatable: bool
     """Running it again gives the same; random numbers and a library's own kernels do not."""
     elementwise: bool
@@ -118,7 +119,8 @@ def recipe_of(func: Any) -> Recipe:
     pointwise = torch.Tag.pointwise in func.tags or name in ELEMENTWISE or (lists and name not in NOT_ELEMENTWISE)
     random = torch.Tag.nondeterministic_seeded in func.tags
     repeatable = not random and schema.name.startswith("aten::") and name not in ("set_", "resize_", "resize_as_")
-    return Recipe(tuple(written), repeatable, pointwise, lists, name.startswith(FUSED), name in OVERWRITING)
+    in_place = [at for at, _ in written] == [0]
+    return Recipe(tuple(written), in_place, repeatable, pointwise, lists, name.startswith(FUSED), name in OVERWRITING)
 
 
 def computes(func: Any) -> bool:
@@ -134,13 +136,17 @@ def computes(func: Any) -> bool:
 class Shadow:
     """A stretch of memory, and what it would hold in float32."""
 
-    __slots__ = ("before", "dtype", "exact", "first", "fresh", "last", "pin", "size", "stride", "strides", "tensor")
+    __slots__ = (
+        "before", "dtype", "exact", "first", "fresh", "last", "pin", "size", "stride", "strides", "tensor", "whole",
+    )  # fmt: skip
 
-    def __init__(self, pin: Any, tensor: Tensor, first: int, last: int, exact: Tensor | None, fresh: bool) -> None:
-        self.pin = pin
+    def __init__(self, tensor: Tensor, first: int, last: int, exact: Tensor | None, fresh: bool) -> None:
+        self.pin = private.weak_storage(tensor)
         """A weak reference to the storage, which keeps its key from being given to another."""
         self.dtype = tensor.dtype
         self.first, self.last = first, last
+        self.whole = first == 0 and last * tensor.element_size() == tensor.untyped_storage().nbytes()
+        """The stretch is all of its storage."""
         self.size, self.strides = tensor.size(), tensor.stride()
         self.stride = samples.stride(last - first)
         self.exact = exact
@@ -313,10 +319,10 @@ class Replay:
 
     def _run(self, func: Any, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         sampled = self._is_sampled(recipe, args, kwargs, out)
-        own = [self._writable(target, recipe.overwrites) for target in _written(recipe, args, kwargs)]
-        self._own = own
-        exact = functools.partial(self._operand, sampled=sampled, fused=recipe.fused)
-        result = func(*map(exact, args), **{key: exact(value) for key, value in kwargs.items()})
+        self._own = [self._writable(target, recipe.overwrites) for target in _written(recipe, args, kwargs)]
+        exact, fused = self._operand, recipe.fused
+        given = [exact(value, sampled, fused) for value in args]
+        result = func(*given, **{key: exact(value, sampled, fused) for key, value in kwargs.items()})
         for real, wide in zip(_tensors((out,)), _tensors((result,)), strict=True) if out is not None else ():
             if not sampled and wide.stride() != real.stride():
                 wide = torch.empty_strided(real.size(), real.stride(), dtype=wide.dtype, device=wide.device).copy_(wide)
@@ -325,8 +331,10 @@ class Replay:
     def _is_sampled(self, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
         """Whether the op runs on samples: its tensors are long, and laid out alike."""
         limit = samples.limit()
-        tensors = _tensors((*args, *kwargs.values(), out))
-        if all(tensor.numel() <= limit for tensor in tensors):
+        for tensor in _tensors((*args, *kwargs.values(), out) if kwargs else (*args, out)):
+            if tensor.numel() > limit:
+                break
+        else:
             return False
         if not recipe.elementwise:
             raise Unknown
@@ -343,6 +351,8 @@ class Replay:
 
     def _operand(self, value: Any, sampled: bool, fused: bool) -> Any:
         """What stands for one argument in float32."""
+        if isinstance(value, (int, float)):
+            return value
         if isinstance(value, Tensor):
             shadow = self._find(value)
             if self._alone and not any(shadow is own for own in self._own):
@@ -372,8 +382,8 @@ class Replay:
         held = self._shadows.get(private.storage_key(tensor))
         if held is None:
             return None
-        if len(held) == 1 and held[0].first == 0 and held[0].stride == 1:
-            return held[0] if _end(tensor) <= held[0].last else None
+        if held[0].whole:  # nearly always
+            return held[0]
         at = bisect_right(held, tensor.storage_offset(), key=_first) - 1
         return held[at] if at >= 0 and _end(tensor) <= held[at].last else None
 
@@ -390,7 +400,7 @@ class Replay:
         alone = stride == 1 and last - first == tensor.numel() and _dense(tensor)
         values = tensor.detach() if alone else _in_memory(tensor, first, last, stride)
         exact = values.to(_wide(tensor.dtype), copy=True)
-        shadow = Shadow(private.weak_storage(tensor), values, first, last, exact, True)
+        shadow = Shadow(values, first, last, exact, True)
         self._put(key, shadow)
         if shadow.exact is None:
             raise Unknown
@@ -415,11 +425,17 @@ class Replay:
         key = private.storage_key(result)
         if key:
             first, last = result.storage_offset(), _end(result)
-            self._put(key, Shadow(private.weak_storage(result), result, first, last, exact, False))
+            self._put(key, Shadow(result, first, last, exact, False))
 
     def _put(self, key: int, shadow: Shadow) -> None:
         """Files a shadow; where another one holds part of its stretch nobody can tell any more what either holds."""
-        held = self._shadows.setdefault(key, [])
+        self._count += 1
+        if self._count > self._sweep_at:
+            self._sweep()
+        held = self._shadows.get(key)
+        if held is None:
+            self._shadows[key] = [shadow]
+            return
         at = bisect_right(held, shadow.first, key=_first)
         begin = at - 1 if at and held[at - 1].last > shadow.first else at
         while at < len(held) and held[at].first < shadow.last:
@@ -430,10 +446,8 @@ class Replay:
             shadow.exact = None
             shadow.first = min(shadow.first, held[begin].first)
             shadow.last = max(shadow.last, *(other.last for other in held[begin:at]))
+            shadow.whole = False
         held[begin:at] = [shadow]
-        self._count += 1
-        if self._count > self._sweep_at:
-            self._sweep()
 
     def _sweep(self) -> None:
         """Forgets the shadows of memory that was freed."""
@@ -573,6 +587,8 @@ def _one(value: Any, at: int, length: int) -> Any:
 
 
 def _written(recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    if recipe.in_place and isinstance(args[0], Tensor):  # nearly always
+        return [args[0]]
     return _tensors(args[at] if at < len(args) else kwargs.get(name) for at, name in recipe.written)
 
 
