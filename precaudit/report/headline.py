@@ -11,7 +11,7 @@ from precaudit.report.roles import Row
 
 DAMAGE = (
     "inf_share", "updates_lost", "state_frozen", "gradient_underflow", "gradient_zeros", "skipped_share",
-    "accumulation_loss", "reduction_error", "positions_wrong", "relative_error", "loss_error", "ties", "hollow",
+    "accumulation_loss", "positions_wrong", "hollow",
 )  # fmt: skip
 """Measured numbers that say what a mistake did, the one first that tells most."""
 SINGULAR = frozenset({"loss"})

@@ -201,3 +201,152 @@ def test_low_parameters_that_lost_no_update_are_not_called_damaged() -> None:
     assert (lost[1:], weights["evidence"]["updates_lost"]) == ([0, 0], 0)
     assert "PA101" not in {finding.rule for finding in report.findings}
     assert {row.verdict for row in report.roles if row.role == "master_weight"} == {"allowed"}
+
+
+def linear(width: int = 1) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Linear(width, 4)
+    return model, torch.optim.SGD(model.parameters(), lr=1e-3)
+
+
+def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["arange", "cast", "cumsum"])
+def test_positions_wrong_is_the_share_of_positions_that_are_not_their_integer(dtype: torch.dtype, way: str) -> None:
+    count = 5000
+    low: list[torch.Tensor] = []
+
+    def train() -> None:
+        model, optimizer = linear()
+        for _ in range(3):
+            if way == "arange":
+                positions = torch.arange(count, dtype=dtype)
+            elif way == "cast":
+                positions = torch.arange(count).to(dtype)
+            else:
+                positions = torch.ones(count, dtype=dtype).cumsum(0)
+            low.append(positions)
+            step(optimizer, model(positions.float()[:, None] / count).square().mean())
+
+    rule = "PA405" if way == "cumsum" else "PA408"
+    finding = next(f for f in harness.trace_call(train).findings if f.rule in (rule, "PA408"))
+    wrong = (low[-1].double() != torch.arange(count).double() + (way == "cumsum")).double().mean()
+    assert finding.evidence["positions_wrong"] == pytest.approx(float(wrong))
+
+
+def test_phase_error_is_no_less_than_that_of_any_angle() -> None:
+    angles: list[torch.Tensor] = []
+
+    def train() -> None:
+        model, optimizer = linear()
+        for _ in range(3):
+            positions = torch.arange(900).to(torch.bfloat16)
+            angle = positions * torch.tensor(0.37, dtype=torch.bfloat16)
+            angles.append(angle)
+            step(optimizer, model(angle.sin().float()[:, None]).square().mean())
+
+    (finding,) = [f for f in harness.trace_call(train).findings if "phase_error" in f.evidence]
+    largest = float(angles[-1].double().abs().max())
+    # Half of the largest angle's unit in the last place, to within the position of the value in its binade.
+    half_unit = 2.0 ** (math.floor(math.log2(largest)) - 8)
+    assert half_unit <= finding.evidence["phase_error"] <= 2 * half_unit
+
+
+def test_log_prob_error_is_the_mean_error_of_log_softmax() -> None:
+    errors: list[float] = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 50).bfloat16()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(3):
+            scores = 4 * model(torch.randn(16, 8).bfloat16())
+            kept = F.log_softmax(scores, -1)
+            exact = F.log_softmax(scores.detach().double(), -1)
+            errors.append(float((kept.detach().double() - exact).abs().mean()))
+            step(optimizer, F.nll_loss(kept.float(), torch.randint(50, (16,))))
+
+    (finding,) = [f for f in harness.trace_call(train).findings if "log_prob_error" in f.evidence]
+    assert finding.evidence["log_prob_error"] == pytest.approx(max(errors[1:]), rel=1e-3)
+
+
+def test_certain_share_is_the_share_of_probabilities_that_are_0_or_1() -> None:
+    shares: list[float] = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 50)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(3):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                likely = torch.sigmoid(20 * model(torch.randn(16, 8)))
+            shares.append(float(((likely == 0) | (likely == 1)).double().mean()))
+            step(optimizer, F.binary_cross_entropy(likely, torch.rand(16, 50).bfloat16()).float())
+
+    (finding,) = [f for f in harness.trace_call(train).findings if "certain_share" in f.evidence]
+    assert finding.evidence["certain_share"] == pytest.approx(max(shares[1:]))
+    assert 0 < max(shares[1:]) < 1
+
+
+def test_inf_share_of_a_gradient_norm_is_whether_it_overflowed() -> None:
+    norms: list[float] = []
+
+    def train() -> None:
+        model = nn.Linear(64, 64, bias=False).half()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.full((64, 64), 30.0).half()).float().sum().backward()
+            norms.append(float(model.weight.grad.square().sum().sqrt()))
+            optimizer.step()
+
+    (finding,) = [f for f in harness.trace_call(train).findings if f.rule == "PA209"]
+    assert not any(map(math.isfinite, norms))
+    assert finding.evidence["inf_share"] == 1.0
+
+
+def test_skipped_share_and_loss_scale_are_those_of_the_scaler() -> None:
+    scales: list[float] = []
+
+    def train() -> None:
+        model, optimizer = linear()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+        for _ in range(12):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                out = model(torch.full((8, 1), math.inf))
+            scales.append(scaler.get_scale())
+            scaler.scale(out.float().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    finding = only(harness.trace_call(train), "PA210")
+    assert finding.evidence["skipped_share"] == 1.0
+    assert finding.evidence["loss_scale"] == max(scales)
+
+
+def test_updates_lost_of_an_average_are_counted_by_hand() -> None:
+    should = stuck = 0
+
+    def train() -> None:
+        nonlocal should, stuck
+        torch.manual_seed(0)
+        model = nn.Linear(32, 32)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        average = model.weight.detach().bfloat16()
+        for at in range(4):
+            step(optimizer, model(torch.randn(8, 32)).square().mean())
+            was, w = average.clone(), model.weight.detach().bfloat16()
+            average.mul_(0.999).add_(w, alpha=0.001)
+            if at in (0, 1, 2):
+                exact = was.double() * 0.999 + w.double() * 0.001
+                moves = exact.float() != was.float()
+                should, stuck = should + int(moves.sum()), stuck + int((moves & (average == was)).sum())
+
+    finding = only(harness.trace_call(train), "PA103")
+    assert finding.evidence["updates_lost"] == pytest.approx(stuck / should, rel=0.02)
+    assert stuck / should > 0.1
