@@ -73,8 +73,58 @@ class StepNested(NamedTuple):
     optimizer: Any
 
 
+class ScalerBuilt(NamedTuple):
+    """A GradScaler's `__init__` has run, or that of a subclass."""
+
+    scaler: Any
+
+
+class LossScaled(NamedTuple):
+    """`scaler.scale` was called with these."""
+
+    scaler: Any
+    given: list[Tensor]
+    scaled: list[Tensor]
+
+
+class ScaleRead(NamedTuple):
+    """The script asked for the scale: it may divide by it itself."""
+
+
+class UnscaleBegan(NamedTuple):
+    """`scaler.unscale_(optimizer)` was called."""
+
+    scaler: Any
+    optimizer: Any
+
+
+class Unscaled(NamedTuple):
+    """It has divided the gradients."""
+
+    scaler: Any
+    optimizer: Any
+
+
+class ScalerUpdated(NamedTuple):
+    """`scaler.update` has run."""
+
+    scaler: Any
+
+
+class ScalerRefused(NamedTuple):
+    """A method of a GradScaler raised: the call came out of order."""
+
+    scaler: Any
+    error: BaseException
+
+
 class ScalerStepBegan(NamedTuple):
     """`scaler.step(optimizer)` was called."""
+
+    scaler: Any
+    optimizer: Any
+    unscales: bool
+    """Nobody has called `unscale_` for it since the last update."""
 
 
 class ScalerStepEnded(NamedTuple):
@@ -111,6 +161,14 @@ class AutocastEntered(NamedTuple):
 
 class AutocastLeft(NamedTuple):
     """The innermost region of this thread is about to be left."""
+
+
+class OpRefused(NamedTuple):
+    """torch raised in an op: the program may end now."""
+
+    name: str
+    args: Any
+    error: BaseException
 
 
 class GroupBegan(NamedTuple):
@@ -172,6 +230,10 @@ class ParameterWritten(NamedTuple):
     """The script itself wrote to a parameter, outside of any optimizer."""
 
 
+class GradientsRescaled(NamedTuple):
+    """Gradients were multiplied by something that is not their own norm: a scale was taken out by hand, perhaps."""
+
+
 class GradientReset(NamedTuple):
     """What `.grad` of this leaf holds is no sum of micro-batches any more, or is told of by another."""
 
@@ -221,6 +283,10 @@ class OpsResumed(NamedTuple):
 
 class WindowClosed(NamedTuple):
     """Enough steps were seen."""
+
+
+class MayEndNow(NamedTuple):
+    """What was just seen is about to end the program: it is to be written at once."""
 
 
 class GoesOn(NamedTuple):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
-from ..model.vocabulary import Site
 from . import torch_private as private
 from .events import Boundary, Bus
 from .frameworks import Adapters
@@ -17,7 +13,7 @@ from .modes import Modes
 from .parts import Parts
 from .patching import patch
 from .process.ending import Ending
-from .process.ledger import Ledger, Observation
+from .process.ledger import Ledger
 from .process.peers import Peers
 from .process.rankfile import RankFile
 from .settings import Settings
@@ -29,27 +25,25 @@ from .taps.construction import ConstructionProbe
 from .taps.ops import OpProbe
 from .taps.optimizers import StepTap
 from .taps.process_group import ProcessGroupTap
-from .taps.scaling import ScalingProbe
+from .taps.scaling import ScalingTap
 from .taps.tracebacks import TracebackProbe
 from .trackers.adapters import Adapted
 from .trackers.autocast import Autocast
+from .trackers.claims import Accounts
 from .trackers.graph import Graph
 from .trackers.lineage import Flow
 from .trackers.long_steps import LongSteps
+from .trackers.loss_scale import LossScale
 from .trackers.micro_batches import MicroBatches
-from .trackers.optimizers import parameters
+from .trackers.modules import Modules
 from .trackers.origins import Origins
 from .trackers.passes import Passes
 from .trackers.samples import look_at
 from .trackers.steps import Steps
 from .trackers.tensors import Tensors
-from .trackers.unseen_steps import UnseenSteps
 from .trackers.window import Window
 from .watchers import Watcher, find
 from .watchers.births import Births
-from .watchers.gradients import Gradients
-from .watchers.losses import Losses
-from .watchers.non_finite import NonFinite
 from .watchers.stock import Stock
 from .watchers.updates import Updates
 from .watchers.writes import Writes
@@ -71,39 +65,30 @@ class Session:
         self.guard = Guard(self.modes)
         self.bus = Bus(self.guard)
         self.patch = patch
-        self.ledger = Ledger()
+        self.parts = Parts(self.settings, self.modes, self.guard, self.bus)
+        get = self.parts.get
+        self.ledger = get(Ledger)
         self.bus.on(Boundary, lambda event: self.ledger.settle())
         # Trackers, in the order in which they hear what torch tells.
-        self.window = Window(self.bus, self.settings.skip, self.settings.steps, self.settings.attempts)
+        self.window = get(Window)
         self.ending = Ending(self)
-        self.parts = Parts(self.settings, self.guard, self.bus, self.ledger, self.window)
-        self.tensors = self.parts.get(Tensors)
-        self.unseen = self.parts.get(UnseenSteps)
-        self.steps = self.parts.get(Steps)
-        self.graph = self.parts.get(Graph)
-        self.micro_batches = self.parts.get(MicroBatches)
-        self.origins = Origins(self)
-        self.autocast = self.parts.get(Autocast)
-        self.passes = Passes(self)
-        self.births = Births(self)
-        self.flow = Flow(self)
+        self.tensors, self.steps = get(Tensors), get(Steps)
+        get(Graph)
+        self.micro_batches = get(MicroBatches)
+        self.accounts, self.modules = get(Accounts), get(Modules)
+        self.origins, self.autocast, self.births, self.flow = get(Origins), get(Autocast), get(Births), get(Flow)
+        self.passes = get(Passes)
+        self.adapted = get(Adapted)
         self.adapters = Adapters(self)
-        self.adapted = Adapted(self)
         self.construction = ConstructionProbe(self)
-        self.scaling = ScalingProbe(self)
+        self.loss_scale = get(LossScale)
         self.compiled = CompileProbe(self)
-        self.writes = Writes(self)
-        self.updates = Updates(self)
-        self.gradients = Gradients(self)
-        self.losses = Losses(self)
-        self.non_finite = NonFinite(self)
-        self.stock = Stock(self)
-        mine = (self.writes, self.updates, self.gradients, self.losses, self.non_finite, self.stock)
-        known: dict[Any, Any] = {type(one): one for one in mine}
-        self.watchers: list[Watcher] = [known.get(kind) or self._made(kind) for kind in find()]
-        self.watchers.sort(key=lambda one: one is not self.writes)
-        self.long_steps = self.parts.get(LongSteps)
+        self.writes = get(Writes)
+        self.updates, self.stock = get(Updates), get(Stock)
+        self.watchers: list[Watcher] = sorted(map(get, find()), key=lambda one: one is not self.writes)
+        self.long_steps = get(LongSteps)
         self.ops = OpProbe(self)
+        self.births.unmounted = self.ops.unmounted
         self.peers = Peers(self.settings.ranks_folder or "")
         self.rank_file = RankFile(self)
         self.status = "watching"
@@ -111,10 +96,6 @@ class Session:
         self._undo: list[Callable[[], None]] = []
         self._later: Callable[[], None] = lambda: None
         """Takes out what could not be taken out at once."""
-
-    def _made(self, kind: Any) -> Any:
-        """A watcher; one that has not yet learnt to name what it needs is given the session."""
-        return kind(self) if "session" in inspect.signature(kind).parameters else self.parts.get(kind)
 
     # -- installing and removing
 
@@ -127,7 +108,7 @@ class Session:
         for probe in (
             self.construction,
             AutocastTap(self.bus),
-            self.scaling,
+            ScalingTap(self.bus, self.guard),
             BackwardTap(self.bus, self.modes, self.step_tap),
             self.step_tap,
             self.compiled,
@@ -157,35 +138,3 @@ class Session:
     def on_remove(self, undo: Callable[[], None]) -> None:
         """Has this called when the trace is taken out."""
         self._undo.append(undo)
-
-    # -- observations
-
-    def once(self, key: Any, observation: Observation) -> Observation:
-        return self.ledger.once(key, observation)
-
-    # -- questions the probes and watchers ask
-
-    def is_parameter(self, tensor: Tensor) -> bool:
-        return self.tensors.of(tensor).parameter is not None
-
-    def has_shape_of_parameter(self, tensor: Tensor) -> bool:
-        return tuple(tensor.shape) in self.micro_batches.shapes
-
-    def is_gradient(self, tensor: Tensor) -> bool:
-        return self.tensors.of(tensor).is_gradient
-
-    def is_input(self, tensor: Tensor) -> bool:
-        return self.tensors.of(tensor).is_input
-
-    def built_at(self, made: Any) -> Site | None:
-        return self.construction.built_at.get(made)
-
-    def module_name(self, module: Any) -> str:
-        return self.construction.module_name(module) if module is not None else ""
-
-    def devices(self) -> list[str]:
-        return sorted({p.device.type for o in self.steps.optimizers() for p in parameters(o)})
-
-    def on_accelerator(self) -> bool:
-        """Whether anything that is trained lies elsewhere than on the CPU."""
-        return self.devices() not in ([], ["cpu"])

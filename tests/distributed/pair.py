@@ -145,7 +145,7 @@ def _both(module: str, function: str, options: Mapping[str, Any], sessions: Any)
         recipe = getattr(importlib.import_module(module), function)
         traced = recipe(**options)
         file = session.rank_file.content()
-        names = [session.construction.name(tensor) for tensor in traced.weights]
+        names = [session.modules.name(tensor) for tensor in traced.weights]
     finally:
         session.remove()
     torch.manual_seed(0)

@@ -77,7 +77,7 @@ def both(fresh_accelerate: None) -> Callable[[Callable[[], Any]], Run]:
             try:
                 model, optimizer, losses_traced = train()
                 held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-                names = {n: session.construction.name(p) for n, p in model.named_parameters() if id(p) in held}
+                names = {n: session.modules.name(p) for n, p in model.named_parameters() if id(p) in held}
                 report = harness.judged(session.rank_file.content())
             finally:
                 session.remove()

@@ -16,11 +16,11 @@ from torch import nn
 
 from precaudit.model.vocabulary import Kind, Role, Site
 from precaudit.runtime import session as sessions
-from precaudit.runtime.frameworks import Adapter
+from precaudit.runtime.frameworks import Adapter, relation
 from precaudit.runtime.frameworks.sharding import pattern
 from precaudit.runtime.imports import when_imported
 from precaudit.runtime.process.ledger import Observation
-from precaudit.runtime.trackers.claims import Declaration, relation
+from precaudit.runtime.trackers.claims import Declaration
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def named(session: sessions.Session, model: nn.Module) -> list[str]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer)
-    return [session.construction.name(p) for group in optimizer.param_groups for p in group["params"]]
+    return [session.modules.name(p) for group in optimizer.param_groups for p in group["params"]]
 
 
 def test_ddp_parameters_keep_the_names_of_the_users_module(group: None, session: sessions.Session) -> None:
@@ -231,7 +231,7 @@ def test_an_adapter_that_breaks_is_a_note_and_training_goes_on(
         model(torch.randn(4, 8)).square().mean().backward()
         optimizer.step()
     for group in optimizer.param_groups:
-        session.construction.name(group["params"][0])
+        session.modules.name(group["params"][0])
     session.adapters.scales_loss()
     notes = session.rank_file.content()["coverage"]["notes"]
     assert f"precaudit could not follow Says: {question}: RuntimeError: renamed in the next release" in notes

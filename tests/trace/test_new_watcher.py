@@ -22,7 +22,7 @@ from precaudit.model.vocabulary import Kind, Role
 from ..events import Bus, StepEnded
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
-from ..trackers.lineage import DTYPE_NAMES
+from ..dtypes import DTYPE_NAMES
 from ..trackers.steps import Steps
 from . import FORWARD, Watcher
 

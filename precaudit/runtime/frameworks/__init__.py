@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Kind, Role, Site
 from .. import torch_private as private
+from ..dtypes import DTYPE_NAMES
 from ..events import GradientReset, MicroBatchBegan, StepBegan
 from ..imports import when_imported
 from ..process.ledger import Observation
 from ..sites import selves_on_stack
-from ..trackers.claims import Claim, Declaration
-from ..trackers.lineage import DTYPE_NAMES
+from ..trackers.claims import Account, Claim, Declaration
 from ..trackers.optimizers import parameters
 from ..trackers.tensors import Record
 from ..watchers import Registration
@@ -135,7 +135,7 @@ class Adapter:
         return ()
 
 
-class Adapters:
+class Adapters(Account):
     """The adapters of one session, loaded as their frameworks are met."""
 
     def __init__(self, session: Session) -> None:
@@ -152,6 +152,7 @@ class Adapters:
         session.bus.on(MicroBatchBegan, self._micro_batch_began)
         session.bus.on(StepBegan, lambda event: self.look(event.optimizer, parameters(event.optimizer)))
         session.steps.tried_out_by.append(self.tries_out)
+        session.accounts.by = self
 
     def _micro_batch_began(self, event: MicroBatchBegan) -> None:
         if event.follows_another:
@@ -313,7 +314,7 @@ class Adapters:
         return [observation for _, observation in self._answers("observes")]
 
     def _excuse(self, how: str) -> str:
-        return "" if how == "lower" or self.session.on_accelerator() else "this run was on the CPU"
+        return "" if how == "lower" or self.session.steps.on_accelerator() else "this run was on the CPU"
 
     def dishonoured(self, seen: Iterable[Observation]) -> list[Observation]:
         """PA504's Facts: a declared dtype beside the dtypes that the role was seen to hold."""

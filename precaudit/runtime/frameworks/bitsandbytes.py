@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ...model.vocabulary import Kind, Role, Scalar, Site
+from ..dtypes import DTYPE_NAMES, LOW
 from ..optable import MATMULS
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.claims import Claim
-from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..watchers import BACKWARD, FORWARD, Registration
 from . import Adapter, imported, relation
 
@@ -114,9 +114,9 @@ class Bitsandbytes(Adapter):
         site = self._configured or next((self._layers[layer] for layer in layers), None)
         for dtype, count in self._computed.items():
             attrs: dict[str, Scalar] = {}
-            if self.session.losses.unscaled_float16:
+            if self.session.loss_scale.missing:
                 attrs["loss_scaling"] = "none"
-            elif any(state.uses for state in self.session.scaling.scalers.values()):
+            elif any(state.uses for state in self.session.loss_scale.scalers.values()):
                 attrs["loss_scaling"] = "scaled"
             words = f"bnb_4bit_compute_dtype, {len(layers)} layers"
             yield Observation(
@@ -146,8 +146,8 @@ class Bitsandbytes(Adapter):
 
     def _unprepared(self, layers: list[Any]) -> Iterator[Observation]:
         """Beside a quantised base that is trained on: frozen weights that prepare_model_for_kbit_training upcasts."""
-        construction = self.session.construction
-        for root in {construction.around(layer)[-1] for layer in layers}:
+        modules = self.session.modules
+        for root in {modules.around(layer)[-1] for layer in layers}:
             named = dict(root.named_parameters())
             if not any(p.requires_grad for p in named.values()):
                 continue

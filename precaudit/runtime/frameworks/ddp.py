@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...model.vocabulary import Role, Site
+from ..dtypes import DTYPE_NAMES, FLOATING_DTYPES
 from ..sites import user_site
 from ..trackers.claims import Declaration
-from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES
 from . import Adapter
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
+from ..dtypes import DTYPE_NAMES, LOW
 from ..events import StepSkipped
 from ..process.ledger import Observation
 from ..sites import user_site
-from ..taps.scaling import Skips
 from ..trackers.claims import Claim, Declaration
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.loss_scale import Skips
 from . import Adapter
 from .sharding import pattern
 
@@ -112,7 +112,7 @@ class DeepSpeed(Adapter):
             both = (_flat(getattr(wrapper, name, ())) for name in ("fp32_groups", "fp16_groups"))
             for master, own in zip(*both, strict=False):  # stage 0 keeps one master for each parameter
                 if master is parameter:
-                    return self.session.construction.name(own)
+                    return self.session.modules.name(own)
         return ""
 
     def claims(self) -> Iterable[Claim]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Role, Site
+from ..dtypes import DTYPE_NAMES
 from ..process.ledger import Observation
 from ..trackers.claims import Claim, Declaration
-from ..trackers.lineage import DTYPE_NAMES
 from . import Adapter
 from .sharding import pattern, policy_declares, unscaled_shards
 
@@ -47,7 +47,7 @@ class FSDP1(Adapter):
             return ""
         for wrapper, handle, _ in self._handles():
             if handle.flat_param is parameter:
-                front = self.session.construction.module_name(wrapper)
+                front = self.session.modules.module_name(wrapper)
                 return pattern([f"{front}.{fqn}" if front else fqn for fqn in fqns])
         return pattern(fqns)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
+from ..dtypes import DTYPE_NAMES
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.claims import Declaration
-from ..trackers.lineage import DTYPE_NAMES
 from . import Adapter, imported
 
 if TYPE_CHECKING:

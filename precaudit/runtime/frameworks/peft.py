@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...model.vocabulary import Cause, Role, Site
+from ..dtypes import DTYPE_NAMES, LOW
 from ..sites import user_site
 from ..trackers.claims import Claim
-from ..trackers.lineage import DTYPE_NAMES, LOW
 from . import Adapter, imported
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PEFT(Adapter):
     def _made_by(self, tuner: Any, site: Site | None) -> None:
         for layer in tuner.modules():
             for parameter in _adapters_of(layer):
-                owner = self.session.construction.owner_of(parameter)
+                owner = self.session.modules.owner_of(parameter)
                 if owner is not None:
                     self._made.setdefault(owner[0], {}).setdefault(owner[1], (parameter.dtype, site))
 
@@ -62,7 +62,7 @@ class PEFT(Adapter):
                 yield Claim(parameter, Role.ADAPTER_PARAMETER)
 
     def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
-        module, name = self.session.construction.owner_of(parameter) or (None, "")
+        module, name = self.session.modules.owner_of(parameter) or (None, "")
         made = self._made.get(module) if module is not None else None
         dtype, site = (made or {}).get(name, (None, None))
         if dtype is None or dtype in LOW or parameter.dtype not in LOW:

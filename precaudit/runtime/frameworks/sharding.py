@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...model.vocabulary import Kind, Role, Site
+from ..dtypes import DTYPE_NAMES
 from ..process.ledger import Observation
 from ..trackers.claims import Declaration
-from ..trackers.lineage import DTYPE_NAMES
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -45,12 +45,12 @@ def pattern(fqns: Sequence[str]) -> str:
 
 def unscaled_shards(session: Session, site: Site | None, word: str, needs: str = "") -> Iterator[Observation]:
     """Sharded float16 whose loss no scaler scaled, or one that sees this rank's shard alone: any but `needs`."""
-    scalers = [scaler for scaler, state in session.scaling.scalers.items() if state.uses]
+    scalers = [scaler for scaler, state in session.loss_scale.scalers.items() if state.uses]
     fit = [s for s in scalers if not needs or any(kind.__name__ == needs for kind in type(s).__mro__)]
     if scalers and not fit:
         made = type(scalers[0]).__name__
         detail = f"{word} with {made}, which sees inf in this rank's shard only"
-    elif session.losses.unscaled_float16:
+    elif session.loss_scale.missing:
         detail = f"{word} with no loss scaling"
     else:
         return

@@ -30,7 +30,7 @@ class TorchAO(Adapter):
             self._weights[id(made)] = None
 
     def claims(self) -> Iterable[Claim]:
-        for weight in map(self.session.construction.holders.parameter, self._weights):
+        for weight in map(self.session.modules.holders.parameter, self._weights):
             if type(weight).__name__ == "NF4Tensor":
                 yield Claim(weight, Role.QUANTIZED_STORAGE, type(weight).__name__, dtype="nf4")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...model.vocabulary import Cause
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..dtypes import DTYPE_NAMES, LOW
 from . import Adapter, imported
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Transformers(Adapter):
     def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
         if parameter.dtype not in LOW or found is None or not found.text.startswith("parameters were made"):
             return None
-        construction = self.session.construction
-        models = [m for m in construction.around(construction.holder(parameter)) if m in self._loaded]
+        modules = self.session.modules
+        models = [m for m in modules.around(modules.holder(parameter)) if m in self._loaded]
         if not models or self._loaded[models[0]]:
             return None
         return Cause(f"from_pretrained kept the checkpoint's own dtype, {DTYPE_NAMES[parameter.dtype]}", found.site)

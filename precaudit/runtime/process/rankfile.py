@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...model.vocabulary import Kind, Role
-from ..events import BackwardEnded, GoesOn
+from ..events import BackwardEnded, GoesOn, MayEndNow
 from ..trackers.optimizers import parameters
-from ..watchers import accumulators
 from .ledger import Observation
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ class RankFile:
         """When the file was last written."""
         session.bus.on(BackwardEnded, self._backward_ended)
         session.bus.on(GoesOn, lambda event: self._goes_on(), always=True)
+        session.bus.on(MayEndNow, lambda event: self.write(), always=True)
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         """Before the first step there are no boundaries."""
@@ -66,14 +66,9 @@ class RankFile:
     def facts(self) -> list[Observation]:
         """Everything confirmed so far, accumulators and hand-updated weights included."""
         out = [seen for seen in self.session.ledger.observations.values() if seen.confirmed]
-        out += accumulators.find(self.session, self.session.micro_batches.shapes)
-        if not self.session.steps.optimizers():
-            out += accumulators.hand_updated(self.session)
-        for seen in out:
-            sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
-            if sums and seen.dtype != "float32":
-                self.session.updates.of_sums(seen, self.session.updates.sums)
         out += [told for watcher in self.session.watchers for told in watcher.observations()]
+        for watcher in self.session.watchers:
+            watcher.complete(out)
         out += self.session.adapters.observations()
         return out + self.session.adapters.dishonoured(out)
 
@@ -90,7 +85,7 @@ class RankFile:
         optimizers = session.steps.optimizers()
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})
         by_hand = session.steps.hand_written in session.steps.stepped
-        devices = session.devices()
+        devices = session.steps.devices()
         seen_ops = session.flow.ops
         met = [adapter.title for adapter in session.adapters.met]
         return {

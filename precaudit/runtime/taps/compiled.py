@@ -19,11 +19,11 @@ import torch
 
 from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
+from ..dtypes import DTYPE_NAMES, FLOATING_DTYPES, LOW
 from ..events import CompileCalled, StepBegan, StepEnded
 from ..optable import MATMULS
 from ..process.ledger import Observation
 from ..trackers.graph import GraphRecomputed, GraphWalked
-from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW
 from ..trackers.optimizers import parameters
 from ..trackers.window import OPTIMIZER
 

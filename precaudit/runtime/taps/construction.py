@@ -16,20 +16,16 @@ from torch.nn.modules import module as modules
 from torch.nn.parameter import is_lazy
 
 from ...model.vocabulary import Cause, Kind, Role, Site
-from ..events import OptimizerBuilt, StepBegan
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import OptimizerBuilt, ScalerBuilt, StepBegan
 from ..process.ledger import Observation
 from ..sites import is_user_file, site_of, user_frame, user_site
-from ..trackers.holders import Holders, Places, held_by, holding, register
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.holders import Places, held_by, register
 
 if TYPE_CHECKING:
     from ..session import Session
 
-DEEPEST = 64
-"""Levels of modules within modules that a name is followed through."""
 CASTS = ("to", "half", "bfloat16", "float", "double", "type")
-WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
-"""Names under which torch.compile and torch's checkpoint wrapper hold the user's own module."""
 
 
 class Untied(NamedTuple):
@@ -46,15 +42,9 @@ class ConstructionProbe:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.holders = session.parts.get(Holders)
-        self._parents: weakref.WeakKeyDictionary[Any, Places] = weakref.WeakKeyDictionary()
+        self.modules = session.modules
+        self.holders = session.modules.holders
         self.tensors = session.tensors
-        self.cast_at: weakref.WeakKeyDictionary[Any, Cause] = weakref.WeakKeyDictionary()
-        """Module -> the last cast of its tensors."""
-        self.built_at: weakref.WeakKeyDictionary[Any, Site] = weakref.WeakKeyDictionary()
-        """Optimizer or GradScaler -> the user's line that made it."""
-        self.loaded_at: Site | None = None
-        """Where weights were last read from a state dict."""
         self._depth = 0
         self._untied: dict[tuple[int, str], Untied] = {}
         """Tied parameters that were replaced in one place, until the next step shows whether they are tied again."""
@@ -114,15 +104,15 @@ class ConstructionProbe:
                     DTYPE_NAMES.get(mine.dtype, str(mine.dtype)),
                     Role.MASTER_WEIGHT,
                     site,
-                    module=self.module_name(module),
+                    module=self.modules.module_name(module),
                     detail=f"{name} was shared with another module",
                     attrs={"unties": True},
                 )
-                self.session.once(("untied", id(module), name), seen)
+                self.session.ledger.once(("untied", id(module), name), seen)
 
     def _module_registered(self, module: Any, name: str, submodule: Any) -> None:
         if isinstance(submodule, torch.nn.Module):
-            register(self._parents.setdefault(submodule, []), module, name)
+            register(self.modules.parents.setdefault(submodule, []), module, name)
             self.session.adapters.meet(module, user_site)
 
     def _around_cast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -160,7 +150,7 @@ class ConstructionProbe:
         words = ", ".join(sorted(DTYPE_NAMES[dtype] for dtype in low or changed))
         cause = Cause(f"parameters were cast to {words}", user_site())
         for child in module.modules():
-            self.cast_at[child] = cause
+            self.modules.cast_at[child] = cause
         for buffer in module.buffers():
             if buffer.dtype in LOW and id(buffer) not in before:
                 self.tensors.learn(buffer).low_buffer = cause
@@ -231,7 +221,7 @@ class ConstructionProbe:
         return set_default_dtype
 
     def _loaded(self) -> None:
-        self.loaded_at = user_site()
+        self.modules.loaded_at = user_site()
 
     def _default_set(self) -> None:
         self._default = (torch.get_default_dtype(), user_site())
@@ -245,16 +235,16 @@ class ConstructionProbe:
 
     def _built(self, made: Any) -> None:
         site = self._outside_of(made)
-        if site is not None and made not in self.built_at:
-            self.built_at[made] = site
+        if site is not None and made not in self.modules.built_at:
+            self.modules.built_at[made] = site
         if isinstance(made, torch.amp.GradScaler):
-            self.session.scaling.built(made)
+            self.session.bus.tell(ScalerBuilt(made))
         if isinstance(made, torch.optim.Optimizer):
             self.session.bus.tell(OptimizerBuilt(made))
             dtype = torch.get_default_dtype()
             if dtype in LOW:
                 detail = "it was still so when the optimizer was built"
-                self.session.once(
+                self.session.ledger.once(
                     ("default dtype", dtype),
                     Observation(
                         Kind.DEFAULT_DTYPE,
@@ -278,56 +268,3 @@ class ConstructionProbe:
             return found
         site = site_of(frame)
         return site._replace(library=found.library if found.line == site.line else "")
-
-    # -- questions
-
-    def why_low(self, parameter: Tensor) -> Cause | None:
-        """The cast or the construction that put this parameter into low precision."""
-        known = self.tensors.of(parameter)
-        cause = known.cast
-        if cause is None:
-            module = self.holder(parameter)
-            cause = self.cast_at.get(module) if module is not None else None
-        return self.session.adapters.cause(parameter, cause or known.born_low)
-
-    def owner_of(self, parameter: Tensor) -> tuple[Any, str] | None:
-        """The module that holds a parameter, and its name there."""
-        return next(self.holders.of(parameter), None) or self.session.adapters.owner(parameter)
-
-    def name(self, parameter: Tensor) -> str:
-        """The parameter's fully qualified name, by the framework that moved it or else by its modules."""
-        known = self.session.adapters.parameter_name(parameter)
-        if known:
-            return known
-        owner = self.owner_of(parameter)
-        if owner is None:
-            return ""
-        front = self.module_name(owner[0])
-        return f"{front}.{owner[1]}" if front else owner[1]
-
-    def module_name(self, module: Any) -> str:
-        """The module's fully qualified name below its root; the root itself is ""."""
-        parts: list[str] = []
-        for _ in range(DEEPEST):
-            place = next(holding(self._parents.get(module), module), None)
-            if place is None:
-                break
-            module, name = place
-            if name not in WRAPPERS and not self.session.adapters.inserted(module, name):
-                parts.append(name)
-        return ".".join(reversed(parts))
-
-    def around(self, module: Any) -> list[Any]:
-        """The module and those that hold it, innermost first."""
-        found = [module]
-        for _ in range(DEEPEST if module is not None else 0):
-            place = next(holding(self._parents.get(found[-1]), found[-1]), None)
-            if place is None:
-                break
-            found.append(place[0])
-        return found
-
-    def holder(self, parameter: Tensor) -> Any:
-        """The module that holds this parameter."""
-        owner = self.owner_of(parameter)
-        return owner[0] if owner is not None else None

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..events import OpsPaused, OpsResumed, WindowOpened
+from ..dtypes import LOW
+from ..events import OpRefused, OpsPaused, OpsResumed, WindowOpened
 from ..modes import OurMode
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
-from ..trackers.lineage import LOW, kind_of
+from ..trackers.lineage import kind_of
 from ..trackers.replay import computes
 from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction
 from ..watchers.births import MAKERS
-from ..watchers.constants import refused
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -81,7 +81,7 @@ class OpMode(OurMode):
             else:
                 out = plan.run(*args, **kwargs) if kwargs else plan.run(*args)
         except RuntimeError as error:
-            self.probe.session.guard("a refused op", refused, self.probe.session, plan.name, args, error)
+            self.probe.session.bus.tell(OpRefused(plan.name, args, error))
             raise
         if operands is not None:
             self.origins.after(func, operands, args, out)

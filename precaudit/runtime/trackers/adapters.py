@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...model.vocabulary import Role
 from .. import torch_private as private
-from .lineage import LOW
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..dtypes import LOW
+from .modules import Modules
+from .tensors import Tensors
 
 NAMES = re.compile(r"(?:^|[._])(?:lora|adapter|ia3|prompt|prefix_enc|dora|loha|lokr|vera)", re.IGNORECASE)
 """How adapter weights are called where no framework says which they are."""
@@ -22,8 +21,9 @@ NAMES = re.compile(r"(?:^|[._])(?:lora|adapter|ia3|prompt|prefix_enc|dora|loha|l
 class Adapted:
     """Asked at step boundaries, about the parameters of one optimizer."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, tensors: Tensors, modules: Modules) -> None:
+        self._tensors = tensors
+        self._modules = modules
         self._known: dict[int, bool] = {}
         """`id` of a parameter of the step that goes on -> whether it is an adapter."""
 
@@ -35,8 +35,8 @@ class Adapted:
         """By the framework's account, else by name."""
         known = self._known.get(id(parameter))
         if known is None:
-            claimed = self.session.tensors.of(private.local(parameter)).claimed is Role.ADAPTER_PARAMETER
-            known = claimed or bool(NAMES.search(self.session.construction.name(parameter)))
+            claimed = self._tensors.of(private.local(parameter)).claimed is Role.ADAPTER_PARAMETER
+            known = claimed or bool(NAMES.search(self._modules.name(parameter)))
             self._known[id(parameter)] = known
         return known
 
@@ -47,7 +47,7 @@ class Adapted:
         trained beside adapters, and so may a bias. Low ones are trained by mistake even where the adapters are trained
         too; float32 ones only where no adapter is.
         """
-        construction = self.session.construction
+        construction = self._modules
         known: dict[Any, list[Tensor]] = {}
         found = []
         for parameter in trained:

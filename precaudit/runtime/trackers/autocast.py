@@ -10,10 +10,10 @@ import weakref
 from typing import Any, NamedTuple
 
 from ...model.vocabulary import Role, Site
+from ..dtypes import DTYPE_NAMES
 from ..events import AutocastEntered, AutocastLeft, AutocastMade, Bus
 from ..sites import entered_by_library, user_site
 from .claims import Declaration
-from .lineage import DTYPE_NAMES
 
 
 class Region(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...model.vocabulary import Role, Site
+from ...model.vocabulary import Cause, Role, Site
+from ..process.ledger import Observation
 
 
 class Claim(NamedTuple):
@@ -38,3 +40,41 @@ class Declaration(NamedTuple):
     setting because the user left this one out."""
     autocast: bool = False
     """It is put into effect by autocast, whose regions then declare nothing of their own."""
+
+
+class Account:
+    """What is asked of the frameworks; here, the answers where there is none."""
+
+    def owner(self, parameter: Tensor) -> tuple[Any, str] | None:
+        """The module of a parameter that a framework put there past `setattr`, and the parameter's name in it."""
+        return None
+
+    def parameter_name(self, parameter: Tensor) -> str:
+        """The user's own name for it; "" where no framework knows better than the modules."""
+        return ""
+
+    def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
+        """Why a parameter is low: `found`, or a better account."""
+        return found
+
+    def inserted(self, module: Any, name: str) -> bool:
+        """Whether a framework gave this child of a module its name."""
+        return False
+
+    def scales_loss(self) -> bool:
+        """Whether a framework multiplies the loss itself."""
+        return False
+
+    def declared(self, role: Role, dtype: str = "") -> Declaration | None:
+        """What was declared for this role, of `dtype` if there is such a declaration."""
+        return None
+
+    def describe(self, seen: Observation, tensors: Sequence[Tensor]) -> None:
+        """Adds what only a framework knows of these weights."""
+
+
+class Accounts:
+    """Where trackers and watchers find the frameworks' account, whoever gives it."""
+
+    def __init__(self) -> None:
+        self.by = Account()

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
+from ..dtypes import LOW
 from ..events import BackwardBegan, BackwardEnded, BackwardNested, Bus
 from ..sites import user_site
-from .lineage import LOW
 from .steps import Steps
 
 MATMUL_NODES = frozenset(

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site
 from .. import torch_private as private
-from ..events import BackwardEnded, StepOver
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import BackwardEnded, Bus, StepOver
+from ..operands import differentiable, tensors_of
 from ..optable import NORMS, POINTWISE, REDUCING, SHAPING
-from ..process.ledger import Observation
+from ..process.ledger import Ledger, Observation
 from ..sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
-from .tensors import Record
-
-if TYPE_CHECKING:
-    from ..session import Session
-
-DTYPE_NAMES = {d: str(d).removeprefix("torch.") for d in vars(torch).values() if isinstance(d, torch.dtype)}
-FLOATING_DTYPES = frozenset(dtype for dtype, name in DTYPE_NAMES.items() if name in FLOATING)
-LOW = frozenset(dtype for dtype in FLOATING_DTYPES if FLOATING[DTYPE_NAMES[dtype]].bits < 32)
+from .autocast import Autocast
+from .micro_batches import MicroBatches
+from .modules import Modules
+from .tensors import Record, Tensors
+from .window import Window
 
 MANY = 8
 """Values that one is remembered to come from."""
@@ -85,11 +84,22 @@ class CastOf(NamedTuple):
 class Flow:
     """The marks of one session, and the observations they may confirm."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.ledger = session.ledger
-        self.window = session.window
-        self.tensors = session.tensors
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        window: Window,
+        tensors: Tensors,
+        micro_batches: MicroBatches,
+        modules: Modules,
+        autocast: Autocast,
+    ) -> None:
+        self._autocast = autocast
+        self._micro_batches = micro_batches
+        self._modules = modules
+        self.ledger = ledger
+        self.window = window
+        self.tensors = tensors
         self.marked = False
         """Some value that is still there has a mark."""
         self.lineage_sites: dict[tuple[str, int], Site | None] = {}
@@ -105,8 +115,8 @@ class Flow:
         """Where the last low-precision result lies."""
         self.cuda_float32 = False
         """The op in progress would have a float32 result under CUDA's autocast."""
-        session.bus.on(BackwardEnded, self._backward_ended)
-        session.bus.on(StepOver, lambda event: self.step_boundary())
+        bus.on(BackwardEnded, self._backward_ended)
+        bus.on(StepOver, lambda event: self.step_boundary())
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         """What autograd.grad returned are gradients."""
@@ -174,7 +184,7 @@ class Flow:
 
     def on_cuda_float32(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """An op that CPU autocast leaves low and CUDA's does not: the result, and what promotes with it, is marked."""
-        region = self.session.autocast.active()
+        region = self._autocast.active()
         if region is None or region.device != "cpu":
             return
         results = out if isinstance(out, (list, tuple)) else (out,)
@@ -200,14 +210,14 @@ class Flow:
 
     def runs_anywhere(self, site: Site | None) -> bool:
         """Whether the script picks its device at run time, at this site or where it entered autocast."""
-        entered = [region for (device, _), region in self.session.autocast.declared.items() if device == "cpu"]
+        entered = [region for (device, _), region in self._autocast.declared.items() if device == "cpu"]
         if any(autocasts_cpu_alone(at) for at in entered):
             return False
         return any(chooses_device(at) for at in (site, *entered))
 
     def in_hook(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A sum of a parameter's shape that a hook of the user's makes inside backward is one of gradients."""
-        if self.session.has_shape_of_parameter(out) and in_user_hook():
+        if self._micro_batches.has_shape(out) and in_user_hook():
             self.mark(out, grad=True)
             self.descend(name, args, out)
 
@@ -216,7 +226,7 @@ class Flow:
         inputs = [arg for arg in args if isinstance(arg, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
             return
-        is_parameter = self.session.is_parameter
+        is_parameter = self.tensors.is_parameter
         if any(t.requires_grad and not is_parameter(t) for t in inputs):
             return
         if name in CHOOSING:
@@ -290,8 +300,8 @@ class Flow:
                     self.mark(out, factor=(tensor.dtype, made))
             elif "rounded" in marks or "factor" in marks:
                 self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
-            from_parameter |= "param" in marks or self.session.is_parameter(tensor)
-            from_gradient |= "grad" in marks or "from_gradient" in marks or self.session.is_gradient(tensor)
+            from_parameter |= "param" in marks or self.tensors.is_parameter(tensor)
+            from_gradient |= "grad" in marks or "from_gradient" in marks or self.tensors.is_gradient(tensor)
             if name == "sub" and index:
                 continue
             line = self.tensors.of(tensor).lineage
@@ -327,11 +337,11 @@ class Flow:
         if seen is not None and not self.cuda_float32:
             seen.attrs.pop("only_on_cpu", None)
         if seen is None:
-            module = self.session.module_name(enclosing_module(torch.nn.Module))
+            module = self._modules.module_name(enclosing_module(torch.nn.Module))
             made = Observation(
                 kind, DTYPE_NAMES[dtype], role, user_site(), module=module, detail=detail, attrs=attrs, confirmed=False
             )
-            region = self.session.autocast.words()
+            region = self._autocast.words()
             if region:
                 made.attrs["autocast"] = region
             if self.device:
@@ -372,24 +382,3 @@ class Flow:
 
     def step_boundary(self) -> None:
         self.marked = any(known.marks for known in self.tensors.living())
-
-
-def differentiable(args: Iterable[Any]) -> bool:
-    """Whether a gradient could flow into this op through a direct argument."""
-    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-
-
-def trains(args: Iterable[Any]) -> bool:
-    """Whether this op is part of the graph that backward will walk."""
-    return torch.is_grad_enabled() and differentiable(args)
-
-
-def tensors_of(args: Iterable[Any]) -> list[Tensor]:
-    """The tensors among the arguments, those inside lists included."""
-    out: list[Tensor] = []
-    for arg in args:
-        if isinstance(arg, Tensor):
-            out.append(arg)
-        elif isinstance(arg, (list, tuple)):
-            out += [item for item in arg if isinstance(item, Tensor)]
-    return out

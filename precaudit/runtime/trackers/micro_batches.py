@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..dtypes import LOW
 from ..events import (
     BackwardEnded,
     Bus,
@@ -21,7 +22,6 @@ from ..events import (
 )
 from .graph import GraphRecomputed, GraphWalked
 from .holders import Holders
-from .lineage import LOW
 from .optimizers import parameters
 from .steps import Steps
 from .tensors import Leaf, Tensors
@@ -63,6 +63,10 @@ class MicroBatches:
         bus.on(GradientReset, lambda event: self._start_anew([event.leaf]))
         bus.on(WindowOpened, lambda event: self._start_anew(self._tensors.leaves()))
         bus.on(StepOver, lambda event: self._tensors.forget_expired())
+
+    def has_shape(self, tensor: Tensor) -> bool:
+        """Whether some parameter has this tensor's shape."""
+        return tuple(tensor.shape) in self.shapes
 
     def of(self, leaf: Tensor) -> int:
         """How many micro-batches' gradients are summed in this leaf's `.grad`."""

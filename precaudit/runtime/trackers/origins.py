@@ -11,20 +11,20 @@ through a Python number descends from nothing; a step of more than 20,000 operat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..events import BackwardBegan, GoesOn, OptimizerBuilt, RestBegan, WindowOpened
+from ..events import BackwardBegan, Bus, GoesOn, OptimizerBuilt, RestBegan, WindowOpened
+from ..guard import Guard
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS
+from ..process.ledger import Ledger
 from ..sites import enclosing_module, user_site
-from .window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
-
-if TYPE_CHECKING:
-    from ..session import Session
+from .modules import Modules
+from .window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Window
 
 MOST = 20_000
 """Results that are kept of one step; two 0-d tensors each."""
@@ -108,9 +108,11 @@ Operands = list[tuple[Tensor, int]]
 class Origins:
     """The results of the step that is going on."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.window = session.window
+    def __init__(self, bus: Bus, guard: Guard, ledger: Ledger, window: Window, modules: Modules) -> None:
+        self._ledger = ledger
+        self._guard = guard
+        self._modules = modules
+        self.window = window
         self.following = False
         """Asked by our modes, once per op."""
         self._plans: dict[int, Plan] = {}
@@ -123,11 +125,11 @@ class Origins:
         self._evaluations = 0
         """How often too much was kept before any backward."""
         self._waits = False
-        session.bus.on(BackwardBegan, self._backward_began)
-        session.bus.on(OptimizerBuilt, self._optimizer_built)
-        session.bus.on(RestBegan, lambda event: self.end())
-        session.bus.on(WindowOpened, lambda event: self.end())
-        session.bus.on(GoesOn, self._goes_on)
+        bus.on(BackwardBegan, self._backward_began)
+        bus.on(OptimizerBuilt, self._optimizer_built)
+        bus.on(RestBegan, lambda event: self.end())
+        bus.on(WindowOpened, lambda event: self.end())
+        bus.on(GoesOn, self._goes_on)
 
     def _optimizer_built(self, event: OptimizerBuilt) -> None:
         if not self.window.tracing and not self.window.attempts:
@@ -149,7 +151,7 @@ class Origins:
 
     def begin(self) -> None:
         """Follows every op that one of our modes sees from here on. Nothing where no values may be read."""
-        self.following = self.session.ledger.measures
+        self.following = self._ledger.measures
 
     def end(self) -> None:
         self.following = False
@@ -185,7 +187,7 @@ class Origins:
                     if isinstance(tensor, Tensor) and tensor.dtype in READABLE:
                         found.append((tensor, self._known(tensor)))
         except Exception as error:
-            self.session.guard.fault(f"the inputs of {func}", error)
+            self._guard.fault(f"the inputs of {func}", error)
             return None
         return found
 
@@ -194,7 +196,7 @@ class Origins:
         try:
             self._ran(self._plans[id(func)], operands, args, out)
         except Exception as error:
-            self.session.guard.fault(f"the result of {func}", error)
+            self._guard.fault(f"the result of {func}", error)
 
     def _known(self, tensor: Tensor) -> int:
         key = private.storage_key(tensor)
@@ -305,7 +307,7 @@ class Origins:
         forward = self._forward.get(first.node) if first.direction == BACKWARD else None
         if forward is not None:
             site, module = self._results[forward].site, self._results[forward].module
-        name = self.session.module_name(module)
+        name = self._modules.module_name(module)
         return Origin(first.name.strip("_"), value, DIRECTIONS[first.direction], site, name, given)
 
     def _read(self) -> list[int]:

@@ -8,16 +8,14 @@ Known limitations: while the loss of one pass is still there, the next one is no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..events import BackwardBegan, PassDropped
+from ..events import BackwardBegan, Bus, PassDropped
 from ..sites import enclosing_module
-
-if TYPE_CHECKING:
-    from ..session import Session
+from .window import Window
 
 MOST = 25
 """Passes that are looked at."""
@@ -38,8 +36,8 @@ class Mark:
 class Passes:
     """Asked by the mode that watches births, for each op before the first backward."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, bus: Bus, window: Window) -> None:
+        self._bus, self._window = bus, window
         self.follows = True
         self.dropped = 0
         self.fell = False
@@ -47,7 +45,7 @@ class Passes:
         self._marked = False
         self._trains = True
         """The last module that was seen to run is in training mode."""
-        session.bus.on(BackwardBegan, self._backward_began, always=True)
+        bus.on(BackwardBegan, self._backward_began, always=True)
 
     def _backward_began(self, event: BackwardBegan) -> None:
         self.follows = False
@@ -77,11 +75,11 @@ class Passes:
         if self._marked and self.follows:
             self._marked = False
             self.dropped += 1
-            self._session.bus.tell(PassDropped())
+            self._bus.tell(PassDropped())
             self.follows = self.dropped < MOST
 
     def notes(self) -> list[str]:
         """What to say of it in the report."""
-        if not self.dropped or self._session.window.micro_batches:
+        if not self.dropped or self._window.micro_batches:
             return []
         return ["forward passes ended without a backward: what they held is judged, and no step was taken"]

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..dtypes import LOW
 from ..guard import is_programs_own
 from ..process.ledger import Ledger
 from . import samples
-from .lineage import LOW
 
 ELEMENTWISE = frozenset("copy_ _to_copy clone zero_ fill_ masked_fill_".split())
 """Ops that torch does not tag as pointwise, and are."""

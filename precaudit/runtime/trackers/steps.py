@@ -32,8 +32,9 @@ from ..events import (
     WindowClosed,
     WindowOpened,
 )
+from ..operands import trains
 from .by_hand import ByHand
-from .lineage import trains
+from .optimizers import parameters
 from .unseen_steps import UnseenSteps
 from .window import BACKWARD, FORWARD, Window
 
@@ -233,6 +234,14 @@ class Steps:
     def optimizers(self) -> list[Any]:
         """The optimizers that made an attempt."""
         return [optimizer for optimizer in self.stepped if optimizer is not self.hand_written]
+
+    def devices(self) -> list[str]:
+        """Where the parameters lie that are stepped on."""
+        return sorted({p.device.type for optimizer in self.optimizers() for p in parameters(optimizer)})
+
+    def on_accelerator(self) -> bool:
+        """Whether anything that is trained lies elsewhere than on the CPU."""
+        return self.devices() not in ([], ["cpu"])
 
     def forward_begins(self, args: Any) -> bool:
         """Whether an op outside no_grad, after backward, is of the next forward pass: the step told nobody of its end.

@@ -192,6 +192,18 @@ class Tensors:
         except private.NO_STORAGE:
             return NOBODY
 
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether it lies in a parameter's memory, as `p.data` does."""
+        return self.of(tensor).parameter is not None
+
+    def is_gradient(self, tensor: Tensor) -> bool:
+        """Whether it lies in the memory of some leaf's `.grad`, or of a framework's sum of gradients."""
+        return self.of(tensor).is_gradient
+
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether it is a leaf of autograd.grad in a loop that trains by `.backward()`."""
+        return self.of(tensor).is_input
+
     def learn(self, tensor: Tensor) -> Record:
         """The record to write to. Of a tensor without storage (sparse) nothing is kept."""
         key = private.storage_key(tensor)

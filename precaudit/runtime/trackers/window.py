@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..events import BackwardBegan, BackwardEnded, BackwardRuns, Bus, StepFailed, StepReturned, StepRuns
+from ..settings import Settings
 
 FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
 """Between an optimizer step and backward; inside backward; between backward and the step; inside the step."""
@@ -27,8 +28,8 @@ class Window:
     `steps` more steps, or after `attempts` attempts of one optimizer: many that step inside one backward are one step.
     """
 
-    def __init__(self, bus: Bus, skip: int, steps: int, attempts: int) -> None:
-        self.skip, self.steps, self.limit = skip, steps, attempts
+    def __init__(self, bus: Bus, settings: Settings) -> None:
+        self.skip, self.steps, self.limit = settings.skip, settings.steps, settings.attempts
         self.tracing = False
         """Every op is seen."""
         self.phase = FORWARD

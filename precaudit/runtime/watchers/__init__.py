@@ -33,6 +33,9 @@ class Watcher:
         """What is to be said beside the ledger's, each time that the report is written."""
         return ()
 
+    def complete(self, told: list[Observation]) -> None:
+        """Adds to what all have told, once they have: numbers, or Observations that compare others."""
+
 
 def find() -> list[type[Watcher]]:
     """The watchers of this folder, in the order of their files' names."""

@@ -3,140 +3,169 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
-from ...model.vocabulary import Kind, Role
+from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import Bus
 from ..process.ledger import Observation
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.graph import GraphWalked
+from ..trackers.lineage import Flow
+from ..trackers.micro_batches import MicroBatches
+from ..trackers.modules import Modules
 from ..trackers.optimizers import nbytes
 from ..trackers.replay import Totals
-from .writes import Write
+from ..trackers.steps import Steps
+from ..trackers.tensors import Tensors
+from . import Watcher
+from .updates import Updates
+from .writes import Write, Writes
 
-if TYPE_CHECKING:
-    from ..session import Session
 
+class Accumulators(Watcher):
+    """Asked each time that the report is written: only then is it known what lived long."""
 
-def find(session: Session, shapes: set[tuple[int, ...]]) -> list[Observation]:
-    """Memory updated from itself over several backward passes, whatever its name.
+    def __init__(
+        self,
+        bus: Bus,
+        tensors: Tensors,
+        flow: Flow,
+        steps: Steps,
+        micro_batches: MicroBatches,
+        modules: Modules,
+        writes: Writes,
+        updates: Updates,
+    ) -> None:
+        self._tensors, self._flow, self._steps = tensors, flow, steps
+        self._micro_batches, self._modules = micro_batches, modules
+        self._writes, self._updates = writes, updates
+        self._last_backward: Site | None = None
+        bus.on(GraphWalked, self._graph_walked)
 
-    `shapes` are those of the parameters: a buffer of such a shape that parameters flow into is an average of them.
-    """
-    groups: dict[Any, Observation] = {}
-    numbers: dict[Any, Totals] = {}
-    for write in session.writes.living():
-        if _is_accumulator(write):
-            _add(session, groups, numbers, write, shapes)
-    living = [line for line in session.flow.living() if line.generation >= 2]
-    # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
-    alive = {line.start for line in living}
-    spent = [line for start, line in session.flow.sums.items() if start not in alive]
-    for line in (*living, *spent):
-        site = session.flow.lineage_sites.get(line.start)
-        what, role = "ema" if line.from_parameter else "value", Role.ACCUMULATOR
-        if line.from_gradient:
-            what, role = ("moment", Role.OPTIMIZER_STATE) if line.decays else ("buffer", Role.GRADIENT_ACCUMULATION)
+    def _graph_walked(self, event: GraphWalked) -> None:
+        if event.trains:
+            self._last_backward = event.site
+
+    def observations(self) -> Iterable[Observation]:
+        yield from self._found()
+        if not self._steps.optimizers():
+            yield from self._hand_updated()
+
+    def _found(self) -> list[Observation]:
+        """Memory updated from itself over several backward passes, whatever its name.
+
+        A buffer of a parameter's shape that parameters flow into is an average of them.
+        """
+        groups: dict[Any, Observation] = {}
+        numbers: dict[Any, Totals] = {}
+        for write in self._writes.living():
+            if self._is_accumulator(write):
+                self._add(groups, numbers, write)
+        living = [line for line in self._flow.living() if line.generation >= 2]
+        # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
+        alive = {line.start for line in living}
+        spent = [line for start, line in self._flow.sums.items() if start not in alive]
+        for line in (*living, *spent):
+            site = self._flow.lineage_sites.get(line.start)
+            what, role = "ema" if line.from_parameter else "value", Role.ACCUMULATOR
+            if line.from_gradient:
+                what, role = ("moment", Role.OPTIMIZER_STATE) if line.decays else ("buffer", Role.GRADIENT_ACCUMULATION)
+            seen = groups.setdefault(
+                (role, what, line.dtype, line.start),
+                Observation(
+                    Kind.HOLDS,
+                    DTYPE_NAMES[line.dtype],
+                    role,
+                    site,
+                    detail="replaced at each step by a value computed from itself",
+                    attrs={"what": what},
+                ),
+            )
+            seen.count += 1
+        for key, total in numbers.items():
+            self._evidence(groups[key], total)
+        return list(groups.values())
+
+    def _is_accumulator(self, write: Write) -> bool:
+        known = write.memory
+        if len(write.clock) < 2 or not write.updates_itself or known.expired or write.dtype not in DTYPE_NAMES:
+            return False
+        return not (known.is_gradient or known.by_optimizer or known.compensates)
+
+    def _add(self, groups: dict[Any, Observation], numbers: dict[Any, Totals], write: Write) -> None:
+        like_parameter = write.shape in self._micro_batches.shapes
+        role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
+        if "grad" in write.sources and like_parameter and write.decays:
+            role, what, detail = Role.OPTIMIZER_STATE, "moment", "buffers of a hand-written optimizer"
+        elif "grad" in write.sources and like_parameter:
+            role, what, detail = Role.GRADIENT_ACCUMULATION, "buffer", "own buffers that gradients are added to"
+        elif "param" in write.sources and like_parameter:
+            what, detail = "ema", "averaged weights"
+        elif "loss" in write.sources:
+            what, detail = "metric", "running sum of the loss"
+        key = (role, what, write.dtype, write.site)
         seen = groups.setdefault(
-            (role, what, line.dtype, line.start),
+            key,
             Observation(
-                Kind.HOLDS,
-                DTYPE_NAMES[line.dtype],
-                role,
-                site,
-                detail="replaced at each step by a value computed from itself",
-                attrs={"what": what},
+                Kind.HOLDS, DTYPE_NAMES[write.dtype], role, write.site, write.cause, detail=detail, attrs={"what": what}
             ),
         )
         seen.count += 1
-    for key, total in numbers.items():
-        _evidence(session, groups[key], total)
-    return list(groups.values())
+        seen.bytes += math.prod(write.shape) * getattr(write.dtype, "itemsize", 4)
+        numbers.setdefault(key, Totals()).join(write.numbers)
 
+    def _evidence(self, seen: Observation, total: Totals) -> None:
+        if seen.role is Role.GRADIENT_ACCUMULATION:
+            self._updates.of_sums(seen, total)
+        elif total.should_move:
+            seen.evidence["updates_lost"] = total.stuck / total.should_move
 
-def _is_accumulator(write: Write) -> bool:
-    known = write.memory
-    if len(write.clock) < 2 or not write.updates_itself or known.expired or write.dtype not in DTYPE_NAMES:
-        return False
-    return not (known.is_gradient or known.by_optimizer or known.compensates)
+    def _hand_updated(self) -> list[Observation]:
+        """Parameters that a loop without an Optimizer updates itself."""
+        held: dict[Any, list[Tensor]] = {}
+        for leaf in self._writes.leaves():
+            kinds = self._tensors.of(private.local(leaf)).writes or ()
+            if "update" in kinds:
+                held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
+        out = [] if held else self._replaced()
+        for (dtype, carried), leaves in held.items():
+            seen = Observation(
+                Kind.HOLDS,
+                DTYPE_NAMES.get(dtype, str(dtype)),
+                Role.MASTER_WEIGHT,
+                self._writes.hand_written_at,
+                self._modules.why_low(leaves[0]) if dtype in LOW else None,
+                detail=f"{len(leaves)} parameters updated by the training loop itself",
+                count=len(leaves),
+                bytes=sum(nbytes(leaf) for leaf in leaves),
+                attrs={"optimizer": "hand-written"},
+            )
+            if dtype in LOW:
+                self._updates.of_parameters(seen, leaves)
+            if carried:
+                seen.attrs["allowed_because"] = "kahan"
+            out.append(seen)
+        return out
 
-
-def _add(
-    session: Session, groups: dict[Any, Observation], numbers: dict[Any, Totals], write: Write, shapes: set[Any]
-) -> None:
-    like_parameter = write.shape in shapes
-    role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
-    if "grad" in write.sources and like_parameter and write.decays:
-        role, what, detail = Role.OPTIMIZER_STATE, "moment", "buffers of a hand-written optimizer"
-    elif "grad" in write.sources and like_parameter:
-        role, what, detail = Role.GRADIENT_ACCUMULATION, "buffer", "own buffers that gradients are added to"
-    elif "param" in write.sources and like_parameter:
-        what, detail = "ema", "averaged weights"
-    elif "loss" in write.sources:
-        what, detail = "metric", "running sum of the loss"
-    key = (role, what, write.dtype, write.site)
-    seen = groups.setdefault(
-        key,
-        Observation(
-            Kind.HOLDS, DTYPE_NAMES[write.dtype], role, write.site, write.cause, detail=detail, attrs={"what": what}
-        ),
-    )
-    seen.count += 1
-    seen.bytes += math.prod(write.shape) * getattr(write.dtype, "itemsize", 4)
-    numbers.setdefault(key, Totals()).join(write.numbers)
-
-
-def _evidence(session: Session, seen: Observation, total: Totals) -> None:
-    if seen.role is Role.GRADIENT_ACCUMULATION:
-        session.updates.of_sums(seen, total)
-    elif total.should_move:
-        seen.evidence["updates_lost"] = total.stuck / total.should_move
-
-
-def hand_updated(session: Session) -> list[Observation]:
-    """Parameters that a loop without an Optimizer updates itself."""
-    held: dict[Any, list[Tensor]] = {}
-    for leaf in session.writes.leaves():
-        kinds = session.tensors.of(private.local(leaf)).writes or ()
-        if "update" in kinds:
-            held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
-    out = [] if held else _replaced(session)
-    for (dtype, carried), leaves in held.items():
-        seen = Observation(
-            Kind.HOLDS,
-            DTYPE_NAMES.get(dtype, str(dtype)),
-            Role.MASTER_WEIGHT,
-            session.writes.hand_written_at,
-            session.construction.why_low(leaves[0]) if dtype in LOW else None,
-            detail=f"{len(leaves)} parameters updated by the training loop itself",
-            count=len(leaves),
-            bytes=sum(nbytes(leaf) for leaf in leaves),
-            attrs={"optimizer": "hand-written"},
-        )
-        if dtype in LOW:
-            session.updates.of_parameters(seen, leaves)
-        if carried:
-            seen.attrs["allowed_because"] = "kahan"
-        out.append(seen)
-    return out
-
-
-def _replaced(session: Session) -> list[Observation]:
-    """Parameters that got other memory at each step (`p.data = …`), or whose place others took (`w = w - lr * g`)."""
-    by_hand = session.steps.by_hand
-    if not by_hand.replaces:
-        return []
-    return [
-        Observation(
-            Kind.HOLDS,
-            DTYPE_NAMES.get(dtype, str(dtype)),
-            Role.MASTER_WEIGHT,
-            session.stock.last_backward,
-            detail=f"{count} parameters replaced by the training loop itself",
-            count=count,
-            bytes=size,
-            attrs={"optimizer": "hand-written"},
-        )
-        for dtype, (count, size) in by_hand.held.items()
-    ]
+    def _replaced(self) -> list[Observation]:
+        """Parameters that got other memory at each step (`p.data = …`), or gave their place (`w = w - lr * g`)."""
+        by_hand = self._steps.by_hand
+        if not by_hand.replaces:
+            return []
+        return [
+            Observation(
+                Kind.HOLDS,
+                DTYPE_NAMES.get(dtype, str(dtype)),
+                Role.MASTER_WEIGHT,
+                self._last_backward,
+                detail=f"{count} parameters replaced by the training loop itself",
+                count=count,
+                bytes=size,
+                attrs={"optimizer": "hand-written"},
+            )
+            for dtype, (count, size) in by_hand.held.items()
+        ]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
+from ..dtypes import DTYPE_NAMES
 from ..events import Boundary, Bus, StepBegan
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.autocast import Autocast
 from ..trackers.graph import GraphWalked
-from ..trackers.lineage import DTYPE_NAMES
 from ..trackers.optimizers import parameters
 from . import Watcher
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..events import OptimizerBuilt, RestBegan, RestEnded, WindowOpened
-from ..modes import OurMode
+from ..dtypes import LOW
+from ..events import Bus, OpRefused, OptimizerBuilt, RestBegan, RestEnded, WindowOpened
+from ..guard import Guard
+from ..modes import Modes, OurMode
 from ..sites import user_site
-from ..trackers.lineage import LOW
-from .constants import refused
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..trackers.origins import Origins
+from ..trackers.passes import Passes
+from ..trackers.tensors import Tensors
+from ..trackers.window import Window
 
 MAKERS = frozenset(
     "zeros zeros_like ones ones_like full full_like empty empty_like empty_strided new_zeros new_empty new_full "
@@ -26,31 +28,44 @@ MAKERS = frozenset(
 class Births:
     """Learns the user's line that made a tensor."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.tensors = session.tensors
+    def __init__(
+        self, bus: Bus, guard: Guard, window: Window, tensors: Tensors, modes: Modes, origins: Origins, passes: Passes
+    ) -> None:
+        self.guard = guard
+        self.passes = passes
+        self.unmounted: Callable[[], Any] = lambda: None
+        """Gives the mode that sees ops as in a traced step."""
+        self._window = window
+        self._modes = modes
+        self._bus = bus
+        self.tensors = tensors
+        self.origins = origins
         self._mode: BirthMode | None = None
-        session.bus.on(OptimizerBuilt, self._optimizer_built)
-        session.bus.on(RestBegan, lambda event: self.stop())
-        session.bus.on(RestEnded, lambda event: self.start())
-        session.bus.on(WindowOpened, lambda event: self.stop())
+        bus.on(OptimizerBuilt, self._optimizer_built)
+        bus.on(RestBegan, lambda event: self.stop())
+        bus.on(RestEnded, lambda event: self.start())
+        bus.on(WindowOpened, lambda event: self.stop())
 
     def _optimizer_built(self, event: OptimizerBuilt) -> None:
         """From the first optimizer on, until every op is seen."""
-        if not self.session.window.attempts:
+        if not self._window.attempts:
             self.start()
 
     def start(self) -> None:
         """Sees what is made, unless every op is seen."""
-        if self._mode is None and not self.session.window.tracing:
+        if self._mode is None and not self._window.tracing:
             self._mode = BirthMode(self)
-            self.session.modes.put_in(self._mode)
+            self._modes.put_in(self._mode)
 
     def stop(self) -> None:
         """Sees no more."""
         if self._mode is not None:
-            self.session.modes.take_out(self._mode)
+            self._modes.take_out(self._mode)
             self._mode = None
+
+    def refused(self, event: OpRefused) -> None:
+        """An op raised."""
+        self._bus.tell(event)
 
     def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if name in ("clone", "_to_copy") and self.tensors.of(args[0]).parameter and not torch.is_grad_enabled():
@@ -69,7 +84,7 @@ class BirthMode(OurMode):
     def __init__(self, births: Births) -> None:
         super().__init__()
         self.births = births
-        self.passes = births.session.passes
+        self.passes = births.passes
         self.makers: dict[Any, str] = {}
         self.foreign: set[Any] = set()
 
@@ -84,8 +99,8 @@ class BirthMode(OurMode):
             if private.is_foreign(func):
                 self.foreign.add(func)
         elif self.passes.follows and self.passes.sees(args) and func not in self.foreign:
-            return self.births.session.ops.unmounted().__torch_dispatch__(func, types, args, kwargs)
-        origins = self.births.session.origins
+            return self.births.unmounted().__torch_dispatch__(func, types, args, kwargs)
+        origins = self.births.origins
         operands = origins.before(func, args, kwargs or {}) if origins.following else None
         try:
             if self.foreign and func in self.foreign:
@@ -93,7 +108,7 @@ class BirthMode(OurMode):
             else:
                 out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:
-            self.births.session.guard("a refused op", refused, self.births.session, str(func), args, error)
+            self.births.refused(OpRefused(str(func), args, error))
             raise
         if operands is not None:
             origins.after(func, operands, args, out)
@@ -101,5 +116,5 @@ class BirthMode(OurMode):
             try:
                 self.births.made(name, args, kwargs, out)
             except Exception as error:
-                self.births.session.guard.fault(f"what {func} makes", error)
+                self.births.guard.fault(f"what {func} makes", error)
         return out

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
+from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus, Saved
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
-from ..trackers.lineage import DTYPE_NAMES, LOW
 from ..trackers.window import Window
 from . import Watcher
 

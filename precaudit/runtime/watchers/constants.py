@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import Bus, MayEndNow, OpRefused
 from ..optable import POINTWISE
-from ..process.ledger import Observation
+from ..process.ledger import Ledger, Observation
 from ..sites import in_library, user_site
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.lineage import Flow
 from ..trackers.samples import nonfinite
 from . import FORWARD, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 LARGEST = {dtype: FLOATING[name].max for dtype, name in DTYPE_NAMES.items() if name in FLOATING}
 GUARDS = frozenset({"add", "clamp_min", "clamp", "maximum"})
@@ -27,9 +26,11 @@ INPLACE = frozenset({"add_", "mul_", "masked_fill_", "sub_", "fill_"})
 class Constants(Watcher):
     """PA406 and PA407."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
+    def __init__(self, bus: Bus, ledger: Ledger, flow: Flow) -> None:
+        self._ledger = ledger
+        self._bus = bus
+        self.flow = flow
+        bus.on(OpRefused, self._refused)
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, POINTWISE | INPLACE, self.literal, True
@@ -53,7 +54,7 @@ class Constants(Watcher):
                 )
                 seen.confirmed = True
                 if seen.count <= 4:
-                    self.session.ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
+                    self._ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
             elif (
                 size < 1e-4
                 and name in GUARDS
@@ -74,7 +75,7 @@ class Constants(Watcher):
         )
 
     def _report(self, site: Site | None, number: float, feeds: str, out: Any) -> None:
-        self.session.once(
+        self._ledger.once(
             ("eps", site, number, out.dtype),
             Observation(
                 Kind.CONSTANT,
@@ -86,18 +87,18 @@ class Constants(Watcher):
             ),
         )
 
-
-def refused(session: Session, name: str, args: Any, error: BaseException) -> None:
-    """torch itself refuses a literal that the tensor's dtype cannot hold."""
-    if "cannot be converted to type" not in str(error):
-        return
-    tensor = next((arg for arg in args if isinstance(arg, Tensor) and arg.dtype in LOW), None)
-    value = next((arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)), None)
-    if tensor is None:
-        return
-    said = f"{value:g} in {name}" if value is not None else name
-    seen = session.flow.suspect_kind(
-        "refused", Kind.CONSTANT, Role.ACTIVATION, tensor.dtype, f"{said}, which torch refuses", overflows=True
-    )
-    seen.confirmed = True
-    session.rank_file.write()
+    def _refused(self, event: OpRefused) -> None:
+        """torch itself refuses a literal that the tensor's dtype cannot hold."""
+        name, args, error = event
+        if "cannot be converted to type" not in str(error):
+            return
+        tensor = next((arg for arg in args if isinstance(arg, Tensor) and arg.dtype in LOW), None)
+        value = next((arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)), None)
+        if tensor is None:
+            return
+        said = f"{value:g} in {name}" if value is not None else name
+        seen = self.flow.suspect_kind(
+            "refused", Kind.CONSTANT, Role.ACTIVATION, tensor.dtype, f"{said}, which torch refuses", overflows=True
+        )
+        seen.confirmed = True
+        self._bus.tell(MayEndNow())

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..events import BackwardEnded, Boundary, StepOver
+from ..dtypes import DTYPE_NAMES, FLOATING_DTYPES, LOW
+from ..events import BackwardEnded, Boundary, Bus, GradientsRescaled, ScalerStepBegan, StepOver
+from ..operands import tensors_of
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
-from ..process.ledger import Observation
+from ..process.ledger import Ledger, Observation
 from ..sites import user_site
-from ..trackers.lineage import DTYPE_NAMES, FLOATING_DTYPES, LOW, CastOf, Marks, kind_of, tensors_of
+from ..trackers.claims import Accounts
+from ..trackers.lineage import CastOf, Flow, Marks, kind_of
+from ..trackers.loss_scale import LossScale
+from ..trackers.optimizers import parameters
 from ..trackers.samples import nonfinite, underflow
+from ..trackers.tensors import Tensors
+from ..trackers.window import Window
 from . import BACKWARD, FORWARD, GRADIENTS, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 SAMPLED_PER_STEP = 8
 UNDERFLOW = 0.3
@@ -33,19 +37,31 @@ EXACT = frozenset({"amax", "max"})
 class Gradients(Watcher):
     """PA202's and PA203's evidence, PA209, PA211 and PA501."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
-        self.ledger = session.ledger
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        window: Window,
+        tensors: Tensors,
+        flow: Flow,
+        accounts: Accounts,
+        loss_scale: LossScale,
+    ) -> None:
+        self._window = window
+        self._tensors = tensors
+        self._accounts = accounts
+        self._loss_scale = loss_scale
+        self._bus = bus
+        self.flow = flow
+        self.ledger = ledger
         self.norm_read = False
         """A gradient norm became a Python number since backward."""
-        self.rescaled = False
-        """Gradients were multiplied by something that is not their own norm since backward."""
         self.sampled = 0
         self.zeros = self.subnormals = self.nonzeros = 0.0
-        session.bus.on(BackwardEnded, self._backward_ended)
-        session.bus.on(Boundary, lambda event: self.take_stock())
-        session.bus.on(StepOver, lambda event: self.step_boundary())
+        bus.on(BackwardEnded, self._backward_ended)
+        bus.on(ScalerStepBegan, self._scaler_step_began)
+        bus.on(Boundary, lambda event: self.take_stock())
+        bus.on(StepOver, lambda event: self.step_boundary())
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         self.norm_read = False
@@ -80,8 +96,8 @@ class Gradients(Watcher):
         for tensor in tensors_of([nested])[:1]:
             if not tensor.dtype.is_floating_point or tensor.numel() <= 1:
                 continue
-            inside = self.session.window.phase == BACKWARD and not private.differentiates_forward()
-            if inside or self.session.is_gradient(tensor) or "grad" in self.flow.of(tensor):
+            inside = self._window.phase == BACKWARD and not private.differentiates_forward()
+            if inside or self._tensors.is_gradient(tensor) or "grad" in self.flow.of(tensor):
                 self._reduction(tensor, name)
 
     def _reduction(self, tensor: Tensor, name: str) -> None:
@@ -93,8 +109,8 @@ class Gradients(Watcher):
 
     def _first_reduction(self, dtype: str, name: str) -> Observation:
         """Who chose this dtype: the declaration for it, else the framework that reduces, else the user's own loop."""
-        declared = self.session.adapters.declared(Role.GRADIENT_REDUCTION, dtype)
-        chosen = "explicit" if self.session.window.phase == GRADIENTS else "default"
+        declared = self._accounts.by.declared(Role.GRADIENT_REDUCTION, dtype)
+        chosen = "explicit" if self._window.phase == GRADIENTS else "default"
         if declared is not None:
             chosen = declared.chosen if declared.dtype in ("", dtype) else "framework"
         return Observation(
@@ -110,7 +126,7 @@ class Gradients(Watcher):
         """Values computed from gradients, and from their norms."""
         found: Marks = {}
         for tensor in tensors_of(args):
-            if self.session.is_gradient(tensor):
+            if self._tensors.is_gradient(tensor):
                 found["grad"] = True
             found.update(self.flow.of(tensor))
         kept: Marks = {mark: True for mark in ("grad", "grad_norm") if mark in found}
@@ -124,34 +140,34 @@ class Gradients(Watcher):
         if kept:
             self.flow.mark(out, **kept)
         if name == "_to_copy" and isinstance(out, Tensor) and (out.dtype in LOW or args[0].dtype in LOW):
-            self.flow.mark(out, cast_of=CastOf(self.session.tensors.learn(args[0]), args[0].dtype))
+            self.flow.mark(out, cast_of=CastOf(self._tensors.learn(args[0]), args[0].dtype))
         if "grad" in found and name.startswith("clamp") and isinstance(out, Tensor) and out.numel() > 1:
-            owner = next((a for a in args[:1] if isinstance(a, Tensor) and self.session.is_gradient(a)), None)
-            if owner is not None and not self.rescaled:
+            owner = next((a for a in args[:1] if isinstance(a, Tensor) and self._tensors.is_gradient(a)), None)
+            if owner is not None and not self._loss_scale.rescaled:
                 self._clipped(out, owner)
         for chosen in args if name == "where" else ():
             if "clipped" in self.flow.of(chosen):
                 self.flow.mark(out, clipped=self.flow.of(chosen)["clipped"])
         if "grad" in found and name in SCALINGS:
-            owner = next((a for a in args if isinstance(a, Tensor) and self.session.is_gradient(a)), None)
+            owner = next((a for a in args if isinstance(a, Tensor) and self._tensors.is_gradient(a)), None)
             by_norm = any("grad_norm" in self.flow.of(a) for a in args if a is not owner)
-            if owner is None or not by_norm or self.session.scaling.scale_read:
-                self.rescaled = True
-            elif not self.rescaled:
+            if owner is None or not by_norm or self._loss_scale.read:
+                self._bus.tell(GradientsRescaled())
+            elif not self._loss_scale.rescaled:
                 self._clipped(out, owner)
         if isinstance(out, Tensor) and out.dtype in LOW and (kind_of(name) == "pointwise" or name == "_to_copy"):
             self.flow.passes(name, args, kwargs, out)
 
     def _clipped(self, out: Any, owner: Tensor) -> None:
         """Kept aside; it counts if it takes the gradient's place while that is scaled."""
-        self.flow.mark(out, clipped=(user_site(), self.session.tensors.of(owner).gradient_owner(owner)))
+        self.flow.mark(out, clipped=(user_site(), self._tensors.of(owner).gradient_owner(owner)))
 
     def norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         given = tensors_of(args[:1])
         if not given:
             return
         marks = self.flow.of(given[0])
-        if self.session.is_gradient(given[0]) or "grad" in marks or "grad_norm" in marks:
+        if self._tensors.is_gradient(given[0]) or "grad" in marks or "grad_norm" in marks:
             self.flow.mark(out, grad_norm=True)
             for tensor in tensors_of([out] if isinstance(out, Tensor) else out):
                 self._norm_is(name, tensor)
@@ -178,18 +194,18 @@ class Gradients(Watcher):
         if base.startswith("clamp") or put_back or (base in ("mul", "div") and (from_norm or by_number)):
             self._clip(targets)
         elif base in ("mul", "div", "copy"):
-            self.rescaled = True
+            self._bus.tell(GradientsRescaled())
 
     def _clip(self, gradients: list[Tensor]) -> None:
-        owners = [self.session.tensors.of(gradient).gradient_owner(gradient) for gradient in gradients]
+        owners = [self._tensors.of(gradient).gradient_owner(gradient) for gradient in gradients]
         scaled = any(leaf is not None and leaf.scaled is not None for leaf in owners)
-        if not scaled or self.session.scaling.scale_read or self.rescaled:
+        if not scaled or self._loss_scale.may_be_gone:
             return
         self.clip_is_scaled(gradients[0], user_site())
 
     def clip_is_scaled(self, gradient: Tensor, site: Site | None) -> None:
         """A clip at this line met gradients that carry the loss scale."""
-        self.session.once(
+        self.ledger.once(
             ("clip", "scaled"),
             Observation(
                 Kind.CLIP,
@@ -201,6 +217,16 @@ class Gradients(Watcher):
             ),
         )
 
+    def _scaler_step_began(self, event: ScalerStepBegan) -> None:
+        """A gradient was replaced by its clamped values while it still carried the scale."""
+        scale = self._loss_scale
+        if not event.unscales or scale.may_be_gone:
+            return
+        for p in parameters(event.optimizer):
+            clipped = self.flow.of(p.grad).get("clipped")
+            if clipped is not None and clipped[1] is self._tensors.leaf(p) is not None and scale.is_on(p):
+                self.clip_is_scaled(p, clipped[0])
+
     def take_stock(self) -> None:
         """float16 gradients that are subnormal although the loss was scaled: the scale is too small."""
         share = self.subnormals / self.nonzeros if self.nonzeros else 0.0
@@ -210,12 +236,12 @@ class Gradients(Watcher):
                 continue
             seen.evidence["gradient_underflow"] = share
             seen.evidence["gradient_zeros"] = self.zeros / (self.zeros + self.nonzeros)
-            falling = self.session.window.stuck  # skipped steps brought the scale down: PA210 says why
+            falling = self._window.stuck  # skipped steps brought the scale down: PA210 says why
             # Without any scaling PA201 says it, with the same number.
             if share >= UNDERFLOW and how == "scaled" and not falling:
                 seen.attrs["underflow"] = seen.confirmed = True
             seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 
     def step_boundary(self) -> None:
-        self.norm_read = self.rescaled = False
+        self.norm_read = False
         self.sampled = 0

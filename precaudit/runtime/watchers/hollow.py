@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..events import StepBegan
-from ..process.ledger import Observation
+from ..events import Bus, StepBegan
+from ..process.ledger import Ledger, Observation
 from ..sites import user_site
+from ..trackers.modules import Modules
 from ..trackers.optimizers import trained
 from ..trackers.samples import SAMPLE, limit
+from ..trackers.steps import Steps
 from . import Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 SAMPLED = 256
 """Elements of each weight."""
@@ -33,14 +32,16 @@ FEWEST = 64
 class Hollow(Watcher):
     """PA105. Looks at the float32 weights each time an optimizer is about to step."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, bus: Bus, ledger: Ledger, modules: Modules, steps: Steps) -> None:
+        self._steps = steps
+        self._modules = modules
+        self._ledger = ledger
         self.before: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
         """Optimizer -> the sample of its weights when it last was about to step."""
-        session.bus.on(StepBegan, self._step_began)
+        bus.on(StepBegan, self._step_began)
 
     def _step_began(self, event: StepBegan) -> None:
-        restored = event.optimizer not in self.session.steps.stepped and bool(event.optimizer.state)
+        restored = event.optimizer not in self._steps.stepped and bool(event.optimizer.state)
         self.look(event.optimizer, trained(event.optimizer), restored)
 
     def look(self, optimizer: Any, parameters: Iterable[Tensor], restored: bool) -> None:
@@ -60,7 +61,7 @@ class Hollow(Watcher):
         if before is None or before.shape != now.shape:
             if restored and not bool(low_bits.any()) and int(now.unique().numel()) >= FEWEST:
                 attrs = {"restored": True, "after_step": False}
-                site = self.session.construction.loaded_at or self.session.built_at(optimizer)
+                site = self._modules.loaded_at or self._modules.built_at.get(optimizer)
                 self._report(optimizer, tensors, "at the start of a resumed run", site, attrs)
             return
         moved = (now != before) & torch.isfinite(now)  # nan and inf have no low bits either
@@ -71,10 +72,10 @@ class Hollow(Watcher):
                 attrs = {"after_step": True, "restored": False}
                 self._report(optimizer, tensors, "after an applied step", site, attrs)
 
-        self.session.ledger.defer([moved.sum(), (moved & ~low_bits).sum()], use)
+        self._ledger.defer([moved.sum(), (moved & ~low_bits).sum()], use)
 
     def _report(self, optimizer: Any, count: int, when: str, site: Site | None, attrs: dict[str, Any]) -> None:
-        self.session.ledger.put(
+        self._ledger.put(
             ("hollow", id(optimizer)),
             Observation(
                 Kind.HOLLOW,

@@ -2,58 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
-from ..events import StepBegan
-from ..process.ledger import Observation
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import Bus, StepBegan
+from ..process.ledger import Ledger, Observation
 from ..sites import user_site
+from ..trackers.claims import Accounts
 from ..trackers.graph import GraphWalked, Walk, loss_factor
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.lineage import Flow
+from ..trackers.loss_scale import LossScale
+from ..trackers.tensors import Tensors
+from ..trackers.window import Window
 from . import Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 
 class Losses(Watcher):
     """PA401's loss, and PA201."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
-        self.unscaled_float16 = False
-        """float16 gradients came from a loss that nothing scaled."""
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        window: Window,
+        tensors: Tensors,
+        flow: Flow,
+        accounts: Accounts,
+        loss_scale: LossScale,
+    ) -> None:
+        self._loss_scale = loss_scale
+        self._tensors = tensors
+        self._ledger = ledger
+        self._accounts = accounts
+        self._window = window
+        self.flow = flow
         self._hand_scaling: Observation | None = None
-        session.bus.on(GraphWalked, self._graph_walked)
-        session.bus.on(StepBegan, lambda event: self.before_step())
+        bus.on(GraphWalked, self._graph_walked)
+        bus.on(StepBegan, lambda event: self.before_step())
 
     def _graph_walked(self, event: GraphWalked) -> None:
         if event.trains:
-            scaler = self.session.scaling.of_backward
+            scaler = self._loss_scale.of_backward
             self.saw(event.roots, event.found, scaler)
             self.saw_scaling(event.roots, event.found, scaler, event.gradient)
 
     def saw(self, roots: list[Tensor], found: Walk, scaler: Any) -> None:
         """The loss's dtype before any scaling; a low-precision value on its way counts, at the line that made it."""
         for root in roots:
-            self.session.tensors.learn(root).is_loss = True
+            self._tensors.learn(root).is_loss = True
         low = sorted((number, dtype) for dtype, number in found.scalars if dtype in LOW and number not in found.outputs)
         located = [(n, d) for n, d in low if n in self.flow.scalar_sites and self.flow.scalar_sites[n].line]
         for root in roots:
             dtype, site = root.dtype, user_site()
-            if scaler is not None and self.session.scaling.state(scaler).losses:
-                dtype = self.session.scaling.state(scaler).losses[-1]
+            if scaler is not None and self._loss_scale.state(scaler).losses:
+                dtype = self._loss_scale.state(scaler).losses[-1]
             if located:
                 dtype, site = located[0][1], self.flow.scalar_sites[located[0][0]]
             elif low:
                 dtype = low[0][1]
             detail = f"{root.numel()} elements" if root.numel() != 1 else ""
             name = DTYPE_NAMES.get(dtype, str(dtype))
-            seen = self.session.once(("loss", dtype), Observation(Kind.HOLDS, name, Role.LOSS, site, detail=detail))
+            seen = self._ledger.once(("loss", dtype), Observation(Kind.HOLDS, name, Role.LOSS, site, detail=detail))
             if located:
                 seen.site = site
             seen.attrs["device"] = root.device.type
@@ -70,8 +83,8 @@ class Losses(Watcher):
         tally = found.activations.get(torch.float16)
         if tally is None or not roots:
             return
-        if scaler is not None or self.session.adapters.scales_loss():
-            self.session.once(
+        if scaler is not None or self._accounts.by.scales_loss():
+            self._ledger.once(
                 ("gradient", "float16", "scaled"),
                 Observation(
                     Kind.HOLDS, "float16", Role.GRADIENT, user_site(), attrs={"loss_scaling": "scaled"}, confirmed=False
@@ -81,7 +94,7 @@ class Losses(Watcher):
         factor = loss_factor(roots[0], gradient)
         if factor is None:
             return
-        seen = self.session.once(
+        seen = self._ledger.once(
             ("gradient", "float16", "unscaled"),
             Observation(
                 Kind.HOLDS,
@@ -94,13 +107,13 @@ class Losses(Watcher):
             ),
         )
         if factor <= 1:
-            seen.confirmed = self.unscaled_float16 = True
+            seen.confirmed = self._loss_scale.missing = True
         else:
             self._hand_scaling = seen
 
     def before_step(self) -> None:
         """A factor that nobody divided the gradients by was no loss scale."""
         if self._hand_scaling is not None:
-            if self.session.window.tracing and not self.session.gradients.rescaled:
-                self._hand_scaling.confirmed = self.unscaled_float16 = True
+            if self._window.tracing and not self._loss_scale.rescaled:
+                self._hand_scaling.confirmed = self._loss_scale.missing = True
             self._hand_scaling = None

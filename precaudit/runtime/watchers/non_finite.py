@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..events import Attempted, Boundary, PassDropped, WindowOpened
-from ..process.ledger import Observation
+from ..dtypes import DTYPE_NAMES
+from ..events import Attempted, Boundary, Bus, LossScaled, PassDropped, WindowOpened
+from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.graph import GraphWalked
-from ..trackers.lineage import DTYPE_NAMES
+from ..trackers.loss_scale import LossScale
 from ..trackers.micro_batches import GradientsReady
+from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
-from ..trackers.origins import READABLE, Origin
-from ..trackers.window import MANY_SKIPS
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..trackers.origins import READABLE, Origin, Origins
+from ..trackers.steps import Steps
+from ..trackers.window import MANY_SKIPS, Window
+from . import Watcher
+from .writes import Writes
 
 WORST = ("loss", "gradient", "parameter")
 """What may be not finite, the worst last."""
@@ -51,11 +53,27 @@ class Found(NamedTuple):
     site: Site | None
 
 
-class NonFinite:
+class NonFinite(Watcher):
     """Looks at losses, at gradients before a step and at parameters after it, once each; says what it found first."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        window: Window,
+        modules: Modules,
+        loss_scale: LossScale,
+        origins: Origins,
+        steps: Steps,
+        writes: Writes,
+    ) -> None:
+        self._ledger = ledger
+        self._window = window
+        self._origins = origins
+        self._loss_scale = loss_scale
+        self._steps = steps
+        self._writes = writes
+        self._modules = modules
         self.sick = False
         """Something was not finite in the last step that was looked at."""
         self._found: list[Found] = []
@@ -66,27 +84,31 @@ class NonFinite:
         """What, and of which parameter: the first of each."""
         self._first: Origin | None = None
         self._backward_at: Site | None = None
-        session.bus.on(GraphWalked, self._graph_walked)
-        session.bus.on(PassDropped, self._pass_dropped)
-        session.bus.on(GradientsReady, lambda event: self.gradients(event.leaves))
-        session.bus.on(Attempted, self._attempted)
-        session.bus.on(Boundary, lambda event: self.take_stock())
-        session.bus.on(WindowOpened, self._window_opened)
+        bus.on(LossScaled, self._loss_scaled)
+        bus.on(GraphWalked, self._graph_walked)
+        bus.on(PassDropped, self._pass_dropped)
+        bus.on(GradientsReady, lambda event: self.gradients(event.leaves))
+        bus.on(Attempted, self._attempted)
+        bus.on(Boundary, lambda event: self.take_stock())
+        bus.on(WindowOpened, self._window_opened)
 
     @property
     def watches(self) -> bool:
         """Whether values are looked at now: in traced steps, and in the last one before them."""
-        session = self.session
-        return session.ledger.measures and (session.window.tracing or session.origins.following)
+        return self._ledger.measures and (self._window.tracing or self._origins.following)
 
     def _window_opened(self, event: WindowOpened) -> None:
         """A sick run's origin is looked for in the window too."""
         if self.sick:
-            self.session.origins.begin()
+            self._origins.begin()
+
+    def _loss_scaled(self, event: LossScaled) -> None:
+        for loss in event.given:
+            self.loss(loss)
 
     def _graph_walked(self, event: GraphWalked) -> None:
         self._backward_at = event.site or self._backward_at
-        if event.trains and self.session.scaling.of_backward is None and len(event.roots) == 1:
+        if event.trains and self._loss_scale.of_backward is None and len(event.roots) == 1:
             self.loss(event.roots[0])
 
     # -- what is looked at
@@ -95,17 +117,17 @@ class NonFinite:
         """A loss before any scaling: the root of backward, or what was handed to GradScaler."""
         if not self.watches or value.numel() != 1 or value.dtype not in READABLE or private.is_capturing(value):
             return
-        number, site, dtype = self.session.origins.last(value), user_site(), value.dtype
+        number, site, dtype = self._origins.last(value), user_site(), value.dtype
 
         def use(values: list[float]) -> None:
             if not math.isfinite(values[0]):
                 self._found.append(Found("loss", _word(values[0]), dtype, "", number, site))
 
-        self.session.ledger.defer([value.detach()], use)
+        self._ledger.defer([value.detach()], use)
 
     def _pass_dropped(self, event: PassDropped) -> None:
         """A loop that leaves out such losses calls no backward: what a pass came to is looked at once it is dropped."""
-        for number, value, dtype, site in self.session.origins.ends():
+        for number, value, dtype, site in self._origins.ends():
             self._found.append(Found("loss", value, dtype, "", number, site))
         self.take_stock()
 
@@ -119,18 +141,18 @@ class NonFinite:
         """An attempt is over. Gradients that made GradScaler skip it are its own affair, unless it never stops."""
         if not self.watches:
             return
-        by_hand = event.optimizer is self.session.steps.hand_written
-        mine = self.session.writes.leaves() if by_hand else parameters(event.optimizer)
+        by_hand = event.optimizer is self._steps.hand_written
+        mine = self._writes.leaves() if by_hand else parameters(event.optimizer)
         if not event.skipped:
             self._look("parameter", [(p, private.local(p.detach())) for p in mine], self._found)
-        elif self.session.window.stuck and self._scale_is_low(event.scaler):
+        elif self._window.stuck and self._scale_is_low(event.scaler):
             self.gradients(mine)
         else:
             return
         self._counted.append(self._gradients)
 
     def _scale_is_low(self, scaler: Any) -> bool:
-        return scaler is None or self.session.scaling.state(scaler).skips.smallest <= LOW_SCALE
+        return scaler is None or self._loss_scale.state(scaler).skips.smallest <= LOW_SCALE
 
     def _look(self, what: str, pairs: list[tuple[Tensor, Tensor]], into: list[Found]) -> None:
         """One norm per tensor, all read at once; which of them is not finite is asked only where one is not."""
@@ -143,8 +165,8 @@ class NonFinite:
                 by_kind.setdefault((tensor.device, tensor.dtype), []).append((owner, tensor))
         for (_, dtype), held in by_kind.items():
             norms = torch.stack(_norms([tensor for _, tensor in held], dtype))
-            numbers = [self.session.origins.last(tensor) for _, tensor in held]
-            self.session.ledger.defer([norms.sum()], self._reader(what, held, norms, numbers, into))
+            numbers = [self._origins.last(tensor) for _, tensor in held]
+            self._ledger.defer([norms.sum()], self._reader(what, held, norms, numbers, into))
 
     def _reader(
         self, what: str, held: list[tuple[Tensor, Tensor]], norms: Tensor, numbers: list[int], into: list[Found]
@@ -155,7 +177,7 @@ class NonFinite:
             for (owner, tensor), norm, number in zip(held, norms.tolist(), numbers, strict=True):
                 # A norm may overflow where no element does.
                 if norm != norm or (math.isinf(norm) and not torch.isfinite(tensor).all()):
-                    name = self.session.construction.name(owner)
+                    name = self._modules.name(owner)
                     into.append(Found(what, _word(norm), tensor.dtype, name, number, None))
 
         return use
@@ -175,15 +197,15 @@ class NonFinite:
             if self._first is None or self._first.given == "parameter":
                 self._first = self._origin(found) or self._first
             self._say(list(self._kept.values()), self._first)
-        if found or self.session.window.consecutive_skips >= MANY_SKIPS - 1:
-            self.session.origins.begin()
-        self.session.origins.forget()
+        if found or self._window.consecutive_skips >= MANY_SKIPS - 1:
+            self._origins.begin()
+        self._origins.forget()
 
     def _origin(self, found: list[Found]) -> Origin | None:
         """Of the loss where that is not finite, else of the gradients, else of the parameters: in order of time."""
         for what in WORST:
             for one in (f for f in found if f.what == what):
-                origin = self.session.origins.of(one.number)
+                origin = self._origins.of(one.number)
                 if origin is not None:
                     return origin
         return None
@@ -197,7 +219,7 @@ class NonFinite:
                 attrs["follows"] = True
             if origin is not None and origin.operation:
                 attrs |= {"operation": origin.operation, "direction": origin.direction}
-            self.session.ledger.put(
+            self._ledger.put(
                 ("non-finite", what),
                 Observation(
                     Kind.NON_FINITE,

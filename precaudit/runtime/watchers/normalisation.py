@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
+from ..dtypes import DTYPE_NAMES, LOW
+from ..operands import trains
 from ..optable import BATCH_NORMS
-from ..process.ledger import Observation
+from ..process.ledger import Ledger, Observation
 from ..sites import enclosing_module, user_site
-from ..trackers.lineage import DTYPE_NAMES, LOW, trains
+from ..trackers.claims import Accounts
+from ..trackers.lineage import Flow
+from ..trackers.modules import Modules
 from ..trackers.samples import nonfinite
+from ..trackers.tensors import Tensors
 from . import FORWARD, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 
 class Normalisation(Watcher):
     """PA402 and PA403. A square, its mean, and the root of that: three ops that together are a norm."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
+    def __init__(self, ledger: Ledger, tensors: Tensors, flow: Flow, modules: Modules, accounts: Accounts) -> None:
+        self._ledger = ledger
+        self._tensors = tensors
+        self._modules = modules
+        self._accounts = accounts
+        self.flow = flow
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("pow", "square", "mul"), self.square, True
@@ -46,7 +51,7 @@ class Normalisation(Watcher):
         seen = self.flow.suspect("norm", Role.NORM_COMPUTATION, out.dtype, name, hand_written=True)
         self.flow.mark(out, square=seen)
         if seen.count <= 4:
-            self.session.ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
+            self._ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
 
     def statistic(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if out.numel() == 1 or not isinstance(args[0], Tensor):
@@ -75,16 +80,16 @@ class Normalisation(Watcher):
                 self._running_statistics(buffer)
 
     def _running_statistics(self, buffer: Tensor) -> None:
-        known = self.session.tensors.learn(buffer)
+        known = self._tensors.learn(buffer)
         if known.runs:
             return
         known.runs = True
         module = enclosing_module(torch.nn.Module)
-        cause = self.session.construction.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
+        cause = self._modules.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
         name = DTYPE_NAMES[buffer.dtype]
-        declared = self.session.adapters.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
+        declared = self._accounts.by.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
         made_so = declared is not None and declared.dtype == name
-        seen = self.session.once(
+        seen = self._ledger.once(
             ("running", buffer.dtype),
             Observation(
                 Kind.HOLDS,
@@ -92,7 +97,7 @@ class Normalisation(Watcher):
                 Role.NORM_RUNNING_STATISTICS,
                 (declared.site if declared and made_so else cause.site if cause else None) or user_site(),
                 cause,
-                self.session.module_name(module),
+                self._modules.module_name(module),
                 attrs={"by": "buffer_dtype"} if made_so else {},
             ),
         )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Cause, Role
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..dtypes import DTYPE_NAMES, LOW
+from ..process.ledger import Ledger
+from ..trackers.lineage import Flow
+from ..trackers.tensors import Tensors
+from ..trackers.window import Window
 from . import FORWARD, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 LARGEST_PHASE_ERROR = 0.05
 """Radians. Half a unit in the last place of an angle; past this, neighbouring positions look alike."""
@@ -31,10 +32,11 @@ COMPARED = sys.maxsize
 class Positions(Watcher):
     """PA408, and PA405's counts."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
-        self.ledger = session.ledger
+    def __init__(self, ledger: Ledger, window: Window, tensors: Tensors, flow: Flow) -> None:
+        self._tensors = tensors
+        self._window = window
+        self.flow = flow
+        self.ledger = ledger
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("arange",), self.arange, False
@@ -144,7 +146,7 @@ class Positions(Watcher):
         table = args[0]
         if table.ndim != 1 or len(table) < SHORTEST_TABLE or table.dtype.itemsize != 2:
             return
-        if self.session.tensors.of(table).low_buffer is None or not self._is_table(table):
+        if self._tensors.of(table).low_buffer is None or not self._is_table(table):
             return
         steps, places = table.float().diff(), table.contiguous().view(torch.int16).int().diff().abs()
         falls = (steps >= 0).all() | (steps <= 0).all()
@@ -156,8 +158,8 @@ class Positions(Watcher):
         """Whether this is low, takes no gradient, and was met before, in another micro-batch; asked once of each."""
         if table.dtype not in LOW or table.requires_grad or not self.ledger.measures:
             return False
-        known = self.session.tensors.learn(table)
-        now, first = self.session.window.clock, known.table_since
+        known = self._tensors.learn(table)
+        now, first = self._window.clock, known.table_since
         if first is None:
             known.table_since = now
         elif first < now:
@@ -166,7 +168,7 @@ class Positions(Watcher):
 
     def _compare(self, table: Tensor, detail: str, numbers: list[Tensor], wrong: Callable[[list[float]], bool]) -> None:
         seen = self.flow.suspect("table", Role.POSITIONS, table.dtype, detail, representable=True)
-        made = self.session.tensors.of(table).low_buffer
+        made = self._tensors.of(table).low_buffer
 
         def use(values: list[float]) -> None:
             if wrong(values):

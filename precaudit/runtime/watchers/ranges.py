@@ -9,22 +9,23 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role
+from ..dtypes import DTYPE_NAMES, LOW
+from ..operands import tensors_of, trains
 from ..optable import MATMULS, NORMS, POINTWISE
-from ..process.ledger import Observation
+from ..process.ledger import Ledger, Observation
 from ..sites import user_frame
-from ..trackers.lineage import DTYPE_NAMES, LOW, tensors_of, trains
+from ..trackers.autocast import Autocast
+from ..trackers.lineage import Flow
 from ..trackers.samples import nonfinite
-from ..trackers.tensors import Record
+from ..trackers.tensors import Record, Tensors
+from ..trackers.window import Window
 from . import FORWARD, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 GROWING = MATMULS | {"pow", "square", "exp", "sum"}
 """Ops whose results grow with the model: what comes near the end of the range today is past it tomorrow."""
@@ -55,10 +56,12 @@ class Run:
 class Ranges(Watcher):
     """PA405 and PA411."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
-        self.ledger = session.ledger
+    def __init__(self, ledger: Ledger, window: Window, tensors: Tensors, flow: Flow, autocast: Autocast) -> None:
+        self._autocast = autocast
+        self._window = window
+        self._tensors = tensors
+        self.flow = flow
+        self.ledger = ledger
         self.matmuls = 0
         self._runs: dict[tuple[int, int], Run] = {}
         self._order = 0
@@ -76,7 +79,7 @@ class Ranges(Watcher):
 
     def _float32_matmul(self) -> None:
         """A float32 matmul that trains, in a run that declared mixed precision."""
-        declared = [dtype for dtype in self.session.autocast.trains_in() if dtype in LOW]
+        declared = [dtype for dtype in self._autocast.trains_in() if dtype in LOW]
         if declared:
             seen = self.flow.suspect_kind(
                 "float32 matmul",
@@ -142,7 +145,7 @@ class Ranges(Watcher):
         if frame is None:
             return
         key = (id(frame), frame.f_lineno or 0)
-        now = self.session.window.clock
+        now = self._window.clock
         run = self._runs.get(key)
         if run is None or run.clock != now:
             if len(self._runs) > 4096:
@@ -151,7 +154,7 @@ class Ranges(Watcher):
         run.executed += 1
         if run.executed < 3:
             return
-        tensors = self.session.tensors
+        tensors = self._tensors
         given = {tensors.of(arg) for arg in args if isinstance(arg, Tensor)}
         links = max((count for kept, count in run.kept if kept in given), default=-1)
         if links < 0 and run.began != self.matmuls:

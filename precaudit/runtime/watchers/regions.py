@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
+from ..dtypes import LOW
+from ..operands import trains
 from ..optable import MATMULS, POINTWISE, REDUCING
-from ..trackers.lineage import LOW, CastOf, trains
+from ..process.ledger import Ledger
+from ..trackers.autocast import Autocast
+from ..trackers.lineage import CastOf, Flow
+from ..trackers.tensors import Tensors
 from . import FORWARD, OPTIMIZER, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 
 class Regions(Watcher):
     """PA410, PA703 and PA708; also remembers what each cast was a cast of."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
+    def __init__(self, ledger: Ledger, tensors: Tensors, flow: Flow, autocast: Autocast) -> None:
+        self._tensors = tensors
+        self._autocast = autocast
+        self._ledger = ledger
+        self.flow = flow
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("_to_copy",), self.cast, False
@@ -35,26 +39,26 @@ class Regions(Watcher):
     def cast(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         source = args[0]
         if out.dtype in LOW or source.dtype in LOW:
-            weight = source.requires_grad and self.session.is_parameter(source)
-            known = self.session.tensors.learn(source)
+            weight = source.requires_grad and self._tensors.is_parameter(source)
+            known = self._tensors.learn(source)
             self.flow.mark(out, cast_of=CastOf(known, source.dtype, known.version if weight else 0))
             if weight and not torch.is_grad_enabled():
                 self.flow.mark(out, no_grad_cast=True)
-            if not trains(args) and self.session.is_parameter(source):
+            if not trains(args) and self._tensors.is_parameter(source):
                 self.flow.mark(out, param=True)
 
     def switched_off(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A low value is worked on inside autocast(enabled=False): nothing upcast it there."""
-        if not self.session.autocast.disabled_inside() or not trains(args):
+        if not self._autocast.disabled_inside() or not trains(args):
             return
         if any(isinstance(arg, Tensor) and arg.dtype in LOW for arg in args):
-            site = self.session.autocast.regions[-1].site
+            site = self._autocast.regions[-1].site
             key = ("switched off", site)
-            if self.session.ledger.get(key) is None:
+            if self._ledger.get(key) is None:
                 seen = self.flow.suspect_kind("switched off", Kind.AUTOCAST, Role.ACTIVATION, out.dtype, name)
                 seen.attrs.update(enabled=False, upcast=False)
                 seen.confirmed = True
-                self.session.ledger.observations[key] = self.session.ledger.observations.popitem()[1]
+                self._ledger.observations[key] = self._ledger.observations.popitem()[1]
 
     def promotion(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A 0-d float32 tensor with a low tensor: the result stays low."""
@@ -74,7 +78,7 @@ class Regions(Watcher):
 
     def cached_weight(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A matmul that trains reads a cast of a weight made under no_grad, or before the weight changed."""
-        if not torch.is_grad_enabled() or self.session.autocast.active() is None:
+        if not torch.is_grad_enabled() or self._autocast.active() is None:
             return
         for arg in args:
             if not isinstance(arg, Tensor) or arg.dtype not in LOW:

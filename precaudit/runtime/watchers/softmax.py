@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...model.vocabulary import Kind, Role
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import Bus
+from ..operands import trains
+from ..process.ledger import Ledger
+from ..trackers.autocast import Autocast
 from ..trackers.graph import GraphRecomputed, GraphWalked
-from ..trackers.lineage import DTYPE_NAMES, LOW, trains
+from ..trackers.lineage import Flow
 from ..trackers.samples import limit, sample
 from . import BACKWARD, FORWARD, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 
 class Softmax(Watcher):
     """PA404, PA412 and PA705."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
-        self.ledger = session.ledger
-        session.bus.on(GraphWalked, self._walked)
-        session.bus.on(GraphRecomputed, self._walked)
+    def __init__(self, bus: Bus, ledger: Ledger, flow: Flow, autocast: Autocast) -> None:
+        self._autocast = autocast
+        self.flow = flow
+        self.ledger = ledger
+        bus.on(GraphWalked, self._walked)
+        bus.on(GraphRecomputed, self._walked)
 
     def _walked(self, event: GraphWalked | GraphRecomputed) -> None:
         """A low logsumexp is in the graph of a loss."""
@@ -100,7 +102,7 @@ class Softmax(Watcher):
         given = args[0]
         cast = self.flow.of(given).get("cast_of")
         low = cast.dtype if cast and cast.dtype in LOW else given.dtype
-        under_autocast = self.session.autocast.active() is not None
+        under_autocast = self._autocast.active() is not None
         if not trains(args) or (low not in LOW and not under_autocast):
             return
         seen = self.flow.suspect_kind(

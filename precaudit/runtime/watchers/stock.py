@@ -12,16 +12,23 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role, Site, rounds_to
 from .. import torch_private as private
-from ..events import BackwardEnded, Boundary, StepEnded, StepUnseen, WindowOpened
-from ..process.ledger import Observation
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import BackwardEnded, Boundary, Bus, StepEnded, StepUnseen, WindowOpened
+from ..process.ledger import Ledger, Observation
+from ..trackers.adapters import Adapted
+from ..trackers.claims import Accounts
 from ..trackers.graph import GraphRecomputed, GraphWalked, Walk
-from ..trackers.lineage import DTYPE_NAMES, LOW
+from ..trackers.loss_scale import LossScale
 from ..trackers.micro_batches import GradientsReady
+from ..trackers.modules import Modules
 from ..trackers.optimizers import Held, group_tensors, nbytes, parameters, state_tensors, trained
+from ..trackers.steps import Steps
+from ..trackers.tensors import Tensors
+from ..trackers.window import Window
 from . import Watcher
+from .updates import Updates
 
 if TYPE_CHECKING:
-    from ..session import Session
     from ..trackers.claims import Claim
 
 HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
@@ -80,18 +87,37 @@ def _scales(held: Held) -> bool:
 class Stock(Watcher):
     """The role rows of one session. Every call replaces what it said of the same optimizer before."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.ledger = session.ledger
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        window: Window,
+        tensors: Tensors,
+        modules: Modules,
+        accounts: Accounts,
+        loss_scale: LossScale,
+        adapted: Adapted,
+        steps: Steps,
+        updates: Updates,
+    ) -> None:
+        self._window = window
+        self._tensors = tensors
+        self._modules = modules
+        self._updates = updates
+        self._steps = steps
+        self._loss_scale = loss_scale
+        self._adapted = adapted
+        self._accounts = accounts
+        self.ledger = ledger
         self.last_backward: Site | None = None
-        session.bus.on(GraphWalked, self._graph_walked)
-        session.bus.on(GraphRecomputed, lambda event: self.of_graph(event.whole))
-        session.bus.on(BackwardEnded, self._backward_ended)
-        session.bus.on(GradientsReady, lambda event: self.of_gradients(*event))
-        session.bus.on(StepUnseen, lambda event: self.label(event.optimizer))
-        session.bus.on(StepEnded, self._step_ended)
-        session.bus.on(Boundary, self._boundary)
-        session.bus.on(WindowOpened, self._window_opened)
+        bus.on(GraphWalked, self._graph_walked)
+        bus.on(GraphRecomputed, lambda event: self.of_graph(event.whole))
+        bus.on(BackwardEnded, self._backward_ended)
+        bus.on(GradientsReady, lambda event: self.of_gradients(*event))
+        bus.on(StepUnseen, lambda event: self.label(event.optimizer))
+        bus.on(StepEnded, self._step_ended)
+        bus.on(Boundary, self._boundary)
+        bus.on(WindowOpened, self._window_opened)
 
     def _graph_walked(self, event: GraphWalked) -> None:
         if event.trains:
@@ -100,7 +126,7 @@ class Stock(Watcher):
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         """Training by autograd.grad leaves no `.grad`: its results are the gradients."""
-        if event.accumulates or not self.session.steps.trains or not isinstance(event.results, tuple):
+        if event.accumulates or not self._steps.trains or not isinstance(event.results, tuple):
             return
         held: dict[Any, list[int]] = {}
         for gradient in (result for result in event.results if isinstance(result, Tensor)):
@@ -112,7 +138,7 @@ class Stock(Watcher):
             self.ledger.put(("gradients", "autograd.grad", dtype), seen)
 
     def _step_ended(self, event: StepEnded) -> None:
-        if self.session.window.tracing:
+        if self._window.tracing:
             self.label(event.optimizer)
 
     def _boundary(self, event: Boundary) -> None:
@@ -169,7 +195,7 @@ class Stock(Watcher):
         for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[0] == "claimed"]:
             del self.ledger.observations[key]
         for (framework, role, dtype), claims in held.items():
-            rest = [claim for claim in claims if not self.session.tensors.of(private.local(claim.tensor)).by_optimizer]
+            rest = [claim for claim in claims if not self._tensors.of(private.local(claim.tensor)).by_optimizer]
             if rest:
                 names = dict.fromkeys(claim.detail for claim in rest if claim.detail)
                 self.ledger.put(
@@ -232,7 +258,7 @@ class Stock(Watcher):
                     _name(dtype),
                     Role.GRADIENT_ACCUMULATION,
                     self.last_backward,
-                    self.session.construction.why_low(params[0]) if dtype in LOW else None,
+                    self._modules.why_low(params[0]) if dtype in LOW else None,
                     detail=f".grad of {len(params)} parameters, several micro-batches per step",
                     count=len(params),
                     bytes=sum(nbytes(p.grad) for p in params if p.grad is not None),
@@ -244,17 +270,17 @@ class Stock(Watcher):
     def label(self, optimizer: Any) -> None:
         """Names the optimizer's tensors."""
         for held in state_tensors(optimizer):
-            known = self.session.tensors.learn(held.tensor)
+            known = self._tensors.learn(held.tensor)
             if not known.by_optimizer:
                 known.by_optimizer, known.slot = True, held.name
         for parameter in parameters(optimizer):
-            self.session.tensors.learn(private.local(parameter)).by_optimizer = True
+            self._tensors.learn(private.local(parameter)).by_optimizer = True
 
     def of_optimizer(self, optimizer: Any) -> None:
         """Parameters, masters, state and hyperparameters of one optimizer, as they are now."""
         for key in [k for k in self.ledger.observations if isinstance(k, tuple) and k[:2] == ("stock", id(optimizer))]:
             del self.ledger.observations[key]
-        name, site = type(optimizer).__name__, self.session.built_at(optimizer)
+        name, site = type(optimizer).__name__, self._modules.built_at.get(optimizer)
         mine = trained(optimizer)
         self._weights(optimizer, name, site, mine)
         self._state(optimizer, name, site, mine)
@@ -272,26 +298,26 @@ class Stock(Watcher):
                 _name(dtype),
                 role,
                 site,
-                self.session.construction.why_low(params[0]) if dtype in LOW else None,
-                self.session.construction.name(params[0]) if len(params) == 1 else "",
+                self._modules.why_low(params[0]) if dtype in LOW else None,
+                self._modules.name(params[0]) if len(params) == 1 else "",
                 f"{len(params)}/{len(mine)} parameters of {name}",
                 len(params),
                 sum(nbytes(p) for p in params),
                 {"optimizer": name},
             )
             if dtype in LOW:
-                self.session.updates.of_parameters(seen, params)
+                self._updates.of_parameters(seen, params)
                 self._compensated(optimizer, seen, params)
-                if role is Role.ADAPTER_PARAMETER and self.session.losses.unscaled_float16:
+                if role is Role.ADAPTER_PARAMETER and self._loss_scale.missing:
                     seen.attrs["loss_scaling"] = "none"
-            if role is Role.MASTER_WEIGHT and self.session.adapted.swapped(params):
+            if role is Role.MASTER_WEIGHT and self._adapted.swapped(params):
                 seen.attrs["swapped"] = True
-            self.session.adapters.describe(seen, params)
+            self._accounts.by.describe(seen, params)
             self.ledger.put(("stock", id(optimizer), role, dtype), seen)
 
     def _compensated(self, optimizer: Any, seen: Observation, params: Iterable[Tensor]) -> None:
         """Why low-precision parameters may be updated in place: no update is lost, or lost ones even out."""
-        kinds = [self.session.tensors.of(private.local(p)).writes or () for p in params]
+        kinds = [self._tensors.of(private.local(p)).writes or () for p in params]
         if all(p.dtype is torch.bfloat16 for p in params) and self._holds_lower_halves(optimizer, params):
             seen.attrs["allowed_because"] = "float32-master"
         elif all("kahan" in kind for kind in kinds) or self._carries_lost_bits(optimizer, params):
@@ -329,14 +355,14 @@ class Stock(Watcher):
 
     def _weight_role(self, optimizer: Any, parameter: Tensor, own: Tensor) -> Role | None:
         """master_weight unless it is only ever copied from a float32 master; None where that is not known yet."""
-        claimed = self.session.tensors.of(own).claimed
+        claimed = self._tensors.of(own).claimed
         if claimed is not None:
             return claimed
-        if self.session.adapted.is_adapter(parameter):
+        if self._adapted.is_adapter(parameter):
             return Role.ADAPTER_PARAMETER
         if own.dtype not in LOW:
             return Role.MASTER_WEIGHT
-        known = self.session.tensors.of(own)
+        known = self._tensors.of(own)
         writes = known.writes
         if writes:
             return Role.MASTER_WEIGHT if writes & {"update", "stochastic"} else None
@@ -360,7 +386,7 @@ class Stock(Watcher):
                 if self._is_master(held):
                     masters.setdefault(tensor.dtype, []).append(tensor)
                     continue
-            kahan = block is None and self.session.tensors.of(tensor).compensates
+            kahan = block is None and self._tensors.of(tensor).compensates
             because = "kahan" if kahan else "" if block is None else "block-wise"
             group = moments.setdefault((because, tensor.dtype), Moments({}, {}, [], []))
             group.names[held.name] = None
@@ -368,14 +394,14 @@ class Stock(Watcher):
             group.scales.extend(block or ())
             if parameter is not None:
                 group.owners[id(parameter)] = parameter
-        adapters = bool(mine) and all(self.session.adapted.is_adapter(p) for p in mine)
+        adapters = bool(mine) and all(self._adapted.is_adapter(p) for p in mine)
         for (because, dtype), group in moments.items():
             seen = self._moments(name, site, dtype, group, mine)
             seen.attrs["adapter_only"] = adapters
             if because:
                 seen.attrs["allowed_because"] = because
             elif dtype in LOW:
-                self.session.updates.of_state(seen, optimizer, group.names, dtype)
+                self._updates.of_state(seen, optimizer, group.names, dtype)
                 self._eps(optimizer, seen)
             self.ledger.put(("stock", id(optimizer), "state", dtype, because), seen)
         for dtype, tensors in masters.items():
@@ -389,7 +415,7 @@ class Stock(Watcher):
     def _is_master(self, held: Held) -> bool:
         """Whether this is a sequence of weights: what parameters are copied from, or what began as a copy of one."""
         tensor, parameter = held.tensor, held.parameter
-        known = self.session.tensors.of(tensor)
+        known = self._tensors.of(tensor)
         if known.is_master or "master" in held.name.lower():
             return True
         return (
@@ -401,7 +427,7 @@ class Stock(Watcher):
 
     def _made_at(self, tensors: Iterable[Tensor]) -> Site | None:
         """The user's line that made the first of these that has one."""
-        return next((site for site in (self.session.tensors.of(t).made_at for t in tensors) if site is not None), None)
+        return next((site for site in (self._tensors.of(t).made_at for t in tensors) if site is not None), None)
 
     def _moments(self, name: str, site: Site | None, dtype: Any, held: Moments, mine: list[Tensor]) -> Observation:
         owners = held.owners
@@ -416,7 +442,7 @@ class Stock(Watcher):
             Role.OPTIMIZER_STATE,
             # Low state beside high parameters was made so by the optimizer itself: that line, not its construction.
             made if made is not None and dtype in LOW and owners and not low else site,
-            self.session.construction.why_low(low[0]) if low else None,
+            self._modules.why_low(low[0]) if low else None,
             detail=f"{name} {', '.join(sorted(held.names)) or 'state'}{of}",
             count=len(held.tensors),
             bytes=sum(nbytes(t) for t in (*held.tensors, *held.scales)),

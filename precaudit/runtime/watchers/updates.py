@@ -11,26 +11,26 @@ import math
 import re
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...model.evidence import worst_parts
-from ...model.vocabulary import Part
+from ...model.vocabulary import Part, Role
 from .. import torch_private as private
-from ..events import BackwardBegan, BackwardEnded, StepBegan, StepEnded, StepUnseen
+from ..dtypes import LOW
+from ..events import BackwardBegan, BackwardEnded, Bus, StepBegan, StepEnded, StepUnseen
+from ..operands import tensors_of, trains
 from ..optable import COPIES, REDUCTION_COLLECTIVES
-from ..process.ledger import Observation
+from ..process.ledger import Ledger, Observation
 from ..trackers import samples
-from ..trackers.lineage import LOW, tensors_of, trains
+from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters, state_tensors
 from ..trackers.replay import Numbers, Replay, Totals
-from ..trackers.tensors import Leaf
-from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER
-from .writes import ADDITIONS
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..trackers.tensors import Leaf, Tensors
+from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER, Window
+from . import Watcher
+from .writes import ADDITIONS, Writes
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 """A number between dots: `blocks.3.norm.weight`."""
@@ -45,17 +45,30 @@ def lost(seen: Observation, total: Totals) -> None:
             seen.evidence["applied_update_error"] = math.sqrt(total.error2 / total.step2)
 
 
-class Updates:
+class Updates(Watcher):
     """The numbers of one session."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.replay = Replay(session.ledger)
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        window: Window,
+        tensors: Tensors,
+        modules: Modules,
+        writes: Writes,
+        replay: Replay,
+    ) -> None:
+        self._window = window
+        self._tensors = tensors
+        self._ledger = ledger
+        self._writes = writes
+        self._modules = modules
+        self.replay = replay
         self.sums = Totals()
         """Of gradients that several micro-batches were added to."""
         self._state: weakref.WeakKeyDictionary[Any, dict[tuple[str, Any], Totals]] = weakref.WeakKeyDictionary()
         """Optimizer -> (name, dtype) of its state -> numbers."""
-        bus = session.bus
+
         bus.on(BackwardBegan, self._backward_began)
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(StepBegan, self._step_began)
@@ -68,7 +81,7 @@ class Updates:
         """Follows an op that writes to what it is given, before it happens."""
         if not samples.limit() or not (self.replay or _any_low(args) or kwargs):
             return
-        phase = self.session.window.phase
+        phase = self._window.phase
         if self._follows(args):
             self.replay.write(func, args, kwargs, keeps=phase != OPTIMIZER)
             return
@@ -77,7 +90,7 @@ class Updates:
         low = [target for target in targets if target.dtype in LOW]
         if not low:
             return
-        gradient = self.session.is_gradient(low[0])
+        gradient = self._tensors.is_gradient(low[0])
         scales = gradient and phase != BACKWARD and name not in ADDITIONS
         if ends or scales or (phase == BACKWARD and name in COPIES):
             # What other ranks add, what a bucket brings back, or a clip, is no part of this rank's sum: that ends here.
@@ -85,7 +98,7 @@ class Updates:
         elif (
             (phase == FORWARD and trains(args))
             or (phase == OPTIMIZER)
-            or (phase == BACKWARD and not gradient and not self.session.is_parameter(low[0]))
+            or (phase == BACKWARD and not gradient and not self._tensors.is_parameter(low[0]))
         ):
             for target in low:
                 self.replay.forget(target)
@@ -104,7 +117,7 @@ class Updates:
 
     def _follows(self, args: Any) -> bool:
         """Whether this op is part of an optimizer's step, not of the forward pass of a closure."""
-        return self.session.window.phase == OPTIMIZER and not trains(args)
+        return self._window.phase == OPTIMIZER and not trains(args)
 
     # -- steps
 
@@ -115,12 +128,12 @@ class Updates:
 
     def _backward_began(self, event: BackwardBegan) -> None:
         """A closure's backward inside a step: where parameters have moved already, it is more than one step."""
-        if self.session.window.phase == OPTIMIZER:
+        if self._window.phase == OPTIMIZER:
             self.replay.begin(self.replay.spoiled or self.replay.moved)
 
     def _backward_ended(self, event: BackwardEnded) -> None:
         """From here on the step reads the gradients that there are."""
-        if self.session.window.phase == OPTIMIZER:
+        if self._window.phase == OPTIMIZER:
             self.finish()
             self.replay.begin(self.replay.spoiled)
 
@@ -145,7 +158,7 @@ class Updates:
                 pairs.append((held.tensor, shadow))
                 totals.append(of_state.setdefault((held.name, held.tensor.dtype), Totals()))
         doubtful: list[float] = []
-        self.session.ledger.defer(self.replay.doubts(), doubtful.extend)
+        self._ledger.defer(self.replay.doubts(), doubtful.extend)
 
         def use(index: int, numbers: Numbers) -> None:
             if not any(doubtful):
@@ -166,7 +179,7 @@ class Updates:
         self.replay.measure(pairs, use)
 
     def _of(self, parameter: Tensor) -> Totals:
-        return self._of_leaf(self.session.tensors.meet(parameter))
+        return self._of_leaf(self._tensors.meet(parameter))
 
     @staticmethod
     def _of_leaf(leaf: Leaf) -> Totals:
@@ -177,12 +190,12 @@ class Updates:
 
     def _of_other(self, tensor: Tensor) -> Totals | None:
         """Whose numbers these are; None where nobody asks for them."""
-        known = self.session.tensors.of(tensor)
+        known = self._tensors.of(tensor)
         if known.parameter is not None:
             return self._of_leaf(known.leaf_at(tensor) or known.parameter)
         if known.is_gradient:
             return self.sums
-        write = self.session.writes.of(tensor)
+        write = self._writes.of(tensor)
         return write.numbers if write is not None else None
 
     # -- evidence
@@ -197,7 +210,7 @@ class Updates:
                 continue
             total.join(mine)
             if mine.should_move:
-                name = self.session.construction.name(parameter)
+                name = self._modules.name(parameter)
                 pattern = INDEX.sub("*", name)
                 names, sums = rows.setdefault((pattern, mine.stuck == mine.should_move), ([], Totals()))
                 names.append(name)
@@ -212,7 +225,7 @@ class Updates:
         )
 
     def _numbers(self, parameter: Tensor) -> Totals | None:
-        leaf = self.session.tensors.leaf(parameter)
+        leaf = self._tensors.leaf(parameter)
         return leaf.numbers if leaf is not None else None
 
     def _is_infinite(self, parameter: Tensor) -> bool:
@@ -233,6 +246,13 @@ class Updates:
         """The relative error of a low-precision sum of micro-batch gradients against the float32 sum."""
         if total.exact2 > 0:
             seen.evidence["accumulation_loss"] = math.sqrt(total.error2 / total.exact2)
+
+    def complete(self, told: list[Observation]) -> None:
+        """Every low-precision sum of gradients in `.grad` carries what all of them lost."""
+        for seen in told:
+            sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
+            if sums and seen.dtype != "float32":
+                self.of_sums(seen, self.sums)
 
 
 def _any_low(values: Any) -> bool:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
-from ..events import GradientReset, ParameterWritten
+from ..dtypes import DTYPE_NAMES, LOW
+from ..events import Bus, GradientReset, GradientsRescaled, ParameterWritten
+from ..operands import tensors_of, trains
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
-from ..process.ledger import Observation
+from ..process.ledger import Ledger, Observation
 from ..sites import in_user_hook, user_site
-from ..trackers.lineage import DTYPE_NAMES, LOW, CastOf, tensors_of, trains
-from ..trackers.replay import Totals
-from ..trackers.tensors import Record
-from ..trackers.window import BACKWARD, OPTIMIZER
+from ..trackers.holders import Holders
+from ..trackers.lineage import CastOf, Flow
+from ..trackers.micro_batches import MicroBatches
+from ..trackers.modules import Modules
+from ..trackers.replay import Replay, Totals
+from ..trackers.tensors import Record, Tensors
+from ..trackers.window import BACKWARD, OPTIMIZER, Window
 from . import GRADIENTS, Registration, Watcher
-
-if TYPE_CHECKING:
-    from ..session import Session
-
+from .gradients import Gradients
 
 DRAWS = frozenset({"randint", "randint_like", "random_", "random"})
 BACKWARD_UPDATES = SELF_UPDATES | COPIES
@@ -55,17 +57,36 @@ class Write:
 class Writes(Watcher):
     """What was written in place, by whom, and what float32 would have kept."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.flow = session.flow
-        self.tensors = session.tensors
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        window: Window,
+        tensors: Tensors,
+        flow: Flow,
+        micro_batches: MicroBatches,
+        modules: Modules,
+        gradients: Gradients,
+        replay: Replay,
+        holders: Holders,
+    ) -> None:
+        self._bus = bus
+        self._window = window
+        self._micro_batches = micro_batches
+        self._gradients = gradients
+        self._replay = replay
+        self._ledger = ledger
+        self._modules = modules
+        self._holders = holders
+        self.flow = flow
+        self.tensors = tensors
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
 
     def _gradient_reset(self, gradient: Tensor) -> None:
         leaf = self.tensors.of(gradient).gradient_owner(gradient)
         if leaf is not None:
-            self.session.bus.tell(GradientReset(leaf))
+            self._bus.tell(GradientReset(leaf))
 
     def reactions(self) -> Iterable[Registration]:
         yield OPTIMIZER, ("_to_copy",), self.rounded, False
@@ -88,10 +109,10 @@ class Writes(Watcher):
                 continue
             sources = _sources(args, index)
             if name.endswith("clone"):
-                if self.session.is_parameter(sources[0]):
+                if self.tensors.is_parameter(sources[0]):
                     self.flow.mark(result, before=True)
                 continue
-            changed = next((s for s in sources if self.session.is_parameter(s)), None)
+            changed = next((s for s in sources if self.tensors.is_parameter(s)), None)
             if changed is not None and any("before" in self.flow.of(s) for s in sources):
                 self.flow.mark(result, delta=self.tensors.learn(changed))
 
@@ -108,7 +129,7 @@ class Writes(Watcher):
     # -- after it
 
     def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
-        phase = self.session.window.phase
+        phase = self._window.phase
         targets = targets_of(args, written)
         if phase == BACKWARD:
             self._in_backward(name, targets, args)
@@ -131,10 +152,10 @@ class Writes(Watcher):
                 self._forget(target)
             return
         if name in ("mul_", "div_") and any(each.marks and "grad" in each.marks for each in known):
-            self.session.gradients.rescaled = True
+            self._bus.tell(GradientsRescaled())
         for index, target in enumerate(targets):
             sources = _sources(args[1:], index)
-            if name in COPIES and any(self.session.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
+            if name in COPIES and any(self.tensors.is_gradient(s) or "grad" in self.flow.of(s) for s in sources):
                 self.flow.mark(target, grad=True)
             if target.dtype in LOW and known[index].parameter is None:
                 self._follow_compensation(name.removeprefix("_foreach_"), target, sources)
@@ -142,10 +163,10 @@ class Writes(Watcher):
 
     def by_kernel(self, name: str, args: Any, written: tuple[int, ...]) -> None:
         """A library's kernel updates parameters: from a master, where one that it wrote too rounds to the parameter."""
-        if self.session.window.phase != OPTIMIZER:
+        if self._window.phase != OPTIMIZER:
             return
         targets = targets_of(args, written)
-        for target in filter(self.session.is_parameter, targets):
+        for target in filter(self.tensors.is_parameter, targets):
             master = next((t for t in targets if t.dtype not in LOW and _rounds_to(t, target)), None)
             if master is None:
                 self._book_parameter(name, target, [])
@@ -161,13 +182,13 @@ class Writes(Watcher):
             in_hook = bool(targets) and targets[0].dtype in LOW and name in SELF_UPDATES and in_user_hook()
             for index, target in enumerate(targets):
                 sources = _sources(args[1:], index)
-                if in_hook and self.session.has_shape_of_parameter(target) and not self._is_known(target):
+                if in_hook and self._micro_batches.has_shape(target) and not self._is_known(target):
                     self._book(name, target, self.tensors.of(target), sources)
                     write = self.of(target)
                     if write is not None:
                         write.sources.add("grad")
                 rounds = name in COPIES and target.dtype in LOW and sources[0].dtype not in LOW
-                if (rounds or name in SELF_UPDATES) and self.session.is_parameter(target):
+                if (rounds or name in SELF_UPDATES) and self.tensors.is_parameter(target):
                     self._book_parameter(name, target, sources)
 
     def _of_gradients(self, name: str, targets: list[Tensor], args: Any) -> None:
@@ -176,11 +197,11 @@ class Writes(Watcher):
                 self._forget(target)
                 self._gradient_reset(target)
         else:
-            self.session.gradients.wrote(name, targets, args)
+            self._gradients.wrote(name, targets, args)
 
     def _in_optimizer(self, name: str, targets: list[Tensor], args: Any) -> None:
         for index, target in enumerate(targets):
-            if self.session.is_parameter(target):
+            if self.tensors.is_parameter(target):
                 self._book_parameter(name, target, _sources(args[1:], index))
                 continue
             if target.dtype in LOW:
@@ -190,16 +211,16 @@ class Writes(Watcher):
 
     def _forget(self, target: Tensor) -> None:
         """What is written over descends from nothing."""
-        self.session.updates.replay.forget(target)
+        self._replay.forget(target)
         if self.tensors.of(target).lineage is not None:
             self.tensors.learn(target).lineage = None
 
     def _follow_compensation(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Kahan summation adds to a buffer what the parameter's rounding lost: the parameter before less after."""
         for source in sources:
-            if name in COPIES and self.session.is_parameter(source):
+            if name in COPIES and self.tensors.is_parameter(source):
                 self.flow.mark(target, before=True)
-            elif name == "sub_" and "before" in self.flow.of(target) and self.session.is_parameter(source):
+            elif name == "sub_" and "before" in self.flow.of(target) and self.tensors.is_parameter(source):
                 self.flow.mark(target, delta=self.tensors.learn(source))
             elif name in ("add_", "sub_", *COPIES):
                 changed = self.flow.of(source).get("delta")
@@ -214,12 +235,12 @@ class Writes(Watcher):
         if known.is_input:  # an input moved along its gradient, for as long as its batch lasts
             return
         if target.dtype in LOW:
-            self.session.window.every_micro_batch_counts = True
+            self._window.every_micro_batch_counts = True
         place = target.storage_offset(), target.numel()
         write: Write | None = known.updates.get(place) if known.updates else None
         if write is None:
             write = self._first_write(target, place)
-        write.clock.add(self.session.window.clock)
+        write.clock.add(self._window.clock)
         if name in SELF_UPDATES:
             write.updates_itself = True
             write.decays |= name.removeprefix("_foreach_") in ("mul_", "lerp_")
@@ -243,7 +264,7 @@ class Writes(Watcher):
         """A long-lived 0-d factor in low precision: an EMA decay of 0.999 is 1 in bfloat16."""
         if made is None:
             return
-        self.session.once(
+        self._ledger.once(
             ("factor", made),
             Observation(
                 Kind.HOLDS,
@@ -263,7 +284,7 @@ class Writes(Watcher):
             known.updates = {}
         known.updates[place] = write
         if target.dtype in LOW:
-            write.cause = self.session.construction.why_low(target)
+            write.cause = self._modules.why_low(target)
             write.site = (write.cause.site if write.cause else None) or known.made_at or write.site
             # A sum that began as a Python number: `total += loss` is out of place the first time.
             older = known.lineage
@@ -272,7 +293,7 @@ class Writes(Watcher):
         return write
 
     def _is_known(self, target: Tensor) -> bool:
-        return self.session.is_gradient(target) or self.session.is_parameter(target)
+        return self.tensors.is_gradient(target) or self.tensors.is_parameter(target)
 
     def _book_parameter(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Whether a parameter is updated in place, or only copied from a float32 master."""
@@ -281,8 +302,8 @@ class Writes(Watcher):
             known.writes = set()
         kinds = known.writes
         known.version += 1
-        if self.session.window.phase != OPTIMIZER:
-            self.session.bus.tell(ParameterWritten())
+        if self._window.phase != OPTIMIZER:
+            self._bus.tell(ParameterWritten())
             if self.hand_written_at is None:
                 self.hand_written_at = user_site()
         if target.dtype not in LOW:
@@ -324,7 +345,7 @@ class Writes(Watcher):
     def leaves(self) -> list[Tensor]:
         """Parameters that were written to and are still there."""
         found = (known.parameter for known in self.tensors.living() if known.writes)
-        return [leaf for leaf in map(self.session.construction.holders.find, filter(None, found)) if leaf is not None]
+        return [leaf for leaf in map(self._holders.find, filter(None, found)) if leaf is not None]
 
     def of(self, tensor: Tensor) -> Write | None:
         """What was written to this very place."""

@@ -1,0 +1,30 @@
+"""What an op was given: its tensors, and whether gradients flow through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def differentiable(args: Iterable[Any]) -> bool:
+    """Whether a gradient could flow into this op through a direct argument."""
+    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
+def trains(args: Iterable[Any]) -> bool:
+    """Whether this op is part of the graph that backward will walk."""
+    return torch.is_grad_enabled() and differentiable(args)
+
+
+def tensors_of(args: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments, those inside lists included."""
+    out: list[Tensor] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            out.append(arg)
+        elif isinstance(arg, (list, tuple)):
+            out += [item for item in arg if isinstance(item, Tensor)]
+    return out
