@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from precaudit.model.vocabulary import LOW
 from precaudit.model.wire import Finding, Report, Severity
 from precaudit.report import words
 from precaudit.report.evidence import sentence
@@ -41,12 +42,15 @@ def _counts(report: Report) -> str:
 
 
 def _held_low(finding: Finding, table: Sequence[Row]) -> Row | None:
-    """The row of the role whose dtype this finding is about."""
+    """The row of the role whose low dtype this finding is about: a loss in float32 may be NaN, too."""
     return next(
         (
             row
             for row in table
-            if row.role == finding.role and row.verdict == "violation" and finding.dtype in row.tensors
+            if row.role == finding.role
+            and row.verdict == "violation"
+            and finding.dtype in row.tensors
+            and finding.dtype in LOW
         ),
         None,
     )
