@@ -10,7 +10,7 @@ through a Python number descends from nothing; a step of more than 20,000 operat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -229,8 +229,9 @@ class Origins:
         direction, node = self._when(operands)
         site = user_site()
         module = enclosing_module(torch.nn.Module) if direction == FORWARD else None
+        numbers = {id(tensor): number for tensor, number in operands}
         for tensor, index in _results(plan, args, out):
-            parents = _elementwise(operands, args, index)
+            parents = _elementwise(operands, numbers, args, index)
             result = Result(plan.name, None if collective else extremes(tensor))
             before = self.last(tensor) if plan.written else -1
             if before >= 0:
@@ -365,16 +366,16 @@ def _results(plan: Plan, args: Any, out: Any) -> Iterator[tuple[Tensor, int | No
                 yield tensor, index if many and args and isinstance(args[0], (list, tuple)) else None
 
 
-def _elementwise(operands: Operands, args: Any, index: int | None) -> list[int]:
-    """The numbers of the inputs that make one result: of lists, those at its place."""
+def _elementwise(operands: Operands, numbers: Mapping[int, int], args: Any, index: int | None) -> list[int]:
+    """The numbers of the inputs that make one result: of lists, those at its place.
+
+    `numbers` are those of all operands by their `id`: a list may hold thousands, and each result asks.
+    """
     if index is None:
         return [number for _, number in operands]
-    wanted = {
-        id(arg[index]) if isinstance(arg, (list, tuple)) else id(arg)
-        for arg in args
-        if not isinstance(arg, (list, tuple)) or index < len(arg)
-    }
-    return [number for tensor, number in operands if id(tensor) in wanted]
+    given = (arg[index : index + 1] if isinstance(arg, (list, tuple)) else (arg,) for arg in args)
+    wanted = dict.fromkeys(id(value) for values in given for value in values)
+    return [numbers[each] for each in wanted if each in numbers]
 
 
 def _plan(func: Any) -> Plan:
