@@ -535,6 +535,8 @@ class Replay:
             after = tensor.detach()
             if shadow.stride > 1:
                 after = _in_memory(tensor, shadow.first, shadow.last, shadow.stride)
+            if not exact.numel() == before.numel() == after.numel() > 0:  # resized since
+                continue
             kind = (tensor.dtype, exact.dtype, tensor.device, exact.numel() >= LONG)
             batches.setdefault(kind, []).append(
                 Row(index, tensor.numel() / exact.numel(), *(held.reshape(-1) for held in (exact, before, after)))

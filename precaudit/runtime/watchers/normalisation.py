@@ -40,7 +40,7 @@ class Normalisation(Watcher):
         yield FORWARD, BATCH_NORMS, self.batch_norm, False
 
     def square(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if name == "pow" and not (len(args) > 1 and args[1] == 2):
+        if name == "pow" and _exponent(args) != 2:
             return
         if name == "mul" and not (
             isinstance(args[1], Tensor) and private.storage_key(args[0]) == private.storage_key(args[1])
@@ -65,7 +65,7 @@ class Normalisation(Watcher):
                 self.flow.confirm(square)
 
     def root(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if name == "pow" and not (len(args) > 1 and args[1] in (-0.5, 0.5)):
+        if name == "pow" and _exponent(args) not in (-0.5, 0.5):
             return
         statistic = self.flow.of(args[0]).get("square_mean")
         if statistic is not None:
@@ -102,3 +102,9 @@ class Normalisation(Watcher):
             ),
         )
         seen.bytes += buffer.nbytes
+
+
+def _exponent(args: Any) -> float | None:
+    """The exponent where it is a number and the base a tensor: of `2 ** x` and `x ** y` it is none."""
+    number = args[1] if len(args) > 1 and isinstance(args[0], Tensor) else None
+    return number if isinstance(number, (int, float)) else None

@@ -31,6 +31,7 @@ from .updates import Updates
 if TYPE_CHECKING:
     from ..trackers.claims import Claim
 
+COUNTER = re.compile(r"step|count|mu_product|eta$|^mu$|^t$")
 HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
 
 LOST_BITS = re.compile(r"err|ecc|comp|resid|kahan|low|lost", re.IGNORECASE)
@@ -71,6 +72,23 @@ def blocks(kept: Iterable[Held]) -> Iterator[tuple[Held, list[Tensor] | None]]:
                 yield held, scales if held is codes[0] else []
             elif id(held.tensor) not in of_scales:
                 yield held, None
+
+
+def _scalars(kept: Iterable[Held]) -> set[str]:
+    """Names of state that is one number for a whole parameter, as step counters are.
+
+    Of a parameter with one element all state is one number: the state of this name beside larger ones tells, or, where
+    there are none, whether it is called a counter. A momentum of one element is a momentum.
+    """
+    numbers: set[str] = set()
+    moments: set[str] = set()
+    for held in kept:
+        if held.parameter is not None:
+            if held.tensor.numel() > 1:
+                moments.add(held.name)
+            elif held.parameter.numel() > 1 or COUNTER.search(held.name):
+                numbers.add(held.name)
+    return numbers - moments
 
 
 def _same_size(tensor: Tensor, parameter: Tensor) -> bool:
@@ -374,13 +392,14 @@ class Stock(Watcher):
         moments: dict[Any, Moments] = {}
         scalars: dict[tuple[str, Any], list[Tensor]] = {}
         masters: dict[Any, list[Tensor]] = {}
-        for held, block in blocks(state_tensors(optimizer)):
+        kept = list(state_tensors(optimizer))
+        scalar = _scalars(kept)
+        for held, block in blocks(kept):
             tensor, parameter = held.tensor, held.parameter
             if block is None:
                 if not tensor.dtype.is_floating_point:
                     continue
-                alone = parameter is None or parameter.numel() > 1 or HYPERPARAMETER.search(held.name)
-                if tensor.numel() == 1 and alone:
+                if tensor.numel() == 1 and (parameter is None or held.name in scalar):
                     scalars.setdefault((held.name, tensor.dtype), []).append(tensor)
                     continue
                 if self._is_master(held):
