@@ -287,8 +287,8 @@ def test_certain_share_is_the_share_of_probabilities_that_are_0_or_1() -> None:
             shares.append(float(((likely == 0) | (likely == 1)).double().mean()))
             step(optimizer, F.binary_cross_entropy(likely, torch.rand(16, 50).bfloat16()).float())
 
-    (finding,) = [f for f in harness.trace_call(train).findings if "certain_share" in f.evidence]
-    assert finding.evidence["certain_share"] == pytest.approx(max(shares[1:]))
+    (seen,) = [f for f in harness.trace_call(train).facts if "certain_share" in f["evidence"]]
+    assert seen["evidence"]["certain_share"] == pytest.approx(max(shares[1:]))
     assert 0 < max(shares[1:]) < 1
 
 
