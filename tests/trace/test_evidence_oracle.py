@@ -75,7 +75,7 @@ class Oracle:
     @property
     def frozen(self) -> float | None:
         """Of the second moments, or of all state where there are none, what could not move."""
-        chosen = [tally for name, tally in self.state.items() if "sq" in name or "second" in name]
+        chosen = [tally for name, tally in self.state.items() if "sq" in name or "second" in name or "var" in name]
         should, stuck = (sum(tally[i] for tally in chosen or self.state.values()) for i in (0, 1))
         return stuck / should if should else None
 
@@ -217,6 +217,31 @@ def test_numbers_of_an_optimizer_of_torch_are_those_of_its_float64_copy(
 ) -> None:
     oracle, report = train(lambda p: TORCH[kind](p, **way), dtype)
     compare(oracle, report, dtype)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=["bfloat16", "float16"])
+def test_muon_loses_what_its_float64_copy_says_but_for_the_casts_it_makes_itself(dtype: torch.dtype) -> None:
+    """Its Newton-Schulz iterations run in bfloat16 on purpose, in the copy too: what they lose the trace counts."""
+    oracle, report = train(lambda p: torch.optim.Muon([q for q in p if q.ndim == 2], lr=1e-2), dtype)
+    oracle.count()
+    weights, state = (measured(report, role, dtype) for role in ("master_weight", "optimizer_state"))
+    assert weights["updates_lost"] == pytest.approx(oracle.lost, rel=0.03)
+    assert weights["applied_update_error"] > 0.95 * oracle.error
+    assert state["state_frozen"] == pytest.approx(oracle.frozen, abs=2e-3)
+
+
+THIRD = (
+    "ADOPT", "AdaBelief", "AdamP", "Adan", "CAME", "DiffGrad", "LaProp", "LARS", "Lion", "QHAdam", "Ranger",
+    "ScheduleFreeAdamW", "Tiger",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", THIRD)
+def test_numbers_of_a_third_partys_optimizer_are_those_of_its_float64_copy(kind: str) -> None:
+    """Those of pytorch-optimizer whose formula does not depend on the dtype."""
+    made = getattr(pytest.importorskip("pytorch_optimizer"), kind)
+    compare(*train(lambda p: made(p, lr=1e-3), torch.bfloat16), torch.bfloat16)
 
 
 @pytest.mark.parametrize("loop", ["micro", "scaler", "clipped", "closure"])
