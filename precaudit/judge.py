@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from precaudit.model.evidence import joined_parts, worst
 from precaudit.model.vocabulary import FLOATING, Fact, Kind, Part, Role, Scalar
-from precaudit.model.wire import Finding, Grade, Line, PartOf, RoleSummary, Rule, Severity
+from precaudit.model.wire import Case, Finding, Grade, Line, PartOf, RoleSummary, Rule, Severity
 from precaudit.rulebook import Rulebook, dtypes
 
 
@@ -20,6 +20,7 @@ def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Seque
     `frameworks` chooses the words of the fix ("fsdp2", "trainer"); the first that a rule knows wins.
     """
     findings: dict[tuple[Any, ...], Finding] = {}
+    parts: dict[tuple[Any, ...], str] = {}
     speaking = [rule for rule in book.rules.values() if witness in rule.seen_by]
     for fact in facts:
         for rule in speaking:
@@ -31,6 +32,10 @@ def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Seque
             found = _finding(rule, fact, graded, witness, frameworks, _allowed(rule, fact, book))
             key = (rule.id, found.path, found.line, found.dtype, found.message)
             findings[key] = _merge(findings[key], found) if key in findings else found
+            if (case := case_of(rule, fact)) is not None and case.part_of:
+                parts[key] = case.part_of
+    for key, whole in parts.items():
+        _is_part_of(findings[key], [f for f in findings.values() if f.rule == whole])
     return sorted(findings.values(), key=lambda f: (-f.severity.rank, f.rule, f.path or "", f.line or 0, f.column or 0))
 
 
@@ -58,10 +63,10 @@ def any_fits(wanted: Mapping[str, Any], attrs: Mapping[str, Scalar]) -> bool:
 
 
 class Graded(NamedTuple):
-    """What one Fact earned under a rule: the severity, and the clause that says so."""
+    """What one Fact earned under a rule: the severity, and the grade's own words for it, if it has any."""
 
     severity: Severity
-    message: str
+    message: str = ""
     fix: str = ""
 
 
@@ -71,8 +76,30 @@ def grade(rule: Rule, fact: Fact) -> Graded | None:
         if _grade_fits(candidate, fact):
             if candidate.severity == "silent":
                 return None
-            return Graded(Severity(candidate.severity), candidate.message or rule.message, candidate.fix)
-    return Graded(rule.severity, rule.message)
+            return Graded(Severity(candidate.severity), candidate.message, candidate.fix)
+    return Graded(rule.severity)
+
+
+def case_of(rule: Rule, fact: Fact) -> Case | None:
+    """The first of the rule's cases that this Fact is."""
+    return next(
+        (c for c in rule.cases if (not c.dtype or fact.dtype in dtypes(c.dtype)) and fits(c.when, fact.attrs)), None
+    )
+
+
+def _is_part_of(finding: Finding, wholes: Iterable[Finding]) -> None:
+    """Where another finding is the same mistake it weighs no more than a warning, and that one is its cause."""
+    whole = next((w for w in wholes if (w.path, w.dtype) == (finding.path, finding.dtype)), None)
+    if whole is None or whole.severity is Severity.NOTE:
+        return
+    if finding.severity is Severity.ERROR:
+        finding.severity = Severity.WARNING
+    finding.cause = Line(
+        text="the same mistake as the one found here",
+        path=whole.path or "",
+        line=whole.line or 0,
+        column=whole.column or 0,
+    )
 
 
 def _grade_fits(candidate: Grade, fact: Fact) -> bool:
@@ -106,9 +133,11 @@ def _finding(
     rule: Rule, fact: Fact, graded: Graded, witness: str, frameworks: Sequence[str], allowed: list[str]
 ) -> Finding:
     words = {"dtype": fact.dtype, "role": fact.role.value.replace("_", " ") if fact.role else "", "count": fact.count}
-    message = graded.message.format_map(_Words({**fact.attrs, **words}))
+    case = case_of(rule, fact) or Case()
+    message = (graded.message or case.message or rule.message).format_map(_Words({**fact.attrs, **words}))
+    says_all = case.says_all and not graded.message
     site = fact.site
-    fix = graded.fix or next((rule.fixes[name] for name in frameworks if name in rule.fixes), rule.fix)
+    fix = graded.fix or case.fix or next((rule.fixes[name] for name in frameworks if name in rule.fixes), rule.fix)
     cause = None
     if fact.cause:
         at = fact.cause.site
@@ -118,7 +147,7 @@ def _finding(
         name=rule.name,
         severity=graded.severity,
         role=fact.role.value if fact.role else None,
-        message=f"{message}: {fact.detail}" if fact.detail else message,
+        message=f"{message}: {fact.detail}" if fact.detail and not says_all else message,
         path=site.path if site else None,
         line=(site.line or None) if site else None,
         column=(site.column or None) if site else None,
@@ -134,6 +163,7 @@ def _finding(
         parts=[PartOf(name=part.name, tensors=part.tensors, evidence=dict(part.evidence)) for part in fact.parts],
         cause=cause,
         fix=fix,
+        why=" ".join(case.why.split()),
         cost_bytes=_cost(rule, fact),
         fingerprint=_fingerprint(
             rule.id, site.path if site else "", site.function if site else "", fact.dtype, message

@@ -91,13 +91,14 @@ def _only_untold(made: Iterable[Any]) -> bool:
 
 @pytest.mark.parametrize("rule", RULES, ids=ids(RULES))
 def test_every_attribute_that_a_rule_reads_is_written(rule: Rule) -> None:
-    wanted = [*rule.when.items(), *rule.unless.items(), *(item for grade in rule.grades for item in grade.when.items())]
+    special = [*rule.grades, *rule.cases]
+    wanted = [*rule.when.items(), *rule.unless.items(), *(item for each in special for item in each.when.items())]
     for key, value in wanted:
         assert key in allowed(rule.fact), f"no {rule.fact.value} says {key}"
         found = written(rule, rule.seen_by, key)
         for each in listed(value):
             assert found & {ANY, each}, f"nobody writes {key} = {each}"
-    for text in (rule.message, *(grade.message for grade in rule.grades)):
+    for text in (rule.message, *(each.message for each in special)):
         for key in holes(text):
             assert key in allowed(rule.fact), f"no {rule.fact.value} says {key}"
             assert written(rule, rule.seen_by, key), f"nobody writes {key}"
@@ -156,8 +157,8 @@ def test_every_attribute_that_a_fact_may_say_is_read_by_a_rule_or_the_code() -> 
 
 def _read_by(rule: Rule) -> Iterator[str]:
     yield from (*rule.when, *rule.unless, *holes(rule.message))
-    for grade in rule.grades:
-        yield from (*grade.when, *holes(grade.message))
+    for each in (*rule.grades, *rule.cases):
+        yield from (*each.when, *holes(each.message))
 
 
 def _looked_up() -> Iterator[str]:

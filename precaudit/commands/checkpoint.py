@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 EXIT_CLEAN, EXIT_FINDINGS, EXIT_INCONCLUSIVE = 0, 1, 5
 ALWAYS = {
-    "master_weight": "no weights, beside adapters, that an optimizer in it trains",
+    "master_weight": "no optimizer in this checkpoint, so nothing says which weights are trained",
     "optimizer_state": "no optimizer state was saved",
-    "loss_scale": "no loss scale other than 1 was saved",
+    "loss_scale": "no GradScaler state in this checkpoint",
 }
 """Roles that are shown where nothing of them is in the checkpoint too, and what to say then."""
 

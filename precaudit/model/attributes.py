@@ -65,8 +65,8 @@ class Holds(TypedDict, total=False):
     """Whether the dtype holds these positions exactly."""
     chosen: Literal["explicit", "framework", "default"]
     """Who chose the dtype: the user's own line, a framework's setting, nobody."""
-    by: Literal["buffer_dtype"]
-    """The setting of FSDP1 that cast running statistics."""
+    by: Literal["buffer_dtype", "cross_entropy", "hook"]
+    """The setting of FSDP1 that cast running statistics; the function around a softmax; DDP's communication hook."""
     trainer_fp16: bool
     """The model was given to Trainer(fp16=True)."""
     swapped: bool
@@ -217,7 +217,7 @@ class Call(TypedDict, total=False):
     """An API was used, or left out."""
 
     api: str
-    """Its dotted name, or reduced-precision-flag."""
+    """Its dotted name, reduced-precision-flag, or tf32-set-twice."""
     deprecated: bool
     decorated: bool
     """An autograd.Function has custom_fwd and custom_bwd."""

@@ -50,6 +50,23 @@ class Grade(Strict):
     """Stands in for every fix of the rule where this grade fits."""
 
 
+class Case(Strict):
+    """Words for some of the Facts a rule matches, whatever they weigh. The first case that fits stands in."""
+
+    dtype: list[str] = []
+    when: Match = {}
+    message: str = ""
+    """In place of the rule's message, where no grade has its own."""
+    says_all: bool = False
+    """The message needs no detail of the Fact behind it."""
+    why: str = ""
+    """In place of the rule's why; with the figures of this case."""
+    fix: str = ""
+    """In place of every fix of the rule, where no grade has its own."""
+    part_of: str = ""
+    """The rule whose finding in the same file and dtype is the same mistake: beside it this is at most a warning."""
+
+
 class Rule(Strict):
     """One TOML file of `rules/`: which Facts are a violation, how much it weighs, and what to tell the user."""
 
@@ -67,6 +84,7 @@ class Rule(Strict):
     when: Match = {}
     unless: Match = {}
     grades: list[Grade] = []
+    cases: list[Case] = []
     message: str
     """One clause; `{dtype}`, `{role}`, `{count}` and every attribute can stand in it."""
     why: str
@@ -139,6 +157,8 @@ class Finding(BaseModel):
     """The tensors it is worst for, worst first; at most 20 rows."""
     cause: Line | None = None
     fix: str = ""
+    why: str = ""
+    """The rule's reasons for this case; empty where the rule's own stand."""
     cost_bytes: int = 0
     """Bytes per rank the fix would add, where that follows from the tensors seen."""
     fingerprint: str = ""

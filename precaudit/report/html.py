@@ -178,7 +178,7 @@ def _story(anchor: str, story: Story, source: Source, report: Report) -> str:
             _bars(lead),
             "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts) + "</dl>" if facts else "",
             _consequences(story, report),
-            _explain(rule) if rule else "",
+            _explain(rule, lead.why) if rule else "",
             "</article>",
         ]
     )
@@ -249,13 +249,13 @@ def _known(rule: str) -> Rule | None:
         return None
 
 
-def _explain(rule: Rule) -> str:
+def _explain(rule: Rule, reasons: str) -> str:
     links = "".join(
         f'<li><a href="{_e(url)}" rel="noreferrer">{_e(urlsplit(url).netloc + urlsplit(url).path)}</a></li>'
         for url in rule.references
     )
     return (
-        f"<details><summary>Why {_e(rule.id)}, with wrong and right code</summary><p>{_e(why(rule))}</p>"
+        f"<details><summary>Why {_e(rule.id)}, with wrong and right code</summary><p>{_e(reasons or why(rule))}</p>"
         f"<div class=pair><div><h4>Wrong</h4><pre tabindex=0><code>{_code(rule.wrong)}</code></pre></div>"
         f"<div><h4>Right</h4><pre tabindex=0><code>{_code(rule.right)}</code></pre></div></div>"
         f"<p><b>Ignore it when:</b> {_e(rule.ignore_when)}</p><ul class=links>{links}</ul></details>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from precaudit.model.wire import Rule, Severity
+from precaudit.model.wire import Case, Rule, Severity
 from precaudit.report import markup
 from precaudit.rulebook import Rulebook
 
@@ -52,7 +52,15 @@ def rule_markdown(rule: Rule, level: int = 2) -> str:
     lines.append(f"**Ignore it when.** {markup.inline(rule.ignore_when)}")
     if rule.references:
         lines.append("References: " + ", ".join(f"<{url}>" for url in rule.references))
+    lines[3:3] = [told for case in rule.cases if (told := _case(case))]
     return "\n\n".join(lines) + "\n"
+
+
+def _case(case: Case) -> str:
+    """What the page says of a case beside the rule's own words."""
+    on = [*case.dtype, *(f"{key} = {value}" for key, value in case.when.items())]
+    told = [" ".join(case.why.split()), f"Fix: {case.fix}." if case.fix else ""]
+    return f"**Where {markup.inline(', '.join(on))}.** " + markup.inline(" ".join(part for part in told if part))
 
 
 def _example(source: str) -> str:

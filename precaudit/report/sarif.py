@@ -87,7 +87,7 @@ def _problem(severity: Severity) -> str:
 def _result(
     finding: Finding, ids: list[str], seen: Counter[str], view: View, top: Path, source: Source
 ) -> dict[str, Any]:
-    told = [finding.message, *words.evidence(finding)]
+    told = [finding.message, *words.evidence(finding), *([finding.why.rstrip(".")] if finding.why else [])]
     text = words.in_cell(finding) + "; ".join(told) + (f"\nFix: {finding.fix}" if finding.fix else "")
     location: dict[str, Any] = {"physicalLocation": _place(finding, view, top, source)}
     if finding.module:

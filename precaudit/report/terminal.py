@@ -459,7 +459,9 @@ def _numbered(page: Page, number: str, code: str, column: int, length: int, styl
 
 
 def why(finding: Finding) -> str:
-    """The rule's why in short; empty for a rule that this version does not know."""
+    """The reasons in short, for this case where the rule knows it; empty for a rule that this version does not know."""
+    if finding.why:
+        return words.opening_sentences(finding.why)
     try:
         return words.opening_sentences(rulebook.load().find(finding.rule).why)
     except RuleError:

@@ -41,7 +41,8 @@ class Guard:
         """Notes a fault of ours. Call it in the `except`: what the program itself raised goes on from here."""
         if is_programs_own(error):
             raise error
-        self.note(f"precaudit could not follow {what}: {type(error).__name__}: {str(error)[:200]}")
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        self.note(f"precaudit could not follow {what}, and judged nothing that rests on it; please report this: {told}")
 
     def note(self, text: str) -> None:
         """Says this once in the report."""

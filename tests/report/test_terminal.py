@@ -139,7 +139,7 @@ def test_the_first_line_says_what_is_wrong_and_what_it_did(root: Path) -> None:
     one = samples.trace()
     one.findings = [samples.finding("PA202", 15, 9, dtype="", evidence={"inf_share": 0.0})]
     assert render(one, "text", root=root, width=200).splitlines()[0] == (
-        "1 error: gradients are clipped while they are still multiplied by the loss scale"
+        "1 error: gradients are clipped before scaler.unscale_, while they still carry the loss scale"
     )
 
 

@@ -169,7 +169,7 @@ class OpProbe:
         try:
             self.session.updates.before_write(plan.name, func, args, kwargs)
         except Exception as error:
-            self.session.guard.fault(f"replay of {func}", error)
+            self.session.guard.fault(f"one operation ({plan.name})", error)
 
     def react(self, plan: Plan, asked: Asked, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Asks the watchers; a fault of ours becomes a note and never reaches the user's program."""
@@ -190,7 +190,7 @@ class OpProbe:
                 self.session.updates.by_kernel(func, args, kwargs)
                 self.session.writes.by_kernel(plan.name, args, plan.by_kernel)
         except Exception as error:
-            self.session.guard.fault(f"reaction to {func}", error)
+            self.session.guard.fault(f"one operation ({plan.name})", error)
 
     def _high(self, name: str, kind: str, args: Any, out: Tensor) -> None:
         """Marks go through integers, which positions are first, and through float32 values without gradient."""

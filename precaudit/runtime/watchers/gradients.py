@@ -113,7 +113,7 @@ class Gradients(Watcher):
         chosen = "explicit" if self._window.phase == GRADIENTS else "default"
         if declared is not None:
             chosen = declared.chosen if declared.dtype in ("", dtype) else "framework"
-        return Observation(
+        made = Observation(
             Kind.HOLDS,
             dtype,
             Role.GRADIENT_REDUCTION,
@@ -121,6 +121,9 @@ class Gradients(Watcher):
             detail=f"{name.strip('_')}, {declared.by}" if declared else name.strip("_"),
             attrs={"chosen": chosen},
         )
+        if declared is not None and declared.by.endswith("compress_hook"):
+            made.attrs["by"] = "hook"
+        return made
 
     def computed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Values computed from gradients, and from their norms."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,11 +14,22 @@ from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
 from ..operands import trains
 from ..process.ledger import Ledger
+from ..sites import is_user_file
 from ..trackers.autocast import Autocast
 from ..trackers.graph import GraphRecomputed, GraphWalked
 from ..trackers.lineage import Flow
 from ..trackers.samples import limit, sample
 from . import BACKWARD, FORWARD, Registration, Watcher
+
+
+def _in_cross_entropy() -> bool:
+    """Whether the user's line called torch's cross_entropy, or its module, and that the op that runs now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        if frame.f_code.co_name == "cross_entropy":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Softmax(Watcher):
@@ -48,6 +61,8 @@ class Softmax(Watcher):
         if not trains(args):
             return
         seen = self.flow.suspect("log_softmax", Role.SOFTMAX, out.dtype, "log_softmax")
+        if seen.count == 1 and _in_cross_entropy():
+            seen.attrs["by"] = "cross_entropy"
         scores, dim = args[0].detach(), args[1]
         if seen.count > 4 or not limit() or not scores.numel() or dim not in (-1, scores.ndim - 1):
             return

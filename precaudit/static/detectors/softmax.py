@@ -55,4 +55,6 @@ def _cross_entropy(op: Op) -> None:
     if op.torch.grad() and "differentiable" in logits.marks:
         because = ("its input became low here", logits.spot)
         detail = "cross_entropy is computed on them"
-        op.torch.facts.add(Kind.HOLDS, op.spot, result.dtype, Role.SOFTMAX, because, detail, feeds="loss")
+        op.torch.facts.add(
+            Kind.HOLDS, op.spot, result.dtype, Role.SOFTMAX, because, detail, feeds="loss", by="cross_entropy"
+        )

@@ -137,7 +137,7 @@ def _upcast_loss_input(finding: Finding, tree: Tree) -> list[Edit]:
     call = _call(finding, tree)
     if call is None or not call.args or call.args[0].star or call.args[0].keyword is not None:
         return []
-    if "cross_entropy" not in dotted(call.func) and not finding.message.endswith("computed on them"):
+    if "cross_entropy" not in dotted(call.func) and not finding.message.startswith("cross_entropy gets"):
         return []
     return [_float(call.args[0].value, tree)]
 

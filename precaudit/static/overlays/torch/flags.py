@@ -45,4 +45,4 @@ def finish(torch: Torch) -> None:
     if "legacy" in flags and "new" in flags:
         because = ("the old flag is set here", flags["legacy"])
         detail = "TF32 is set through the old and the new API"
-        torch.facts.add(Kind.CALL, flags["new"], "", None, because, detail, api="reduced-precision-flag")
+        torch.facts.add(Kind.CALL, flags["new"], "", None, because, detail, api="tf32-set-twice")

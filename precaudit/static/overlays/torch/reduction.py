@@ -26,7 +26,14 @@ def comm_hook(torch: Torch, values: list[Value], node: Any) -> None:
             dtype = {"fp16_compress_hook": "float16", "bf16_compress_hook": "bfloat16"}.get(name)
             if dtype:
                 torch.facts.add(
-                    Kind.HOLDS, torch.spot(node), dtype, Role.GRADIENT_REDUCTION, None, name, chosen="explicit"
+                    Kind.HOLDS,
+                    torch.spot(node),
+                    dtype,
+                    Role.GRADIENT_REDUCTION,
+                    None,
+                    name,
+                    chosen="explicit",
+                    by="hook",
                 )
 
 
