@@ -30,6 +30,7 @@ from .taps.tracebacks import TracebackProbe
 from .trackers.adapters import Adapted
 from .trackers.autocast import Autocast
 from .trackers.claims import Accounts
+from .trackers.contents import Contents
 from .trackers.graph import Graph
 from .trackers.lineage import Flow
 from .trackers.long_steps import LongSteps
@@ -44,7 +45,6 @@ from .trackers.tensors import Tensors
 from .trackers.window import Window
 from .watchers import Watcher, find
 from .watchers.births import Births
-from .watchers.stock import Stock
 from .watchers.updates import Updates
 from .watchers.writes import Writes
 
@@ -75,6 +75,7 @@ class Session:
         self.tensors, self.steps = get(Tensors), get(Steps)
         get(Graph)
         self.micro_batches = get(MicroBatches)
+        get(Contents)
         self.accounts, self.modules = get(Accounts), get(Modules)
         self.origins, self.autocast, self.births, self.flow = get(Origins), get(Autocast), get(Births), get(Flow)
         self.passes = get(Passes)
@@ -84,7 +85,7 @@ class Session:
         self.loss_scale = get(LossScale)
         self.compiled = CompileProbe(self)
         self.writes = get(Writes)
-        self.updates, self.stock = get(Updates), get(Stock)
+        self.updates = get(Updates)
         self.watchers: list[Watcher] = sorted(map(get, find()), key=lambda one: one is not self.writes)
         self.long_steps = get(LongSteps)
         self.ops = OpProbe(self)

@@ -22,7 +22,7 @@ from ..events import GradientReset, MicroBatchBegan, StepBegan
 from ..imports import when_imported
 from ..process.ledger import Observation
 from ..sites import selves_on_stack
-from ..trackers.claims import Account, Claim, Declaration
+from ..trackers.claims import Account, Claim, Claimed, Declaration, SumsClaimed
 from ..trackers.optimizers import parameters
 from ..trackers.tensors import Record
 from ..watchers import Registration
@@ -206,7 +206,7 @@ class Adapters(Account):
                 dtype = claim.dtype or DTYPE_NAMES[claim.tensor.dtype]
                 held.setdefault((adapter.title, claim.role, dtype), []).append(claim)
         self.session.adapted.ask_again()
-        self.session.stock.of_claims(held)
+        self.session.bus.tell(Claimed(held))
 
     def accumulating(self) -> None:
         """Asks for the sums that outlive a micro-batch, as the next one's backward begins."""
@@ -216,7 +216,7 @@ class Adapters(Account):
             self.session.tensors.learn(private.local(claim.tensor)).sums_gradients = True
             if claim.leaf is not None:
                 self.session.bus.tell(GradientReset(self.session.tensors.meet(claim.leaf)))
-        self.session.stock.of_accumulation(held)
+        self.session.bus.tell(SumsClaimed(held))
 
     def _find(self, kind: type) -> Iterator[Adapter]:
         names = dict.fromkeys(ADAPTERS[p] for base in kind.__mro__ for p in _packages(base.__module__) if p in ADAPTERS)

@@ -69,7 +69,7 @@ class Lightning(Adapter):
     def observes(self) -> Iterable[Observation]:
         for precision, site in dict.fromkeys(self._written.values()):
             dtype = TRUE.get(precision)
-            if dtype is not None and self.session.stock.holds(Role.MASTER_WEIGHT, dtype):
+            if dtype is not None and self.session.ledger.holds(Role.MASTER_WEIGHT, dtype):
                 yield Observation(
                     Kind.CONFIG,
                     dtype,

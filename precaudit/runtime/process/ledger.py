@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -54,6 +54,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.observations: dict[Hashable, Observation] = {}
+        self._of: dict[Hashable, list[Any]] = {}
+        """Owner -> the keys of what it last renewed."""
         self.measures = True
         """False where nothing beyond dtypes is to be measured."""
         self._deferred: list[tuple[list[Tensor], Callable[[list[float]], None]]] = []
@@ -65,6 +67,18 @@ class Ledger:
         """Keeps an observation under a key, in place of what stood there."""
         self.observations[key] = observation
         return observation
+
+    def renew(self, owner: Hashable, rows: Mapping[Any, Observation]) -> None:
+        """Puts these in place of all that the same owner last put: what is gone is said no more."""
+        for key in self._of.get(owner, ()):
+            self.observations.pop(key, None)
+        self._of[owner] = list(rows)
+        self.observations.update(rows)
+
+    def holds(self, role: Role, dtype: str) -> bool:
+        """Whether something was seen to hold this role in this dtype."""
+        seen = (one for one in self.observations.values() if one.kind is Kind.HOLDS and one.confirmed)
+        return any(one.role is role and one.dtype == dtype for one in seen)
 
     def once(self, key: Hashable, observation: Observation) -> Observation:
         """The observation under this key, made now if it is new, counted once more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -40,6 +40,20 @@ class Declaration(NamedTuple):
     setting because the user left this one out."""
     autocast: bool = False
     """It is put into effect by autocast, whose regions then declare nothing of their own."""
+
+
+class Claimed(NamedTuple):
+    """The frameworks have told what they hold, before a step."""
+
+    held: Mapping[tuple[str, Role, str], list[Claim]]
+    """(framework, role, dtype) -> its tensors."""
+
+
+class SumsClaimed(NamedTuple):
+    """The frameworks have told to which sums of gradients the backward that begins will add."""
+
+    held: Mapping[tuple[str, Any], list[Claim]]
+    """(framework, dtype) -> the sums."""
 
 
 class Account:

@@ -1,0 +1,164 @@
+"""What each optimizer holds, told at each step boundary: moments, masters, scalars; which tensors are its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Site
+from .. import torch_private as private
+from ..dtypes import DTYPE_NAMES
+from ..events import Boundary, Bus, StepEnded, StepUnseen
+from .optimizers import Held, group_tensors, parameters, state_tensors, trained
+from .tensors import Tensors
+from .window import Window
+
+COUNTER = re.compile(r"step|count|mu_product|eta$|^mu$|^t$")
+HYPERPARAMETER = re.compile(r"step|count|beta|lr|decay|momentum|mu_product|eta$|^mu$|^t$")
+BLOCK_CODES = frozenset({torch.uint8, torch.int8, *(d for d, name in DTYPE_NAMES.items() if name.startswith("float8"))})
+"""What block-wise quantised state is stored in; 4-bit codes lie two in a byte."""
+FEWEST_CODES = 64
+
+
+class Moments(NamedTuple):
+    """Optimizer state of one dtype."""
+
+    names: dict[str, None]
+    owners: dict[int, Tensor]
+    tensors: list[Tensor]
+    scales: list[Tensor]
+    """What belongs to block-wise codes: scales and lookup tables."""
+
+
+def blocks(kept: Iterable[Held]) -> Iterator[tuple[Held, list[Tensor] | None]]:
+    """Each tensor an optimizer keeps, or, for block-wise codes, the codes with their scales and lookup tables.
+
+    Codes are 8-bit tensors of a parameter's size, or of half of it, beside smaller floating ones in the same dict or
+    wrapper (https://arxiv.org/abs/2110.02861); without any scale they are something else.
+    """
+    by_box: dict[Any, list[Held]] = {}
+    for held in kept:
+        by_box.setdefault(held.box or id(held.tensor), []).append(held)
+    for box in by_box.values():
+        codes = [h for h in box if h.tensor.dtype in BLOCK_CODES and h.tensor.numel() >= FEWEST_CODES]
+        scales = [h.tensor for h in box if _scales(h)] if codes else []
+        of_codes, of_scales = {id(h.tensor) for h in codes}, {id(t) for t in scales}
+        for held in box:
+            if scales and id(held.tensor) in of_codes:
+                yield held, scales if held is codes[0] else []
+            elif id(held.tensor) not in of_scales:
+                yield held, None
+
+
+def _scales(held: Held) -> bool:
+    """Whether this, beside codes, is what they are multiplied by or looked up in."""
+    if held.tensor.dtype in BLOCK_CODES or not held.tensor.dtype.is_floating_point or held.tensor.ndim == 0:
+        return False
+    return bool(held.part) or held.parameter is None or held.tensor.numel() < held.parameter.numel()
+
+
+def _scalars(kept: Iterable[Held]) -> set[str]:
+    """Names of state that is one number for a whole parameter, as step counters are.
+
+    Of a parameter with one element all state is one number: the state of this name beside larger ones tells, or, where
+    there are none, whether it is called a counter. A momentum of one element is a momentum.
+    """
+    numbers: set[str] = set()
+    moments: set[str] = set()
+    for held in kept:
+        if held.parameter is not None:
+            if held.tensor.numel() > 1:
+                moments.add(held.name)
+            elif held.parameter.numel() > 1 or COUNTER.search(held.name):
+                numbers.add(held.name)
+    return numbers - moments
+
+
+class OptimizerRead(NamedTuple):
+    """A step of this optimizer is over, and this is what it holds now."""
+
+    optimizer: Any
+    mine: list[Tensor]
+    """The parameters that it trains."""
+    moments: dict[tuple[str, Any], Moments]
+    """(what makes their dtype harmless: "kahan", "block-wise" or "", dtype) -> state."""
+    masters: dict[Any, list[Tensor]]
+    """Dtype -> weights that it keeps beside the parameters."""
+    scalars: dict[tuple[str, Any], list[Tensor]]
+    """(name, dtype) -> one-element tensors: step counts, learning rates, decays."""
+
+
+class Contents:
+    """Looks into optimizers, once for all who ask."""
+
+    def __init__(self, bus: Bus, window: Window, tensors: Tensors) -> None:
+        self._bus, self._window, self._tensors = bus, window, tensors
+        bus.on(StepUnseen, lambda event: self._label(event.optimizer))
+        bus.on(StepEnded, self._step_ended)
+        bus.on(Boundary, self._boundary)
+
+    def _step_ended(self, event: StepEnded) -> None:
+        if self._window.tracing:
+            self._label(event.optimizer)
+
+    def _label(self, optimizer: Any) -> None:
+        """Learns which tensors are the optimizer's, and how it calls them."""
+        for held in state_tensors(optimizer):
+            known = self._tensors.learn(held.tensor)
+            if not known.by_optimizer:
+                known.by_optimizer, known.slot = True, held.name
+        for parameter in parameters(optimizer):
+            self._tensors.learn(private.local(parameter)).by_optimizer = True
+
+    def _boundary(self, event: Boundary) -> None:
+        for optimizer in event.optimizers:
+            self._bus.tell(self._read(optimizer))
+
+    def _read(self, optimizer: Any) -> OptimizerRead:
+        found = OptimizerRead(optimizer, trained(optimizer), {}, {}, {})
+        kept = list(state_tensors(optimizer))
+        scalar = _scalars(kept)
+        for held, block in blocks(kept):
+            tensor, parameter = held.tensor, held.parameter
+            if block is None:
+                if not tensor.dtype.is_floating_point:
+                    continue
+                if tensor.numel() == 1 and (parameter is None or held.name in scalar):
+                    found.scalars.setdefault((held.name, tensor.dtype), []).append(tensor)
+                    continue
+                if self._is_master(held):
+                    found.masters.setdefault(tensor.dtype, []).append(tensor)
+                    continue
+            kahan = block is None and self._tensors.of(tensor).compensates
+            because = "kahan" if kahan else "" if block is None else "block-wise"
+            group = found.moments.setdefault((because, tensor.dtype), Moments({}, {}, [], []))
+            group.names[held.name] = None
+            group.tensors.append(tensor)
+            group.scales.extend(block or ())
+            if parameter is not None:
+                group.owners[id(parameter)] = parameter
+        for key, tensor in group_tensors(optimizer):
+            found.scalars.setdefault((key, tensor.dtype), []).append(tensor)
+        return found
+
+    def _is_master(self, held: Held) -> bool:
+        """Whether this is a sequence of weights: what parameters are copied from, or what began as a copy of one."""
+        tensor, parameter = held.tensor, held.parameter
+        known = self._tensors.of(tensor)
+        if known.is_master or "master" in held.name.lower():
+            return True
+        return (
+            parameter is not None
+            and tensor.shape == parameter.shape
+            and known.copies_parameter
+            and known.moved_by_optimizer
+        )
+
+
+def made_at(tensors: Tensors, made: Iterable[Tensor]) -> Site | None:
+    """The user's line that made the first of these that has one."""
+    return next((site for site in (tensors.of(tensor).made_at for tensor in made) if site is not None), None)
