@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from precaudit.errors import UsageError
-from precaudit.notebook import ENDING
 from precaudit.static.reading import read
 
 ALWAYS_EXCLUDED = frozenset(
@@ -37,7 +36,8 @@ ALWAYS_EXCLUDED = frozenset(
 """Folders that are never entered; one named on the command line is."""
 SOURCES = (".py", ".pyi")
 CONFIGS = (".json", ".yaml", ".yml")
-READ = SOURCES + CONFIGS + (ENDING,)
+NOTEBOOK = ".ipynb"
+READ = (*SOURCES, *CONFIGS, NOTEBOOK)
 """The endings of all that is read."""
 
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from precaudit.errors import internal_error
-from precaudit.notebook import ENDING
 from precaudit.static.cache import Cache, digest
-from precaudit.static.files import CONFIGS, Found
+from precaudit.static.files import CONFIGS, NOTEBOOK, Found
 from precaudit.static.prefilter import has_ignores, has_literals, may_hold_a_finding, trains
 from precaudit.static.reading import read
 
@@ -74,7 +73,7 @@ def _at_a_glance(item: Found, raw: bytes, compiling: bool) -> Result | None:
     """The result of a file whose bytes alone show that it holds nothing; None where it has to be examined."""
     if item.file.endswith(CONFIGS):
         return None if CONFIG_WORDS.search(raw) else {"compiled": True}
-    if item.file.endswith(ENDING):
+    if item.file.endswith(NOTEBOOK):
         return None if compiling or has_literals(raw) or has_ignores(raw) else {}
     if may_hold_a_finding(raw) or has_ignores(raw) or b"\0" in raw[:4096] or (compiling and not compiles(raw)):
         return None
@@ -173,7 +172,7 @@ def examine(item: Found, raw: bytes, compiling: bool = True) -> Result:
             from precaudit.static.configs import examine_config
 
             return {**examine_config(item, raw), "compiled": True}
-        if item.path.name.endswith(ENDING):
+        if item.path.name.endswith(NOTEBOOK):
             return {**_examine_notebook(item, raw), "compiled": True}
         return {**_examine_source(item, raw, compiling), "compiled": compiling}
     except SourceError as error:
