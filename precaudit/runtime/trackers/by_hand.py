@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from .holders import Holders
 from .optimizers import nbytes
+from .tensors import Leaf, Tensors
 
 LEAVES = 16
 ELEMENTS = 1024
@@ -26,20 +28,21 @@ ELEMENTS = 1024
 class ByHand:
     """What the last backward left, to be compared when the next one begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensors: Tensors, holders: Holders) -> None:
+        self._tensors, self._holders = tensors, holders
         self.replaces = False
         """Its parameters got new memory, or others took their place: no write to them can be seen."""
         self.held: dict[Any, list[int]] = {}
         """Dtype -> count and bytes of the leaves of the last backward."""
-        self._sampled: list[tuple[Tensor, int, Tensor]] = []
-        """Some leaves, where their memory lay, and a copy of some of their elements."""
+        self._sampled: list[tuple[Leaf, Tensor]] = []
+        """Some leaves, and a copy of some of their elements."""
         self._shapes: Counter[Any] = Counter()
 
     def remember(self, leaves: list[Tensor]) -> None:
         """A backward that trains has ended at these leaves."""
         plain = [leaf for leaf in leaves if type(leaf) in private.PLAIN and leaf.layout is torch.strided]
         chosen = plain[:: max(1, len(plain) // LEAVES)][:LEAVES]
-        self._sampled = [(leaf, private.storage_key(leaf), _some(leaf)) for leaf in chosen]
+        self._sampled = [(self._tensors.meet(leaf), _some(leaf)) for leaf in chosen]
         self._shapes = _shapes(leaves)
         self.held.clear()
         for leaf in leaves:
@@ -51,13 +54,17 @@ class ByHand:
         """Whether a step was taken since then; `roots` are those of the backward that begins."""
         if not self._sampled:
             return False
-        for leaf, key, before in self._sampled:
-            if not torch.equal(before, _some(leaf)):
-                self.replaces |= private.storage_key(leaf) != key
+        now = {id(leaf): leaf for leaf in _leaves(roots)}
+        for leaf, before in self._sampled:
+            found = now.get(leaf.id)
+            if found is None:  # of the other model of two
+                found = self._holders.parameter(leaf.id)
+            if found is None:
+                found = leaf.tensor()
+            if found is not None and not torch.equal(before, _some(found)):
+                self.replaces |= self._tensors.of(found) is not leaf.record
                 return True
-        now = list(_leaves(roots))
-        known = {id(leaf) for leaf, _, _ in self._sampled}
-        others = not any(id(leaf) in known for leaf in now) and _shapes(now) == self._shapes
+        others = not any(leaf.id in now for leaf, _ in self._sampled) and _shapes(now.values()) == self._shapes
         self.replaces |= others
         return others
 

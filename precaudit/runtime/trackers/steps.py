@@ -50,10 +50,10 @@ class HandWritten:
 class Steps:
     """Turns what torch tells of backward and of optimizers into attempts, boundaries, and the window's two ends."""
 
-    def __init__(self, bus: Bus, window: Window, unseen: UnseenSteps) -> None:
+    def __init__(self, bus: Bus, window: Window, unseen: UnseenSteps, by_hand: ByHand) -> None:
         self._bus, self._window, self._unseen = bus, window, unseen
         self.hand_written = HandWritten()
-        self.by_hand = ByHand()
+        self.by_hand = by_hand
         self.built: weakref.WeakSet[Any] = weakref.WeakSet()
         """The optimizers that were built, less those that step inside another one."""
         self.stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()

@@ -63,7 +63,11 @@ class HeldGradients(Watcher):
 
     def _gradients_ready(self, event: GradientsReady) -> None:
         """The dtypes of `.grad` before a step, and which of them are sums over several micro-batches."""
-        optimizer = id(event.optimizer)
+        optimizer, by_hand = id(event.optimizer), id(self._steps.hand_written)
+        if optimizer != by_hand:  # it was built before the trace began: until its first step there seemed to be none
+            of_hand = [key for key in self._ledger.observations if isinstance(key, tuple) and by_hand in key]
+            for key in of_hand:
+                del self._ledger.observations[key]
         held: dict[Any, list[int]] = {}
         summed: dict[Any, list[Tensor]] = {}
         for parameter in event.leaves:
