@@ -106,7 +106,9 @@ class ScalerStep(TypedDict, total=False):
 class ScalerCall(TypedDict, total=False):
     """A GradScaler method was called out of order."""
 
-    misuse: Literal["update-per-optimizer", "backward-after-unscale", "unscale-twice", "update-without-step"]
+    misuse: Literal[
+        "update-per-optimizer", "backward-after-unscale", "unscale-twice", "update-without-step", "step-beside-scaler"
+    ]
     raises: bool
     """torch raises there: the program does not go on with wrong gradients."""
 

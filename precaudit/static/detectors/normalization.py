@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language.values import Mark, Spot, Tensor, float_constant
+from precaudit.static.detectors import reaching
+from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, float_constant
 from precaudit.static.overlays.events import Bus, Op
 
 SQUARE: Mark[Spot] = Mark()
 """Where the low square or variance stands that this statistic comes from."""
+SCALE: Mark[Spot] = Mark()
+"""Where the low square or deviation stands whose root, or which itself, this is."""
 
 
 def listen(bus: Bus) -> None:
@@ -17,6 +20,9 @@ def listen(bus: Bus) -> None:
     bus.on("mul", _product)
     bus.on("add sub div", _combined)
     bus.on("rsqrt sqrt", _root)
+    bus.on("std", lambda op: SCALE.put(op.result, op.spot))
+    bus.on("add clamp clamp_min", lambda op: SCALE.put(op.result, SCALE.of(op.first)))
+    bus.on("mul div", _scaled)
 
 
 def _power(op: Op) -> None:
@@ -46,6 +52,33 @@ def _root(op: Op) -> None:
     tensor, square = op.first, SQUARE.of(op.first)
     if square is None or not isinstance(tensor, Tensor) or not tensor.low or "gradient" in tensor.marks:
         return
-    if tensor.op not in ("square", "pow") and op.torch.in_forward():
-        because = ("its root is taken here", op.spot)
-        op.torch.facts.add(Kind.HOLDS, square, tensor.dtype, Role.NORM_COMPUTATION, because, "", hand_written=True)
+    if tensor.op in ("square", "pow"):
+        return
+    SCALE.put(op.result, square)
+    if op.torch.in_forward():
+        _report(op, square, tensor.dtype, "its root is taken here")
+
+
+def _scaled(op: Op) -> None:
+    """Something is divided by a low scale: what is trained, or what a loss is made of; a mean of its own is nothing."""
+    one, other = op.operand(0), op.operand(1)
+    pairs = [(one, other)] if op.name == "div" else [(one, other), (other, one)]
+    for value, scale in pairs:
+        square = SCALE.of(scale)
+        if square is None or not isinstance(value, Tensor) or not isinstance(scale, Tensor) or not scale.dtype:
+            continue
+        if "gradient" in value.marks | scale.marks or value.zero_dim or "weights" in value.marks:
+            continue
+        if "differentiable" in value.marks and op.torch.grad():
+            _report(op, square, scale.dtype, "something is divided by its root here")
+        else:
+            reaching.enters(op.result, reaching.Rounded(square, scale.dtype, _entered))
+
+
+def _entered(op: Op, found: reaching.Rounded) -> None:
+    _report(op, found.spot, found.dtype, "what was divided by it is in the loss that is differentiated here")
+
+
+def _report(op: Op, square: Spot, dtype: Dtypes | None, how: str) -> None:
+    because = (how, op.spot)
+    op.torch.facts.add(Kind.HOLDS, square, dtype, Role.NORM_COMPUTATION, because, "", hand_written=True)

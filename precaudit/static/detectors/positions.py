@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language.values import Dtypes, Spot, Tensor
+from precaudit.static.language.values import Dtypes, Spot, Tensor, is_float
 from precaudit.static.overlays.events import Bus, Op
 
 
@@ -11,6 +11,7 @@ def listen(bus: Bus) -> None:
     bus.on("sin cos", _angle, low_only=False)
     bus.on("cumprod sqrt rsqrt pow", _schedule)
     bus.on("cumsum cumprod", _running_count)
+    bus.on("long int short to type", _index, low_only=False)
 
 
 def _angle(op: Op) -> None:
@@ -39,6 +40,15 @@ def _running_count(op: Op) -> None:
         last = "2048" if result.dtype == frozenset({"float16"}) else "256"
         because = ("integers were cast here", tensor.spot)
         _report(op, op.spot, result.dtype, because, f"a running count is exact only up to {last}")
+
+
+def _index(op: Op) -> None:
+    """Positions that were counted out low become integers again: some of them twice, some never."""
+    tensor, result = op.first, op.result
+    if not isinstance(tensor, Tensor) or not isinstance(result, Tensor) or is_float(result.dtype):
+        return
+    if tensor.low and result.dtype and tensor.low_at is not None and {"positions", "created"} <= tensor.marks:
+        _report(op, tensor.low_at, tensor.dtype, ("they become integers here", op.spot), "positions are indices")
 
 
 def _report(op: Op, spot: Spot, dtype: Dtypes | None, because: tuple[str, Spot | None], detail: str) -> None:

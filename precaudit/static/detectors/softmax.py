@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language.values import Mark, Spot, Tensor
+from precaudit.static.detectors import reaching
+from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor
 from precaudit.static.overlays.events import Bus, Op
 from precaudit.static.overlays.torch.opnames import LOSSES, POINTWISE
 
-SOFTMAX: Mark[Spot] = Mark()
-"""Where the low softmax stands that these probabilities come from."""
+SOFTMAX: Mark[tuple[Spot, Dtypes]] = Mark(stays=True)
+"""Where the low softmax stands that these probabilities come from, and its dtype."""
+LOGARITHM: Mark[bool] = Mark(stays=True)
+"""Log-probabilities."""
 
 
 def listen(bus: Bus) -> None:
-    bus.on("softmax", lambda op: SOFTMAX.put(op.result, op.spot))
+    bus.on("softmax", _made)
     bus.on("sum mean log clamp clip sqrt", lambda op: SOFTMAX.put(op.result, SOFTMAX.of(op.first)))
     bus.on(POINTWISE, _combined)
     bus.on("topk multinomial", lambda op: _consumed(op, op.name), low_only=False)
     bus.on("log log_softmax", lambda op: _consumed(op, "log"), low_only=False)
     bus.on(LOSSES, lambda op: _consumed(op, "loss"), low_only=False)
     bus.on("log_softmax logsumexp", _logarithm)
+    bus.on("log_softmax log nll_loss", lambda op: LOGARITHM.put(op.result, True), low_only=False)
+    bus.on("neg", lambda op: LOGARITHM.put(op.result, LOGARITHM.of(op.first)), low_only=False)
+    bus.on("mul", _factor, low_only=False)
+    bus.on("cross_entropy kl_div", _target, low_only=False)
     bus.on("cross_entropy", _cross_entropy)
+
+
+def _made(op: Op) -> None:
+    if isinstance(op.result, Tensor) and op.result.dtype:
+        SOFTMAX.put(op.result, (op.spot, op.result.dtype))
 
 
 def _combined(op: Op) -> None:
     """Probabilities times something, or a sum with them; what is divided by them is not they."""
     tensors = op.tensors
     kept = tensors[:-1] if op.name in ("div", "divide", "true_divide") and len(tensors) > 1 else tensors
-    SOFTMAX.put(op.result, next((spot for spot in map(SOFTMAX.of, kept) if spot), None))
+    SOFTMAX.put(op.result, next((found for found in map(SOFTMAX.of, kept) if found), None))
 
 
 def _consumed(op: Op, feeds: str) -> None:
     tensor = op.operand(0)
-    spot = SOFTMAX.of(tensor) if isinstance(tensor, Tensor) else None
-    if spot is None or not isinstance(tensor, Tensor) or not tensor.low:
+    found = SOFTMAX.of(tensor) if isinstance(tensor, Tensor) else None
+    if found is None or not isinstance(tensor, Tensor) or not tensor.low:
         return
     if feeds == "loss" or "differentiable" in tensor.marks:
         because = (f"it feeds {feeds} here", op.spot)
-        op.torch.facts.add(Kind.HOLDS, spot, tensor.dtype, Role.SOFTMAX, because, "", feeds=feeds)
+        op.torch.facts.add(Kind.HOLDS, found[0], tensor.dtype, Role.SOFTMAX, because, "", feeds=feeds)
 
 
 def _logarithm(op: Op) -> None:
@@ -58,3 +70,25 @@ def _cross_entropy(op: Op) -> None:
         op.torch.facts.add(
             Kind.HOLDS, op.spot, result.dtype, Role.SOFTMAX, because, detail, feeds="loss", by="cross_entropy"
         )
+
+
+def _factor(op: Op) -> None:
+    """Probabilities that weigh a loss or log-probabilities, as in a distillation or an expectation."""
+    for one, other in zip(op.tensors[:2], op.tensors[1::-1], strict=False):
+        found = SOFTMAX.of(one)
+        if found is not None and ("loss" in other.marks or LOGARITHM.of(other)):
+            reaching.enters(op.result, reaching.Rounded(*found, _weighed))
+
+
+def _weighed(op: Op, found: reaching.Rounded) -> None:
+    because = ("a loss weighed by them is differentiated here", op.spot)
+    op.torch.facts.add(Kind.HOLDS, found.spot, found.dtype, Role.SOFTMAX, because, "", feeds="loss")
+
+
+def _target(op: Op) -> None:
+    """The target of a loss that is a softmax in low precision."""
+    target = op.argument(1, "target")
+    found = SOFTMAX.of(target) if target is not None else None
+    if found is not None and op.torch.grad():
+        because = ("they are the target of a loss here", op.spot)
+        op.torch.facts.add(Kind.HOLDS, *found, Role.SOFTMAX, because, "", feeds="loss")

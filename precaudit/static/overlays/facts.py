@@ -31,6 +31,12 @@ class Facts:
             text, cause = because if because and because[1] else ("", None)
             self._held[key] = (spot, cause, text, {"detail": detail, "attrs": attrs})
 
+    def take_back(self, spot: Spot, **attrs: Scalar) -> None:
+        """Drops what was noted at a place with these attributes, since more is known by now."""
+        wanted = tuple(sorted(attrs.items()))
+        for key in [key for key in self._held if key[3] == id(spot.node) and key[4] == wanted]:
+            del self._held[key]
+
     def resolve(self) -> list[Fact]:
         """The Facts with their places in the source."""
         found = []

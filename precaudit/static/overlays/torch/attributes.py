@@ -107,6 +107,9 @@ def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
     if name == "grad":
         dtype = value.dtype
         return Tensor(dtype, value.store.get("spot"), "grad", frozenset({"gradient"}))
+    if "attr:" + name in value.store:
+        kept: Value = value.store["attr:" + name]
+        return kept
     tensor = operands.as_tensor(torch, value)
     if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
         return _tensor_attribute(torch, tensor, name, node) if isinstance(tensor, Tensor) else unknown()
@@ -168,6 +171,8 @@ def attribute_set(torch: Torch, target: Value, name: str, value: Value, node: An
         elif name == "grad":
             scaling.gradients_cleared(torch)
             scaling.gradient_replaced(torch, value, node)
+        else:
+            put(target.store, "attr:" + name, value)
         return
     if isinstance(target, Ref) and target.name.startswith("torch.backends."):
         flags.flag_set(torch, f"{target.name}.{name}", value, node)

@@ -10,6 +10,7 @@ from precaudit.static.language.values import (
     Tensor,
     Value,
 )
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import operands, scaling, training
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def backward(torch: Torch, loss: Value, node: Any) -> None:
     loss = operands.as_tensor(torch, loss)
     marks = operands.marks_of([loss])
     torch.training.trained = True
+    training.update(torch, lambda s: frozenset(e for e in s if e[0] != "scaler-stepped"))
+    torch.bus.tell(Op(torch, "backward", [loss], {}, [loss], loss, node))
     torch.training.looped |= bool(torch.loops()) and "loss" in marks
     if not marks & {"scaled", "hand_scaled"}:
         torch.training.plain_backward = torch.spot(node)
@@ -66,7 +69,7 @@ def begins(torch: Torch, loss: Value, spot: Spot) -> None:
 def _sum_gradients(torch: Torch, marks: frozenset[str], node: Any) -> None:
     """A second backward before the gradients of low parameters are cleared adds to them in their dtype."""
     low = frozenset(mark.removeprefix("weights:") for mark in marks if mark.startswith("weights:"))
-    if not low:
+    if not low or torch.training.hooked:
         return
     states = torch.interpreter.paths
     if any(("summed", id(node)) in s for s in states):

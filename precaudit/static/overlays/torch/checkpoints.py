@@ -13,6 +13,7 @@ from precaudit.static.language.values import (
     Tensor,
     Value,
 )
+from precaudit.static.overlays.torch import modules, operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -32,7 +33,7 @@ def save(torch: Torch, value: Value, node: Any) -> None:
 
 def _low_weights_saved(torch: Torch, entries: list[Value], node: Any) -> None:
     """Weights are written low beside the optimizer's state, and nowhere in float32: a resumed run begins from them."""
-    weights = [w for entry in entries if isinstance(entry, Dict) for w in _weights(entry)]
+    weights = [w for entry in entries for w in _weights(torch, entry)]
     low = [w for w in weights if w.low]
     if not low or len(low) < len(weights):
         return
@@ -55,9 +56,12 @@ def _low_state_saved(torch: Torch, states: list[Tensor], node: Any) -> None:
         torch.facts.add(Kind.CHECKPOINT, torch.spot(node), dtype, Role.OPTIMIZER_STATE, because, low=True)
 
 
-def _weights(entry: Dict) -> list[Tensor]:
-    """The tensors of a state dict, or of a dict made from one."""
-    return [v for v in entry.store.values() if isinstance(v, Tensor) and "weights" in v.marks]
+def _weights(torch: Torch, entry: Value) -> list[Tensor]:
+    """The tensors of a state dict, of a dict made from one, or of a module that is saved whole."""
+    held = list(entry.store.values()) if isinstance(entry, Dict) else []
+    if modules.is_module(torch, entry):
+        held = [operands.as_tensor(torch, param) for _, param in modules.parameters(torch, entry)]
+    return [v for v in held if isinstance(v, Tensor) and "weights" in v.marks]
 
 
 def _optimizer_state(value: Value, depth: int = 0) -> list[Tensor]:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 ELIGIBLE = re.compile(r"[\w)\]]\s*@\s*[\w(]|\.(?:mm|bmm|matmul|addmm|baddbmm|mv)\(|\b(?:linear|conv[123]d|einsum)\(")
 """Operations that autocast casts."""
-CARE = re.compile(r"custom_fwd|custom_bwd|autocast|\.to\(|\.float\(|\.type_as\(|\.type\(|\.half\(|\.bfloat16\(")
+CARE = re.compile(
+    r"custom_fwd|custom_bwd|autocast|\.to\((?![^()]*device[^(),]*\))|\.float\(|\.type_as\(|\.type\(|\.half\(|\.bfloat16\("
+)
 """Signs that the dtypes are looked after by hand."""
 
 

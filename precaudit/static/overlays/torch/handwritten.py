@@ -85,7 +85,7 @@ def state_stored(torch: Torch, state: Dict, key: Any, value: Value, node: Any) -
         optimizers.state_written(torch, state, key, None)
         return
     counter = isinstance(key, str) and (key in ("step", "t", "steps", "iter", "count") or "beta" in key or key == "lr")
-    if value.zero_dim and not counter and "created" not in value.marks and "gradient" in value.marks:
+    if value.zero_dim and not counter and "created" not in value.marks:
         optimizers.state_written(torch, state, key, None)  # a norm of this step: nothing is kept up in it
         return
     spot = value.origin or value.spot or torch.spot(node)

@@ -156,6 +156,9 @@ def _param_method(
         values = [operands.as_tensor(torch, a) for a in args]
         torch.bus.tell(Op(torch, name, [tensor, *values], kwargs, [tensor, *values], tensor, node))
         return receiver
+    if name == "register_post_accumulate_grad_hook" and args and isinstance(args[0], Function):
+        calls.call(torch.interpreter, args[0], [receiver], {}, node)  # as each backward pass will
+        torch.training.hooked = True
     if name in ("register_hook", "register_post_accumulate_grad_hook"):
         return unknown()
     return _tensor_method(torch, operands.as_tensor(torch, receiver), name, args, kwargs, node)

@@ -136,6 +136,9 @@ def step(torch: Torch, made: Value, node: Any) -> None:
     untouched = all(not training.has(s, "unscaled") and not training.has(s, "manual") for s in states)
     if pending and untouched and len(pending) == len(states):
         torch.facts.add(Kind.OPTIMIZER_STEP, torch.spot(node), gradients="scaled", autocast=False)
+    again = ("scaler-stepped", id(made.store)) if isinstance(made, Optimizer) else None
+    if states and again is not None and all(again in s for s in states):
+        torch.facts.add(Kind.SCALER_CALL, torch.spot(node), misuse="step-beside-scaler", raises=False)
     stepped(torch, made, node)
 
 

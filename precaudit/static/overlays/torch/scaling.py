@@ -31,6 +31,9 @@ EXTREME_SCALE = 2.0**24
 FIXED_INTERVAL = 1_000_000
 """Steps between two growths of the loss scale from which it is as good as fixed."""
 
+SINCE_CLEARED = frozenset({"clipped", "summed", "runner-scaled", "scaler-stepped"})
+"""Events that are over once gradients are cleared."""
+
 State = frozenset[Any]
 
 
@@ -199,7 +202,8 @@ def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
     training.update(
         torch,
         lambda s: (
-            frozenset(e for e in s if not (e[0] in ("pending", "clipped", "manual") and e[1] in (key, None))) | {again}
+            frozenset(e for e in s if not (e[0] in ("pending", "clipped", "manual") and e[1] in (key, None)))
+            | {again, ("scaler-stepped", which)}
         ),
     )
 
@@ -265,7 +269,7 @@ def clip(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -
 def gradients_cleared(torch: Torch) -> None:
     """`zero_grad()` or `p.grad = None`."""
     torch.training.cleared = True
-    training.update(torch, lambda s: frozenset(e for e in s if e[0] not in ("clipped", "summed", "runner-scaled")))
+    training.update(torch, lambda s: frozenset(e for e in s if e[0] not in SINCE_CLEARED))
 
 
 def runner_backward(torch: Torch, node: Any) -> None:

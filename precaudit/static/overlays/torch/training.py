@@ -47,6 +47,8 @@ class Training:
         """Whether anything is trained here: a backward pass, a trainer."""
         self.updated = False
         """Whether weights are updated here: a step, gradients added to something."""
+        self.hooked = False
+        """A hook takes gradients away as they are accumulated."""
         self.looped = False
         """Whether a loss is sent backward in each turn of a loop."""
         self.begun: list[tuple[Value, Spot, bool]] = []
