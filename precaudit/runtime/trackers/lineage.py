@@ -35,11 +35,11 @@ DECAYING = frozenset({"mul", "lerp"})
 
 SURVIVES: dict[str, frozenset[str]] = {
     "pointwise": frozenset(
-        "position square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta unpromoted "
-        "cuda_float32".split()
+        "position square_mean softmax target grad grad_norm param from_gradient decays from eps uniform delta "
+        "unpromoted cuda_float32".split()
     ),
     "shaping": frozenset(
-        "position square square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta "
+        "position square square_mean softmax target grad grad_norm param from_gradient decays from eps uniform delta "
         "unpromoted cast_of cuda_float32".split()
     ),
     "reducing": frozenset({"softmax", "grad", "grad_norm", "position", "cuda_float32"}),
@@ -300,6 +300,8 @@ class Flow:
                     self.mark(out, factor=(tensor.dtype, made))
             elif "rounded" in marks or "factor" in marks:
                 self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
+            if "target" in marks and tensor.dtype.is_floating_point:  # of a comparison nothing is left
+                self.mark(out, target=marks["target"])
             from_parameter |= "param" in marks or self.tensors.is_parameter(tensor)
             from_gradient |= "grad" in marks or "from_gradient" in marks or self.tensors.is_gradient(tensor)
             if name == "sub" and index:

@@ -54,6 +54,7 @@ class Softmax(Watcher):
         yield FORWARD, ("_softmax",), self.softmax, True
         yield FORWARD, ("topk", "sort", "multinomial", "log"), self.consumed, False
         yield FORWARD, ("mean", "sum"), self.summed, True
+        yield FORWARD, ("mul", "sub", "xlogy"), self.factor, False
         yield FORWARD, ("rand", "rand_like", "uniform_", "uniform"), self.drawn, True
         yield FORWARD, ("binary_cross_entropy",), self.binary_cross_entropy, False
 
@@ -82,8 +83,19 @@ class Softmax(Watcher):
         self.flow.confirm_all("log_softmax", feeds="loss")
 
     def softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """One that needs no gradient, a teacher's, may enter the loss all the same, if no matmul comes between."""
         if trains(args):
             self.flow.mark(out, softmax=self.flow.suspect("softmax", Role.SOFTMAX, out.dtype, "softmax"))
+        else:
+            self.flow.mark(out, target=self.flow.suspect("softmax target", Role.SOFTMAX, out.dtype, "softmax"))
+
+    def factor(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A differentiable value is multiplied by such probabilities, or compared with them."""
+        for value in args[:2]:
+            if isinstance(value, torch.Tensor) and not value.requires_grad:
+                target = self.flow.of(value).get("target")
+                if target is not None and trains(args):
+                    self.flow.confirm(target, feeds="loss")
 
     def consumed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """topk, sort, multinomial and log make a softmax's rounding matter; a matmul does not."""
