@@ -57,7 +57,7 @@ def test_torchrun_is_traced_from_behind_and_judged_afterwards(real_desk: Desk) -
     (told,) = (line for line in done.stderr.splitlines() if line.startswith("precaudit: "))
     folder = told.rpartition(" ")[2]
     judged = real_desk.precaudit("report", folder, "--output-format", "concise")
-    assert judged.code == 1
+    assert judged.code == 0
     assert "train.py:5" in judged.stdout
 
 
