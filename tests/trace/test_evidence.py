@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import harness
 import pytest
@@ -350,3 +351,42 @@ def test_updates_lost_of_an_average_are_counted_by_hand() -> None:
     finding = only(harness.trace_call(train), "PA103")
     assert finding.evidence["updates_lost"] == pytest.approx(stuck / should, rel=0.02)
     assert stuck / should > 0.1
+
+
+def by_assignment(p: torch.Tensor, g: torch.Tensor) -> None:
+    p -= 1e-2 * g
+
+
+def by_data(p: torch.Tensor, g: torch.Tensor) -> None:
+    p.data.add_(g.data, alpha=-1e-2)
+
+
+def by_square(p: torch.Tensor, g: torch.Tensor) -> None:
+    p.sub_((g * g).sqrt_().mul_(1e-2) * g.sign())
+
+
+@pytest.mark.parametrize("update", [by_assignment, by_data, by_square])
+def test_a_step_that_the_loop_takes_itself_loses_what_float64_says(
+    update: Callable[[torch.Tensor, torch.Tensor], None],
+) -> None:
+    should = stuck = 0
+
+    def train() -> None:
+        nonlocal should, stuck
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 8)).bfloat16()
+        for at in range(4):
+            model.zero_grad()
+            model(torch.randn(16, 32).bfloat16()).float().square().mean().backward()
+            for p in model.parameters():
+                was = p.detach().clone()
+                with torch.no_grad():
+                    update(p, p.grad)
+                if at in (1, 2):
+                    exact = was.double()
+                    update(exact, p.grad.double())
+                    moves = exact.float() != was.float()
+                    should, stuck = should + int(moves.sum()), stuck + int((moves & (p == was)).sum())
+
+    evidence = only(harness.trace_call(train), "PA101").evidence
+    assert evidence["updates_lost"] == pytest.approx(stuck / should, rel=0.01)

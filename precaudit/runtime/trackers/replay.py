@@ -38,7 +38,7 @@ OVERWRITING = frozenset("copy_ zero_ fill_ _foreach_copy_ _foreach_zero_".split(
 ABOUT = 2.0**-6
 """What low precision may change a number by, of its size."""
 MANY = 1 << 20
-"""Elements that are measured together."""
+"""Elements that are measured together, and that may lie in shadows of freed memory."""
 LONG = 1 << 14
 """From so many elements on a tensor is summed up by itself."""
 
@@ -209,8 +209,9 @@ class Replay:
         self._shadows: dict[int, list[Shadow]] = {}
         """Storage -> its shadows, in the order of memory; they do not overlap."""
         self._recipes: dict[int, Recipe] = {}
-        self._count = 0
-        self._sweep_at = 1024
+        self._held = 0
+        """Elements in shadows, those of freed memory too."""
+        self._sweep_at = MANY
         self._alone = False
         """The op that is run again reads all but what it writes as it is."""
         self._own: list[Shadow] = []
@@ -429,8 +430,8 @@ class Replay:
 
     def _put(self, key: int, shadow: Shadow) -> None:
         """Files a shadow; where another one holds part of its stretch nobody can tell any more what either holds."""
-        self._count += 1
-        if self._count > self._sweep_at:
+        self._held += _size(shadow)
+        if self._held > self._sweep_at:
             self._sweep()
         held = self._shadows.get(key)
         if held is None:
@@ -453,8 +454,8 @@ class Replay:
         """Forgets the shadows of memory that was freed."""
         for key in [key for key, held in self._shadows.items() if held[0].pin.expired()]:
             del self._shadows[key]
-        self._count = sum(map(len, self._shadows.values()))
-        self._sweep_at = 2 * self._count + 1024
+        self._held = sum(_size(shadow) for held in self._shadows.values() for shadow in held)
+        self._sweep_at = 2 * self._held + MANY
 
     def lose(self, tensor: Tensor) -> None:
         """The tensor is written to in a way that cannot be run again."""
@@ -481,7 +482,7 @@ class Replay:
         """Forgets all shadows: from here on, what memory holds is what is read."""
         self._shadows.clear()
         self._doubts.clear()
-        self._count = 0
+        self._held, self._sweep_at = 0, MANY
         self.spoiled = spoiled
 
     def doubts(self) -> list[Tensor]:
@@ -577,6 +578,11 @@ class Replay:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in LOW else dtype
+
+
+def _size(shadow: Shadow) -> int:
+    """Elements that a shadow holds, and something for itself."""
+    return 64 + (shadow.exact.numel() if shadow.exact is not None else 0)
 
 
 def _first(shadow: Shadow) -> int:
