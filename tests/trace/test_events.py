@@ -6,14 +6,17 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import harness
 import pytest
 import torch
 from test_oracle import loss_of, small, traced
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from precaudit.runtime import session
 from precaudit.runtime.events import Bus
 from precaudit.runtime.guard import Guard
 from precaudit.runtime.modes import Modes
@@ -41,7 +44,7 @@ def test_listeners_hear_in_the_order_in_which_they_asked_though_one_fails(guard:
     bus.on(Rang, lambda event: heard.append(("last", event.times)))
     bus.tell(Rang(3))
     assert heard == [("first", 3), ("last", 3)]
-    assert [note.partition("fails: ")[2] for note in guard.notes] == ["ValueError: of ours"]
+    assert [note.partition("please report this: ")[2] for note in guard.notes] == ["ValueError: of ours"]
 
 
 def test_nobody_hears_after_a_listener_has_ended_the_trace(guard: Guard) -> None:
@@ -180,3 +183,15 @@ def test_a_users_global_step_hooks_are_called_at_every_step_past_the_windows_end
     assert report.coverage.steps == 2
     assert steps_heard == ["before", "after"] * 6
     assert later == ["after"] * 6
+
+
+ORDER = Path(__file__).parent.parent / "data" / "listeners.txt"
+
+
+def test_listeners_hear_each_event_in_the_order_that_is_written_down() -> None:
+    """session.py makes trackers before those who ask them; the file shows what that comes to."""
+    begun = session.start(harness.SETTINGS)
+    begun.remove()
+    heard = begun.bus.order()
+    lines = [f"{event}: {' '.join(name.partition('.')[0] for name in acts)}" for event, acts in sorted(heard.items())]
+    assert lines == ORDER.read_text().splitlines()

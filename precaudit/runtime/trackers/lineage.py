@@ -359,12 +359,6 @@ class Flow:
         seen.confirmed = True
         seen.attrs.update(attrs)
 
-    def confirm_all(self, detail: str, **attrs: Any) -> None:
-        """Confirms every suspicion of this name."""
-        for seen in self.ledger.observations.values():
-            if seen.detail == detail and not seen.confirmed:
-                self.confirm(seen, **attrs)
-
     def share(self, seen: Observation, name: str) -> Callable[[list[float]], None]:
         """A reader of (bad, total[, largest]) that keeps the largest share, and the headroom in bits."""
 

@@ -13,7 +13,7 @@ from ...model.vocabulary import Kind, Role
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
 from ..operands import trains
-from ..process.ledger import Ledger
+from ..process.ledger import Ledger, Observation
 from ..sites import is_user_file
 from ..trackers.autocast import Autocast
 from ..trackers.graph import GraphRecomputed, GraphWalked
@@ -39,13 +39,22 @@ class Softmax(Watcher):
         self._autocast = autocast
         self.flow = flow
         self.ledger = ledger
+        self._log_softmaxes: list[Observation] = []
+        """Low ones, until a gradient comes back through one of them."""
+        self._logsumexps: list[Observation] = []
+        """Low ones, until a backward goes through one of them."""
         bus.on(GraphWalked, self._walked)
         bus.on(GraphRecomputed, self._walked)
 
     def _walked(self, event: GraphWalked | GraphRecomputed) -> None:
         """A low logsumexp is in the graph of a loss."""
         if event.found.low_logsumexp:
-            self.flow.confirm_all("logsumexp", feeds="loss")
+            self._reach_loss(self._logsumexps)
+
+    def _reach_loss(self, waiting: list[Observation]) -> None:
+        """Confirms what waited for it: it is computed on the way to a loss."""
+        while waiting:
+            self.flow.confirm(waiting.pop(), feeds="loss")
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, ("_log_softmax",), self.log_softmax, True
@@ -62,6 +71,8 @@ class Softmax(Watcher):
         if not trains(args):
             return
         seen = self.flow.suspect("log_softmax", Role.SOFTMAX, out.dtype, "log_softmax")
+        if not seen.confirmed:
+            self._log_softmaxes.append(seen)
         if seen.count == 1 and _in_cross_entropy():
             seen.attrs["by"] = "cross_entropy"
         scores, dim = args[0].detach(), args[1]
@@ -76,11 +87,13 @@ class Softmax(Watcher):
     def logsumexp(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Confirmed by the next backward whose graph it is in."""
         if trains(args):
-            self.flow.suspect("logsumexp", Role.SOFTMAX, out.dtype, "logsumexp")
+            seen = self.flow.suspect("logsumexp", Role.SOFTMAX, out.dtype, "logsumexp")
+            if not seen.confirmed:
+                self._logsumexps.append(seen)
 
     def log_softmax_backward(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A gradient came back through a low log_softmax, so it reached the loss."""
-        self.flow.confirm_all("log_softmax", feeds="loss")
+        self._reach_loss(self._log_softmaxes)
 
     def softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """One that needs no gradient, a teacher's, may enter the loss all the same, if no matmul comes between."""
