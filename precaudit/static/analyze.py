@@ -12,49 +12,57 @@ from precaudit.model.vocabulary import Fact
 from precaudit.static import detectors
 from precaudit.static.cache import digest
 from precaudit.static.decoding import SourceError, decode
+from precaudit.static.imports import MAX_FOLDERS, locate, origins
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
-from precaudit.static.language.values import ModuleRef
+from precaudit.static.language.values import ModuleRef, Value
 from precaudit.static.overlays.torch import conclusions
 from precaudit.static.overlays.torch_model import Torch
-from precaudit.static.prefilter import may_hold_a_finding
+from precaudit.static.prefilter import may_hold_a_finding, trains
 from precaudit.static.reading import read
+from precaudit.static.relevance import leads_to
 from precaudit.static.source import Source
 
 WORD = re.compile(r"[A-Za-z_]\w*")
 RECURSION_LIMIT = 4000
 """A call that is followed takes about a dozen frames of ours."""
-MAX_SIBLINGS = 12
-MAX_FOLDERS = 4
-"""How far up the folder may be in which a script is started."""
+MAX_SIBLINGS, MAX_FAR = 12, 6
+"""Modules that are run with a file, and those run before one that does not stand beside it."""
 MAX_SIBLING_BYTES = 60_000
-"""A module beside a script is read with it; of a package only small modules that hold a low dtype themselves."""
+"""Of one. What stands beside a script is read with it, of a package only small modules that hold a low dtype."""
 
 
 class Siblings:
     """Finds and runs the modules of the same project that a file imports."""
 
-    def __init__(self, torch: Torch) -> None:
+    def __init__(self, torch: Torch, trains: bool) -> None:
         self.torch = torch
+        self.trains = trains
+        """Whether the file under check trains: for any other, modules in folders above and re-exports are not read."""
         self.loaded: dict[Path, ModuleRef | None] = {}
-        self.hashes: list[list[str]] = []
+        self.hashes: dict[str, str] = {}
+        self.runs = 0
 
     def find(self, source: Source, name: str, level: int) -> ModuleRef | None:
-        """The module that `from <level dots><name> import` names, if its file stands beside this one."""
-        if source.file is None:
-            return None
-        folder = source.file.parent
-        for _ in range(level - 1):
-            folder = folder.parent
-        if not name or level > 1:
-            return None
-        path = folder.joinpath(*name.split("."))
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if candidate in self.loaded:
-                return self.loaded[candidate]
-            if candidate != source.file and os.path.isfile(candidate):
-                return self._load(candidate, source, level)
+        """The module that `from <level dots><name> import` names, if its file is of the same project."""
+        path = locate(str(source.file), name, level) if source.file is not None else None
+        return self._module(Path(path), source, level) if path is not None else None
+
+    def find_name(self, source: Source, name: str, level: int, imported: str) -> Value | None:
+        """What `from <level dots><name> import <imported>` binds, sought behind what a package re-exports."""
+        path = locate(str(source.file), name, level) if source.file is not None else None
+        further = origins(path, imported) if path is not None and self.trains else ()
+        for target, there in [(path, imported), *further] if path is not None else ():
+            module = self._module(Path(target), source, level, there)
+            found: Value | None = module.store.get(there) if module is not None else None
+            if found is not None:
+                return found
         return None
+
+    def _module(self, path: Path, source: Source, level: int, wanted: str = "") -> ModuleRef | None:
+        if path not in self.loaded:
+            self._load(path, source, level, wanted)
+        return self.loaded.get(path)
 
     def read(self, source: Source, name: str) -> bytes | None:
         """The content of a file that a script names, sought beside the script and in the folders above it."""
@@ -65,27 +73,36 @@ class Siblings:
                 raw = read(folder / name)
             except OSError:
                 continue
-            self.hashes.append([str(folder / name), digest(raw)])
+            self.hashes[str(folder / name)] = digest(raw)
             return raw
         return None
 
-    def _load(self, path: Path, source: Source, level: int) -> ModuleRef | None:
+    def _load(self, path: Path, source: Source, level: int, wanted: str) -> None:
+        """Runs a module, unless it is large, or far and what is wanted of it can make nothing low."""
+        assert source.file_folder is not None
+        beside = path.parent == source.file_folder
+        if self.runs >= (MAX_SIBLINGS if beside else MAX_FAR) or not (
+            self.trains or path.is_relative_to(source.file_folder)
+        ):
+            return
         self.loaded[path] = None
-        if len(self.loaded) > MAX_SIBLINGS:
-            return None
         try:
             raw = read(path)
-            self.hashes.append([str(path), digest(raw)])
-            if len(raw) > MAX_SIBLING_BYTES or (level and not may_hold_a_finding(raw)):
-                return None
-            beside = str(Path(source.path).with_name(path.name)) if path.parent == source.file_folder else str(path)
-            found = Source(beside, decode(raw), path, WORD.findall(source.text))
+            self.hashes[str(path)] = digest(raw)
+            if len(raw) > MAX_SIBLING_BYTES or (not (beside and not level) and not may_hold_a_finding(raw)):
+                return
+            if wanted and not beside and wanted not in leads_to(raw):
+                del self.loaded[path]
+                return
+            way = os.path.relpath(path, source.file_folder)
+            shown = os.path.normpath(os.path.join(os.path.dirname(source.path), way))
+            found = Source(shown.replace(os.sep, "/"), decode(raw), path, WORD.findall(source.text))
         except (OSError, SourceError):
-            return None
+            return
+        self.runs += 1
         store: Store = {}
-        self.loaded[path] = reference = ModuleRef(found, store)
+        self.loaded[path] = ModuleRef(found, store)
         self.torch.interpreter.run_module(found, store)
-        return reference
 
 
 def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
@@ -93,8 +110,9 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     torch = Torch()
     detectors.attach(torch.bus)
     interpreter = torch.interpreter
-    siblings = Siblings(torch)
+    siblings = Siblings(torch, trains(source.text.encode("utf-8", "replace")))
     interpreter.find_module = siblings.find
+    interpreter.find_name = siblings.find_name
     torch.read_beside = siblings.read
     store: Store = {}
     enabled, limit = gc.isenabled(), sys.getrecursionlimit()
@@ -110,7 +128,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
             return analyze(Source(source.path, source.text, source.file, whole=True))
         conclusions.finish(torch)
         torch.bus.finish(torch)
-        return torch.facts.resolve(), siblings.hashes
+        return torch.facts.resolve(), [list(row) for row in siblings.hashes.items()]
     finally:
         interpreter.forget()
         sys.setrecursionlimit(limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from precaudit.static.outline import Outline, Part
 from precaudit.static.prefilter import trains
 
@@ -66,6 +68,12 @@ def relevant_names(outline: Outline) -> set[str]:
             if not (narrow and member and name in classes):
                 waiting.append(user)
     return relevant
+
+
+@lru_cache(maxsize=64)
+def leads_to(raw: bytes) -> frozenset[str]:
+    """The names in a module from which something low may come; a module is asked for by many."""
+    return frozenset(relevant_names(Outline(raw.decode("utf-8", "replace"))))
 
 
 def _blocks(outline: Outline) -> list[tuple[str, bool, Part]]:

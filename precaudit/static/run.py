@@ -6,14 +6,16 @@ import gc
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from precaudit.errors import internal_error
 from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, NOTEBOOK, Found
+from precaudit.static.imports import imported, locate, origins
 from precaudit.static.prefilter import has_ignores, has_literals, may_hold_a_finding, trains
 from precaudit.static.reading import read
+from precaudit.static.relevance import leads_to
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
 COMPILED_TO = 1_000_000
@@ -97,23 +99,42 @@ def compiles(raw: bytes) -> bool:
     return True
 
 
-NAME = re.compile(rb"(?<![ \t])[ \t]*(\w+)")
-
-
 def siblings_named(item: Found, raw: bytes) -> list[tuple[str, str, bool]]:
-    """(path, content hash, may hold a finding) of each module beside a training script that it imports by name."""
+    """(path, content hash, may hold a finding) of each module of its project that a training script imports from."""
     if not trains(raw):
         return []
-    found = []
-    imports = (NAME.match(rest) for word in (b"\nimport ", b"\nfrom ") for rest in (b"\n" + raw).split(word)[1:])
-    for name in sorted({match[1] for match in imports if match is not None}):
-        sibling = os.path.join(os.path.dirname(item.file), name.decode() + ".py")
+    found: dict[str, tuple[str, str, bool]] = {}
+    for path, name in _imports(item.file, raw):
+        if path not in found and len(found) >= MAX_SIBLINGS:
+            continue
         try:
-            content = read(sibling)
+            content = read(path)
         except OSError:
             continue
-        found.append((sibling, digest(content), may_hold_a_finding(content)))
-    return found
+        known = found.get(path, (path, digest(content), False))
+        beside = os.path.dirname(path) == os.path.dirname(item.file)
+        live = known[2] or (may_hold_a_finding(content) and (beside or name in ("", "*") or name in leads_to(content)))
+        found[path] = (*known[:2], live)
+    return [found[path] for path in sorted(found)]
+
+
+def _imports(file: str, raw: bytes) -> Iterator[tuple[str, str]]:
+    """(path, name) of what a file imports from its project; no name for a module as a whole."""
+    for level, module, names in imported(raw):
+        path = locate(file, module, level)
+        if path is not None and not level:
+            yield path, ""
+        for there, _ in names:
+            if path is not None:
+                yield path, there
+                yield from origins(path, there)
+            inner = locate(file, f"{module}.{there}" if module else there, level) if there != "*" else None
+            if inner is not None:
+                yield inner, ""
+
+
+MAX_SIBLINGS = 24
+"""Files that are looked at for what a script imports."""
 
 
 def _examine(tasks: list[Task], jobs: int, compiling: bool) -> list[Result]:

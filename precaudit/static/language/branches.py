@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,8 +73,8 @@ class Narrowed(NamedTuple):
     inside: Any
 
 
-MAX_SPLITS = 32
-"""Conditions whose sides are remembered."""
+MAX_SPLITS, MAX_SPLIT_VALUES = 32, 24
+"""Conditions whose sides are remembered, and values of each; the latest stay."""
 
 
 def either(run: Interpreter, test: Any, then: Callable[[], bool], orelse: Callable[[], bool]) -> bool:
@@ -151,7 +152,7 @@ def _remember(run: Interpreter, condition: Any, then: Changes, orelse: Changes) 
     if found:
         _, earlier = run.splits.pop(condition, (None, ()))
         current = [split for split in earlier if split.store.get(split.key) is split.joined]
-        run.splits[condition] = conditions.keys(condition), [*current, *found]
+        run.splits[condition] = conditions.keys(condition), [*current, *found][-MAX_SPLIT_VALUES:]
         if len(run.splits) > MAX_SPLITS:
             del run.splits[next(iter(run.splits))]
 
@@ -159,10 +160,13 @@ def _remember(run: Interpreter, condition: Any, then: Changes, orelse: Changes) 
 def _take_apart(run: Interpreter, asked: frozenset[Any]) -> list[Narrowed]:
     """Puts what one side of an earlier branch wrote, where every path that leads here took that side."""
     narrowed = []
+    everywhere = [conditions.assumptions(state) for state in run.paths] if run.splits else []
+    if not run.empty.keys().isdisjoint(asked):
+        asked = asked.union(*(conditions.keys(run.empty[key][0]) for key in asked & run.empty.keys()))
     for condition, (keys, splits) in run.splits.items():
-        if asked.isdisjoint(keys) and (not run.empty or run.empty.keys().isdisjoint(asked)):
+        if asked.isdisjoint(keys):
             continue
-        verdicts = {conditions.known(condition, conditions.assumptions(state)) for state in run.paths}
+        verdicts = {conditions.known(condition, assumed) for assumed in everywhere}
         if len(verdicts) == 1 and None not in verdicts:
             side = verdicts.pop()
             for store, key, then, orelse, joined in splits:
@@ -324,11 +328,19 @@ def _raise(run: Interpreter, node: cst.Raise) -> bool:
 
 def _try(run: Interpreter, node: Any) -> bool:
     mark = run.heap.mark()
-    run.guards.append("try" if node.handlers else "")
+    run.guards.append("try" if any(MISSING_API.search(_caught(run, h)) for h in node.handlers) else "")
     try:
         return _try_blocks(run, node, mark)
     finally:
         run.guards.pop()
+
+
+MISSING_API = re.compile(r"^$|Exception|ImportError|ModuleNotFound|Attribute|TypeError|NotImplemented|RuntimeError")
+"""What a handler catches that stands around a call which an older or newer version does not have."""
+
+
+def _caught(run: Interpreter, handler: Any) -> str:
+    return run.text(handler.type) if handler.type is not None else ""
 
 
 def _try_blocks(run: Interpreter, node: Any, mark: int) -> bool:

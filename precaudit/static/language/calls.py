@@ -122,6 +122,9 @@ def call_function(
     _bind_arguments(run, function, args, kwargs, store, bool(node is definition))
     frame = Frame(definition, run.heap.mark(), function.owner, function.receiver)
     frame.on_yield = on_yield
+    # A `try` around a call asks nothing of the versions that what it calls is written for.
+    guards, run.guards = run.guards, [guard for guard in run.guards if guard != "try"]
+    splits = dict(run.splits)
     run.frames.append(frame)
     depth = len(run.contexts)
     if isinstance(context, Value):
@@ -132,7 +135,20 @@ def call_function(
     finally:
         del run.contexts[depth:]
         run.frames.pop()
+        run.guards = guards
+        _forget_locals(run, store, splits)
         run.scope = outer
+
+
+def _forget_locals(run: Interpreter, store: Store, before: dict[Any, Any]) -> None:
+    """Forgets what branches wrote to the names of a call that has ended."""
+    for condition, (keys, splits) in list(run.splits.items()):
+        if before.get(condition, (keys, ()))[1] is not splits:
+            kept = [split for split in splits if split.store is not store]
+            if kept:
+                run.splits[condition] = keys, kept
+            else:
+                del run.splits[condition]
 
 
 def _decorated(run: Interpreter, function: Function, node: Any) -> Function | None:

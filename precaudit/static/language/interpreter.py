@@ -70,6 +70,7 @@ class Interpreter:
         self.rebuilt: frozenset[str] = frozenset()
         """Loop variables of a comprehension that replaces the list it iterates over."""
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
+        self.find_name: Callable[[Source, str, int, str], Value | None] = lambda source, name, level, imported: None
         self._texts: dict[Any, str] = {}
         self._constants: dict[Any, Const] = {}
         self._turns = 0

@@ -15,7 +15,6 @@ from precaudit.static.language.values import (
     Dict,
     Function,
     ModuleRef,
-    Opaque,
     Ref,
     Seq,
     Value,
@@ -193,12 +192,13 @@ def _import_from(run: Interpreter, node: cst.ImportFrom) -> None:
                 if not key.startswith("_"):
                     run.heap.put(run.scope.store, key, value)
         return
-    module = _module(run, name, level)
     for alias in node.names:
         imported = dotted(alias.name)
-        value = objects.get_attribute(run, module, imported, alias)
-        if isinstance(value, Opaque) and level:
-            value = _module(run, f"{name}.{imported}" if name else imported, level)
+        value = (
+            run.find_name(run.scope.source, name, level, imported)
+            or run.find_module(run.scope.source, f"{name}.{imported}" if name else imported, level)
+            or (unknown() if level else run.library.reference(f"{name}.{imported}", run.spot(alias)))
+        )
         bound = alias.asname.name if alias.asname is not None else alias.name
         if isinstance(bound, cst.Name):
             run.heap.put(run.scope.store, bound.value, value)

@@ -1,0 +1,113 @@
+"""A dtype that another module of the same project gives is known where it is used, wherever that module stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from precaudit import rulebook
+from precaudit.judge import judge
+from precaudit.model.vocabulary import fact_from_json
+from precaudit.static.cache import Cache
+from precaudit.static.files import Excluder, discover
+from precaudit.static.run import examine_all
+
+PRECISION = """
+import torch
+
+DTYPES = {"low": torch.bfloat16, "full": torch.float32}
+
+
+def training_dtype(name="low"):
+    return DTYPES[name]
+
+
+def cast(model):
+    return model.to(training_dtype())
+"""
+SCRIPT = """
+import torch
+from torch import nn
+{imports}
+
+model = {model}
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+for batch in [torch.randn(4, 8)] * 8:
+    optimizer.zero_grad()
+    model(batch.to(next(model.parameters()).dtype)).float().pow(2).mean().backward()
+    optimizer.step()
+"""
+CAST, DTYPE = "cast(nn.Linear(8, 8))", "nn.Linear(8, 8).to(training_dtype())"
+LAYOUTS = {
+    "beside": ("train.py", "precision.py", {}, "from precision import cast", CAST),
+    "in_a_package": ("train.py", "lib/precision.py", {"lib/__init__.py": ""}, "from lib.precision import cast", CAST),
+    "without_init": ("train.py", "lib/deep/precision.py", {}, "from lib.deep.precision import training_dtype", DTYPE),
+    "module_of_a_package": ("train.py", "lib/precision.py", {}, "from lib import precision", f"precision.{CAST}"),
+    "as_another_name": ("train.py", "lib/precision.py", {}, "import lib.precision as p", f"p.{CAST}"),
+    "re_exported": (
+        "train.py",
+        "lib/core/precision.py",
+        {
+            "lib/__init__.py": "from .core import cast\n",
+            "lib/core/__init__.py": "from .precision import (\n cast,\n)\n",
+        },
+        "from lib import cast",
+        CAST,
+    ),
+    "re_exported_with_all_others": (
+        "train.py",
+        "lib/precision.py",
+        {"lib/__init__.py": "from .precision import *\n"},
+        "from lib import cast",
+        CAST,
+    ),
+    "with_all_others": ("train.py", "lib/precision.py", {}, "from lib.precision import *", CAST),
+    "two_folders_up": (
+        "app/cli/train.py",
+        "app/precision.py",
+        {"app/__init__.py": "", "app/cli/__init__.py": ""},
+        "from ..precision import cast",
+        CAST,
+    ),
+    "from_the_package_above": (
+        "app/cli/train.py",
+        "app/precision.py",
+        {"app/cli/__init__.py": ""},
+        "from .. import precision",
+        f"precision.{CAST}",
+    ),
+    "from_the_root": ("scripts/train.py", "lib/precision.py", {}, "from lib.precision import cast", CAST),
+    "from_src": ("scripts/train.py", "src/lib/precision.py", {}, "from lib.precision import cast", CAST),
+}
+
+
+def rules_of(root: Path) -> set[tuple[str, str]]:
+    found = discover([str(root)], Excluder(root, (), False)).found
+    results = examine_all(found, Cache(None), jobs=1)
+    facts = [fact_from_json(raw) for _, result in results for raw in result.get("facts", ())]
+    return {(finding.rule, Path(finding.path or "").name) for finding in judge(facts, rulebook.load(), "check")}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("low", [True, False])
+def test_what_a_module_of_the_project_gives_is_known(layout: str, low: bool, tmp_path: Path) -> None:
+    script, module, others, imports, model = LAYOUTS[layout]
+    precision = PRECISION if low else PRECISION.replace('name="low"', 'name="full"')
+    files = {script: SCRIPT.format(imports=imports, model=model), module: precision, "pyproject.toml": "", **others}
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert {rule for rule, _ in rules_of(tmp_path)} == ({"PA101", "PA301"} if low else set())
+
+
+def test_a_library_is_known_by_what_it_does_also_in_its_own_repository(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("from .fake import bfloat16\n")
+    (tmp_path / "torch" / "fake.py").write_text("bfloat16 = half = float16 = None\n")
+    (tmp_path / "scripts").mkdir()
+    script = SCRIPT.format(imports="", model="nn.Linear(8, 8).to(torch.bfloat16)")
+    (tmp_path / "scripts" / "train.py").write_text(script)
+    assert {rule for rule, _ in rules_of(tmp_path)} == {"PA101", "PA301"}
