@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import FLOATING, Kind
+from precaudit.model.vocabulary import FLOATING
 from precaudit.static.language import calls, classes, objects
 from precaudit.static.language.values import (
     ANY,
@@ -193,7 +193,11 @@ def _replaced_parameter(torch: Torch, target: Instance, name: str, value: Value,
     if not isinstance(value, Param) or not isinstance(before, Param):
         return
     if before.store.get("tied") and value.store.get("fresh"):
-        torch.facts.add(Kind.CAST, torch.spot(node), value.dtype or "", unties=True)
+        untied = torch.training.untied
+        if any(old is before.store and new is value.store for old, new, *_ in untied):
+            torch.training.untied = [entry for entry in untied if entry[0] is not before.store]  # tied again
+        else:
+            untied.append((before.store, value.store, torch.spot(node), value.dtype))
     elif not value.store.get("fresh"):
         torch.interpreter.heap.put(value.store, "tied", True)
 

@@ -72,6 +72,8 @@ def finish(torch: Torch) -> None:
             if in_a_test(spot) and "\0trains" not in runner:
                 continue
             torch.facts.add(Kind.CONFIG, spot, precision=precision, key="precision")
+    for _, _, spot, dtype in torch.training.untied:
+        torch.facts.add(Kind.CAST, spot, dtype or "", unties=True)
     _bare_regions(torch)
     _built_by_default(torch)
     sharding.policies(torch)

@@ -47,6 +47,8 @@ class Training:
         """Whether anything is trained here: a backward pass, a trainer."""
         self.updated = False
         """Whether weights are updated here: a step, gradients added to something."""
+        self.untied: list[tuple[Store, Store, Spot, Dtypes | None]] = []
+        """Tied parameters that a fresh one took the place of: their store, its store, where, its dtype."""
         self.hooked = False
         """A hook takes gradients away as they are accumulated."""
         self.looped = False
