@@ -106,7 +106,7 @@ DEBT = {
     "process": {"session", "taps"},
 }
 """What is still to be undone; it only gets shorter."""
-IN_CIRCLES = 8
+IN_CIRCLES = 7
 """Files of the runtime that import each other in a circle, typing imports included; to come down to none."""
 
 

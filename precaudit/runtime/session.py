@@ -26,7 +26,7 @@ from .taps.ops import OpProbe
 from .taps.optimizers import StepTap
 from .taps.process_group import ProcessGroupTap
 from .taps.scaling import ScalingTap
-from .taps.tracebacks import TracebackProbe
+from .taps.tracebacks import TracebackTap
 from .trackers.adapters import Adapted
 from .trackers.autocast import Autocast
 from .trackers.claims import Accounts
@@ -115,7 +115,7 @@ class Session:
             self.compiled,
             SaveTap(self.bus),
             ProcessGroupTap(self.bus, self.guard),
-            TracebackProbe(self),
+            TracebackTap(),
             self.ending,
         ):
             self._undo += probe.install()

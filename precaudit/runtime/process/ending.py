@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import torch_private as private
 from ..events import BackwardBegan, GoesOn, GroupBegan, GroupJoined, WindowClosed
-from ..taps.tracebacks import TracebackProbe
+from ..taps.tracebacks import TracebackTap
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -75,7 +75,7 @@ class Ending:
         else:
             # The process goes on until all can stop: its exceptions stay as they would be without us.
             private.patch_engine(self._around_last_backwards)
-            TracebackProbe(self.session).install()
+            TracebackTap().install()
 
     def _around_last_backwards(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:

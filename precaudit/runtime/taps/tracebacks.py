@@ -8,22 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
+from ..patching import Undo, patch
 from ..sites import is_ours
 
-if TYPE_CHECKING:
-    from ..session import Session
 
-
-class TracebackProbe:
+class TracebackTap:
     """Stands in front of sys.excepthook."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def install(self) -> list[Callable[[], None]]:
-        return [self.session.patch(sys, "excepthook", self._around)]
+    def install(self) -> list[Undo]:
+        return [patch(sys, "excepthook", self._around)]
 
     @staticmethod
     def _around(original: Callable[..., object]) -> Callable[..., object]:
