@@ -150,7 +150,7 @@ class LossScaling(Watcher):
                 self._bus.tell(MayEndNow())
         if "has already been called since the last update" in text:
             seen = Observation(Kind.SCALER_STEP, site=user_site(), detail=text, count=1)
-            seen.attrs.update(update="missing", raises=True)
+            seen.attrs["update"] = "missing"
             self._ledger.put(("scaler", "missing-update", id(event.scaler)), seen)
             self._bus.tell(MayEndNow())
 
