@@ -26,7 +26,7 @@ PLAIN = """
 import importlib.util, torch
 print([name for name in ("precaudit", "pydantic", "click", "rich") if importlib.util.find_spec(name)])
 model = torch.nn.Linear(4, 4).to(torch.bfloat16)
-optimizer = torch.optim.AdamW(model.parameters())
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 for step in range(9):
     model(torch.ones(2, 4, dtype=torch.bfloat16)).float().sum().backward()
     optimizer.step()
