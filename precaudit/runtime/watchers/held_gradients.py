@@ -27,12 +27,20 @@ class Sum(NamedTuple):
     dtype: Any
 
 
+class Returned(NamedTuple):
+    """Names the Observation of gradients that autograd.grad returned."""
+
+    dtype: Any
+
+
 class HeldGradients(Watcher):
     """Of `.grad`, of what autograd.grad returns where that trains, of the sums that a framework keeps elsewhere."""
 
     def __init__(self, bus: Bus, ledger: Ledger, modules: Modules, steps: Steps) -> None:
         self._ledger, self._modules, self._steps = ledger, modules, steps
         self._last_backward: Site | None = None
+        self._filed = False
+        """A step found gradients in `.grad`: what autograd.grad returned went there."""
         bus.on(GraphWalked, self._graph_walked)
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(GradientsReady, self._gradients_ready)
@@ -49,8 +57,8 @@ class HeldGradients(Watcher):
             del self._ledger.observations[key]
 
     def _backward_ended(self, event: BackwardEnded) -> None:
-        """Training by autograd.grad leaves no `.grad`: its results are the gradients."""
-        if event.accumulates or not self._steps.trains or not isinstance(event.results, tuple):
+        """Training by autograd.grad may leave no `.grad`: its results are the gradients."""
+        if event.accumulates or self._filed or not self._steps.trains or not isinstance(event.results, tuple):
             return
         held: dict[Any, list[int]] = {}
         for gradient in (result for result in event.results if isinstance(result, Tensor)):
@@ -59,7 +67,7 @@ class HeldGradients(Watcher):
             tally[1] += nbytes(private.unwrapped(gradient))
         for dtype, (count, size) in held.items():
             seen = Observation(Kind.HOLDS, _name(dtype), Role.GRADIENT, count=count, bytes=size)
-            self._ledger.put((HeldGradients, "autograd.grad", dtype), seen)
+            self._ledger.put(Returned(dtype), seen)
 
     def _gradients_ready(self, event: GradientsReady) -> None:
         """The dtypes of `.grad` before a step, and which of them are sums over several micro-batches."""
@@ -79,6 +87,10 @@ class HeldGradients(Watcher):
             tally[1] += nbytes(gradient)
             if event.summed(parameter) >= 2:
                 summed.setdefault(gradient.dtype, []).append(parameter)
+        if held and not self._filed:
+            self._filed = True
+            for key in [key for key in self._ledger.observations if isinstance(key, Returned)]:
+                del self._ledger.observations[key]
         for dtype, (count, size) in held.items():
             self._ledger.put(
                 (HeldGradients, optimizer, dtype),
