@@ -505,8 +505,9 @@ def hide_from_dynamo() -> None:
     skip = _skipping()
     if skip is None:
         return
-    package = __name__.rpartition(".")[0]
-    for module in [module for name, module in list(sys.modules.items()) if name.startswith(package)]:
+    package = __name__.rpartition(".runtime.")[0]  # the vocabulary's NamedTuples are made here too
+    ours = (f"{package}.runtime", f"{package}.model")
+    for module in [module for name, module in list(sys.modules.items()) if name.startswith(ours)]:
         if module.__name__ in _hidden:
             continue
         _hidden.add(module.__name__)

@@ -62,10 +62,10 @@ def _scales(held: Held) -> bool:
 
 
 def _scalars(kept: Iterable[Held]) -> set[str]:
-    """Names of state that is one number for a whole parameter, as step counters are.
+    """Names of state that is one number for a parameter, as step counters are, where the parameter is one number too.
 
-    Of a parameter with one element all state is one number: the state of this name beside larger ones tells, or, where
-    there are none, whether it is called a counter. A momentum of one element is a momentum.
+    The state of this name beside larger parameters tells, or, where there are none, whether it is called a counter. A
+    momentum of one element is a momentum.
     """
     numbers: set[str] = set()
     moments: set[str] = set()
@@ -127,7 +127,8 @@ class Contents:
             if block is None:
                 if not tensor.dtype.is_floating_point:
                     continue
-                if tensor.numel() == 1 and (parameter is None or held.name in scalar):
+                of_many = parameter is None or parameter.numel() > 1
+                if tensor.numel() == 1 and (of_many or held.name in scalar):
                     found.scalars.setdefault((held.name, tensor.dtype), []).append(tensor)
                     continue
                 if self._is_master(held):
