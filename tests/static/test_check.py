@@ -349,6 +349,7 @@ def test_paths_are_right_where_the_cache_was_made_in_another_folder(
     (deep / "x.py").write_text("from helper import model\n" + BAD.replace("model =", "other ="))
     (deep / "helper.py").write_text(BAD)
     services = {"sarif", "github", "gitlab", "junit"}
+    monkeypatch.setattr("sys.argv", ["precaudit"])  # the report says how it was made
     for folder, named in ((project, "src/deep/"), (deep, ""), (project / "src", "deep/"), (project, "src/deep/")):
         monkeypatch.chdir(folder)
         shown = run(f"{named}x.py", "--output-format", fmt).stdout

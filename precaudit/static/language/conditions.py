@@ -30,7 +30,12 @@ State = frozenset[Any]
 
 PURE = re.compile(r"\b(?:getattr|hasattr|isinstance|bool|callable)\(")
 """Calls that give the same answer in each turn of a loop."""
-ASSIGNED = re.compile(r"^([^=#\"'\n]+)=(?!=)|\b(?:for|as)[ \t]+([\w., \t()]+)|(?<!\w)(\w+)[ \t]*:=", re.MULTILINE)
+ASSIGNED = re.compile(
+    r"^((?:[^=#\"'\n(]|(?<![\w\])])\()+)=(?!=)|\bfor[ \t]+([\w., \t()]{1,120}?)[ \t]in\b|\bas[ \t]+([\w., \t()]+)"
+    r"|(?<!\w)(\w+)[ \t]*:=",
+    re.MULTILINE,
+)
+"""What a line assigns to, a `for`, an `as`, a walrus. `amp.autocast(enabled=x)` is a call: it assigns nothing."""
 CALLED = re.compile(r"(?<![\w.])(\w+)\.(?:\w+\.)*\w+\(")
 """The object of which a method is called, which may change it."""
 WORD = re.compile(r"[A-Za-z_]\w*")
@@ -204,5 +209,5 @@ def lasts(atom: Atom, changed: Changed) -> bool:
 
 def changes(text: str) -> Changed:
     """What the code of a loop may change, by its text."""
-    assigned = {word for match in ASSIGNED.finditer(text) for word in WORD.findall(match[1] or match[2] or match[3])}
+    assigned = {word for match in ASSIGNED.finditer(text) for word in WORD.findall(match[match.lastindex or 0])}
     return Changed(frozenset(assigned), frozenset(CALLED.findall(text)))
