@@ -1,4 +1,4 @@
-"""One traced process: installs the probes, asks them at step boundaries, and writes what they saw."""
+"""One traced process: makes its parts, in the order in which they listen, puts them in and takes them out."""
 
 from __future__ import annotations
 
@@ -134,6 +134,7 @@ class Session:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        self.tensors.forget_all()
         self._later = self.step_tap.remove()
 
     def on_remove(self, undo: Callable[[], None]) -> None:

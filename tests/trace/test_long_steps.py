@@ -71,6 +71,9 @@ def test_a_step_that_ends_early_is_seen_to_its_end() -> None:
     report = harness.trace_call(training([8, 5, 8, 8], seen))
     assert [m for (s, m), traced in seen.items() if s == 2 and traced] == [1, 2]
     assert report.coverage.traced_steps == [2, 3]
+    assert (
+        "the first two and, where their number was that of the step before, the last of each step" in notes(report)[0]
+    )
     assert {row.role: row.tensors for row in report.roles if row.dtype == "float32"}["optimizer_state"] == 12
 
 

@@ -25,9 +25,11 @@ class LongSteps:
         """Micro-batches of the last step."""
         self.left_out = 0
         """Micro-batches of the traced steps that were not seen op by op."""
+        self.surprises = 0
+        """Steps that came sooner than the number of the last one foretold: their last micro-batch was left out too."""
         self._paused = False
         bus.on(BackwardEnded, self._backward_ended)
-        bus.on(StepCalled, lambda event: self._resume())
+        bus.on(StepCalled, lambda event: self._step_called())
         bus.on(StepOver, self._step_over)
         bus.on(WindowClosed, lambda event: self._resume())
 
@@ -53,10 +55,17 @@ class LongSteps:
         if not self.left_out:
             return []
         all_of_them = self._window.micro_batches_inside
+        last = (
+            " and the last" if not self.surprises else " and, where their number was that of the step before, the last"
+        )
         return [
             f"of {all_of_them} micro-batches {all_of_them - self.left_out} were seen op by op, "
-            "the first two and the last of each step; losses, gradients and loss scaling were seen in all"
+            f"the first two{last} of each step; losses, gradients and loss scaling were seen in all"
         ]
+
+    def _step_called(self) -> None:
+        self.surprises += self._paused
+        self._resume()
 
     def _resume(self) -> None:
         if self._paused:

@@ -150,13 +150,15 @@ class Record:
         return self.storage != 0
 
     def forget(self) -> None:
-        """Lets go of other records, of which there would be chains as long as the run."""
+        """Lets go of the memory's address, and of other records, of which there would be chains as long as the run.
+
+        Called by the map that holds it, not by `__del__`: what the program's signal handler raises there is dropped.
+        """
+        storage, self.storage = self.storage, 0
+        if storage:
+            private.free_weak_storage(storage)
         self.leaf = self.leaves = self.parameter = self.gradient_of = self.gradients = None
         self.copied_from = self.moved_by = self.updates = self.marks = self.lineage = None
-
-    def __del__(self, free: Any = private.free_weak_storage) -> None:
-        if self.storage:
-            free(self.storage)
 
     @property
     def expired(self) -> bool:
@@ -287,6 +289,11 @@ class Tensors:
         for key in [key for key, record in self._records.items() if record.expired]:
             self._records.pop(key).forget()
         self._many = max(MANY, 2 * len(self._records))
+
+    def forget_all(self) -> None:
+        """The trace is over."""
+        while self._records:
+            self._records.popitem()[1].forget()
 
 
 _address = private.storage_address

@@ -37,7 +37,7 @@ class Births:
         """Gives the mode that sees ops as in a traced step."""
         self._window = window
         self._modes = modes
-        self._bus = bus
+        self.bus = bus
         self.tensors = tensors
         self.origins = origins
         self._mode: BirthMode | None = None
@@ -62,10 +62,6 @@ class Births:
         if self._mode is not None:
             self._modes.take_out(self._mode)
             self._mode = None
-
-    def refused(self, event: OpRefused) -> None:
-        """An op raised."""
-        self._bus.tell(event)
 
     def made(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if name in ("clone", "_to_copy") and self.tensors.of(args[0]).parameter and not torch.is_grad_enabled():
@@ -108,7 +104,7 @@ class BirthMode(OurMode):
             else:
                 out = func(*args, **kwargs) if kwargs else func(*args)
         except RuntimeError as error:
-            self.births.refused(OpRefused(str(func), args, error))
+            self.births.bus.tell(OpRefused(str(func), args, error))
             raise
         if operands is not None:
             origins.after(func, operands, args, out)
