@@ -77,65 +77,73 @@ class Record:
         "slot", "storage", "sums_gradients", "table_since", "updates", "version", "writes",
     )  # fmt: skip
 
+    storage: int
+    """torch's weak reference to the storage, as a number. While it is held, no other storage gets this address."""
+    leaf: Leaf | None
+    """The leaf whose memory this is, trained or not; the first of several."""
+    leaves: dict[int, Leaf] | None
+    """Where several leaves lie in this memory: which begins at which element."""
+    parameter: Leaf | None
+    """A leaf in this memory that backward reached, or that an optimizer steps on."""
+    gradient_of: Leaf | None
+    """The leaf whose `.grad` this is; the first of several."""
+    gradients: dict[int, Leaf] | None
+    """Where the `.grad` of several leaves lies in this memory: whose begins at which element."""
+    sums_gradients: bool
+    """A framework sums gradients here, beside any `.grad`."""
+    is_input: bool
+    """A leaf that autograd.grad differentiated by, beside a loop that trains by `.backward()`."""
+    by_optimizer: bool  # an optimizer steps on it or keeps it in its state
+    slot: str | None
+    """The optimizer's own name for a state: "exp_avg_sq"; "" where it has none."""
+    claimed: Role | None  # by the newest account of a framework
+    is_loss: bool  # backward was called on it
+    # -- where it comes from
+    born_low: Cause | None
+    """Where a module got it as a parameter in low precision."""
+    cast: Cause | None
+    """The cast of a module that made this parameter low."""
+    cast_late: Cause | None  # such a cast while an optimizer held it
+    halved_at: Site | None
+    """Where its own module's methods made it float16."""
+    low_buffer: Cause | None
+    """Where a module got it as a buffer in low precision, or cast it."""
+    made_at: Site | None
+    """The user's line that made it low, without gradient."""
+    # -- what it is used for
+    copies_parameter: bool
+    """It began as a copy of a parameter, made without gradient."""
+    moved_by_optimizer: bool  # such a copy that the optimizer itself writes to
+    is_master: bool  # low-precision parameters are copied from it
+    compensates: bool  # what Kahan summation carries to the next step
+    runs: bool  # a normalisation's running statistics
+    table_since: int | None
+    """What may be a table by position: the clock when it was first met. It is there again at the next backward."""
+    # -- what was written to a parameter
+    version: int
+    """Rises with every in-place write the trace saw."""
+    writes: set[str] | None
+    """"update", "copy" (from a float32 master), "kahan", "stochastic"."""
+    copied_from: Record | None
+    """The float32 memory that it was last copied from."""
+    moved_by: Record | None
+    """The low-precision memory that was last added to it."""
+    updates: dict[tuple[int, int], Any] | None
+    """What else is updated in place here, by offset and elements: a writes.Write of each."""
+    # -- what its value descends from
+    marks: dict[str, Any] | None
+    """See lineage.SURVIVES."""
+    lineage: Any
+    """How often it was replaced by what was computed from it: a lineage.Lineage."""
+
     def __init__(self, storage: int) -> None:
-        self.storage = storage
-        """torch's weak reference to the storage, as a number. While it is held, no other storage gets this address."""
-        self.leaf: Leaf | None = None
-        """The leaf whose memory this is, trained or not; the first of several."""
-        self.leaves: dict[int, Leaf] | None = None
-        """Where several leaves lie in this memory: which begins at which element."""
-        self.parameter: Leaf | None = None
-        """A leaf in this memory that backward reached, or that an optimizer steps on."""
-        self.gradient_of: Leaf | None = None
-        """The leaf whose `.grad` this is; the first of several."""
-        self.gradients: dict[int, Leaf] | None = None
-        """Where the `.grad` of several leaves lies in this memory: whose begins at which element."""
-        self.sums_gradients = False
-        """A framework sums gradients here, beside any `.grad`."""
-        self.is_input = False
-        """A leaf that autograd.grad differentiated by, beside a loop that trains by `.backward()`."""
-        self.by_optimizer = False  # an optimizer steps on it or keeps it in its state
-        self.slot: str | None = None
-        """The optimizer's own name for a state: "exp_avg_sq"; "" where it has none."""
-        self.claimed: Role | None = None  # by the newest account of a framework
-        self.is_loss = False  # backward was called on it
-        # -- where it comes from
-        self.born_low: Cause | None = None
-        """Where a module got it as a parameter in low precision."""
-        self.cast: Cause | None = None
-        """The cast of a module that made this parameter low."""
-        self.cast_late: Cause | None = None  # such a cast while an optimizer held it
-        self.halved_at: Site | None = None
-        """Where its own module's methods made it float16."""
-        self.low_buffer: Cause | None = None
-        """Where a module got it as a buffer in low precision, or cast it."""
-        self.made_at: Site | None = None
-        """The user's line that made it low, without gradient."""
-        # -- what it is used for
-        self.copies_parameter = False
-        """It began as a copy of a parameter, made without gradient."""
-        self.moved_by_optimizer = False  # such a copy that the optimizer itself writes to
-        self.is_master = False  # low-precision parameters are copied from it
-        self.compensates = False  # what Kahan summation carries to the next step
-        self.runs = False  # a normalisation's running statistics
-        self.table_since: int | None = None
-        """What may be a table by position: the clock when it was first met. It is there again at the next backward."""
-        # -- what was written to a parameter
-        self.version = 1
-        """Rises with every in-place write the trace saw."""
-        self.writes: set[str] | None = None
-        """"update", "copy" (from a float32 master), "kahan", "stochastic"."""
-        self.copied_from: Record | None = None
-        """The float32 memory that it was last copied from."""
-        self.moved_by: Record | None = None
-        """The low-precision memory that was last added to it."""
-        self.updates: dict[tuple[int, int], Any] | None = None
-        """What else is updated in place here, by offset and elements: a writes.Write of each."""
-        # -- what its value descends from
-        self.marks: dict[str, Any] | None = None
-        """See lineage.SURVIVES."""
-        self.lineage: Any = None
-        """How often it was replaced by what was computed from it: a lineage.Lineage."""
+        self.storage, self.version = storage, 1
+        self.leaf = self.leaves = self.parameter = self.gradient_of = self.gradients = self.slot = None
+        self.claimed = self.born_low = self.cast = self.cast_late = self.halved_at = self.low_buffer = None
+        self.made_at = self.table_since = self.writes = self.copied_from = self.moved_by = self.updates = None
+        self.marks = self.lineage = None
+        self.sums_gradients = self.is_input = self.by_optimizer = self.is_loss = self.copies_parameter = False
+        self.moved_by_optimizer = self.is_master = self.compensates = self.runs = False
 
     def leaf_at(self, tensor: Tensor) -> Leaf | None:
         """The leaf that a tensor of this memory is, or is a view of."""

@@ -144,22 +144,30 @@ class Gradients(Watcher):
             self.flow.mark(out, **kept)
         if name == "_to_copy" and isinstance(out, Tensor) and (out.dtype in LOW or args[0].dtype in LOW):
             self.flow.mark(out, cast_of=CastOf(self._tensors.learn(args[0]), args[0].dtype))
-        if "grad" in found and name.startswith("clamp") and isinstance(out, Tensor) and out.numel() > 1:
-            owner = next((a for a in args[:1] if isinstance(a, Tensor) and self._tensors.is_gradient(a)), None)
-            if owner is not None and not self._loss_scale.rescaled:
-                self._clipped(out, owner)
+        if "grad" in found:
+            self._changed(name, args, out)
         for chosen in args if name == "where" else ():
             if "clipped" in self.flow.of(chosen):
                 self.flow.mark(out, clipped=self.flow.of(chosen)["clipped"])
-        if "grad" in found and name in SCALINGS:
-            owner = next((a for a in args if isinstance(a, Tensor) and self._tensors.is_gradient(a)), None)
+        if isinstance(out, Tensor) and out.dtype in LOW and (kind_of(name) == "pointwise" or name == "_to_copy"):
+            self.flow.passes(name, args, kwargs, out)
+
+    def _changed(self, name: str, args: Any, out: Any) -> None:
+        """Values computed from a gradient that may take its place: clamped, clipped by its norm, or multiplied."""
+        if name.startswith("clamp") and isinstance(out, Tensor) and out.numel() > 1:
+            owner = self._gradient_among(args[:1])
+            if owner is not None and not self._loss_scale.rescaled:
+                self._clipped(out, owner)
+        elif name in SCALINGS:
+            owner = self._gradient_among(args)
             by_norm = any("grad_norm" in self.flow.of(a) for a in args if a is not owner)
             if owner is None or not by_norm or self._loss_scale.read:
                 self._bus.tell(GradientsRescaled())
             elif not self._loss_scale.rescaled:
                 self._clipped(out, owner)
-        if isinstance(out, Tensor) and out.dtype in LOW and (kind_of(name) == "pointwise" or name == "_to_copy"):
-            self.flow.passes(name, args, kwargs, out)
+
+    def _gradient_among(self, args: Iterable[Any]) -> Tensor | None:
+        return next((a for a in args if isinstance(a, Tensor) and self._tensors.is_gradient(a)), None)
 
     def _clipped(self, out: Any, owner: Tensor) -> None:
         """Kept aside; it counts if it takes the gradient's place while that is scaled."""
