@@ -14,6 +14,8 @@ from pathlib import Path
 
 import precaudit
 from precaudit.errors import OutputError
+from precaudit.model.frameworks import FOLDER as FRAMEWORKS
+from precaudit.model.frameworks import as_json
 
 PACKAGE = "_precaudit"
 """The runtime's package name inside the child, where precaudit itself may not be installed."""
@@ -23,7 +25,7 @@ RUNTIME = Path(precaudit.__file__).parent / "runtime"
 
 BOOTSTRAP = RUNTIME / "sitecustomize.py"
 
-MODEL = [Path(precaudit.__file__).parent / "model" / name for name in ("vocabulary.py", "evidence.py")]
+MODEL = [Path(precaudit.__file__).parent / "model" / name for name in ("vocabulary.py", "evidence.py", "frameworks.py")]
 """What the runtime uses of the model: words and tables, standard library only."""
 
 
@@ -123,6 +125,9 @@ def _furnish(path: Path, settings: TraceSettings) -> None:
         (package / "__init__.py").touch()
     for words in MODEL:
         shutil.copy(words, inside / "model" / words.name)
+    (inside / "frameworks").mkdir()
+    for words in FRAMEWORKS.glob("*.toml"):
+        (inside / "frameworks" / f"{words.stem}.json").write_text(as_json(words), encoding="utf-8")
     shutil.copy(BOOTSTRAP, path / BOOTSTRAP.name)
     # Every process below the command imports it, and may be told to write no bytecode: compiling costs 60 ms each time.
     compileall.compile_dir(path, quiet=2)

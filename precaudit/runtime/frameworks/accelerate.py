@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from ...model.frameworks import framework
 from ...model.vocabulary import Role, Site
 from ..sites import user_site
 from ..trackers.claims import Declaration
@@ -14,8 +15,8 @@ from . import Adapter, imported
 if TYPE_CHECKING:
     from ..session import Session
 
-PRECISIONS: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16"}
-"""Accelerate's words; "no" and "fp8" ask for nothing that a matmul's dtype could show."""
+PRECISIONS = framework("accelerate").dtypes("autocast")
+"""Accelerate's words."""
 
 
 class Accelerate(Adapter):

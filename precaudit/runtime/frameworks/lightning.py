@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from ...model.vocabulary import Cause, Kind, Role, Site
+from ...model.frameworks import framework
+from ...model.vocabulary import LOW, Cause, Kind, Role, Site
 from ..dtypes import DTYPE_NAMES
 from ..process.ledger import Observation
 from ..sites import user_site
@@ -18,9 +19,9 @@ from . import Adapter, imported
 if TYPE_CHECKING:
     from ..session import Session
 
-MIXED: Mapping[str, str] = {"16-mixed": "float16", "16": "float16", "bf16-mixed": "bfloat16", "bf16": "bfloat16"}
-TRUE: Mapping[str, str] = {"16-true": "float16", "bf16-true": "bfloat16"}
-"""Lightning's words for its `precision`. Source: lightning.fabric.connector, its input and legacy names."""
+MIXED = framework("lightning").dtypes("autocast")
+TRUE = framework("lightning").dtypes("parameters")
+"""Lightning's words for its `precision`."""
 
 
 class Written(NamedTuple):
@@ -69,7 +70,7 @@ class Lightning(Adapter):
     def observes(self) -> Iterable[Observation]:
         for precision, site in dict.fromkeys(self._written.values()):
             dtype = TRUE.get(precision)
-            if dtype is not None and self.session.ledger.holds(Role.MASTER_WEIGHT, dtype):
+            if dtype in LOW and self.session.ledger.holds(Role.MASTER_WEIGHT, dtype):
                 yield Observation(
                     Kind.CONFIG,
                     dtype,

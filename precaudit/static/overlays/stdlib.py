@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from precaudit.static.language import calls, classes, objects
@@ -28,6 +29,7 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
+from precaudit.static.overlays import Call, Method
 from precaudit.static.overlays.torch import modules, operands
 
 if TYPE_CHECKING:
@@ -341,3 +343,44 @@ def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     if name.count(".") > 1:
         return torch.opaque_result([*args, *kwargs.values()], node)
     return unknown(*(operands.marks_of(args) & operands.KEPT))
+
+
+METHODS: Mapping[str, Method] = {"argparse.ArgumentParser": parser_method}
+
+CALLS: Mapping[str, Call] = {
+    "functools.partial": partial,
+    "collections.defaultdict": default_dict,
+    "types.SimpleNamespace": namespace,
+    "argparse.Namespace": namespace,
+    "argparse.ArgumentParser": parser,
+    "tyro.cli": built,
+    "math.*": arithmetic,
+    "builtins.isinstance": isinstance_,
+    "builtins.zip": zip_,
+    "builtins.enumerate": enumerate_,
+    "builtins.range": range_,
+    "builtins.list": listed,
+    "builtins.sorted": listed,
+    "builtins.tuple": tuple_,
+    "builtins.reversed": listed,
+    "builtins.set": listed,
+    "builtins.dict": dict_,
+    "builtins.float": number,
+    "builtins.int": integer,
+    "builtins.round": integer,
+    "builtins.len": length,
+    "builtins.getattr": getattr_,
+    "builtins.setattr": setattr_,
+    "builtins.sum": sum_,
+    "builtins.max": extreme,
+    "builtins.min": extreme,
+    "builtins.abs": same,
+    "builtins.iter": same,
+    "builtins.next": next_,
+    "builtins.filter": filter_,
+    "builtins.map": map_,
+    "builtins.print": nothing,
+    "builtins.str": string,
+    "builtins.bool": bool_,
+    "builtins.*": other,
+}

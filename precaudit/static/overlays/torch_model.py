@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from precaudit.static import overlays
 from precaudit.static.language import calls, classes, expressions, objects
 from precaudit.static.language.heap import MISSING
 from precaudit.static.language.interpreter import Interpreter
@@ -30,7 +31,6 @@ from precaudit.static.language.values import (
     options,
     unknown,
 )
-from precaudit.static.overlays import frameworks, meanings
 from precaudit.static.overlays.events import Bus
 from precaudit.static.overlays.facts import Facts
 from precaudit.static.overlays.torch import (
@@ -112,22 +112,19 @@ class Torch:
                 decorator = decorator.options[0]
             if isinstance(decorator, (Autocast, Context)):
                 return decorator
-        if isinstance(function.owner, Class) and frameworks.is_lightning(function.owner):
-            return Context("no_grad") if function.node.name.value in frameworks.WITHOUT_GRAD else None
+        if isinstance(function.owner, Class):
+            regions_of = (context(function.owner, function) for context in overlays.answering("context"))
+            return next((region for region in regions_of if region is not None), None)
         return None
 
     def hook_arguments(self, cls: Class, name: str) -> dict[str, Value]:
-        """The model that transformers' Trainer hands to `compute_loss` is trained by what that returns."""
-        if name == "compute_loss" and any(base.endswith("Trainer") for base in classes.library_bases(cls)):
-            return {"model": unknown("differentiable")}
-        return {}
+        """What libraries are known to call this method of a class under check with."""
+        return {key: value for ask in overlays.answering("hook_arguments") for key, value in ask(cls, name).items()}
 
     def returned(self, cls: Class, name: str, value: Value, node: Any) -> None:
-        """The loss that Lightning gets from `training_step`."""
-        if name == "training_step" and frameworks.is_lightning(cls):
-            loss = value.store.get("loss") if isinstance(value, Dict) else value
-            if isinstance(loss, Value):
-                self.training.returned.append((operands.as_tensor(self, loss), self.spot(node)))
+        """What this method of a class under check gives back to a library that calls it."""
+        for note in overlays.answering("returned"):
+            note(self, cls, name, value, node)
 
     def is_autograd_function(self, cls: Class) -> bool:
         return any(b.endswith("autograd.Function") for b in classes.library_bases(cls))
@@ -160,7 +157,7 @@ class Torch:
         if isinstance(function, Ref):
             if function.name.startswith("torch."):
                 args, kwargs = operands.in_front(operands.OF_FUNCTIONS, args, kwargs)
-            return meanings.call_reference(self, function.name, args, kwargs, node)
+            return overlays.meaning(function.name)(self, function.name, args, kwargs, node)
         if isinstance(function, Bound):
             return methods.call_method(self, function.receiver, function.name, args, kwargs, node)
         if isinstance(function, Instance):

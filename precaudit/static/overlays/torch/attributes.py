@@ -35,7 +35,6 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.overlays import frameworks
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import flags, modules, operands, opnames, optimizers, scaling
 
@@ -67,8 +66,6 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
     if isinstance(value, Instance):
         if modules.is_module(torch, value) and name in ("module", "_orig_mod", "base_model"):
             return value
-        if name == "device" and value.library in frameworks.RUNNERS:
-            return Device(frozenset({"?"}))
         if name == "training":
             on = value.store.get("\0training", True)
             return Const(on) if isinstance(on, bool) and "\0training" in value.store else unknown()

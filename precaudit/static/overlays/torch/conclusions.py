@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static import overlays
 from precaudit.static.language.values import Param
-from precaudit.static.overlays import quantized
 from precaudit.static.overlays.torch import backward, flags, optimizers, sharding
 from precaudit.static.overlays.torch.training import in_a_test
 
@@ -78,7 +78,8 @@ def finish(torch: Torch) -> None:
     _built_by_default(torch)
     sharding.policies(torch)
     sharding.unscaled(torch)
-    quantized.finish(torch)
+    for conclude in overlays.answering("finish"):
+        conclude(torch)
     flags.finish(torch)
     for scaler in torch.training.scalers:
         seen = torch.training.losses.get(id(scaler.store))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
+from precaudit.static import overlays
 from precaudit.static.language import calls, folding, objects
 from precaudit.static.language.values import (
     ANY,
@@ -36,8 +37,6 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.nodes import cst
-from precaudit.static.overlays import frameworks, meanings
-from precaudit.static.overlays import stdlib as standard
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import (
     backward,
@@ -78,12 +77,11 @@ def call_method(
     if isinstance(receiver, Tensor):
         return _tensor_method(torch, receiver, name, args, kwargs, node)
     if isinstance(receiver, Instance):
-        if receiver.library in frameworks.RUNNERS:
-            return frameworks.runner_method(torch, receiver, name, args, kwargs, node)
+        of_library = overlays.methods().get(receiver.library)
+        if of_library is not None:
+            return of_library(torch, receiver, name, args, kwargs, node)
         if receiver.library == "contextlib.ExitStack" and name == "enter_context" and args:
             return regions.enter_context(torch, args[0], node)
-        if receiver.library == "argparse.ArgumentParser":
-            return standard.parser_method(torch, receiver, name, args, kwargs, node)
         if modules.is_module(torch, receiver) or name in ("half", "bfloat16"):
             found = modules.method(torch, receiver, name, args, kwargs, node)
             if found is not None:
@@ -102,7 +100,7 @@ def call_method(
     if isinstance(receiver, StateDict):
         return unknown()
     if isinstance(receiver, Ref):
-        return meanings.call_reference(torch, f"{receiver.name}.{name}", args, kwargs, node)
+        return overlays.meaning(dotted := f"{receiver.name}.{name}")(torch, dotted, args, kwargs, node)
     return torch.opaque_result([*args, *kwargs.values()], node)
 
 

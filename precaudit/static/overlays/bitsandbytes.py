@@ -1,19 +1,14 @@
-"""Quantised bases under adapters: bitsandbytes' compute dtype, and PEFT's preparation of a k-bit model."""
+"""bitsandbytes: quantised bases and the dtype they compute in, and its optimizers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language.values import (
-    Instance,
-    Opaque,
-    Ref,
-    Value,
-    constant,
-    unknown,
-)
-from precaudit.static.overlays.torch import modules, operands
+from precaudit.static.language.values import Instance, Ref, Value, constant
+from precaudit.static.overlays import Call
+from precaudit.static.overlays.torch import calls, operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -39,43 +34,13 @@ def is_kbit(kwargs: dict[str, Value]) -> bool:
     return constant(kwargs.get("load_in_4bit")) is True or constant(kwargs.get("load_in_8bit")) is True
 
 
-def prepare(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    """`prepare_model_for_kbit_training(model)` gives back the model."""
-    model = args[0] if args else kwargs.get("model", unknown())
-    if isinstance(model, Opaque):
-        torch.interpreter.heap.put(model.store, "\0cared", True)
-    return model
-
-
-def adapters(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    """`get_peft_model(model, config)`: the base is frozen, the adapters are float32 by default."""
-    model = args[0] if args else kwargs.get("model", unknown())
-    if isinstance(model, Opaque):
-        if model.store.get("\0kbit") and not model.store.get("\0cared"):
-            torch.training.unprepared.append((torch.spot(node), model.store.get("\0loaded")))
-        return Opaque({"dtype": None})
-    modules.escape(torch, model)
-    return unknown()
-
-
 def finish(torch: Torch) -> None:
-    """Reports what matters only where the file trains."""
-    held = torch.training
-    if not held.trained:
-        return
-    for spot, loaded in () if held.trainer_prepares else held.unprepared:
-        because = ("its base is loaded in k bits here", loaded)
-        torch.facts.add(Kind.CALL, spot, "", None, because, api="prepare_model_for_kbit_training", called=False)
+    """The dtype that a quantised base computes in matters only where the file trains."""
     scaling = _loss_scaling(torch)
-    for spot, dtype in held.compute_dtypes:
+    for spot, dtype in torch.training.compute_dtypes if torch.training.trained else ():
         if dtype != "float16" or scaling is not None:
-            torch.facts.add(
-                Kind.DECLARED,
-                spot,
-                dtype,
-                Role.QUANTIZED_STORAGE,
-                loss_scaling=scaling if scaling is not None else "scaled",
-            )
+            told = scaling if scaling is not None else "scaled"
+            torch.facts.add(Kind.DECLARED, spot, dtype, Role.QUANTIZED_STORAGE, loss_scaling=told)
 
 
 def _loss_scaling(torch: Torch) -> str | None:
@@ -90,3 +55,9 @@ def _loss_scaling(torch: Torch) -> str | None:
     if held.saw_scaler:
         return "scaled"
     return "none" if held.plain_backward is not None and not torch.outside_scaling else None
+
+
+CALLS: Mapping[str, Call] = {
+    "transformers.BitsAndBytesConfig": config,
+    "bitsandbytes.optim.*": calls.optimizer,
+}

@@ -1,0 +1,81 @@
+"""DeepSpeed: what its config says, as a dict of the file or a JSON beside it, and that the engine takes over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from precaudit.static import configs
+from precaudit.static.language.values import Dict, Opaque, Optimizer, Spot, Value, constant, seq
+from precaudit.static.nodes import cst
+from precaudit.static.overlays import Call
+from precaudit.static.overlays.torch import modules
+
+if TYPE_CHECKING:
+    from precaudit.static.overlays.torch_model import Torch
+
+
+def initialize(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`deepspeed.initialize(...)`, with its config as a dict of this file."""
+    config = kwargs.get("config", kwargs.get("config_params"))
+    if isinstance(config, Dict):
+        perhaps = {key for key in config.store if torch.interpreter.heap.perhaps(config.store, key)}
+        for remark in configs.deepspeed(plain(config), perhaps):
+            spot, because = _written(config, remark.keys) or torch.spot(node), ("it is used here", torch.spot(node))
+            torch.facts.add(remark.kind, spot, remark.dtype, remark.role, because, remark.detail, **remark.attrs)
+    torch.outside_scaling = True
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Optimizer):
+            value.store["elsewhere"] = True
+        modules.escape(torch, value)
+    return seq([Opaque(), Opaque(), Opaque(), Opaque()], "tuple")
+
+
+def _written(config: Value, keys: tuple[str, ...]) -> Spot | None:
+    """The place of an item in nested literals, as near as they can be followed."""
+    spot = None
+    for key in keys:
+        if not isinstance(config, Dict) or config.spot is None:
+            break
+        mine = [at for name, at in _keys(config.spot.node) if name == key]
+        if not mine or key not in config.store:
+            break
+        spot, config = replace(config.spot, node=mine[-1]), config.store[key]
+    return spot
+
+
+def _keys(node: Any) -> Iterator[tuple[Any, Any]]:
+    """(key, its place) in `{"key": ...}` or `dict(key=...)`."""
+    for part in node.args if isinstance(node, cst.Call) else node.elements:
+        if isinstance(part, cst.Arg) and part.keyword is not None:
+            yield part.keyword.value, part.keyword
+        elif isinstance(part, cst.DictElement) and isinstance(part.key, cst.SimpleString):
+            yield part.key.evaluated_value, part.key
+
+
+def plain(value: Value) -> Any:
+    """The Python object behind nested constants; None stands for what is not known."""
+    if isinstance(value, Dict):
+        return {key: plain(item) for key, item in value.store.items() if isinstance(key, str)}
+    return constant(value)
+
+
+def read_config(torch: Torch, given: Value | None, node: Any) -> dict[str, Any]:
+    """A DeepSpeed config given as a dict or as the name of a JSON file near the script; empty where it is not known."""
+    if isinstance(given, Dict):
+        found = plain(given)
+        return found if isinstance(found, dict) else {}
+    name = constant(given)
+    if not isinstance(name, str) or not name.endswith(".json"):
+        return {}
+    try:
+        raw = torch.read_beside(torch.spot(node).source, name)
+        found = json.loads(raw) if raw is not None else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+CALLS: Mapping[str, Call] = {"deepspeed.initialize": initialize}

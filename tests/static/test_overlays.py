@@ -1,0 +1,84 @@
+"""A library is one file: an overlay is found where it stands, and what it says of calls and methods is used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from precaudit.model.vocabulary import Fact, Kind
+from precaudit.static import overlays
+from precaudit.static.analyze import analyze
+from precaudit.static.source import Source
+
+OVERLAY = '''
+"""tinytrain: a trainer that casts the model, and builds torch's AdamW on it."""
+
+from precaudit.static.language.values import Context, DType, Instance, Opaque, Ref, unknown
+from precaudit.static.overlays.torch import modules, optimizers
+
+
+def trainer(torch, name, args, kwargs, node):
+    return Instance(Ref("tinytrain.Trainer"), {"\\0low": "bfloat16"})
+
+
+def method(torch, receiver, name, args, kwargs, node):
+    if name == "fit":
+        modules.cast_module(torch, args[0], DType(frozenset({receiver.store["\\0low"]})), node)
+        for _, param in modules.parameters(torch, args[0]):
+            optimizers.optimizer(torch, "torch.optim.AdamW", [param], {}, node)
+    return unknown()
+
+
+def context(cls, function):
+    return Context("no_grad") if function.node.name.value == "score" else None
+
+
+CALLS = {"tinytrain.Trainer": trainer}
+METHODS = {"tinytrain.Trainer": method}
+'''
+
+SCRIPT = """
+import tinytrain
+import torch
+
+model = torch.nn.Linear(4, 4)
+trainer = tinytrain.Trainer()
+trainer.fit(model)
+torch.float16
+"""
+
+
+@pytest.fixture
+def another_overlay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "tinytrain.py").write_text(OVERLAY)
+    monkeypatch.setattr(overlays, "__path__", [*overlays.__path__, str(tmp_path)])
+    overlays.forget()
+    yield
+    overlays.forget()
+    sys.modules.pop("precaudit.static.overlays.tinytrain", None)
+
+
+def low_parameters() -> list[Fact]:
+    facts, _ = analyze(Source("script.py", SCRIPT, whole=True))
+    return [fact for fact in facts if fact.kind is Kind.HOLDS]
+
+
+def test_an_overlay_in_a_folder_of_its_own_is_asked(another_overlay: None) -> None:
+    assert {(f.site.line if f.site else 0, f.dtype) for f in low_parameters()} == {(7, "bfloat16")}
+
+
+def test_without_it_the_library_is_not_known() -> None:
+    assert low_parameters() == []
+
+
+def test_the_narrowest_row_of_all_overlays_counts() -> None:
+    names = ["torch.optim.AdamW", "torch.optim.swa_utils.AveragedModel", "tensorly.nobody_knows", "numpy.zeros"]
+    assert [overlays.meaning(name).__name__ for name in names] == [
+        "optimizer",
+        "averaged_model",
+        "unfamiliar",
+        "harmless",
+    ]
