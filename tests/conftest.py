@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -93,6 +94,26 @@ def residue() -> dict[str, Any]:
 def untouched() -> dict[str, Any]:
     """The state of torch before the first test."""
     return residue()
+
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+"""Which of the processes that run the tests side by side this is."""
+
+# torchrun always takes port 29500, so that two of them side by side meet; each worker's has one of its own.
+os.environ["PET_MASTER_PORT"] = str(29500 + WORKER)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this worker's own, below those that the system gives to any socket that is opened meanwhile."""
+    for port in range(20_000 + 1_000 * WORKER, 21_000 + 1_000 * WORKER):
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture(autouse=True)
