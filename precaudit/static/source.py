@@ -89,6 +89,11 @@ class Source:
         return self._trees[0].positions
 
     @property
+    def module(self) -> str:
+        """The name under which others import the file."""
+        return self.path.rpartition("/")[2].partition(".")[0]
+
+    @property
     def file_folder(self) -> Path | None:
         """Where the file is on disk; None for standard input."""
         return self.file.parent if self.file is not None else None

@@ -111,3 +111,13 @@ def test_a_library_is_known_by_what_it_does_also_in_its_own_repository(tmp_path:
     script = SCRIPT.format(imports="", model="nn.Linear(8, 8).to(torch.bfloat16)")
     (tmp_path / "scripts" / "train.py").write_text(script)
     assert {rule for rule, _ in rules_of(tmp_path)} == {"PA101", "PA301"}
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_what_a_module_does_only_when_it_is_run_is_not_done_by_an_import(low: bool, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("")
+    sign = "!=" if low else "=="
+    lowering = f'if __name__ {sign} "__main__":\n    DTYPES = {{"full": torch.bfloat16}}\n'
+    (tmp_path / "precision.py").write_text(PRECISION.replace('name="low"', 'name="full"') + lowering)
+    (tmp_path / "train.py").write_text(SCRIPT.format(imports="from precision import cast", model=CAST))
+    assert {rule for rule, _ in rules_of(tmp_path)} == ({"PA101", "PA301"} if low else set())

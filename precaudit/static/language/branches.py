@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 def _if(run: Interpreter, node: Any) -> bool:
     test = run.eval(node.test)
     known = truth(test)
-    if _is_main_guard(node.test):
-        known = True
     if known is True:
         return run.body(node.body)
     if known is False:
@@ -48,10 +46,6 @@ def _else(run: Interpreter, node: Any) -> bool:
     if type(node.orelse) is cst.If:
         return run.statement(node.orelse)
     return run.body(node.orelse.body)
-
-
-def _is_main_guard(test: Any) -> bool:
-    return type(test) is cst.Comparison and type(test.left) is cst.Name and test.left.value == "__name__"
 
 
 class Split(NamedTuple):

@@ -57,6 +57,8 @@ def _name(run: Interpreter, node: cst.Name) -> Value:
     found = run.scope.find(name)
     if found is not None:
         return found
+    if name == "__name__" and run.scope.source is not run.main:
+        return Const(run.scope.source.module)
     if name in _CONSTANTS:
         return _CONSTANTS[name]
     if hasattr(builtins, name):

@@ -52,6 +52,8 @@ class Interpreter:
         self.world: Store = {"paths": Paths(frozenset({frozenset()}))}
         self.library = library
         self.frames: list[Frame] = []
+        self.main: Source | None = None
+        """The file that is run; the others are imported."""
         self.scope: Scope = None  # type: ignore[assignment]
         self.loops: tuple[int, ...] = ()
         self.contexts: list[Value] = []
@@ -77,6 +79,7 @@ class Interpreter:
 
     def run_module(self, source: Source, store: Store) -> None:
         """Executes a file's top level."""
+        self.main = self.main or source
         outer, self.scope = self.scope, Scope(store, None, source)
         frame = Frame(None, self.heap.mark())
         self.frames.append(frame)
