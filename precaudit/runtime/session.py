@@ -31,6 +31,7 @@ from .trackers.adapters import Adapted
 from .trackers.autocast import Autocast
 from .trackers.claims import Accounts
 from .trackers.contents import Contents
+from .trackers.entering import Entering
 from .trackers.graph import Graph
 from .trackers.lineage import Flow
 from .trackers.long_steps import LongSteps
@@ -78,7 +79,7 @@ class Session:
         get(Contents)
         self.accounts, self.modules = get(Accounts), get(Modules)
         self.origins, self.autocast, self.births, self.flow = get(Origins), get(Autocast), get(Births), get(Flow)
-        self.passes = get(Passes)
+        self.entering, self.passes = get(Entering), get(Passes)
         self.adapted = get(Adapted)
         self.adapters = Adapters(self)
         self.construction = ConstructionProbe(self)

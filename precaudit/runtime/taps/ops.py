@@ -194,8 +194,11 @@ class OpProbe:
 
     def _high(self, name: str, kind: str, args: Any, out: Tensor) -> None:
         """Marks go through integers, which positions are first, and through float32 values without gradient."""
-        flow = self.session.flow
+        flow, entering = self.session.flow, self.session.entering
         if not out.dtype.is_floating_point:
             flow.inherit(kind, args, out)
-        elif kind != "reducing" and self.session.window.phase in (FORWARD, GRADIENTS):
+            return
+        if entering.any and self.session.window.phase == FORWARD:
+            entering.through(args, out)
+        if kind != "reducing" and self.session.window.phase in (FORWARD, GRADIENTS):
             flow.raised(name, args, out)

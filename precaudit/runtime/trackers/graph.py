@@ -39,6 +39,8 @@ REDUCING = ("SumBackward", "MeanBackward", "BinaryCrossEntropyBackward", "KlDivB
 ROOTS = frozenset({"RsqrtBackward0", "SqrtBackward0"})
 CASTS = "ToCopyBackward0"
 LEAF = "AccumulateGrad"
+BEGINNING = (MATMUL_NODES - {"DotBackward0"}) | NORM_NODES | SOFTMAX_NODES
+"""Below these nodes lies a model; a dot product, too, is a way to weigh the terms of a loss."""
 COMPUTING = MATMUL_NODES | SOFTMAX_NODES | NORM_NODES | ROOTS | {private.COMPILED_NODE}
 """The nodes that are more than a value on the way."""
 
@@ -183,6 +185,27 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             if following not in seen:
                 stack.append((following, path))
     found.outputs -= found.losses
+    return found
+
+
+def head(roots: Iterable[Tensor], node_budget: int = 4096) -> set[int]:
+    """The sequence numbers of the nodes between the roots and where the model begins, the nodes there included.
+
+    It begins at a matmul, a softmax, a library's normalisation, and at any Function that is not torch's own.
+    """
+    found: set[int] = set()
+    stack = [root.grad_fn for root in roots if root.grad_fn is not None]
+    seen: set[Any] = set(stack)
+    while stack and len(seen) < node_budget:
+        node = stack.pop()
+        found.add(private.sequence_number(node))
+        name = type(node).__name__
+        if name in BEGINNING or not name[-1].isdigit():
+            continue
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
     return found
 
 

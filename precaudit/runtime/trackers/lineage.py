@@ -19,6 +19,7 @@ from ..optable import NORMS, POINTWISE, REDUCING, SHAPING
 from ..process.ledger import Ledger, Observation
 from ..sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
 from .autocast import Autocast
+from .entering import Entering
 from .micro_batches import MicroBatches
 from .modules import Modules
 from .tensors import Record, Tensors
@@ -35,11 +36,11 @@ DECAYING = frozenset({"mul", "lerp"})
 
 SURVIVES: dict[str, frozenset[str]] = {
     "pointwise": frozenset(
-        "position square_mean softmax target grad grad_norm param from_gradient decays from eps uniform delta "
+        "position square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta "
         "unpromoted cuda_float32".split()
     ),
     "shaping": frozenset(
-        "position square square_mean softmax target grad grad_norm param from_gradient decays from eps uniform delta "
+        "position square square_mean softmax grad grad_norm param from_gradient decays from eps uniform delta "
         "unpromoted cast_of cuda_float32".split()
     ),
     "reducing": frozenset({"softmax", "grad", "grad_norm", "position", "cuda_float32"}),
@@ -93,8 +94,10 @@ class Flow:
         micro_batches: MicroBatches,
         modules: Modules,
         autocast: Autocast,
+        entering: Entering,
     ) -> None:
         self._autocast = autocast
+        self._entering = entering
         self._micro_batches = micro_batches
         self._modules = modules
         self.ledger = ledger
@@ -169,6 +172,8 @@ class Flow:
         kind = kind_of(name)
         if kind is not None:
             self.inherit(kind, args, out)
+            if self._entering.any:
+                self._entering.through(args, out)
         if isinstance(out, Tensor) and out.dtype in LOW:
             self.device = out.device.type
             if self.marked:
@@ -300,8 +305,6 @@ class Flow:
                     self.mark(out, factor=(tensor.dtype, made))
             elif "rounded" in marks or "factor" in marks:
                 self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
-            if "target" in marks and tensor.dtype.is_floating_point:  # of a comparison nothing is left
-                self.mark(out, target=marks["target"])
             from_parameter |= "param" in marks or self.tensors.is_parameter(tensor)
             from_gradient |= "grad" in marks or "from_gradient" in marks or self.tensors.is_gradient(tensor)
             if name == "sub" and index:

@@ -16,6 +16,7 @@ from ..optable import BATCH_NORMS
 from ..process.ledger import Ledger, Observation
 from ..sites import enclosing_module, user_site
 from ..trackers.claims import Accounts
+from ..trackers.entering import Entering
 from ..trackers.lineage import Flow
 from ..trackers.modules import Modules
 from ..trackers.samples import nonfinite
@@ -26,7 +27,16 @@ from . import FORWARD, Registration, Watcher
 class Normalisation(Watcher):
     """PA402 and PA403. A square, its mean, and the root of that: three ops that together are a norm."""
 
-    def __init__(self, ledger: Ledger, tensors: Tensors, flow: Flow, modules: Modules, accounts: Accounts) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        tensors: Tensors,
+        flow: Flow,
+        modules: Modules,
+        accounts: Accounts,
+        entering: Entering,
+    ) -> None:
+        self._entering = entering
         self._ledger = ledger
         self._tensors = tensors
         self._modules = modules
@@ -46,30 +56,42 @@ class Normalisation(Watcher):
             isinstance(args[1], Tensor) and private.storage_key(args[0]) == private.storage_key(args[1])
         ):
             return
-        if out.numel() == 1 or not trains(args):
+        if out.numel() == 1:
             return
-        seen = self.flow.suspect("norm", Role.NORM_COMPUTATION, out.dtype, name, hand_written=True)
+        seen = self._suspect(name, args, out)
         self.flow.mark(out, square=seen)
         if seen.count <= 4:
             self._ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
 
     def statistic(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if out.numel() == 1 or not isinstance(args[0], Tensor):
+        """Of a whole batch it is one number: an advantage is divided by it, a norm that is trained never is."""
+        if not isinstance(args[0], Tensor) or (out.numel() == 1 and trains(args)):
             return
         square = self.flow.of(args[0]).get("square")
-        if square is None and name in ("var", "std") and trains(args):
-            square = self.flow.suspect("norm", Role.NORM_COMPUTATION, out.dtype, name, hand_written=True)
+        if square is None and name in ("var", "std"):
+            square = self._suspect(name, args, out)
         if square is not None:
             self.flow.mark(out, square_mean=square)
             if name == "std":
-                self.flow.confirm(square)
+                self._is_norm(square, args, out)
 
     def root(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if name == "pow" and _exponent(args) not in (-0.5, 0.5):
             return
         statistic = self.flow.of(args[0]).get("square_mean")
         if statistic is not None:
-            self.flow.confirm(statistic)
+            self._is_norm(statistic, args, out)
+
+    def _suspect(self, name: str, args: Any, out: Tensor) -> Observation:
+        what = "norm" if trains(args) else "norm without gradient"
+        return self.flow.suspect(what, Role.NORM_COMPUTATION, out.dtype, name, hand_written=True)
+
+    def _is_norm(self, seen: Observation, args: Any, out: Tensor) -> None:
+        """The root of a mean of squares: of a differentiable value at once, of another if it enters the loss."""
+        if trains(args):
+            self.flow.confirm(seen)
+        else:
+            self._entering.mark(out, seen)
 
     def batch_norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Running statistics are an argument of the kernel, wherever the call came from."""

@@ -21,9 +21,10 @@ from ..optable import MATMULS, NORMS, POINTWISE
 from ..process.ledger import Ledger, Observation
 from ..sites import user_frame
 from ..trackers.autocast import Autocast
+from ..trackers.entering import Entering
 from ..trackers.lineage import Flow
 from ..trackers.samples import nonfinite
-from ..trackers.tensors import Record, Tensors
+from ..trackers.tensors import Tensors
 from ..trackers.window import Window
 from . import FORWARD, Registration, Watcher
 
@@ -36,6 +37,7 @@ MASK = 65504.0 / 2
 """An addend from here on is a mask (torch.finfo(torch.float16).min), and its sum with a score may well be infinite."""
 TOO_LITTLE_HEADROOM = 2.0
 """Bits between the largest value seen and 65504."""
+IN_PLACE = frozenset({"add_", "sub_", "mul_", "div_", "lerp_", "addcmul_", "addcdiv_"})
 LOOP = 16
 """Iterations of one line, each rounding what the one before stored."""
 
@@ -49,28 +51,41 @@ class Run:
     """Matmuls of the whole run before it."""
     matmuls: int
     executed: int = 0
-    kept: deque[tuple[Record, int]] = field(default_factory=lambda: deque(maxlen=4))
-    """Its last results, and how many results of the line led to each."""
+    seen: Observation | None = None
+    """What is said of it, once it has run often enough."""
+    kept: deque[tuple[Any, int]] = field(default_factory=lambda: deque(maxlen=4))
+    """Where its last results lie, and how many results of the line led to each."""
 
 
 class Ranges(Watcher):
     """PA405 and PA411."""
 
-    def __init__(self, ledger: Ledger, window: Window, tensors: Tensors, flow: Flow, autocast: Autocast) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        window: Window,
+        tensors: Tensors,
+        flow: Flow,
+        autocast: Autocast,
+        entering: Entering,
+    ) -> None:
         self._autocast = autocast
+        self._entering = entering
         self._window = window
         self._tensors = tensors
         self.flow = flow
         self.ledger = ledger
         self.matmuls = 0
         self._runs: dict[tuple[int, int], Run] = {}
+        self._longest: dict[int, tuple[Observation, int]] = {}
+        """Running values, and how often each was rounded at most."""
         self._order = 0
         self._first_overflow: tuple[int, Observation] | None = None
 
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, MATMULS, self.matmul, False
         yield FORWARD, GROWING | OVERFLOWING, self.result, True
-        yield FORWARD, POINTWISE, self.recurrence, True
+        yield FORWARD, POINTWISE | IN_PLACE, self.recurrence, True
 
     def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self.matmuls += 1
@@ -154,16 +169,34 @@ class Ranges(Watcher):
         run.executed += 1
         if run.executed < 3:
             return
-        tensors = self._tensors
-        given = {tensors.of(arg) for arg in args if isinstance(arg, Tensor)}
+        tensors, in_place = self._tensors, name in IN_PLACE
+        given: set[Any] = {tensors.of(arg) for arg in args if isinstance(arg, Tensor)}
+        if in_place:
+            given.add((tensors.of(out), out.storage_offset(), out.numel()))
         links = max((count for kept, count in run.kept if kept in given), default=-1)
         if links < 0 and run.began != self.matmuls:
             run.kept.clear()  # a cell's own gates: what a matmul feeds is no running value
         # A matmul between two iterations makes this a residual stream or a recurrent cell: short-lived values.
         links += run.matmuls == self.matmuls or links < 0
         run.matmuls = self.matmuls
-        run.kept.append((tensors.learn(out), links))
-        if links == LOOP and torch.is_grad_enabled():
-            seen = self.flow.suspect("recurrence", Role.REDUCTION, out.dtype, "", pattern="running")
-            seen.detail = f"the line ran {run.executed} times in one call, each time on its own last result"
+        known = tensors.learn(out)
+        # Written in place, it is the same memory that comes back: another row of it is another value.
+        run.kept.append(((known, out.storage_offset(), out.numel()) if in_place else known, links))
+        if links == LOOP:
+            run.seen = self._running(out)
+        if run.seen is not None:
+            self._longest[id(run.seen)] = (run.seen, max(links, self._longest.get(id(run.seen), (None, 0))[1]))
+
+    def _running(self, out: Tensor) -> Observation:
+        """A value that has been rounded often enough; one that needs no gradient counts if a loss is made of it."""
+        seen = self.flow.suspect("recurrence", Role.REDUCTION, out.dtype, "", pattern="running")
+        if torch.is_grad_enabled():
             seen.confirmed = True
+        else:
+            self._entering.mark(out, seen)
+        return seen
+
+    def complete(self, told: list[Observation]) -> None:
+        """Says how often each running value was rounded."""
+        for seen, links in self._longest.values():
+            seen.detail = f"rounded {links} times in one call, each time from its own last result"

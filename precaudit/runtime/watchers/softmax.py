@@ -16,6 +16,7 @@ from ..operands import trains
 from ..process.ledger import Ledger, Observation
 from ..sites import is_user_file
 from ..trackers.autocast import Autocast
+from ..trackers.entering import Entering
 from ..trackers.graph import GraphRecomputed, GraphWalked
 from ..trackers.lineage import Flow
 from ..trackers.samples import limit, sample
@@ -35,8 +36,9 @@ def _in_cross_entropy() -> bool:
 class Softmax(Watcher):
     """PA404, PA412 and PA705."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, flow: Flow, autocast: Autocast) -> None:
+    def __init__(self, bus: Bus, ledger: Ledger, flow: Flow, autocast: Autocast, entering: Entering) -> None:
         self._autocast = autocast
+        self._entering = entering
         self.flow = flow
         self.ledger = ledger
         self._log_softmaxes: list[Observation] = []
@@ -62,16 +64,14 @@ class Softmax(Watcher):
         yield FORWARD, ("logsumexp",), self.logsumexp, True
         yield FORWARD, ("_softmax",), self.softmax, True
         yield FORWARD, ("topk", "sort", "multinomial", "log"), self.consumed, False
-        yield FORWARD, ("mean", "sum"), self.summed, True
-        yield FORWARD, ("mul", "sub", "xlogy"), self.factor, False
         yield FORWARD, ("rand", "rand_like", "uniform_", "uniform"), self.drawn, True
         yield FORWARD, ("binary_cross_entropy",), self.binary_cross_entropy, False
 
     def log_softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if not trains(args):
-            return
         seen = self.flow.suspect("log_softmax", Role.SOFTMAX, out.dtype, "log_softmax")
-        if not seen.confirmed:
+        if not trains(args):
+            self._entering.mark(out, seen)
+        elif not seen.confirmed:
             self._log_softmaxes.append(seen)
         if seen.count == 1 and _in_cross_entropy():
             seen.attrs["by"] = "cross_entropy"
@@ -97,18 +97,12 @@ class Softmax(Watcher):
 
     def softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """One that needs no gradient, a teacher's, may enter the loss all the same, if no matmul comes between."""
+        seen = self.flow.suspect("softmax", Role.SOFTMAX, out.dtype, "softmax")
         if trains(args):
-            self.flow.mark(out, softmax=self.flow.suspect("softmax", Role.SOFTMAX, out.dtype, "softmax"))
+            self._entering.made_by_node(seen)
+            self.flow.mark(out, softmax=seen)
         else:
-            self.flow.mark(out, target=self.flow.suspect("softmax target", Role.SOFTMAX, out.dtype, "softmax"))
-
-    def factor(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        """A differentiable value is multiplied by such probabilities, or compared with them."""
-        for value in args[:2]:
-            if isinstance(value, torch.Tensor) and not value.requires_grad:
-                target = self.flow.of(value).get("target")
-                if target is not None and trains(args):
-                    self.flow.confirm(target, feeds="loss")
+            self._entering.mark(out, seen)
 
     def consumed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """topk, sort, multinomial and log make a softmax's rounding matter; a matmul does not."""
@@ -128,11 +122,6 @@ class Softmax(Watcher):
                 "sampling", Kind.OP, Role.ACTIVATION, given.dtype, "multinomial", op="low-precision-sampling"
             )
             seen.confirmed = torch.is_grad_enabled()
-
-    def summed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        softmax = self.flow.of(args[0]).get("softmax")
-        if softmax is not None and out.numel() == 1 and torch.is_grad_enabled():
-            self.flow.confirm(softmax, feeds="loss")
 
     def drawn(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self.flow.mark(out, uniform=True)
