@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from precaudit.disk import read, read_text, write_named
 from precaudit.errors import ConfigError, OutputError
+from precaudit.foreign import ForeignError, parse_json
 from precaudit.notebook import ENDING, Notebook, NotebookError
 
 DEFAULT_NAME = ".precaudit-baseline.json"
@@ -74,9 +76,9 @@ def _text_of(path: Path) -> tuple[str, Notebook | None]:
     """The Python text of a file; of a notebook that of its cells."""
     if path.suffix == ENDING:
         with contextlib.suppress(NotebookError):
-            notebook = Notebook(path.read_bytes())
+            notebook = Notebook(read(path))
             return notebook.text, notebook
-    return path.read_text(encoding="utf-8", errors="replace"), None
+    return read(path).decode("utf-8", "replace"), None
 
 
 def _normalised(text: str) -> str:
@@ -113,13 +115,13 @@ def relative(path: str, root: Path) -> str:
 def load(path: Path) -> dict[str, Entry]:
     """The accepted findings by key. Raises ConfigError for a file that is no baseline."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(read_text(path))
         if raw["format"] != FORMAT:
             raise ConfigError(f'{path}: baseline format {raw["format"]} is not known; run "precaudit baseline" anew')
         found = [Entry(e["rule"], e["path"], e["function"], e["statement"], e["number"]) for e in raw["findings"]]
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ForeignError, ValueError, KeyError, TypeError):
         raise ConfigError(f'{path}: not a baseline; write one with "precaudit baseline"') from None
     return {entry.key: entry for entry in found}
 
@@ -134,6 +136,6 @@ def save(path: Path, accepted: Iterable[Entry]) -> None:
         else f'{{"format": {FORMAT}, "findings": []}}\n'
     )
     try:
-        path.write_text(text, encoding="utf-8")
+        write_named(path, text)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}; choose another place with --output") from None

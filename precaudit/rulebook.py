@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,15 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from precaudit.disk import read_text
 from precaudit.errors import RuleError
+from precaudit.foreign import ForeignError, parse_toml
 from precaudit.model.vocabulary import FLOATING, LOW, Kind, Role
 from precaudit.model.wire import RoleRow, Rule
 from precaudit.shipped import rules_folder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 GROUPS: Mapping[str, frozenset[str]] = {"low": LOW, "high": frozenset(FLOATING) - LOW}
 """Names that stand for several dtypes in `allow` and `forbid`."""
@@ -92,10 +88,10 @@ def load_rule(path: Path) -> Rule:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RuleError(f"{_short(path)}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(read_text(path))
+    except OSError as error:
+        raise RuleError(f"{_short(path)}: cannot be read: {error.strerror}") from None
+    except ForeignError as error:
         raise RuleError(f"{_short(path)}: not valid TOML: {error}") from None
 
 

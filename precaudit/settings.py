@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from precaudit.disk import read, read_text
 from precaudit.errors import ConfigError
+from precaudit.foreign import ForeignError, parse_toml
 
 SEVERITIES = ("error", "warning", "note", "never")
 
@@ -54,7 +55,7 @@ def find_pyproject(start: Path) -> Path | None:
         path = folder / "pyproject.toml"
         if path.is_file():
             try:
-                raw = path.read_bytes()
+                raw = read(path)
             except OSError:
                 continue
             if b"tool.precaudit" in raw:
@@ -76,16 +77,11 @@ def load(
 
 
 def _from_file(settings: Settings, path: Path) -> Settings:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = parse_toml(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ForeignError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     table = raw.get("tool", {}).get("precaudit", {})
     changes: dict[str, Any] = {}

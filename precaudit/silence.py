@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from precaudit import suppressions
+from precaudit.disk import read_text
 from precaudit.model.wire import Finding
 from precaudit.rulebook import Rulebook
 from precaudit.suppressions import Suppression
@@ -30,8 +31,8 @@ class CommentsBelow:
     def __call__(self, path: str) -> list[Suppression]:
         if path not in self._read:
             try:
-                self._read[path] = suppressions.read((self._folder / path).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError):
+                self._read[path] = suppressions.read(read_text(self._folder / path))
+            except OSError:
                 self._read[path] = []
         return self._read[path]
 

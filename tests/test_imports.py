@@ -17,21 +17,26 @@ FRONT = {"cli", "commands", "integrations", "run", "__main__"}
 
 MAY_USE: dict[str, set[str]] = {
     "errors": set(),
+    "disk": set(),
+    "foreign": set(),
     "model": set(),
-    "notebook": set(),
+    "notebook": {"foreign"},
     "shipped": {"errors"},
-    "rulebook": {"errors", "model", "shipped"},
+    "rulebook": {"disk", "foreign", "errors", "model", "shipped"},
     "judge": {"errors", "model", "rulebook"},
-    "settings": {"errors", "model", "rulebook"},
-    "baseline": {"errors", "model", "notebook", "rulebook", "settings"},
+    "settings": {"disk", "foreign", "errors", "model", "rulebook"},
+    "baseline": {"disk", "foreign", "errors", "model", "notebook", "rulebook", "settings"},
     "suppressions": {"errors", "model", "rulebook", "settings"},
-    "checkpoint": {"errors", "model"},
-    "silence": {"model", "rulebook", "suppressions"},
-    "static": {"errors", "judge", "model", "notebook", "rulebook", "settings", "shipped", "silence", "suppressions"},
-    "launch": {"errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
-    "report": {"errors", "judge", "model", "notebook", "rulebook", "settings"},
+    "checkpoint": {"disk", "foreign", "errors", "model"},
+    "silence": {"disk", "model", "rulebook", "suppressions"},
+    "static": {
+        "disk", "errors", "foreign", "judge", "model", "notebook", "rulebook", "settings", "shipped", "silence",
+        "suppressions",
+    },
+    "launch": {"disk", "foreign", "errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
+    "report": {"disk", "errors", "judge", "model", "notebook", "rulebook", "settings"},
     "runtime": {"model"},
-}
+}  # fmt: skip
 """Part -> the other parts it may import."""
 
 OWNERS = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from precaudit.checkpoint.leaves import Piece, Tensor
+from precaudit.disk import opened
 
 SAMPLE = 65_536
 """Elements that are looked at of one tensor; a smaller one is read whole."""
@@ -61,7 +62,7 @@ def _runs(piece: Piece, budget: int) -> Iterator[bytes]:
     else:
         run = max(1, budget // PLACES)
         starts = [index * (elements - run) // (PLACES - 1) for index in range(PLACES)]
-    with piece.file.open("rb", buffering=0) as file:
+    with opened(piece.file, buffering=0) as file:
         for start in starts:
             file.seek(piece.offset + 4 * start, os.SEEK_SET)
             yield file.read(4 * run)
@@ -73,7 +74,7 @@ def scalar(tensor: Tensor) -> float | None:
     if code is None or tensor.numel != 1 or not tensor.pieces:
         return None
     piece = tensor.pieces[0]
-    with piece.file.open("rb") as file:
+    with opened(piece.file) as file:
         file.seek(piece.offset)
         raw = file.read(struct.calcsize(code))
     return float(struct.unpack(code, raw)[0]) if len(raw) == struct.calcsize(code) else None

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from precaudit import disk
 from precaudit.checkpoint import pickles
 from precaudit.checkpoint.archive import LARGEST_RECORD
-from precaudit.checkpoint.leaves import ITEMSIZE, Keys, Leaf, Piece, Tensor, Unreadable
+from precaudit.checkpoint.leaves import ITEMSIZE, Keys, Leaf, Piece, Tensor, Unreadable, sizes
 from precaudit.checkpoint.pickles import Global, Made
 from precaudit.checkpoint.torch_zip import inert, read_part
 
@@ -41,9 +42,7 @@ class Folder(NamedTuple):
 def read(folder: Path) -> Folder:
     """Every tensor and value that `.metadata` names. Raises Unreadable where that itself cannot be read."""
     path = folder / METADATA
-    if path.stat().st_size > LARGEST_RECORD:
-        raise Unreadable(f"it takes {path.stat().st_size:,} bytes; at most {LARGEST_RECORD:,} are read")
-    pickle = pickles.read(path.read_bytes())
+    pickle = pickles.read(disk.read(path, LARGEST_RECORD))
     state = _state(pickle.value)
     entries, planned = state.get("state_dict_metadata"), state.get("planner_data")
     if not isinstance(entries, dict):
@@ -88,7 +87,7 @@ def _places(raw: Any) -> dict[str, list[Stored]]:
     for index, info in (raw if isinstance(raw, dict) else {}).items():
         named, at = _state(index), _state(info)
         try:
-            part = Stored(str(at["relative_path"]), int(at["offset"]), int(at["length"]))
+            part = Stored(str(at["relative_path"]), *sizes([at["offset"], at["length"]]))
         except (KeyError, TypeError, ValueError):
             raise Unreadable("it does not say where its tensors stand") from None
         if "/" in part.file or part.file.startswith("."):
@@ -104,7 +103,7 @@ def _tensor(entry: Any, name: str, folder: Path, parts: list[Stored]) -> Tensor:
     first = values[0] if isinstance(values, tuple) and values else _state(properties).get("dtype")
     dtype = first.name if isinstance(first, Global) else "float32"
     size = state.get("size")
-    shape = tuple(int(n) for n in size.args[0]) if isinstance(size, Made) and size.args else ()
+    shape = sizes(size.args[0]) if isinstance(size, Made) and size.args else ()
     pieces = tuple(_pieces(folder, parts[:: max(1, len(parts) // MOST_PARTS)][:MOST_PARTS]))
     return Tensor(dtype, shape, int(math.prod(shape) * ITEMSIZE.get(dtype, 1)), (folder, name), pieces)
 
@@ -124,7 +123,7 @@ def _value(keys: Keys, folder: Path, parts: list[Stored]) -> list[Leaf]:
 def _leaves(folder: Path, part: Stored) -> list[Leaf]:
     path = folder / part.file
     try:
-        with path.open("rb") as file:
+        with disk.opened(path) as file:
             return read_part(path, file, part.offset, part.length).leaves
     except Unreadable:
         # Compressed by a transform, or written by another storage writer: its dtype is known, its content is not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from precaudit.checkpoint.dcp import METADATA
+from precaudit.disk import read, read_text
+from precaudit.foreign import ForeignError, parse_json
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 """How files end that may be checkpoints. A file that is named itself may end as it likes."""
@@ -58,11 +59,13 @@ def discover(path: Path) -> Iterator[Checkpoint]:
 def _below(folder: Path) -> Iterator[Checkpoint]:
     names = sorted(os.listdir(folder))
     whole = Checkpoint(folder)
-    alone, deeper = [], []
+    alone, deeper, passed = [], [], []
     for name in names:
         path = folder / name
         if path.is_dir():
-            if not name.startswith("."):
+            if path.is_symlink():
+                passed.append(path)
+            elif not name.startswith("."):
                 deeper.append(path)
         elif path.name == METADATA or (name.endswith(ENDINGS) and _is_part(name)):
             whole.files.append(path)
@@ -80,6 +83,8 @@ def _below(folder: Path) -> Iterator[Checkpoint]:
                 whole.framework = whole.framework or inner.framework
     whole.framework = _framework(names) or whole.framework
     whole.steps = _steps(folder / "trainer_state.json") if "trainer_state.json" in names else 0
+    linked = "a link to a folder, which is not followed; name it to have it read"
+    whole.problems += [f"{path}: {linked}" for path in passed if path.name != latest]
     if whole.files or whole.problems:
         whole.files = list(dict.fromkeys(whole.files))
         yield whole
@@ -107,8 +112,8 @@ def _framework(names: list[str]) -> str:
 def _shards(index: Path, into: Checkpoint) -> None:
     """The files that `model.safetensors.index.json` names."""
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        names = sorted(set(parse_json(read(index))["weight_map"].values()))
+    except (OSError, ForeignError, KeyError, TypeError, AttributeError):
         into.problems.append(f"{index}: it is not an index of shards: it has no weight_map")
         return
     for name in names:
@@ -124,14 +129,14 @@ def _shards(index: Path, into: Checkpoint) -> None:
 def _latest(folder: Path) -> str:
     """The folder that DeepSpeed's file `latest` names."""
     try:
-        return (folder / "latest").read_text(encoding="utf-8")[:200].strip()
-    except (OSError, UnicodeDecodeError):
+        return read_text(folder / "latest", 10_000)[:200].strip()
+    except OSError:
         return ""
 
 
 def _steps(path: Path) -> int:
     try:
-        steps = json.loads(path.read_bytes())["global_step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        steps = parse_json(read(path))["global_step"]
+    except (OSError, ForeignError, KeyError, TypeError):
         return 0
     return steps if isinstance(steps, int) else 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from precaudit.checkpoint import dcp, safetensors, torch_zip
 from precaudit.checkpoint.leaves import Leaf, Tensor, Unreadable
+from precaudit.disk import opened
 
 
 class Contents(NamedTuple):
@@ -60,16 +62,29 @@ REFUSED = (
 """How files begin that are known and not read -> why, and the way out. Source of the first: torch/serialization.py."""
 
 
+def _guarded(known: Format, path: Path) -> Contents:
+    """What the file holds; whatever its bytes make a reader raise is Unreadable."""
+    try:
+        return known.read(path)
+    except (Unreadable, OSError):
+        raise
+    except MemoryError:
+        raise Unreadable("it wants more memory than there is") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:80]
+        raise Unreadable(f"it is broken ({type(error).__name__}{f': {reason}' if reason else ''})") from None
+
+
 def read(path: Path) -> Contents:
     """What the file holds. Raises Unreadable, with the reason and a way out, and OSError."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(512)
     if not size:
         raise Unreadable("it is empty")
     for known in FORMATS:
         if known.fits(path, start, size):
-            return known.read(path)
+            return _guarded(known, path)
     for magic, reason in REFUSED:
         if start.startswith(magic):
             raise Unreadable(reason)

@@ -47,6 +47,19 @@ class Tensor:
         return math.prod(self.shape)
 
 
+MOST_DIMENSIONS = 64
+"""As many as torch allows."""
+LARGEST_SIZE = 1 << 63
+
+
+def sizes(values: Any) -> tuple[int, ...]:
+    """A shape, an offset or a stride as a file gives it. Raises ValueError for what no tensor has."""
+    found = tuple(values)
+    if len(found) > MOST_DIMENSIONS or not all(isinstance(n, int) and abs(n) < LARGEST_SIZE for n in found):
+        raise ValueError("no sizes of a tensor")
+    return found
+
+
 class Leaf(NamedTuple):
     """One value of a file: a Tensor, or a string, bool, int or float."""
 

@@ -65,6 +65,10 @@ def read(file: BinaryIO | bytes) -> Pickle:
     raise Unreadable("its pickle is cut short")
 
 
+LARGEST_INTEGER = 4096
+"""Bits. Seeds and hashes have a few hundred; text of much larger ones takes minutes to make."""
+
+
 class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -73,6 +77,8 @@ class _Machine:
 
     def do(self, name: str, argument: Any) -> None:
         if name in PUSHED:
+            if isinstance(argument, int) and argument.bit_length() > LARGEST_INTEGER:
+                raise ValueError(f"an integer of {argument.bit_length() // 8:,} bytes")
             self.stack.append(argument)
         elif name in CONSTANTS:
             self.stack.append(CONSTANTS[name])
@@ -146,7 +152,7 @@ class _Machine:
 
     def dict_to_mark(self, _: Any) -> None:
         values = self.to_mark()
-        self.stack.append(dict(zip(values[::2], values[1::2], strict=True)))
+        self.stack.append({_hashable(key): value for key, value in zip(values[::2], values[1::2], strict=True)})
 
     def frozenset_to_mark(self, _: Any) -> None:
         self.stack.append(tuple(self.to_mark()))
@@ -227,11 +233,11 @@ def _items(container: Any) -> dict[Any, Any]:
 
 
 def _hashable(key: Any) -> Hashable:
-    try:
-        hash(key)
-    except TypeError:
-        return repr(type(key))
-    return key  # type: ignore[no-any-return]
+    """The key; one that is nested has its type's name instead, for its hash would follow it as deep as it goes."""
+    plain = (str, int, float, bytes, type(None), Global, Made)
+    if isinstance(key, plain) or (isinstance(key, tuple) and all(isinstance(part, plain) for part in key)):
+        return key
+    return repr(type(key))
 
 
 PUSHED = frozenset(

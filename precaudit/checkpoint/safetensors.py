@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from precaudit.checkpoint.leaves import ITEMSIZE, Leaf, Piece, Tensor, Unreadable
+from precaudit.checkpoint.leaves import ITEMSIZE, Leaf, Piece, Tensor, Unreadable, sizes
+from precaudit.disk import opened
+from precaudit.foreign import ForeignError, parse_json
 
 DTYPES: Mapping[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -28,15 +29,15 @@ def fits(start: bytes, size: int) -> bool:
 def read(file: Path) -> Iterator[Leaf]:
     """A leaf per tensor. Raises Unreadable for a header that is broken, or a file that is shorter than it says."""
     size = file.stat().st_size
-    with file.open("rb") as source:
+    with opened(file) as source:
         length = int.from_bytes(source.read(8), "little")
         if length > LONGEST_HEADER:
             raise Unreadable(f"its header claims {length:,} bytes; safetensors allows {LONGEST_HEADER:,}")
         if 8 + length > size:
             raise Unreadable(f"it is cut short: its header alone takes {8 + length:,} bytes, and it has {size:,}")
         try:
-            header = json.loads(source.read(length))
-        except (ValueError, RecursionError):
+            header = parse_json(source.read(length))
+        except ForeignError:
             raise Unreadable("its header is not valid JSON") from None
     if not isinstance(header, dict):
         raise Unreadable("its header is not a JSON object")
@@ -48,8 +49,8 @@ def read(file: Path) -> Iterator[Leaf]:
 
 def _tensor(name: str, entry: Any, file: Path, start: int, size: int) -> Tensor:
     try:
-        shape = tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
+        shape = sizes(entry["shape"])
+        begin, end = sizes(entry["data_offsets"])
         dtype = DTYPES.get(entry["dtype"], str(entry["dtype"]).lower())
     except (KeyError, TypeError, ValueError):
         raise Unreadable(f"its header describes the tensor {name!r} wrongly") from None

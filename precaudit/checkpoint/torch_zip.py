@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 
 from precaudit.checkpoint import pickles
 from precaudit.checkpoint.archive import Archive
-from precaudit.checkpoint.leaves import ITEMSIZE, Leaf, Piece, Tensor, Unreadable, walk
+from precaudit.checkpoint.leaves import ITEMSIZE, Leaf, Piece, Tensor, Unreadable, sizes, walk
 from precaudit.checkpoint.pickles import Global, Made, Persistent
+from precaudit.disk import opened
 
 MAGIC = b"PK\x03\x04"
 STORAGES: Mapping[str, str] = {
@@ -64,7 +65,7 @@ class Contents:
 
 def read(file: Path) -> Contents:
     """Everything in the file. Raises Unreadable."""
-    with file.open("rb") as source:
+    with opened(file) as source:
         return read_part(file, source)
 
 
@@ -145,7 +146,7 @@ class _Rebuilder:
 
     def tensor(self, args: Any, depth: int) -> Any:
         """`_rebuild_tensor_v2(storage, offset, size, stride, …)`; v3 adds the dtype, for an untyped storage."""
-        reference, offset, shape, stride = args[0], int(args[1]), _sizes(args[2]), _sizes(args[3])
+        reference, offset, shape, stride = args[0], *sizes([args[1]]), _sizes(args[2]), _sizes(args[3])
         kind, key, numel = _storage(reference)
         dtype = _dtype(args[6]) if len(args) > 6 and _dtype(args[6]) else kind
         item = ITEMSIZE.get(dtype, 1)
@@ -208,13 +209,13 @@ def _storage(reference: Any) -> tuple[str, str, int]:
     if not isinstance(reference, Persistent) or not isinstance(reference.key, tuple) or len(reference.key) < 5:
         raise ValueError("no storage")
     _, kind, key, _, numel = reference.key[:5]
-    return STORAGES.get(kind.name, kind.name), str(key), int(numel)
+    return STORAGES.get(kind.name, kind.name), str(key), sizes([numel])[0]
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     if isinstance(value, Made):
         value = value.args[0] if value.args else ()
-    return tuple(int(n) for n in value)
+    return sizes(value)
 
 
 def _dtype(value: Any) -> str:

@@ -15,6 +15,7 @@ import click
 
 from precaudit import settings as settings_module
 from precaudit.commands.output import WITH_RUN, format_of, say
+from precaudit.disk import write_named
 from precaudit.errors import INTERNAL_ERROR, ConfigError, OutputError, UsageError
 from precaudit.settings import Settings
 
@@ -287,7 +288,7 @@ def _print(report: Report, settings: Settings, given: dict[str, Any], told: Sequ
         click.echo(text, nl=False, color=color)
         return
     try:
-        Path(given["output"]).write_text(text, encoding="utf-8")
+        write_named(Path(given["output"]), text)
     except OSError as error:
         raise OutputError(f"{given['output']}: cannot be written: {error.strerror}") from None
 

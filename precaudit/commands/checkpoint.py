@@ -54,7 +54,7 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     from precaudit import rulebook
     from precaudit.checkpoint.run import examine
     from precaudit.launch.identity import begin
-    from precaudit.launch.save import check_writable, write_atomically
+    from precaudit.launch.save import check_writable, write_named
     from precaudit.launch.verdict import reaches
 
     began = time.time()
@@ -76,7 +76,7 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
         print_report(report, shape, sys.stdout, verbosity=given["verbose"])
     else:
         print_report(report, shape, text, verbosity=given["verbose"])
-        write_atomically(output, text.getvalue())
+        write_named(output, text.getvalue())
     if not found.files:
         say("nothing was examined: no checkpoint here that can be read")
         return EXIT_INCONCLUSIVE

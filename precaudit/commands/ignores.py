@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from precaudit import suppressions
+from precaudit.disk import read, rewrite
 from precaudit.notebook import ENDING, Notebook, lines_of
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def add_ignores(findings: Sequence[Finding], write: bool) -> Ignored:
             refused.append(f"{path}: JSON has no comments; use per-file-ignores or a baseline")
             continue
         try:
-            raw = Path(path).read_bytes()
+            raw = read(path)
             after, diff, count = _in_notebook(path, raw, mine) if path.endswith(ENDING) else _in_text(path, raw, mine)
             if write and count:
-                Path(path).write_bytes(after)
+                rewrite(Path(path), after)
         except OSError as error:
             refused.append(f"{path}: cannot be written: {error.strerror}")
             continue

@@ -47,7 +47,7 @@ def report(
     """
     from precaudit import rulebook
     from precaudit.launch.gather import gather
-    from precaudit.launch.save import HOME, check_writable, latest, write_atomically
+    from precaudit.launch.save import HOME, check_writable, latest, write_named
     from precaudit.launch.trace import Choice
     from precaudit.launch.verdict import CLEAN, FINDINGS, INCONCLUSIVE, reaches
 
@@ -64,7 +64,7 @@ def report(
     else:
         text = io.StringIO()
         print_report(merged, shape, text, verbosity=verbose)
-        write_atomically(output, text.getvalue())
+        write_named(output, text.getvalue())
     if open_it and output is not None:
         _open(output)
     if fail_on is None:

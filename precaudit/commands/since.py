@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precaudit.disk import read
 from precaudit.errors import UsageError
 from precaudit.notebook import ENDING, Notebook, NotebookError
 
@@ -71,7 +72,7 @@ def _on_changed(at: Finding | Line, changed: Changed, notebooks: dict[str, Noteb
 
 def _notebook(file: str) -> Notebook | None:
     try:
-        return Notebook(Path(file).read_bytes())
+        return Notebook(read(file))
     except (OSError, NotebookError):
         return None
 

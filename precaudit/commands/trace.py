@@ -115,7 +115,7 @@ def trace(
     from precaudit.launch.bootstrap import TraceSettings
     from precaudit.launch.child import run_command
     from precaudit.launch.command import resolve
-    from precaudit.launch.save import HOME, check_writable, write_atomically, write_latest
+    from precaudit.launch.save import HOME, check_writable, write_latest, write_named
     from precaudit.launch.trace import Choice, trace_command
     from precaudit.report import render
 
@@ -156,7 +156,7 @@ def trace(
         show_again = ""
     if output is not None:
         try:
-            write_atomically(output, text if shape == "json" else render(traced.report, shape, width=100))
+            write_named(output, text if shape == "json" else render(traced.report, shape, width=100))
         except OutputError as error:
             failures.append(error)
     _show(traced, resolved.shown, shape if output is None else "text", -1 if quiet else verbose, show_again)

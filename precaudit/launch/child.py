@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from precaudit.disk import read
 from precaudit.errors import UsageError
 
 GRACE_SECONDS = 5.0
@@ -112,7 +113,7 @@ def _alive(pid: int) -> bool:
 def _stat(pid: int) -> list[str]:
     """State, parent, … of a process from /proc; empty where it has gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        text = read(f"/proc/{pid}/stat").decode("utf-8", "replace")
     except OSError:
         return []
     # The command name in parentheses may hold spaces; what follows the last one does not.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from precaudit.disk import LARGEST_REPORT, read
 from precaudit.model.wire import PeerFile, RankFile
 
 
@@ -20,7 +21,7 @@ def read_ranks(folder: Path, notes: list[str]) -> Iterator[RankFile]:
     """Each process's RankFile, one at a time: thousands of ranks never stand in memory together."""
     for path in rank_files(folder):
         try:
-            yield RankFile.model_validate_json(path.read_bytes())
+            yield RankFile.model_validate_json(read(path, LARGEST_REPORT))
         except OSError as error:
             notes.append(f"{path.name}: cannot be read: {error.strerror}")
         except ValidationError as error:
@@ -34,6 +35,6 @@ def read_peers(folder: Path) -> list[PeerFile]:
     peers = []
     for path in sorted(folder.glob("peer-*")):
         with contextlib.suppress(OSError, ValidationError):
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = read(path).decode("utf-8", "replace")
             peers.append(PeerFile.model_validate_json(text[text.find("{") : text.rfind("}") + 1]))
     return peers

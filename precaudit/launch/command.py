@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from precaudit.disk import read
 from precaudit.errors import UsageError
 
 RUNNERS: Mapping[str, str] = {".sh": "bash", ".bash": "bash", ".zsh": "zsh"}
@@ -67,7 +68,7 @@ def resolve(words: Sequence[str], environment: Mapping[str, str]) -> Command:
 
 def _must_be_python(path: Path) -> None:
     try:
-        source = path.read_bytes()
+        source = read(path)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file{_nearly(path)}") from None
     except OSError as error:

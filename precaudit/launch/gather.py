@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from precaudit import __version__, judge
+from precaudit.disk import LARGEST_REPORT, read, read_text
 from precaudit.errors import ReportError
+from precaudit.foreign import ForeignError, parse_json
 from precaudit.launch import identity, roll
 from precaudit.launch.bootstrap import PrivateFolder, TraceSettings
 from precaudit.launch.child import Ended
@@ -67,7 +68,7 @@ def _read(path: Path, choice: Choice, book: Rulebook) -> Report:
 
 def _read_report(path: Path) -> Report:
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return Report.model_validate_json(read(path, LARGEST_REPORT))
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -85,8 +86,8 @@ def _judge_ranks(folder: Path, choice: Choice, book: Rulebook) -> Report:
     """Judges what `python -m precaudit.run` left below a launcher, where no parent was there to do it."""
     settings = TraceSettings(cwd=os.getcwd())
     # A folder copied without its settings is read all the same: paths then count from here.
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        raw = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ForeignError, KeyError, TypeError):
+        raw = parse_json(read_text(folder / "settings.json"))
         settings = TraceSettings(**{name: raw[name] for name in TraceSettings.__slots__ if name in raw})
     notes: list[str] = []
     merged = Merged()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from precaudit import disk
 from precaudit.errors import OutputError
 
 HOME = Path(".precaudit")
@@ -18,11 +17,14 @@ TASKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_W
 """How launchers that start one trace per rank number it."""
 
 
+WAY_OUT = "choose another folder with --output-dir or PRECAUDIT_OUTPUT_DIR"
+
+
 def check_writable(path: Path) -> None:
     """Raises OutputError now, before hours of training, where a report could not be written to `path` later."""
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; name the file the report is to have")
-    if _is_device(path):
+    if disk.is_device(path):
         return
     folder = path.parent
     if not folder.exists():
@@ -30,32 +32,30 @@ def check_writable(path: Path) -> None:
     if not folder.is_dir():
         raise OutputError(f"{path}: {folder} is not a folder; choose another place")
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".precaudit-"):
-            pass
+        disk.try_writing(folder)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}; choose another place") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Puts `text` at `path`. Raises OutputError, with the old file untouched, where the disk or the folder refuses."""
-    if _is_device(path):
-        path.write_text(text, encoding="utf-8")
-        return
-    target = path.resolve()  # a link stays a link
-    temporary = None
+def check_home(home: Path, environment: Mapping[str, str]) -> str:
+    """Why the report of a trace could not be kept in its folder, in one line; "" where it can be. Makes the folder."""
+    path = _place(home, environment)
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{path.name}-", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
+        _make(path.parent, home)
+        if path.is_dir():
+            return f"{path}: is a directory; move it away, or {WAY_OUT}"
+        disk.try_writing(path.parent)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        kept = "; the older report there is unchanged" if path.exists() else ""
+        return f"{path}: cannot be written: {error.strerror}; {WAY_OUT}"
+    return ""
+
+
+def write_named(path: Path, text: str) -> None:
+    """Puts `text` where the user said. Raises OutputError, with the old file untouched, where that is refused."""
+    try:
+        disk.write_named(path, text)
+    except OSError as error:
+        kept = "; the older report there is unchanged" if path.is_file() else ""
         raise OutputError(f"{path}: cannot be written: {error.strerror}{kept}") from None
 
 
@@ -71,22 +71,35 @@ def write_latest(text: str, environment: Mapping[str, str], home: Path = HOME) -
     Below a launcher that starts one trace per task (`srun precaudit trace train.py`) it is `latest/rank-N/report.json`.
     A folder of the user's, which may hold other things, gets no .gitignore.
     """
-    rank, tasks = _task(environment)
-    one = home / LATEST
-    path = one if tasks == 1 else one.parent / f"rank-{rank}" / one.name
+    _, tasks = _task(environment)
+    one, path = home / LATEST, _place(home, environment)
     try:
-        ours = home == HOME or not home.exists()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ignore = home / ".gitignore"
-        if ours and not ignore.exists():
-            ignore.write_text("*\n", encoding="utf-8")
+        _make(path.parent, home)
         same_run = {one.parent / f"rank-{number}" / one.name for number in range(tasks if tasks > 1 else 0)}
         for other in {one, *latest(home)} - {path} - same_run:
-            other.unlink(missing_ok=True)
+            if not other.is_dir():
+                other.unlink(missing_ok=True)
+        disk.write(path, text, Path() if home == HOME else home)
     except OSError as error:
-        way_out = "choose another folder with --output-dir or PRECAUDIT_OUTPUT_DIR"
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; {way_out}") from None
-    write_atomically(path, text)
+        kept = "; the older report there is unchanged" if path.is_file() else ""
+        raise OutputError(f"{path}: cannot be written: {error.strerror}{kept}; {WAY_OUT}") from None
+
+
+def _place(home: Path, environment: Mapping[str, str]) -> Path:
+    """Where this process keeps its report: below a launcher of several traces, in a folder of its rank."""
+    rank, tasks = _task(environment)
+    one = home / LATEST
+    return one if tasks == 1 else one.parent / f"rank-{rank}" / one.name
+
+
+def _make(folder: Path, home: Path) -> None:
+    """Makes a folder below the home of reports, which stays out of the user's commits where it is our own."""
+    ours = home == HOME or not home.exists()
+    below = Path() if home == HOME else home
+    disk.make_folder(folder, below)
+    ignore = home / ".gitignore"
+    if ours and not ignore.exists():
+        disk.write(ignore, "*\n", below)
 
 
 def _task(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -95,14 +108,3 @@ def _task(environment: Mapping[str, str]) -> tuple[int, int]:
         with contextlib.suppress(KeyError, ValueError):
             return int(environment[rank]), max(int(environment[tasks]), 1)
     return 0, 1
-
-
-def _is_device(path: Path) -> bool:
-    """Whether it is /dev/stdout, a pipe or the like: written to, never replaced by a file."""
-    return path.exists() and not path.is_file()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tokenize
 from pathlib import Path
 
+from precaudit.disk import read
 from precaudit.model.wire import Finding, Line
 from precaudit.notebook import ENDING, Notebook, NotebookError
 
@@ -52,8 +54,7 @@ class Source:
         if path not in self._notebooks:
             file = self.root / path
             try:
-                readable = file.suffix == ENDING and file.stat().st_size <= LARGEST
-                self._notebooks[path] = Notebook(file.read_bytes()) if readable else None
+                self._notebooks[path] = Notebook(read(file, LARGEST)) if file.suffix == ENDING else None
             except (OSError, NotebookError, ValueError):
                 self._notebooks[path] = None
         return self._notebooks[path]
@@ -63,11 +64,9 @@ def _read(path: Path) -> list[str]:
     if path.suffix not in SHOWN:
         return []
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST:
-            return []
-        if path.suffix in {".py", ".pyi"}:
-            with tokenize.open(path) as file:
-                return file.read().split("\n")
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, SyntaxError, ValueError):
+        raw = read(path, LARGEST)
+        python = path.suffix in {".py", ".pyi"}
+        encoding = tokenize.detect_encoding(io.BytesIO(raw).readline)[0] if python else "utf-8"
+        return io.StringIO(raw.decode(encoding), newline=None).read().split("\n")
+    except (OSError, SyntaxError, ValueError, LookupError):
         return []

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from precaudit.disk import read
 from precaudit.model.vocabulary import Fact
 from precaudit.static import detectors
 from precaudit.static.cache import digest
@@ -19,7 +20,6 @@ from precaudit.static.language.values import ModuleRef, Value
 from precaudit.static.overlays.torch import conclusions
 from precaudit.static.overlays.torch_model import Torch
 from precaudit.static.prefilter import may_hold_a_finding, trains
-from precaudit.static.reading import read
 from precaudit.static.relevance import leads_to
 from precaudit.static.source import Source
 

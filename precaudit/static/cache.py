@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from precaudit import __version__
+from precaudit.disk import read, write
 from precaudit.static.files import Found
-from precaudit.static.reading import read
 
 FOLDER = ".precaudit_cache"
 
@@ -126,12 +126,8 @@ class Cache:
         import json
 
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            ignore = self.folder / ".gitignore"
-            if not ignore.exists():
-                ignore.write_text("*\n", encoding="utf-8")
-            partial = self._file.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_text(json.dumps(self._rows, separators=(",", ":")), encoding="utf-8")
-            os.replace(partial, self._file)
+            if not (self.folder / ".gitignore").exists():
+                write(self.folder / ".gitignore", "*\n", self.folder.parent)
+            write(self._file, json.dumps(self._rows, separators=(",", ":")), self.folder.parent)
         except OSError:
             return

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from precaudit.foreign import ForeignError, parse_json, parse_yaml
 from precaudit.model.vocabulary import Fact, Kind, Role, Scalar, Site
 from precaudit.static.files import Found
 
@@ -28,7 +28,6 @@ TRAINER_PRECISIONS = ("16-true", "bf16-true")
 LOW_NAMES = {"fp16": "float16", "float16": "float16", "half": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16"}
 LARGEST_SCALE_POWER = 24
 LARGEST_CONFIG = 1_000_000
-MAX_YAML_LEVELS = 2000
 
 
 class Remark(NamedTuple):
@@ -127,11 +126,11 @@ def examine_config(item: Found, raw: bytes) -> dict[str, Any]:
         return {"error": "not UTF-8 text"}
     is_json = item.path.name.endswith(".json")
     try:
-        config = json.loads(text) if is_json else _load_yaml(text)
-    except (ValueError, RecursionError) as error:
+        config = parse_json(text) if is_json else parse_yaml(text)
+    except ForeignError as error:
         if not _looks_like_config(text):
             return {}
-        return {"error": f"not valid {'JSON' if is_json else 'YAML'}: {str(error).splitlines()[0]}"}
+        return {"error": f"not valid {'JSON' if is_json else 'YAML'}: {error}"}
     facts = []
     for remark in remarks(config):
         line, column, end = locate(text, remark.keys)
@@ -146,21 +145,6 @@ def examine_config(item: Found, raw: bytes) -> dict[str, Any]:
 
 def _looks_like_config(text: str) -> bool:
     return "zero_optimization" in text or "mixed_precision" in text
-
-
-def _load_yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        # C's loader overflows the stack where Python's raises RecursionError; a level takes a bracket or a column.
-        deep = text.count("[") + text.count("{") + max(map(len, text.splitlines()), default=0) > MAX_YAML_LEVELS
-        return yaml.load(text, yaml.SafeLoader if deep else getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ValueError(where + str(getattr(error, "problem", None) or "cannot be parsed")) from None
-    except (KeyError, IndexError, TypeError, AttributeError):  # of scalars whose tag does not fit, `!!bool x`
-        raise ValueError("a value that its tag does not allow") from None
 
 
 def locate(text: str, keys: tuple[str, ...]) -> tuple[int, int, int]:

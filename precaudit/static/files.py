@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from precaudit.disk import opened, read
 from precaudit.errors import UsageError
-from precaudit.static.reading import read
 
 ALWAYS_EXCLUDED = frozenset(
     {
@@ -179,8 +179,8 @@ def _is_read(file: str) -> bool:
     if file.endswith(READ):
         return True
     try:
-        with open(file, "rb") as opened:
-            first = opened.readline(200)
+        with opened(file) as content:
+            first = content.readline(200)
     except OSError:
         return True
     return first.startswith(b"#!") and b"python" in first

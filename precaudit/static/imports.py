@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from precaudit.static.reading import read
+from precaudit.disk import read
 
 MAX_FOLDERS = 4
 """How far up the folder may be in which a script is started."""

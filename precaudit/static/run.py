@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from precaudit.disk import read
 from precaudit.errors import internal_error
 from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, NOTEBOOK, Found
 from precaudit.static.imports import imported, locate, origins
 from precaudit.static.prefilter import has_ignores, has_literals, may_hold_a_finding, trains
-from precaudit.static.reading import read
 from precaudit.static.relevance import leads_to
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from precaudit.disk import read
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
 from precaudit.static.nodes import CodeRange, PositionProvidingCodegenState, cst
 from precaudit.static.outline import Outline
 from precaudit.static.prefilter import code_of
-from precaudit.static.reading import read
 from precaudit.static.relevance import live_names, relevant_names
 from precaudit.static.segments import LEFT_OUT, MARK, reduce
 

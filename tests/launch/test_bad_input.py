@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from desk import Desk
 
-from precaudit.launch import child, save
+from precaudit import disk
+from precaudit.launch import child
 from precaudit.runtime import sitecustomize
 
 CLEAN = "import torch\ntorch.train(5)\n"
@@ -302,7 +303,7 @@ def test_a_folder_that_takes_no_report_is_one_line_and_the_findings_still_decide
     traced = desk.trace(WRONG)
     assert traced.code == 1
     assert (
-        "precaudit: .precaudit/latest/report.json: cannot be written: Not a directory; "
+        "precaudit: .precaudit/latest/report.json: cannot be written: .precaudit is not a folder; "
         "choose another folder with --output-dir or PRECAUDIT_OUTPUT_DIR"
     ) in traced.ours
     # Nothing was written that a next command could show.
@@ -315,7 +316,7 @@ def test_on_a_full_disk_the_old_report_survives(desk: Desk, monkeypatch: pytest.
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(save.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     traced = desk.trace(WRONG, "--output", "out.json")
     assert (traced.code, old.read_text()) == (2, "old")
     assert traced.ours[-1] == (
@@ -349,7 +350,7 @@ def test_a_report_that_grows_past_the_file_size_limit_leaves_the_old_one(tmp_pat
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (512, {resource.RLIM_INFINITY}));"
         "from precaudit.errors import OutputError\n"
-        f"try: save.write_atomically(Path({str(path)!r}), 'x' * 4096)\n"
+        f"try: save.write_named(Path({str(path)!r}), 'x' * 4096)\n"
         "except OutputError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

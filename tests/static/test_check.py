@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from precaudit import disk
 from precaudit.commands.baseline import baseline
 from precaudit.commands.check import check
 from precaudit.errors import ConfigError, OutputError, UsageError
 from precaudit.model.vocabulary import Fact
 from precaudit.static import analyze as analyze_module
+from precaudit.static import fixes
 from precaudit.static.source import Source
 
 BAD = """import torch
@@ -252,13 +254,12 @@ def test_a_baseline_that_cannot_be_written_is_one_line(project: Path) -> None:
 def test_a_file_that_cannot_be_fixed_is_one_line_and_the_others_are_fixed(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(path: Path, raw: bytes) -> int:
+    def write(path: Path, raw: bytes) -> None:
         if path.name == "a.py":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return real(path, raw)
+        disk.rewrite(path, raw)
 
-    real = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(fixes, "rewrite", write)
     for name in ("a.py", "b.py"):
         (project / name).write_text(CLIPPED)
     result = run(".", "--fix")

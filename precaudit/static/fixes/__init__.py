@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from precaudit.disk import read, rewrite
 from precaudit.model.wire import Finding
 from precaudit.notebook import ENDING, Notebook, NotebookError, lines_of, place
 from precaudit.settings import Settings
@@ -14,7 +15,6 @@ from precaudit.static.files import CONFIGS, Found
 from precaudit.static.findings import findings_of
 from precaudit.static.fixes.edits import Edit, Tree, applied
 from precaudit.static.fixes.rules import FIXES
-from precaudit.static.reading import read
 
 MAX_ROUNDS = 8
 """A fix can reveal the next; a file is fixed at most this often."""
@@ -47,7 +47,7 @@ def fix_files(
             continue
         if write:
             try:
-                item.path.write_bytes(done.after)
+                rewrite(item.path, done.after)
             except OSError as error:
                 refused.append(f"{item.shown}: cannot be written: {error.strerror}; nothing was fixed in it")
                 continue
@@ -141,7 +141,7 @@ def mark_fixable(
 
 def _mended(item: Found, settings: Settings) -> set[tuple[str, int | None, int | None, int | None]]:
     """(rule, cell, line, column) of each finding in a file whose fix holds."""
-    raw = item.path.read_bytes()
+    raw = read(item.path)
     notebook = Notebook(raw) if item.file.endswith(ENDING) else None
     text = notebook.text if notebook is not None else decode(raw)
     item = Found(f"{item.file}.py", item.shown) if notebook is not None else item

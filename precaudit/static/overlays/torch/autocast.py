@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import NamedTuple
 
+from precaudit.disk import read_text
+from precaudit.foreign import parse_toml
 from precaudit.shipped import rules_folder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class Table(NamedTuple):
@@ -26,7 +22,7 @@ class Table(NamedTuple):
 @cache
 def table(device: str) -> Table:
     """The table of "cuda" or "cpu"."""
-    raw = tomllib.loads((rules_folder() / "profiles" / f"autocast-{device}.toml").read_text(encoding="utf-8"))
+    raw = parse_toml(read_text(rules_folder() / "profiles" / f"autocast-{device}.toml"))
     lists = (frozenset(raw[name]) for name in ("lower", "float32", "banned"))
     return Table(raw["default_dtype"], *lists)
 
