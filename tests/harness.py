@@ -239,6 +239,7 @@ def judged_ranks(raws: Sequence[Mapping[str, Any]], exit_code: int = 0) -> Repor
         roles=judge.role_table(facts, findings, book),
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in facts],
+        exact=merged.exact,
         exit_code=exit_code,
     )
 

@@ -105,7 +105,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "watchers": {"watchers", "trackers"},
     "frameworks": {"frameworks", "trackers", "watchers"},
     "process": {"process", "trackers"},
-    "session": {"taps", "trackers", "watchers", "frameworks", "process", "parts"},
+    "exact": {"exact", "trackers"},
+    "session": {"exact", "taps", "trackers", "watchers", "frameworks", "process", "parts"},
     "parts": set(),
 }
 """Folder of the runtime -> the folders it may import beside BASE: watchers -> trackers -> events <- taps."""

@@ -60,6 +60,7 @@ class ConfiguredCommand(click.Command):
 @click.option("--steps", type=Count(1), metavar="N", default=2, show_default=True, help="Steps to trace.")
 @click.option("--keep-going", is_flag=True, help="Let the command run on, untraced, after the traced steps.")
 @click.option("--eager", is_flag=True, help="Turn torch.compile off, to see each operation of compiled regions.")
+@click.option("--exact", is_flag=True, help="Compute one step in float64 beside itself: what did it lose, and where?")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -90,6 +91,7 @@ def trace(
     steps: int,
     keep_going: bool,
     eager: bool,
+    exact: bool,
     output: Path | None,
     output_format: str | None,
     output_dir: str | None,
@@ -137,7 +139,9 @@ def trace(
     )
     traced = trace_command(
         resolved,
-        TraceSettings(cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager),
+        TraceSettings(
+            cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager, exact=exact
+        ),
         choice,
         book,
         os.environ,

@@ -40,6 +40,7 @@ class TraceSettings:
     keep_going: bool = False
     values: str = "sample"
     eager: bool = False
+    exact: bool = False
     ranks_folder: str = ""
 
 

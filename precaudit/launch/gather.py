@@ -114,6 +114,7 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
                 steps=report.coverage.steps,
                 coverage=report.coverage,
                 facts=report.facts,
+                exact=report.exact,
             )
         )
     merged.finish()
@@ -130,6 +131,7 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
         roles=judge.role_table(merged.facts, findings, book),
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in merged.facts],
+        exact=merged.exact,
         run=_run_of(reports),
         exit_code=max(
             (r.exit_code for r in reports if r.exit_code is not None and not _met_our_stop(r, reports)), default=None

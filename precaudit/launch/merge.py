@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from precaudit.model.evidence import joined_parts, worst
+from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Fact, Kind, Part, Role, fact_from_json
 from precaudit.model.wire import Coverage, RankFile
 
@@ -122,6 +123,8 @@ class Merged:
         """How the reader knows these ranks; where whole reports are merged, each number stands for one of them."""
         self._facts: dict[_Key, _Seen] = {}
         self.coverage = Coverage()
+        self.exact: ExactStep | None = None
+        """That of the lowest rank that has one: each rank has its own data, and its own errors."""
         self.ranks: set[int] = set()
         self.world_size = 0
         self.unfinished: set[int] = set()
@@ -142,6 +145,8 @@ class Merged:
         self.versions = one.versions | self.versions
         if one.status == "watching":
             self.unfinished.add(one.rank)
+        if one.exact is not None and (self.exact is None or one.exact.rank < self.exact.rank):
+            self.exact = one.exact
         unreadable = 0
         mine: dict[_Key, Mapping[str, Any]] = {}
         for raw in one.facts:

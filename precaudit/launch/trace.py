@@ -15,6 +15,7 @@ from precaudit.launch.collect import read_peers, read_ranks
 from precaudit.launch.command import Command
 from precaudit.launch.merge import Merged
 from precaudit.launch.roll import Ends
+from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Fact, Role, Site
 from precaudit.model.wire import Finding, Report, Tool
 from precaudit.rulebook import Rulebook
@@ -79,6 +80,8 @@ def _banner(command: Command, settings: TraceSettings) -> str:
     first, last = settings.skip + 1, settings.skip + settings.steps
     several = f"steps {first} {'and' if last == first + 1 else 'to'} {last} are watched"
     watched = several if last > first else f"step {first} is watched"
+    if settings.exact:
+        watched += ", one of them in float64 too, in about ten times its time" if last > first else ", in float64 too"
     if settings.keep_going:
         return f"running {command.shown}: {watched}, then it runs on untraced"
     return f"running {command.shown}: {watched}, then it is stopped (--keep-going: it runs on)"
@@ -124,6 +127,7 @@ def conclude(
         roles=[r for r in judge.role_table(facts, findings, book) if not choice.roles or r.role in choice.roles],
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in facts],
+        exact=_relative_exact(merged.exact, settings.cwd),
         exit_code=ended.code,
     )
     return Traced(report, outcome)
@@ -161,6 +165,14 @@ def _name_ranks(
     for finding in findings:
         key = (finding.rule, finding.path, finding.line, finding.dtype, finding.message)
         finding.ranks = sorted(ranks.get(key, ()))
+
+
+def _relative_exact(exact: ExactStep | None, cwd: str) -> ExactStep | None:
+    """The exact step with its places named in the same way."""
+    for row in exact.operations if exact is not None else ():
+        site = _relative_site(Site(row.path, row.line or 0, 0, 0, 0, ""), cwd) if row.path else None
+        row.path = site.path if site is not None else None
+    return exact
 
 
 def _relative(fact: Fact, cwd: str) -> Fact:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Kind, Role, Scalar
 
 FORMAT_VERSION: Literal[1] = 1
@@ -253,6 +254,8 @@ class Report(BaseModel):
     roles: list[RoleSummary] = []
     coverage: Coverage = Coverage()
     facts: list[dict[str, Any]] = []
+    exact: ExactStep | None = None
+    """What `--exact` measured: one step against float64."""
     run: Run | None = None
     exit_code: int | None = None
     """The traced command's own exit code, where one was run."""
@@ -275,6 +278,7 @@ class RankFile(BaseModel):
     """Ranks this one did not wait for when it stopped: what those met afterwards is precaudit's doing."""
     coverage: Coverage = Coverage()
     facts: list[dict[str, Any]] = []
+    exact: ExactStep | None = None
     python: str = ""
     versions: dict[str, str] = {}
     """torch and the frameworks that were loaded."""

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from precaudit import rulebook
 from precaudit.errors import RuleError
+from precaudit.model.exact import ExactStep
 from precaudit.model.wire import Finding, Line, Report, Rule, Severity
 from precaudit.report import View, words
+from precaudit.report import exact as exact_words
 from precaudit.report.evidence import share as share_of
 from precaudit.report.headline import headline
 from precaudit.report.roles import Row, allowed, columns, rows, unlisted, unseen
@@ -54,6 +56,8 @@ def render(report: Report, view: View) -> str:
             _excerpt_story(page, story, source, report, view)
         else:
             _trace_story(page, story, source, report, view)
+    if view.verbosity >= 0 and report.exact is not None:
+        _exact(page, report, report.exact, view.verbosity)
     if view.verbosity >= 0:
         _coverage(page, report, view, brief)
     closing = words.closing(report, view.verbosity, view.show_again)
@@ -472,6 +476,21 @@ def _brief(finding: Finding) -> list[str | tuple[str, str]]:
     at = words.place(finding)
     brief: list[str | tuple[str, str]] = [(at, PLACE), " "] if at else []
     return [*brief, (finding.rule, STYLES[finding.severity]), " ", finding.message]
+
+
+# ---------------------------------------------------------------------------------------------- the exact step
+
+
+def _exact(page: Page, report: Report, exact: ExactStep, verbosity: int) -> None:
+    """What the step should have given, and the operations that lost most: three of them, more with -v."""
+    page.fold([("exact step  ", STRONG), exact_words.heading(exact, report.coverage.ranks)], 12)
+    for label, said in exact_words.budget(exact):
+        page.fold([("  " + label.ljust(18), DIM), said], 20)
+    for row in exact.operations[: 3 if verbosity <= 0 else None]:
+        page.fold(
+            [("  lost at           ", DIM), (exact_words.place(row), PLACE), "  ", exact_words.operation(row)], 20
+        )
+    page.gap()
 
 
 # ---------------------------------------------------------------------------------------------- what was not seen

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import torch_private as private
 from .events import Boundary, Bus
+from .exact.step import ExactStep
 from .frameworks import Adapters
 from .guard import Guard
 from .modes import Modes
@@ -89,6 +90,7 @@ class Session:
         self.updates = get(Updates)
         self.watchers: list[Watcher] = sorted(map(get, find()), key=lambda one: one is not self.writes)
         self.long_steps = get(LongSteps)
+        self.exact = get(ExactStep)
         self.ops = OpProbe(self)
         self.births.unmounted = self.ops.unmounted
         self.peers = Peers(self.settings.ranks_folder or "")

@@ -20,6 +20,8 @@ class Settings(NamedTuple):
     """Elements of tensors that are looked at: "off", "sample" or "full"."""
     eager: bool = False
     """torch.compile does nothing."""
+    exact: bool = False
+    """One step runs with a float64 companion beside every floating number."""
     ranks_folder: str | None = None
     """Where what each process saw is written; None: nowhere."""
     cwd: str = ""

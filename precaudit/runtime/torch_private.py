@@ -58,6 +58,16 @@ def is_foreign(func: Any) -> bool:
     return schema is not None and schema.name.partition("::")[0] not in ("aten", "prim", "prims")
 
 
+def is_written_in_python(func: Any) -> bool:
+    """Whether a library's op runs Python code, which may count its calls, draw numbers or print."""
+    name = func._schema.name.replace("::", "/")
+    known = getattr(torch.library, "_impls", None)
+    if known is None:
+        return True
+    ours = [key for key in known if key.startswith((f"{name}/", f"{name}."))]
+    return any(not key.endswith(("/Meta", "/Autograd", "/Functionalize")) for key in ours)
+
+
 def run_foreign(func: Any, args: Any, kwargs: Any) -> Any:
     """Runs a library's op from inside our mode as it would run without: a mode's body has autocast and autograd off.
 
@@ -72,10 +82,12 @@ def run_foreign(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _below_another_dispatch() -> bool:
-    frame = sys._getframe(2).f_back  # beyond our own mode
-    while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
+    frame: FrameType | None = sys._getframe(2)
+    found = 0
+    while frame is not None and found < 2:  # the innermost is our own mode
+        found += frame.f_code.co_name == "__torch_dispatch__"
         frame = frame.f_back
-    return frame is not None
+    return found > 1
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

@@ -117,6 +117,7 @@ class RankFile:
                 },
             },
             "facts": facts,
+            "exact": session.exact.content(rank),
             "python": sys.version.split()[0],
             "versions": _versions(),
         }

@@ -60,6 +60,7 @@ class OpMode(OurMode):
         self.plans = probe.plans
         self.window = probe.session.window
         self.origins = probe.session.origins
+        self.exact = probe.session.exact
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for kind in types:
@@ -74,12 +75,15 @@ class OpMode(OurMode):
                 return func(*args, **(kwargs or {}))
         if plan.writes:
             self.probe.before_write(plan, func, args, kwargs or {})
-        operands = self.origins.before(func, args, kwargs or {}) if self.origins.following else None
+        named = kwargs or {}
+        operands = self.origins.before(func, args, named) if self.origins.following else None
         try:
-            if plan.foreign:
-                out = private.run_foreign(func, args, kwargs or {})
+            if self.exact.following:
+                out = self.exact.around(func, args, named, plan.foreign)
+            elif plan.foreign:
+                out = private.run_foreign(func, args, named)
             else:
-                out = plan.run(*args, **kwargs) if kwargs else plan.run(*args)
+                out = plan.run(*args, **named)
         except RuntimeError as error:
             self.probe.session.bus.tell(OpRefused(plan.name, args, error))
             raise

@@ -1,0 +1,63 @@
+"""The exact step, as rank files and reports carry it: what one step should have given, and where it lost what."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ExactLine(BaseModel):
+    """One quantity of the step, against what it would be in float64 from the same start."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    what: str
+    """"loss", "gradient" and "update" of a parameter, "gradients" of one optimizer together, its "state"."""
+    name: str = ""
+    """The parameter's; of state also the optimizer's own name for it."""
+    dtype: str = ""
+    error: float | None = None
+    """The norm of the error over the norm of the exact value; null where that is zero or not known."""
+    absolute: float | None = None
+    """The norm of the error."""
+    size: float | None = None
+    """The norm of the exact value."""
+    partial: bool = False
+    """Something that could not be followed went into it: errors count only from there on."""
+
+
+class ExactOperation(BaseModel):
+    """What one operation on one line lost; of several times the worst."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    path: str | None = None
+    line: int | None = None
+    module: str = ""
+    operation: str
+    dtype: str = ""
+    phase: str = ""
+    times: int = 1
+    local: float = 0.0
+    """Its own error: the result against the same operation in float64 on the same, rounded inputs."""
+    error: float = 0.0
+    """The error of its result, that of its inputs included."""
+    amplification: float | None = None
+    """How much larger it made the error of its inputs."""
+    added: float = 0.0
+    """What was lost here: its own error, or the whole error beyond its inputs' where it magnified that."""
+
+
+class ExactStep(BaseModel):
+    """`precaudit trace --exact`: one step of one rank."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    step: int
+    rank: int = 0
+    followed: float
+    """The share of the floating numbers computed in it that were computed in float64 too."""
+    not_followed: dict[str, int] = {}
+    """Operation -> how often it could not be."""
+    budget: list[ExactLine] = []
+    operations: list[ExactOperation] = []
+    """Worst first, at most 20."""

@@ -1,0 +1,155 @@
+"""What each operation lost: its own error, the error it was given, and how much it made of it; a row for each line.
+
+Errors are norms, relative to the norm of the exact result. They stay on the device until many can be read at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...model.vocabulary import Site
+from .companions import wide
+
+MANY = 4096
+"""Numbers that are read together."""
+NIL = 1e-6
+"""An exact result smaller than this share of the real one is zero: no relative error is made of it."""
+GIVEN = 1e-14
+"""A smaller error is float64's own; nothing is said of what becomes of it."""
+
+
+MAGNIFIES = 4.0
+"""A factor up to which errors grow in any computation: a square doubles them, the root after it halves them again."""
+
+
+class Key(NamedTuple):
+    """What a row counts together."""
+
+    site: Site | None
+    module: str
+    operation: str
+    dtype: str
+    phase: str
+
+
+class Row:
+    """One operation on one line."""
+
+    __slots__ = ("added", "amplification", "distance", "elements", "local", "times")
+
+    def __init__(self) -> None:
+        self.times = self.elements = 0
+        self.local = 0.0
+        """Error of the op itself: its result against float64's on the same inputs. The worst of all times, as below."""
+        self.distance = 0.0
+        """Error of its result against the exact one."""
+        self.amplification = 0.0
+        """What the error it was given became, as a factor."""
+        self.added = 0.0
+        """What was lost here: its own error, or, of an op that magnifies errors, all that its result has beyond its
+        inputs. By this the rows are ordered."""
+
+
+class Waiting(NamedTuple):
+    """Numbers on a device that are not read yet."""
+
+    row: Row
+    record: int
+    given: list[int]
+    """The records of what it read."""
+    numbers: int
+
+
+class Rows:
+    """All operations of the step."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[Key, Row] = {}
+        self.distances: list[float] = []
+        """Record -> the relative error of what the operation gave."""
+        self._waiting: list[Waiting] = []
+        self._numbers: list[Tensor] = []
+        self._records = 0
+
+    def add(
+        self, key: Key, reals: Sequence[Tensor], exacts: list[Tensor], alone: list[Tensor] | None, given: list[int]
+    ) -> int:
+        """Books one operation: what it gave, what it should have, and, where that differs, what float64 makes of the
+        inputs as they were. Returns its record."""
+        row = self.by_key.get(key)
+        if row is None:
+            row = self.by_key[key] = Row()
+        row.times += 1
+        row.elements += sum(real.numel() for real in reals)
+        numbers = _norms([wide(real) for real in reals], exacts, alone)
+        self._numbers += numbers
+        record, self._records = self._records, self._records + 1
+        self._waiting.append(Waiting(row, record, given, len(numbers)))
+        if len(self._numbers) >= MANY:
+            self.settle()
+        return record
+
+    def settle(self) -> None:
+        """Reads what is on the device."""
+        by_device: dict[Any, list[Tensor]] = {}
+        for number in self._numbers:
+            by_device.setdefault(number.device, []).append(number)
+        read = {device: iter(torch.stack(held).tolist()) for device, held in by_device.items()}
+        values = iter([next(read[number.device]) for number in self._numbers])
+        waiting, self._waiting, self._numbers = self._waiting, [], []
+        for one in waiting:
+            self._book(one, [next(values) for _ in range(one.numbers)])
+
+    def _book(self, one: Waiting, numbers: list[float]) -> None:
+        error, size, real, local, own, passed = (*numbers, *numbers[:2], 0.0) if len(numbers) == 3 else numbers
+        distance = relative(error, size, real)
+        self.distances.append(distance)
+        if not math.isfinite(distance):
+            return
+        row = one.row
+        given = max((self.distances[at] for at in one.given if at >= 0), default=0.0)
+        mine = _finite(relative(local, own, real))
+        magnified = 0.0
+        if given > GIVEN and math.isfinite(given):
+            magnified = _finite(relative(passed, size, real) / given)
+        row.local = max(row.local, mine)
+        row.distance = max(row.distance, distance)
+        row.amplification = max(row.amplification, magnified)
+        row.added = max(row.added, mine, distance - given if magnified > MAGNIFIES else 0.0)
+
+
+def relative(error: float, size: float, real: float) -> float:
+    """An error as a share of the exact size; inf where there is none to compare with, 0 where both are nothing."""
+    if not error:
+        return 0.0
+    return error / size if size > NIL * real else math.inf
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _norms(reals: list[Tensor], exacts: list[Tensor], alone: list[Tensor] | None) -> list[Tensor]:
+    """Norms of real less exact, exact, real; with `alone` also of real less alone, alone, alone less exact."""
+    reals, exacts = _of_reals(reals), _of_reals(exacts)
+    found = [_norm(torch._foreach_sub(reals, exacts)), _norm(exacts), _norm(reals)]
+    if alone is None:
+        return found
+    alone = _of_reals(alone)
+    return [*found, _norm(torch._foreach_sub(reals, alone)), _norm(alone), _norm(torch._foreach_sub(alone, exacts))]
+
+
+def _of_reals(tensors: list[Tensor]) -> list[Tensor]:
+    return [torch.view_as_real(each) if each.is_complex() else each for each in tensors]
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(list(tensors))
+    return (
+        norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    )
