@@ -66,9 +66,12 @@ class Siblings:
 
     def read(self, source: Source, name: str) -> bytes | None:
         """The content of a file that a script names, sought beside the script and in the folders above it."""
-        if source.file is None or Path(name).is_absolute():
+        if source.file is None:
             return None
-        for folder in list(source.file.parents)[:MAX_FOLDERS]:
+        near = list(source.file.parents)[:MAX_FOLDERS]
+        if Path(name).is_absolute() and not Path(os.path.normpath(name)).is_relative_to(os.path.abspath(near[-1])):
+            return None
+        for folder in near:
             try:
                 raw = read(folder / name)
             except OSError:
@@ -89,7 +92,9 @@ class Siblings:
         try:
             raw = read(path)
             self.hashes[str(path)] = digest(raw)
-            if len(raw) > MAX_SIBLING_BYTES or (not (beside and not level) and not may_hold_a_finding(raw)):
+            if len(raw) > MAX_SIBLING_BYTES or (
+                not (beside and not level) and not may_hold_a_finding(raw) and not _hands_on(path, raw)
+            ):
                 return
             if wanted and not beside and wanted not in leads_to(raw):
                 del self.loaded[path]
@@ -103,6 +108,11 @@ class Siblings:
         store: Store = {}
         self.loaded[path] = ModuleRef(found, store)
         self.torch.interpreter.run_module(found, store)
+
+
+def _hands_on(path: Path, raw: bytes) -> bool:
+    """Whether a package is all that its modules hold."""
+    return path.name == "__init__.py" and b" import *" in raw
 
 
 def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:

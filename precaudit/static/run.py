@@ -11,6 +11,7 @@ from typing import Any
 
 from precaudit.disk import read
 from precaudit.errors import internal_error
+from precaudit.static import named_files
 from precaudit.static.cache import Cache, digest
 from precaudit.static.files import CONFIGS, NOTEBOOK, Found
 from precaudit.static.imports import imported, locate, origins
@@ -100,7 +101,7 @@ def compiles(raw: bytes) -> bool:
 
 
 def siblings_named(item: Found, raw: bytes) -> list[tuple[str, str, bool]]:
-    """(path, content hash, may hold a finding) of each module of its project that a training script imports from."""
+    """(path, content hash, may hold a finding) of each file of its project that a training script imports or reads."""
     if not trains(raw):
         return []
     found: dict[str, tuple[str, str, bool]] = {}
@@ -115,6 +116,12 @@ def siblings_named(item: Found, raw: bytes) -> list[tuple[str, str, bool]]:
         beside = os.path.dirname(path) == os.path.dirname(item.file)
         live = known[2] or (may_hold_a_finding(content) and (beside or name in ("", "*") or name in leads_to(content)))
         found[path] = (*known[:2], live)
+    for path in named_files.named(item.file, raw):
+        try:
+            content = read(path)
+        except OSError:
+            continue
+        found[path] = path, digest(content), named_files.says_low(content)
     return [found[path] for path in sorted(found)]
 
 

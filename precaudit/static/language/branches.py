@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precaudit.static.language import conditions, objects
@@ -364,14 +365,67 @@ def _try_blocks(run: Interpreter, node: Any, mark: int) -> bool:
 
 def _match(run: Interpreter, node: Any) -> bool:
     run.eval(node.subject)
-    mark = run.heap.mark()
-    outcomes = [run.heap.changes(mark)]
-    for case in node.cases:
-        if run.body(case.body):
+    return _case(run, node.subject, node.cases)
+
+
+def _case(run: Interpreter, subject: Any, cases: Sequence[Any]) -> bool:
+    """The first of the cases, or else one of those that follow it; the paths are told apart as by `if` and `elif`."""
+    if not cases:
+        return True
+    first, rest = cases[0], cases[1:]
+    test = _pattern_test(subject, first.pattern)
+    if first.guard is not None:
+        guard = first.guard
+        test = guard if test is True else None if test is None else cst.BooleanOperation(test, cst.And(), guard)
+    if test is True:
+        _bind_pattern(run, subject, first.pattern)
+        return run.body(first.body)
+    if test is None:
+        mark = run.heap.mark()
+        _bind_pattern(run, subject, first.pattern)
+        outcomes = [run.heap.changes(mark)] if run.body(first.body) else []
+        run.heap.undo(mark)
+        if _case(run, subject, rest):
             outcomes.append(run.heap.changes(mark))
         run.heap.undo(mark)
-    run.heap.merge(outcomes)
-    return True
+        run.heap.merge(outcomes)
+        return bool(outcomes)
+    known = truth(run.eval(test))
+    if known is not None:
+        return run.body(first.body) if known else _case(run, subject, rest)
+    return either(run, test, lambda: run.body(first.body), lambda: _case(run, subject, rest))
+
+
+def _pattern_test(subject: Any, pattern: Any) -> Any:
+    """The condition under which a pattern of plain values fits; True where it always does, None where who knows."""
+    kind = type(pattern)
+    if kind is cst.MatchAs and pattern.pattern is None:
+        return True
+    if kind is cst.MatchOr:
+        tests = [_pattern_test(subject, element.pattern) for element in pattern.patterns]
+        if None in tests or True in tests:
+            return None if None in tests else True
+        return reduce(lambda one, other: cst.BooleanOperation(one, cst.Or(), other), tests)
+    if kind is cst.MatchValue or kind is cst.MatchSingleton:
+        sign = cst.Equal() if kind is cst.MatchValue else cst.Is()
+        return cst.Comparison(subject, [cst.ComparisonTarget(sign, pattern.value)])
+    return None
+
+
+def _bind_pattern(run: Interpreter, subject: Any, pattern: Any) -> None:
+    """`case name:` binds what is matched; of what deeper patterns bind nothing is known."""
+    whole = type(pattern) is cst.MatchAs and pattern.pattern is None
+    if type(pattern) in (cst.MatchAs, cst.MatchStar) and pattern.name is not None:
+        objects.assign(run, pattern.name, run.eval(subject) if whole else unknown())
+    for part in pattern.children:
+        _bind_inside(run, part)
+
+
+def _bind_inside(run: Interpreter, pattern: Any) -> None:
+    if type(pattern) in (cst.MatchAs, cst.MatchStar) and pattern.name is not None:
+        objects.assign(run, pattern.name, unknown())
+    for part in pattern.children:
+        _bind_inside(run, part)
 
 
 STATEMENTS: dict[type, Callable[[Interpreter, Any], bool]] = {

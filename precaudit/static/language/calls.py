@@ -57,12 +57,15 @@ def call_instance(run: Interpreter, target: Instance, args: list[Value], kwargs:
 def call_class(run: Interpreter, cls: Class, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if run.library.is_autograd_function(cls):
         return unknown()
+    found = run.library.looked_up(cls, args, kwargs)
+    if found is not None:
+        return found
     instance = Instance(cls)
     init = classes.find_method(cls, "__init__")
     if init is not None:
         call(run, classes.bind(init[0], instance, init[1]), args, kwargs, node)
     elif cls.decorators or classes.library_bases(cls):
-        _fields(run, cls, instance, args, kwargs)
+        _fields(run, cls, instance, args, kwargs, node)
         run.library.init_library_base(instance, args, kwargs, node)
     post = classes.find_method(cls, "__post_init__")
     if post is not None:
@@ -70,14 +73,25 @@ def call_class(run: Interpreter, cls: Class, args: list[Value], kwargs: dict[str
     return instance
 
 
-def _fields(run: Interpreter, cls: Class, instance: Instance, args: list[Value], kwargs: dict[str, Value]) -> None:
-    """A dataclass's generated __init__."""
-    names = [key for key in cls.store if isinstance(key, str) and not key.startswith("\0")]
-    annotated = list(cls.store.get("\0annotations", {}))
-    ordered = [n for n in (*annotated, *names) if not isinstance(cls.store.get(n), Function)]
-    for name, value in zip(ordered, args, strict=False):
-        run.heap.put(instance.store, name, value)
-    for name, value in kwargs.items():
+def _fields(
+    run: Interpreter, cls: Class, instance: Instance, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> None:
+    """A dataclass's generated `__init__`. What is behind a `**` of which nothing is known may be any field."""
+    names = classes.fields(cls)
+    if not names:
+        names = [
+            k for k, v in cls.store.items() if isinstance(k, str) and k[:1] != "\0" and not isinstance(v, Function)
+        ]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    rest = given.pop("\0rest", None)
+    for owner in reversed(classes.mro(cls)):
+        for name in owner.store.get("\0annotations", ()) if rest is None else ():
+            made = run.library.field_default(owner.store[name], node) if name in owner.store else None
+            if name not in given and made is not None and made is not owner.store[name]:
+                given[name] = made
+    for name in names if rest is not None else ():
+        given.setdefault(name, unknown())
+    for name, value in given.items():
         run.heap.put(instance.store, name, value)
 
 
@@ -205,6 +219,7 @@ def _bind_arguments(
     if function.receiver is not None:
         rest.insert(0, function.receiver)
     named = dict(kwargs)
+    perhaps_given = "\0rest" in named
     for param in (*params.posonly_params, *params.params):
         name = param.name.value
         if rest:
@@ -212,18 +227,23 @@ def _bind_arguments(
         elif name in named:
             store[name] = named.pop(name)
         else:
-            store[name] = _missing_argument(run, function, param)
+            store[name] = _missing_argument(run, function, param, perhaps_given)
     for param in params.kwonly_params:
         name = param.name.value
-        store[name] = named.pop(name) if name in named else _missing_argument(run, function, param)
+        store[name] = named.pop(name) if name in named else _missing_argument(run, function, param, perhaps_given)
     if isinstance(params.star_arg, cst.Param):
         store[params.star_arg.name.value] = seq(rest, "tuple", open=uncalled)
     if params.star_kwarg is not None:
         store[params.star_kwarg.name.value] = Dict({**named, **({ANY: unknown()} if uncalled else {})})
 
 
-def _missing_argument(run: Interpreter, function: Function, param: cst.Param) -> Value:
+def _missing_argument(run: Interpreter, function: Function, param: cst.Param, perhaps_given: bool) -> Value:
     name = param.name.value
+    if perhaps_given:
+        return unknown()
+    handed = run.library.argument(function, name) if function.decorators else None
+    if handed is not None:
+        return handed
     if name in function.defaults:
         return function.defaults[name]
     annotation = param.annotation.annotation if param.annotation is not None else None

@@ -29,6 +29,14 @@ def mro(cls: Value, depth: int = 0) -> list[Class]:
     return order
 
 
+def fields(cls: Value) -> list[str]:
+    """The annotated names of a class and its bases, in the order in which a generated `__init__` takes them."""
+    found: dict[str, None] = {}
+    for owner in reversed(mro(cls)):
+        found.update(dict.fromkeys(owner.store.get("\0annotations", ())))
+    return list(found)
+
+
 def library_bases(cls: Value) -> list[str]:
     """The imported classes it derives from."""
     if isinstance(cls, Ref):

@@ -159,7 +159,7 @@ def known(condition: Condition, assumed: Mapping[Any, bool]) -> bool | None:
     decisive = condition.sign == "or"
     if decisive in verdicts:
         return decisive
-    return None if None in verdicts else not decisive
+    return assumed.get((OPEN, condition)) if None in verdicts else not decisive
 
 
 def keys(condition: Condition) -> frozenset[Any]:
@@ -171,7 +171,23 @@ def keys(condition: Condition) -> frozenset[Any]:
 
 def assume(state: State, condition: Condition, side: bool) -> State:
     """The state of a path that takes this side of a condition: what follows of its parts is known there."""
-    return state | {Assumed("assume", atom.key, wanted, atom) for atom, wanted in _follows(state, condition, side)}
+    found = _with(state, _follows(state, condition, side))
+    # `not (a and b)` was assumed before: where `a` is true now, `b` is false.
+    for event in [event for event in state if _is_open(event)] if found is not state else ():
+        found = _with(found, (row for row in _follows(found, event.key[1], event.wanted) if row[0].key[0] != OPEN))
+    return found
+
+
+def _with(state: State, follows: Iterable[tuple[Atom, bool]]) -> State:
+    return state | {Assumed("assume", atom.key, wanted, atom) for atom, wanted in follows}
+
+
+def _is_open(event: Any) -> bool:
+    return type(event) is Assumed and event.key[0] == OPEN
+
+
+OPEN = "open"
+"""Begins the key of a formula of whose parts none is known alone."""
 
 
 def _follows(state: State, condition: Condition, side: bool) -> Iterable[tuple[Atom, bool]]:
@@ -187,6 +203,18 @@ def _follows(state: State, condition: Condition, side: bool) -> Iterable[tuple[A
         open_ = [part for part in condition.parts if known(part, assumed) is None]
         if len(open_) == 1:
             yield from _follows(state, open_[0], side)
+        elif open_:
+            parts = list(_atoms(condition))
+            words = frozenset().union(*(atom.words for atom in parts))
+            yield Atom((OPEN, condition), words, all(atom.lasting for atom in parts)), side
+
+
+def _atoms(condition: Condition) -> Iterable[Atom]:
+    """What a condition is made of."""
+    if isinstance(condition, Atom):
+        yield condition
+    for part in condition.parts if isinstance(condition, Formula) else ():
+        yield from _atoms(part)
 
 
 def next_turn(state: State, changed: Changed) -> State:

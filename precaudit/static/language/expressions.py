@@ -47,7 +47,6 @@ _CONSTANTS: dict[str, Value] = {
     "False": FALSE,
     "None": NONE,
     "__name__": Const("__main__"),
-    "__file__": unknown(),
     "Ellipsis": Const(...),
 }
 
@@ -61,6 +60,8 @@ def _name(run: Interpreter, node: cst.Name) -> Value:
         return Const(run.scope.source.module)
     if name in _CONSTANTS:
         return _CONSTANTS[name]
+    if name == "__file__":
+        return run.library.file_name(run.scope.source)
     if hasattr(builtins, name):
         return Ref(f"builtins.{name}")
     return unknown()
@@ -126,6 +127,8 @@ def binary(run: Interpreter, op: str, left: Value, right: Value, node: Any) -> V
         return fold(op, left.value, right.value)
     if isinstance(left, Seq) and isinstance(right, Seq) and op == "Add":
         return seq((*left.items, *right.items), left.kind, left.open or right.open)
+    if isinstance(left, Dict) and isinstance(right, Dict) and op == "BitOr":
+        return Dict({**left.store, **right.store}, spot=left.spot)
     if isinstance(left, Seq) and left.kind in ("list", "tuple") and op == "Multiply":
         return seq(left.items, left.kind, open=True)
     return run.library.binary(op, left, right, node)

@@ -13,6 +13,7 @@ from precaudit.static.language.values import (
     Const,
     Dict,
     DType,
+    Instance,
     Number,
     Opaque,
     Seq,
@@ -102,6 +103,8 @@ def compare(op: str, left: Value, right: Value) -> Value:
         if not isinstance(left, Opaque):
             return Const(op == "IsNot")
         return unknown()
+    if isinstance(left, Instance) and "\0enum" in left.store:
+        return _compare_member(op, left, right)
     if isinstance(left, DType) and isinstance(right, DType):
         if op in ("Equal", "NotEqual", "Is", "IsNot"):
             positive = op in ("Equal", "Is")
@@ -116,6 +119,21 @@ def compare(op: str, left: Value, right: Value) -> Value:
         return compare_constants(op, left.value, right.value)
     if isinstance(left, Tensor) or isinstance(right, Tensor):
         return Tensor(frozenset({"bool"}))
+    return unknown()
+
+
+def _compare_member(op: str, left: Instance, right: Value) -> Value:
+    """A member of an enumeration against another, or against a plain value, which one that is also a str may equal."""
+    if op in ("In", "NotIn"):
+        members = right.items if isinstance(right, Seq) and not right.open else ()
+        known = bool(members) and all(isinstance(i, Instance) and "\0enum" in i.store for i in members)
+        return Const((left in members) == (op == "In")) if known else unknown()
+    if op not in ("Equal", "NotEqual", "Is", "IsNot"):
+        return unknown()
+    if isinstance(right, Instance) and right.cls is left.cls and "\0enum" in right.store:
+        return Const((left is right) == (op in ("Equal", "Is")))
+    if isinstance(right, Const) and isinstance(left.store["value"], Const) and op in ("Equal", "NotEqual"):
+        return unknown() if left.store["value"].value != right.value else Const(op == "Equal")
     return unknown()
 
 

@@ -28,6 +28,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.nodes import cst
+from precaudit.static.prefilter import trains
 from precaudit.static.relevance import COMMON
 from precaudit.static.source import Source
 
@@ -35,8 +36,8 @@ BUDGET = 30_000
 """Statements that a file's own run may take; a training script takes a few hundred."""
 REST_BUDGET = 12_000
 """Statements that all functions nobody calls may take together."""
-ISOLATED_BUDGET = 3_000
-"""Statements that one of them may take."""
+ISOLATED_BUDGET, TRAINING_BUDGET = 3_000, 9_000
+"""Statements that one of them may take, and one that trains: the checkpoint stands at its end."""
 
 GUARD = re.compile(r"version|hasattr|\btry\b|is_available|TORCH_|_GE_|_LT_|\bgte?_|getattr")
 """What the condition of a guard around an old or new API looks like."""
@@ -67,6 +68,8 @@ class Interpreter:
         """By condition: the keys in it, and what was written on its two sides and is joined now."""
         self.empty: dict[Any, tuple[Any, bool]] = {}
         """By the key of a joined value: the condition it was joined under, and on which side it is None or false."""
+        self._isolated_function: tuple[Source, Any] | None = None
+        """The function that runs on its own, until it has asked for more than its budget."""
         self._kept: dict[int, Value | None] = {}
         self._changes: dict[Any, Changed] = {}
         self.rebuilt: frozenset[str] = frozenset()
@@ -104,7 +107,7 @@ class Interpreter:
     def _run_uncalled(self, value: Any, source: Source, relevant: set[str]) -> None:
         if isinstance(value, Function) and value.scope.source is source and value.node not in self.called:
             if not isinstance(value.node, cst.Lambda) and value.node.name.value in relevant:
-                self._isolated(lambda: calls.call_function(self, value, [], {}, value.node))
+                self._isolated(lambda: calls.call_function(self, value, [], {}, value.node), (source, value.node))
         elif isinstance(value, Class) and value.scope.source is source and value.name in relevant:
             members = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
             named = [m for m in members if isinstance(m.node, cst.FunctionDef)]
@@ -122,11 +125,12 @@ class Interpreter:
                 given = self.library.hook_arguments(cls, method.node.name.value)
                 self._isolated(partial(calls.call, self, bound, [], given, method.node))
 
-    def _isolated(self, run: Callable[[], Any]) -> None:
+    def _isolated(self, run: Callable[[], Any], function: tuple[Source, Any] | None = None) -> None:
         paths, contexts, loops = self.world["paths"], self.contexts, self.loops
         self.world["paths"] = Paths(frozenset({frozenset()}))
         self.contexts, self.loops = [], ()
-        budget, self.budget = self.budget, min(ISOLATED_BUDGET, self.rest_budget)
+        outer, self.budget = self.budget, min(ISOLATED_BUDGET, self.rest_budget)
+        self._isolated_function = function
         given = self.budget
         depth, scope = len(self.frames), self.scope
         try:
@@ -136,7 +140,7 @@ class Interpreter:
             self.scope = scope
         finally:
             self.rest_budget -= given - max(self.budget, 0)
-            self.budget = budget
+            self.budget = outer
             self.world["paths"] = paths
             self.contexts, self.loops = contexts, loops
 
@@ -227,7 +231,18 @@ class Interpreter:
         """Takes this from the budget. Raises OutOfBudget."""
         self.budget -= statements
         if self.budget < 0:
+            self.budget += self._more()
+        if self.budget < 0:
             raise OutOfBudget
+
+    def _more(self) -> int:
+        """What a function gets on top of its budget, once, where it trains."""
+        function, self._isolated_function = self._isolated_function, None
+        if function is None or not trains(function[0].code(function[1]).encode("utf-8", "replace")):
+            return 0
+        more = max(min(TRAINING_BUDGET, self.rest_budget) - ISOLATED_BUDGET, 0)
+        self.rest_budget -= more
+        return more
 
     def statement(self, node: Any) -> bool:
         self.spend(1)

@@ -160,6 +160,8 @@ def get_item(run: Interpreter, value: Value, index: Value, node: Any) -> Value:
         return element(run, value)
     if isinstance(value, Dict):
         return _dict_item(run, value, index)
+    if isinstance(value, Class) and "\0members" in value.store and isinstance(index, Const):
+        return get_attribute(run, value, str(index.value), node)
     return run.library.item(value, index, node)
 
 
@@ -186,6 +188,9 @@ def _dict_item(run: Interpreter, value: Dict, index: Value) -> Value:
 
 
 def key_of(index: Value) -> Any:
+    """The key that a value is in the store of a dict; MISSING where it is not known."""
+    if isinstance(index, Instance) and "\0enum" in index.store and isinstance(index.cls, Class):
+        return "\0enum " + index.cls.name + "." + index.store["\0enum"]
     if isinstance(index, Const) and isinstance(index.value, (str, int, float, bool, type(None))):
         return index.value
     return MISSING
@@ -238,6 +243,8 @@ def assign(run: Interpreter, target: Any, value: Value) -> None:
 
 def _unpack(run: Interpreter, targets: list[Any], elements: Sequence[Any], value: Value) -> None:
     starred = [i for i, e in enumerate(elements) if type(e) is cst.StarredElement]
+    held = run.library.children(value) if isinstance(value, Instance) else None
+    value = seq(held) if held is not None else value
     if isinstance(value, Seq) and not value.open and not starred and len(value.items) == len(targets):
         for target, item in zip(targets, value.items, strict=True):
             assign(run, target, item)

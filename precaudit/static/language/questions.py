@@ -25,6 +25,21 @@ class Library(Protocol):
     def init_library_base(self, instance: Instance, args: Arguments, kwargs: Keywords, node: Any) -> None:
         """Leaves on the object what the imported base class's `__init__` does."""
 
+    def class_made(self, cls: Class) -> None:
+        """Notes what a class that has just been defined means to the library it derives from."""
+
+    def looked_up(self, cls: Class, args: Arguments, kwargs: Keywords) -> Value | None:
+        """The object that calling the class finds instead of making one, as an enumeration's."""
+
+    def field_default(self, declared: Value, node: Any) -> Value | None:
+        """What a new object holds in a field that the class declares so; None where it has to be given."""
+
+    def argument(self, function: Function, name: str) -> Value | None:
+        """What a function's decorators hand to it under this name where its caller does not."""
+
+    def file_name(self, source: Any) -> Value:
+        """`__file__` in this source file."""
+
     def is_autograd_function(self, cls: Class) -> bool:
         """Whether the class is a torch.autograd.Function, which is never instantiated."""
 

@@ -12,6 +12,7 @@ from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import Scope
 from precaudit.static.language.values import (
     Class,
+    Const,
     Dict,
     Function,
     ModuleRef,
@@ -89,10 +90,12 @@ def _rebuilding(run: Interpreter, node: cst.Assign) -> None:
 
 
 def _ann_assign(run: Interpreter, node: cst.AnnAssign) -> None:
+    of = node.annotation.annotation
+    of_class = type(of) is cst.Subscript and dotted(of.value).endswith("ClassVar")
+    if isinstance(node.target, cst.Name) and not of_class:
+        run.scope.store.setdefault("\0annotations", {})[node.target.value] = of
     if node.value is not None:
         objects.assign(run, node.target, run.eval(node.value))
-    elif isinstance(node.target, cst.Name):
-        run.scope.store.setdefault("\0annotations", {})[node.target.value] = node.annotation.annotation
 
 
 def _aug_assign(run: Interpreter, node: cst.AugAssign) -> None:
@@ -168,7 +171,9 @@ def _class_def(run: Interpreter, node: cst.ClassDef) -> None:
         run.block(node.body.body)
     finally:
         run.scope = outer
-    run.heap.put(outer.store, name, Class(node, outer, bases, store, name, decorators))
+    made = Class(node, outer, bases, store, name, decorators)
+    run.library.class_made(made)
+    run.heap.put(outer.store, name, made)
 
 
 def _import(run: Interpreter, node: cst.Import) -> None:
@@ -177,9 +182,25 @@ def _import(run: Interpreter, node: cst.Import) -> None:
         if alias.asname is not None:
             objects.assign(run, alias.asname.name, _module(run, name, 0))
         else:
-            first = name.split(".")[0]
-            if not isinstance(run.scope.store.get(first), ModuleRef):
-                run.heap.put(run.scope.store, first, _module(run, first, 0))
+            _import_package(run, name)
+
+
+def _import_package(run: Interpreter, name: str) -> None:
+    """`import a.b.c` binds `a`, in which `b` is found, in which `c`."""
+    first, *rest = name.split(".")
+    module = run.scope.store.get(first)
+    if not isinstance(module, (ModuleRef, Ref)):
+        module = _module(run, first, 0)
+    leaf = run.find_module(run.scope.source, name, 0) if rest else None
+    if leaf is not None:
+        holder = module = module if isinstance(module, ModuleRef) else ModuleRef(run.scope.source, {})
+        for part in rest[:-1]:
+            inner = holder.store.get(part)
+            inner = inner if isinstance(inner, ModuleRef) else ModuleRef(run.scope.source, {})
+            run.heap.put(holder.store, part, inner)
+            holder = inner
+        run.heap.put(holder.store, rest[-1], leaf)
+    run.heap.put(run.scope.store, first, module)
 
 
 def _import_from(run: Interpreter, node: cst.ImportFrom) -> None:
@@ -188,8 +209,11 @@ def _import_from(run: Interpreter, node: cst.ImportFrom) -> None:
     if isinstance(node.names, cst.ImportStar):
         found = run.find_module(run.scope.source, name, level)
         if found is not None:
+            named = found.store.get("__all__")
+            known = isinstance(named, Seq) and not named.open
+            listed = {i.value for i in named.items if isinstance(i, Const)} if isinstance(named, Seq) else set()
             for key, value in found.store.items():
-                if not key.startswith("_"):
+                if key in listed if known else not key.startswith(("_", "\0")):
                     run.heap.put(run.scope.store, key, value)
         return
     for alias in node.names:

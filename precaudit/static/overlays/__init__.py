@@ -37,6 +37,9 @@ class Overlay(Protocol):
     def hook_arguments(self, cls: Class, name: str) -> dict[str, Value]:
         """What is known of the arguments with which the library calls this method of a class under check."""
 
+    def argument(self, torch: Torch, function: Function, name: str) -> Value | None:
+        """What a decorator of the library hands to a function under this name where its caller does not."""
+
     def returned(self, torch: Torch, cls: Class, name: str, value: Value, node: Any) -> None:
         """Notes what this method of a class under check gives back to the library."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from precaudit.static.language.values import (
     ANY,
     NONE,
     Bound,
+    Choice,
     Class,
     Const,
     Dict,
@@ -29,14 +29,11 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.overlays import Call, Method
+from precaudit.static.overlays import Call, Method, command_lines
 from precaudit.static.overlays.torch import modules, operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
-
-LOW_NAME = re.compile(r"(?:torch\.)?(?:bf16|bfloat16|fp16|float16|half)|(?:bf)?16-(?:mixed|true)")
-"""Words for a low dtype on a command line."""
 
 
 def arithmetic(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -66,66 +63,6 @@ def default_dict(torch: Torch, name: str, args: list[Value], kwargs: dict[str, V
 
 def namespace(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Instance(Ref("types.SimpleNamespace"), {k: v for k, v in kwargs.items() if not k.startswith("\0")})
-
-
-def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    return Instance(Ref("argparse.ArgumentParser"), {"\0arguments": Dict({})})
-
-
-def parser_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
-) -> Value:
-    """argparse: `add_argument` remembers what a value can be, `parse_args` gives an object with these values."""
-    arguments: Dict = receiver.store["\0arguments"]
-    if name == "add_argument":
-        flags = [constant(a) for a in args]
-        named = [f for f in flags if isinstance(f, str)]
-        given = constant(kwargs.get("dest")) or next(
-            (f for f in named if f.startswith("--")), named[0] if named else ""
-        )
-        key = str(given).lstrip("-").replace("-", "_")
-        torch.interpreter.heap.put(arguments.store, key, _argument(kwargs))
-        return unknown()
-    if name in ("add_argument_group", "add_mutually_exclusive_group"):
-        return receiver
-    if name == "set_defaults":
-        for key in kwargs:
-            torch.interpreter.heap.put(arguments.store, key, unknown())
-        return NONE
-    if name in ("parse_args", "parse_known_args"):
-        made = Instance(Ref("argparse.Namespace"), dict(arguments.store))
-        return made if name == "parse_args" else seq([made, unknown()], "tuple")
-    return unknown()
-
-
-def _argument(kwargs: dict[str, Value]) -> Value:
-    """What an argument can be: one of its choices, or a default that names a low dtype; else nothing is known."""
-    choices = kwargs.get("choices")
-    known = objects_of(choices)
-    if known:
-        return choice(known)
-    default = constant(kwargs.get("default"))
-    if isinstance(default, str) and LOW_NAME.fullmatch(default):
-        return Const(default)
-    if isinstance(default, (int, float)) and not isinstance(default, bool):
-        return Number()
-    return unknown()
-
-
-def objects_of(value: Value | None) -> list[Value]:
-    """The constants in a list, tuple, set or dict's keys that is wholly known; empty otherwise."""
-    if isinstance(value, Seq) and not value.open and all(isinstance(i, Const) for i in value.items):
-        return list(value.items)
-    if isinstance(value, Dict) and ANY not in value.store:
-        return [Const(key) for key in value.store]
-    return []
-
-
-def built(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    """`tyro.cli(Config)`: an object of a dataclass, with its defaults unless the command line says otherwise."""
-    if args and isinstance(args[0], Class):
-        return calls.call(torch.interpreter, args[0], [], {}, node)
-    return unknown()
 
 
 def isinstance_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -252,7 +189,10 @@ def length(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
 
 
 def getattr_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    attribute = constant(args[1]) if len(args) > 1 else None
+    named = args[1] if len(args) > 1 else unknown()
+    if isinstance(named, Choice):
+        return choice(getattr_(torch, name, [args[0], option, *args[2:]], kwargs, node) for option in named.options)
+    attribute = constant(named)
     if isinstance(attribute, str):
         found = objects.get_attribute(torch.interpreter, args[0], attribute, node)
         if isinstance(found, Bound) and len(args) > 2 and isinstance(args[0], Instance):
@@ -333,6 +273,58 @@ def string(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     return Const(str(value)) if isinstance(value, (str, int)) else unknown("string")
 
 
+def spawned(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`torch.multiprocessing.spawn(work, args)` calls `work(rank, *args)` in each process."""
+    work = args[0] if args else kwargs.get("fn", unknown())
+    given = args[1] if len(args) > 1 else kwargs.get("args", seq([]))
+    _called(torch, work, [Number()], given, {}, node)
+    return unknown()
+
+
+def process(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`Process(target=work, args=…)`, `Thread(…)`: it runs once it is started, which nobody leaves out."""
+    named = kwargs.get("kwargs")
+    _called(torch, kwargs.get("target", unknown()), [], kwargs.get("args", seq([])), named, node)
+    return unknown()
+
+
+def _called(torch: Torch, work: Value, front: list[Value], given: Value, named: Any, node: Any) -> None:
+    items = objects.concrete(torch.interpreter, given)
+    known = {k: v for k, v in named.store.items() if isinstance(k, str)} if isinstance(named, Dict) else {}
+    rest = items if items is not None else [Seq({"items": (unknown(),), "open": True}, "star")]
+    if isinstance(work, (Function, Class, Instance)):
+        calls.call(torch.interpreter, work, [*front, *rest], known, node)
+
+
+def executor(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return Instance(Ref("concurrent.futures.Executor"))
+
+
+def executor_method(
+    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """`submit(work, *args)` calls it."""
+    if name == "submit" and args:
+        calls.call(torch.interpreter, args[0], args[1:], kwargs, node)
+    return map_(torch, name, args, {}, node) if name == "map" else unknown()
+
+
+def environment(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`os.environ.get("DTYPE", "bfloat16")`: the default, where it names a low dtype."""
+    return command_lines.unless_told_otherwise(args[1] if len(args) > 1 else kwargs.get("default", NONE))
+
+
+def evaluated(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`eval("torch.bfloat16")` of a known dotted name."""
+    first, *rest = str(constant(args[0]) if args else "").split(".")
+    found = torch.interpreter.scope.find(first)
+    if found is None or not all(part.isidentifier() for part in rest):
+        return unknown()
+    for part in rest:
+        found = objects.get_attribute(torch.interpreter, found, part, node)
+    return found
+
+
 def bool_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     known = truth(args[0]) if args else False
     return unknown() if known is None else Const(known)
@@ -345,15 +337,13 @@ def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     return unknown(*(operands.marks_of(args) & operands.KEPT))
 
 
-METHODS: Mapping[str, Method] = {"argparse.ArgumentParser": parser_method}
+METHODS: Mapping[str, Method] = {"concurrent.futures.Executor": executor_method}
 
 CALLS: Mapping[str, Call] = {
     "functools.partial": partial,
     "collections.defaultdict": default_dict,
     "types.SimpleNamespace": namespace,
     "argparse.Namespace": namespace,
-    "argparse.ArgumentParser": parser,
-    "tyro.cli": built,
     "math.*": arithmetic,
     "builtins.isinstance": isinstance_,
     "builtins.zip": zip_,
@@ -382,5 +372,13 @@ CALLS: Mapping[str, Call] = {
     "builtins.print": nothing,
     "builtins.str": string,
     "builtins.bool": bool_,
+    "builtins.eval": evaluated,
+    "os.environ.get": environment,
+    "os.getenv": environment,
+    **dict.fromkeys(("torch.multiprocessing.spawn", "torch.multiprocessing.spawn.spawn"), spawned),
+    **dict.fromkeys((f"{name}.Process" for name in ("multiprocessing", "torch.multiprocessing")), process),
+    "threading.Thread": process,
+    "concurrent.futures.ThreadPoolExecutor": executor,
+    "concurrent.futures.ProcessPoolExecutor": executor,
     "builtins.*": other,
 }

@@ -31,6 +31,7 @@ from precaudit.static.language.values import (
     options,
     unknown,
 )
+from precaudit.static.overlays import data_files, records
 from precaudit.static.overlays.events import Bus
 from precaudit.static.overlays.facts import Facts
 from precaudit.static.overlays.torch import (
@@ -58,6 +59,8 @@ class Torch:
         self.outside_scaling = False
         self.read_beside: Callable[[Any, str], bytes | None] = lambda source, name: None
         """source, relative path -> the content of a file near it, None where there is none."""
+        self.structured: dict[str, Value] = {}
+        """The configs that a script gives Hydra as classes, by group and name."""
         self._nodes: dict[int, Spot] = {}
         self.float16_region: Spot | None = None
         """The last region that ran something in float16."""
@@ -126,6 +129,22 @@ class Torch:
         for note in overlays.answering("returned"):
             note(self, cls, name, value, node)
 
+    def class_made(self, cls: Class) -> None:
+        records.class_made(self, cls)
+
+    def looked_up(self, cls: Class, args: list[Value], kwargs: dict[str, Value]) -> Value | None:
+        return records.looked_up(cls, args, kwargs)
+
+    def field_default(self, declared: Value, node: Any) -> Value | None:
+        return records.default_of(self, declared, node)
+
+    def argument(self, function: Function, name: str) -> Value | None:
+        handed = (ask(self, function, name) for ask in overlays.answering("argument"))
+        return next((value for value in handed if value is not None), None)
+
+    def file_name(self, source: Any) -> Value:
+        return data_files.file_name(source)
+
     def is_autograd_function(self, cls: Class) -> bool:
         return any(b.endswith("autograd.Function") for b in classes.library_bases(cls))
 
@@ -165,6 +184,8 @@ class Torch:
                 held = function.store
                 merged = {**held["\0kwargs"].store, **kwargs}
                 return calls.call(self.interpreter, held["\0call"], [*held["\0args"].items, *args], merged, node)
+            if function.library == records.TUPLE_CLASS:
+                return records.tuple_of(function, args, kwargs)
             kind = modules.short(function.cls)
             if kind:
                 return modules.call_library(self, function, kind, args, kwargs, node)
@@ -217,6 +238,8 @@ class Torch:
             return self._spread(op, left, right, node)
         if isinstance(left, Const) and isinstance(left.value, str):
             return unknown("string")
+        if op == "Divide" and isinstance(left, Instance) and left.library == data_files.PATH:
+            return data_files.joined(left, right)
         return ops.binary(self, op, left, right, node)
 
     def _spread(self, op: str, left: Value, right: Value, node: Any) -> Value:

@@ -35,6 +35,7 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
+from precaudit.static.overlays import data_files, records
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import flags, modules, operands, opnames, optimizers, scaling
 
@@ -66,6 +67,12 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
     if isinstance(value, Instance):
         if modules.is_module(torch, value) and name in ("module", "_orig_mod", "base_model"):
             return value
+        if value.library == data_files.PATH and (found := data_files.path_attribute(value, name)) is not None:
+            return found
+        if value.library == data_files.CONFIG:
+            return Bound(Dict(value.store), name) if name in data_files.CONFIG_METHODS else unknown()
+        if name == "__dict__":
+            return records.as_dict(value)
         if name == "training":
             on = value.store.get("\0training", True)
             return Const(on) if isinstance(on, bool) and "\0training" in value.store else unknown()
@@ -204,9 +211,14 @@ def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
         value = operands.as_tensor(torch, value)
     if isinstance(value, Tensor):
         return replace(value, zero_dim=False)
+    if isinstance(value, Ref) and value.name.endswith(".__dict__") and isinstance(index, Const):
+        return reference(f"{value.name.removesuffix('.__dict__')}.{index.value}", torch.spot(node))
     if isinstance(value, Instance):
         kind = modules.short(value.cls)
         key = constant(index)
+        if value.library == data_files.CONFIG:
+            held: Value = value.store.get(key, unknown())
+            return held
         if kind in modules.CONTAINERS:
             children = modules.members(value)
             if isinstance(key, int) and "\0open" not in value.store and -len(children) <= key < len(children):
@@ -219,6 +231,7 @@ def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
             method = classes.find_method(value.cls, "__getitem__")
             if method is not None:
                 return calls.call(torch.interpreter, classes.bind(method[0], value, method[1]), [index], {}, node)
+        return records.item(torch, value, index, node)
     if isinstance(value, Opaque):
         key = constant(index)
         if isinstance(key, (str, int)) and ("item", key) in value.store:
@@ -252,7 +265,7 @@ def children(torch: Torch, value: Instance) -> list[Value] | None:
     if kind in ("Sequential", "ModuleList", "ParameterList") and "\0open" not in value.store:
         found = modules.members(value)
         return found if len(found) <= 32 else None
-    return None
+    return records.items(value)
 
 
 def element(torch: Torch, value: Value) -> Value:
@@ -261,6 +274,7 @@ def element(torch: Torch, value: Value) -> Value:
         return replace(tensor, zero_dim=False) if isinstance(tensor, Tensor) else unknown()
     if isinstance(value, Instance):
         children = modules.members(value) if modules.short(value.cls) in modules.CONTAINERS else []
+        children = records.items(value) or children
         return choice(children) if children else unknown()
     if isinstance(value, Dict):
         keys = [k for k in value.store if k != ANY]

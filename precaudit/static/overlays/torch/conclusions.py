@@ -41,7 +41,7 @@ def finish(torch: Torch) -> None:
     for spot, low in torch.training.summed if torch.training.cleared and torch.training.in_earnest else ():
         torch.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
     for loss, spot, in_loop in torch.training.begun:
-        if in_loop or torch.training.in_earnest:
+        if (in_loop and not in_a_test(spot)) or torch.training.in_earnest:
             backward.begins(torch, loss, spot)
     updated = torch.training.updated or torch.training.looped or torch.training.custom
     if updated and not torch.training.saw_scaler and not torch.outside_scaling:

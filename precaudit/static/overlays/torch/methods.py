@@ -37,6 +37,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.nodes import cst
+from precaudit.static.overlays import records
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import (
     backward,
@@ -88,7 +89,8 @@ def call_method(
                 return found
         elif "param_groups" in receiver.store:
             return _optimizer_method(torch, receiver, name, args, kwargs, node)
-        return torch.opaque_result([*args, *kwargs.values()], node)
+        record = records.method(torch, receiver, name, args, kwargs, node)
+        return torch.opaque_result([*args, *kwargs.values()], node) if record is None else record
     if isinstance(receiver, Class) and name == "apply" and torch.is_autograd_function(receiver):
         return functions.applied(torch, receiver, args, node)
     if isinstance(receiver, Opaque):
@@ -366,10 +368,18 @@ def _dict_method(
     return unknown()
 
 
+OF_STRINGS = frozenset(
+    """
+    lower upper title casefold strip lstrip rstrip split rsplit replace removeprefix removesuffix startswith endswith
+    format
+    """.split()
+)
+"""Methods of a string that give the same each time."""
+
+
 def _constant_method(torch: Torch, receiver: Const, name: str, args: list[Value]) -> Value:
     value = receiver.value
-    simple = ("lower", "upper", "strip", "startswith", "endswith", "replace", "removeprefix", "split", "title")
-    if isinstance(value, str) and name in simple and all(isinstance(a, Const) for a in args):
+    if isinstance(value, str) and name in OF_STRINGS and all(isinstance(a, Const) for a in args):
         try:
             result = getattr(value, name)(*(constant(a) for a in args))
         except (TypeError, ValueError):

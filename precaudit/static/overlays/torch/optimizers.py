@@ -132,7 +132,7 @@ def step(torch: Torch, made: Value, node: Any) -> None:
     """`optimizer.step()`, called by the user and not by a scaler."""
     under_autocast(torch, node)
     states = torch.interpreter.paths
-    pending = [s for s in states if training.has(s, "pending")]
+    pending = [s for s in states if training.pending(torch, s)]
     untouched = all(not training.has(s, "unscaled") and not training.has(s, "manual") for s in states)
     if pending and untouched and len(pending) == len(states):
         torch.facts.add(Kind.OPTIMIZER_STEP, torch.spot(node), gradients="scaled", autocast=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language import conditions
 from precaudit.static.language.values import (
     Const,
     Instance,
@@ -21,6 +22,7 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
+from precaudit.static.nodes import cst
 from precaudit.static.overlays.torch import operands, optimizers, training
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     if "\0rest" in kwargs:
         enabled = None
     made = Scaler({"sharded": name.endswith("ShardedGradScaler")}, enabled, torch.spot(node))
+    if enabled is None and isinstance(node, cst.Call):
+        for asked in (arg for arg in node.args if arg.keyword is not None and arg.keyword.value == "enabled"):
+            torch.training.enabled_if[id(made.store)] = conditions.formula(torch.interpreter, asked.value)
     torch.training.scalers.append(made)
     if enabled is not False:
         torch.training.saw_scaler = True
@@ -254,13 +259,13 @@ def clip(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -
         because = ("the loss is scaled here", torch.known_spot(by_runner[0][1]))
         torch.facts.add(Kind.CLIP, torch.spot(node), "", Role.GRADIENT, because, "", scaled=True)
         return
-    pending = [s for s in states if training.has(s, "pending")]
+    pending = [s for s in states if training.pending(torch, s)]
     if not pending or any(training.has(s, "unscaled") or training.has(s, "manual") for s in pending):
         return
     torch.remember(node)
 
     def change(state: State) -> State:
-        keys = {e[1] for e in state if e[0] == "pending"}
+        keys = training.pending(torch, state)
         return state | {("clipped", key, id(node)) for key in keys}
 
     training.update(torch, change)

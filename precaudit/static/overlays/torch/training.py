@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from precaudit.static.language import conditions
 from precaudit.static.language.heap import Store
 from precaudit.static.language.values import (
     Autocast,
@@ -30,6 +31,8 @@ class Training:
         self.saw_scaler = False
         self.unscaled_backward: list[tuple[Spot, Spot | None]] = []
         self.scalers: list[Scaler] = []
+        self.enabled_if: dict[int, conditions.Condition] = {}
+        """By the identity of a scaler's store: the condition that it was given as `enabled`."""
         self.losses: dict[int, set[str]] = {}
         self.saves: list[tuple[Spot, bool]] = []
         self.scaler_saved = False
@@ -91,6 +94,14 @@ class Training:
 def in_a_test(spot: Spot) -> bool:
     """Whether it stands in a function of pytest's or unittest's."""
     return spot.function.rpartition(".")[2].startswith("test_")
+
+
+def pending(torch: Torch, state: State) -> set[int]:
+    """The scalers whose scaled gradients wait for a step on this path, without those that are switched off there."""
+    keys = {event[1] for event in state if event[0] == "pending"}
+    asked = {key: torch.training.enabled_if[key] for key in keys if key in torch.training.enabled_if}
+    assumed = conditions.assumptions(state) if asked else {}
+    return keys - {key for key, condition in asked.items() if conditions.known(condition, assumed) is False}
 
 
 def has(state: State, kind: str) -> bool:
