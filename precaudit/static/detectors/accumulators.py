@@ -16,6 +16,7 @@ from precaudit.static.language.values import (
 )
 from precaudit.static.overlays.events import Bus, Op, Update
 from precaudit.static.overlays.torch import handwritten, operands
+from precaudit.static.overlays.torch.opnames import LIKE, NEW
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -80,7 +81,8 @@ def _updated(update: Update) -> None:
     elif not attribute and not counts and not any(isinstance(a, Tensor) for a in added):
         return  # a number, or who knows what, added to each element of a work space: not a counter
     elif _lasting(torch, target, attribute):
-        _long_lived(torch, target.dtype, target.spot, target.origin, node)
+        origin = None if target.op in LIKE | NEW else target.origin
+        _long_lived(torch, target.dtype, target.spot, origin, node)
 
 
 def _recurrence(op: Op) -> None:
