@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static.configs import LARGEST_CONFIG, load_yaml
+from precaudit.foreign import ForeignError, parse_json, parse_toml, parse_yaml
+from precaudit.static.configs import LARGEST_CONFIG
 from precaudit.static.language import calls
 from precaudit.static.language.values import (
     Class,
@@ -129,18 +129,12 @@ def parsed(torch: Torch, file: str, kind: str, node: Any) -> Value | None:
     if raw is None or len(raw) > LARGEST_CONFIG:
         return None
     try:
-        text = raw.decode("utf-8-sig")
-        if kind == "json":
-            found = json.loads(text)
-        elif kind == "toml":
-            import tomllib
-
-            found = tomllib.loads(text)
-        else:
-            found = load_yaml(text)
-    except (ValueError, RecursionError, ImportError):
+        return value_of(PARSERS[kind](raw.decode("utf-8-sig")), [MAX_KEYS])
+    except (UnicodeDecodeError, ForeignError):
         return None
-    return value_of(found, [MAX_KEYS])
+
+
+PARSERS: Mapping[str, Callable[[str], Any]] = {"json": parse_json, "toml": parse_toml, "yaml": parse_yaml}
 
 
 def value_of(found: Any, left: list[int]) -> Value:
