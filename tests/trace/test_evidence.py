@@ -390,3 +390,36 @@ def test_a_step_that_the_loop_takes_itself_loses_what_float64_says(
 
     evidence = only(harness.trace_call(train), "PA101").evidence
     assert evidence["updates_lost"] == pytest.approx(stuck / should, rel=0.01)
+
+
+@pytest.mark.parametrize("way", ["in place", "out of place", "accumulate", "embedding"])
+def test_sum_error_is_that_of_the_same_additions_in_float64(way: str) -> None:
+    errors: list[float] = []
+
+    def summed(values: torch.Tensor, to: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+        if way == "in place":
+            return into.clone().index_add_(0, to, values, alpha=2)
+        if way == "out of place":
+            return into.index_add(0, to, values)
+        return into.index_put((to,), values, accumulate=True)
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model, table = nn.Linear(8, 1), nn.Parameter(torch.randn(4, 3).bfloat16())
+        optimizer = torch.optim.SGD([*model.parameters(), table], lr=1e-3)
+        for _ in range(3):
+            to, into = torch.randint(4, (900,)), torch.randn(4).bfloat16()
+            if way == "embedding":
+                weights = (3 + torch.randn(900, 3)).bfloat16()
+                step(optimizer, (F.embedding(to, table) * weights).float().sum() + 0 * model.weight.sum())
+                kept, exact = table.grad, torch.zeros(4, 3).double().index_add(0, to, weights.double())
+            else:
+                values = (3 + model(torch.randn(900, 8)).squeeze(1)).bfloat16()
+                kept = summed(values, to, into)
+                exact = into.double().index_add(0, to, values.double(), alpha=2 if way == "in place" else 1)
+                step(optimizer, kept.float().square().mean())
+            errors.append(float((kept.double() - exact).norm() / exact.norm()))
+
+    measured = only(harness.trace_call(train), "PA405").evidence["sum_error"]
+    assert measured == pytest.approx(max(errors[1:]), rel=1e-3)
+    assert measured > 0.01

@@ -20,7 +20,7 @@ from ..modes import OurMode
 from ..optable import CUDA_FLOAT32, REDUCTION_COLLECTIVES
 from ..trackers.lineage import kind_of
 from ..trackers.replay import computes
-from ..watchers import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Reaction
+from ..watchers import BACKWARD, BEFORE_WRITE, FORWARD, GRADIENTS, OPTIMIZER, Reaction
 from ..watchers.births import MAKERS
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Plan(NamedTuple):
     """It computes new values."""
     asked: tuple[Asked, Asked, Asked, Asked]
     """By phase: reactions, and whether each wants only low-precision results."""
+    before: tuple[Reaction, ...]
+    """Who is asked before it writes."""
     foreign: bool
     by_kernel: tuple[int, ...]
     """Positions of what a library's kernel writes to, in ways that nothing tells."""
@@ -143,7 +145,7 @@ class OpProbe:
         name = schema.name.partition("::")[2] if schema is not None else str(func)
         arguments = enumerate(schema.arguments) if schema is not None else ()
         written = tuple(i for i, arg in arguments if arg.alias_info is not None and arg.alias_info.is_write)
-        asked: list[list[tuple[Reaction, bool]]] = [[], [], [], []]
+        asked: list[list[tuple[Reaction, bool]]] = [[], [], [], [], []]
         flow = self.session.flow
         if schema is not None and schema.name.startswith("aten::"):
             asked[FORWARD].append((flow.counts, False))
@@ -164,13 +166,16 @@ class OpProbe:
         by_kernel = written if foreign and not in_place else ()
         writes = bool(in_place or (written and not foreign))
         makes = not written and computes(func)
-        self.plans[id(func)] = plan = Plan(
-            func, private.kernel_of(func), name, kind_of(name), in_place, writes, makes, by_phase, foreign, by_kernel
-        )
+        before = tuple(reaction for reaction, _ in asked[BEFORE_WRITE])
+        run, kind = private.kernel_of(func), kind_of(name)
+        plan = Plan(func, run, name, kind, in_place, writes, makes, by_phase, before, foreign, by_kernel)
+        self.plans[id(func)] = plan
         return plan
 
     def before_write(self, plan: Plan, func: Any, args: Any, kwargs: Any) -> None:
         try:
+            for reaction in plan.before:
+                reaction(plan.name, args, kwargs, None)
             self.session.updates.before_write(plan.name, func, args, kwargs)
         except Exception as error:
             self.session.guard.fault(f"one operation ({plan.name})", error)

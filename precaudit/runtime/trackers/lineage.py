@@ -22,7 +22,7 @@ from .autocast import Autocast
 from .entering import Entering
 from .micro_batches import MicroBatches
 from .modules import Modules
-from .tensors import Record, Tensors
+from .tensors import Place, Record, Tensors
 from .window import Window
 
 MANY = 8
@@ -296,15 +296,17 @@ class Flow:
             return
         origins: frozenset[Record] = frozenset()
         from_parameter = from_gradient = decays = False
+        factors: tuple[Place, ...] = ()
         for index, tensor in enumerate(inputs):
             marks = self.of(tensor)
+            factors += marks.get("factors", ())
             if tensor.dtype in LOW:
                 made = self.tensors.of(tensor).made_at
                 self.mark(out, rounded=(tensor.dtype, made))
-                if made is not None and tensor.ndim == 0 and out.ndim:
-                    self.mark(out, factor=(tensor.dtype, made))
-            elif "rounded" in marks or "factor" in marks:
-                self.mark(out, **{mark: marks[mark] for mark in ("rounded", "factor") if mark in marks})
+                if tensor.ndim == 0 and out.ndim:
+                    factors += (Place(self.tensors.learn(tensor), tensor),)
+            elif "rounded" in marks:
+                self.mark(out, rounded=marks["rounded"])
             from_parameter |= "param" in marks or self.tensors.is_parameter(tensor)
             from_gradient |= "grad" in marks or "from_gradient" in marks or self.tensors.is_gradient(tensor)
             if name == "sub" and index:
@@ -314,6 +316,8 @@ class Flow:
             origins |= marks.get("from", frozenset())
             if tensor.dtype in LOW and tensor.numel() == out.numel():
                 origins |= {self.tensors.learn(tensor)}
+        if factors:
+            self.mark(out, factors=factors[:MANY])
         if origins and len(origins) <= MANY:
             self.mark(out, **{"from": origins, **({"decays": True} if decays or name in DECAYING else {})})
         if from_parameter:

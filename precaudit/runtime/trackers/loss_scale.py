@@ -79,8 +79,6 @@ class ScalerState:
     uses: int = 0
     saw_float16: bool = False
     saw_bfloat16: bool = False
-    unscaled: set[int] = field(default_factory=set)
-    """Parameters whose gradients were unscaled since the last update."""
     skips: Skips = field(default_factory=Skips)
 
 
@@ -156,7 +154,6 @@ class LossScale:
         for leaf in self._tensors.leaves():
             leaf.scaled = None
         for state in self.scalers.values():
-            state.unscaled.clear()
             state.losses.clear()
             state.scaled_nodes.clear()
 
@@ -167,9 +164,7 @@ class LossScale:
         self.rescaled = True
 
     def _unscaled(self, event: Unscaled) -> None:
-        mine = parameters(event.optimizer)
-        self.state(event.scaler).unscaled |= {id(p) for p in mine}
-        self._forget(mine)
+        self._forget(parameters(event.optimizer))
 
     def _step_began(self, event: ScalerStepBegan) -> None:
         self.steps += 1
@@ -178,9 +173,7 @@ class LossScale:
         """What was stepped is spent: the next backward may leave gradients that are zeroed before its next step."""
         self.steps -= 1
         if not event.failed:
-            mine = parameters(event.optimizer)
-            self.state(event.scaler).unscaled -= {id(p) for p in mine}
-            self._forget(mine)
+            self._forget(parameters(event.optimizer))
 
     def _attempted(self, event: Attempted) -> None:
         if event.skipped and event.scaler is not None:
@@ -192,7 +185,6 @@ class LossScale:
         state.generation += 1
         state.last_update = user_site()
         state.scaled_nodes.clear()
-        state.unscaled.clear()
 
     def _step_over(self, event: StepOver) -> None:
         self.rescaled = False

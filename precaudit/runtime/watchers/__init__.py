@@ -14,6 +14,8 @@ from typing import Any
 from ..process.ledger import Observation
 from ..trackers.window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
 
+BEFORE_WRITE = 1 + max(BACKWARD, FORWARD, GRADIENTS, OPTIMIZER)
+"""Instead of a phase: before an op writes to what it is given, in any phase; there is no result yet."""
 Reaction = Callable[[str, Any, Any, Any], None]
 """(op name, args, kwargs, result)."""
 Registration = tuple[int, Iterable[str], Reaction, bool]
@@ -46,4 +48,6 @@ def find() -> list[type[Watcher]]:
     return [one for one in found if issubclass(one, Watcher)]
 
 
-__all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "OPTIMIZER", "Reaction", "Registration", "Watcher", "find"]
+__all__ = [
+    "BACKWARD", "BEFORE_WRITE", "FORWARD", "GRADIENTS", "OPTIMIZER", "Reaction", "Registration", "Watcher", "find",
+]  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Cause, Kind, Role, Site
+from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES
 from ..events import (
     Boundary,
@@ -16,8 +19,10 @@ from ..events import (
     ScaleRead,
     ScalerRefused,
     ScalerStepBegan,
+    ScalerStepEnded,
     StepBegan,
     UnscaleBegan,
+    Unscaled,
 )
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
@@ -25,6 +30,7 @@ from ..trackers.graph import GraphWalked
 from ..trackers.loss_scale import LARGEST_SANE_SCALE, LossScale, ScalerState
 from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
+from ..trackers.tensors import Leaf, Tensors
 from ..trackers.window import Window
 from . import Watcher
 
@@ -33,7 +39,6 @@ LONGEST_SANE_INTERVAL = 1_000_000
 
 REFUSALS = {
     "unscale_() has already been called": "unscale-twice",
-    "unscale_() is being called after step()": "unscale-twice",
     "No inf checks were recorded prior to update": "update-without-step",
 }
 """How GradScaler words a call out of order -> the misuse."""
@@ -42,15 +47,25 @@ REFUSALS = {
 class LossScaling(Watcher):
     """PA203 to PA206, PA210, PA212: what GradScaler is asked to do, and when."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, window: Window, loss_scale: LossScale, modules: Modules) -> None:
-        self._bus, self._ledger, self._window = bus, ledger, window
+    def __init__(
+        self, bus: Bus, ledger: Ledger, window: Window, loss_scale: LossScale, modules: Modules, tensors: Tensors
+    ) -> None:
+        self._bus, self._ledger, self._window, self._tensors = bus, ledger, window, tensors
         self._loss_scale, self._modules = loss_scale, modules
         self._penalty: Observation | None = None
         """Gradients of a scaled loss were taken for use in another loss, and the scale was not read since."""
+        self._unscaled: set[Leaf] = set()
+        """Those whose gradients were unscaled and have not been reset since."""
+        self._stepped: dict[int, Any] = {}
+        """Optimizers that a scaler stepped since the last backward, by `id`, and that scaler."""
+        self._scaled_before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        """How many losses each scaler had scaled when it last stepped."""
         bus.on(GraphWalked, self._graph_walked)
         bus.on(ScaleRead, self._scale_read)
         bus.on(UnscaleBegan, self._unscale_began)
         bus.on(ScalerStepBegan, self._scaler_step_began)
+        bus.on(Unscaled, self._unscale_ended)
+        bus.on(ScalerStepEnded, self._scaler_step_ended)
         bus.on(StepBegan, self._step_began)
         bus.on(ScalerRefused, self._refused)
         bus.on(Boundary, self._boundary)
@@ -58,6 +73,9 @@ class LossScaling(Watcher):
     # -- backward
 
     def _graph_walked(self, event: GraphWalked) -> None:
+        if event.trains:
+            self._stepped.clear()
+            self._unscaled = {leaf for leaf in self._unscaled if leaf.micro_batches}
         if self._penalty is not None:
             self._penalty.confirmed = True
             self._penalty = None
@@ -78,10 +96,19 @@ class LossScaling(Watcher):
                 ),
             )
             return
-        unscaled = self._loss_scale.state(scaler).unscaled
-        if any(id(leaf) in unscaled and leaf.grad is not None for leaf in event.found.leaves.values()):
+        if any(map(self._is_unscaled, event.found.leaves.values())):
             detail = "scaled gradients were added to gradients that unscale_ had already divided"
             self._misuse(scaler, "backward-after-unscale", user_site(), detail, raises=False)
+
+    def _is_unscaled(self, parameter: Tensor) -> bool:
+        """Whether its `.grad` holds what unscale_ has divided, be it before an update."""
+        leaf, gradient = self._tensors.leaf(parameter), parameter.grad
+        if leaf is None or leaf not in self._unscaled or gradient is None or leaf.gradient is None:
+            return False
+        return leaf.gradient.record is self._tensors.of(private.local(gradient))
+
+    def _unscale_ended(self, event: Unscaled) -> None:
+        self._unscaled.update(filter(None, map(self._tensors.leaf, parameters(event.optimizer))))
 
     def _scale_read(self, event: ScaleRead) -> None:
         self._penalty = None
@@ -124,11 +151,17 @@ class LossScaling(Watcher):
     def _step_began(self, event: StepBegan) -> None:
         """A step that no GradScaler takes, on gradients that carry its scale."""
         scale = self._loss_scale
-        if scale.steps or not self._window.tracing or scale.may_be_gone:
+        if scale.steps or not self._window.tracing:
+            return
+        name = type(event.optimizer).__name__
+        stepped = self._stepped.get(id(event.optimizer))
+        if stepped is not None:
+            detail = f"{name}.step on gradients that the scaler had already stepped on"
+            self._misuse(stepped, "step-beside-scaler", user_site(), detail, raises=False)
+        if scale.may_be_gone:
             return
         if not any(p.grad is not None and scale.is_on(p) for p in parameters(event.optimizer)):
             return
-        name = type(event.optimizer).__name__
         self._ledger.once(
             ("step", "scaled", id(event.optimizer)),
             Observation(
@@ -139,6 +172,12 @@ class LossScaling(Watcher):
             ),
         )
 
+    def _scaler_step_ended(self, event: ScalerStepEnded) -> None:
+        if not event.failed:
+            self._unscaled.difference_update(filter(None, map(self._tensors.leaf, parameters(event.optimizer))))
+            self._stepped[id(event.optimizer)] = event.scaler
+            self._scaled_before[event.scaler] = self._loss_scale.state(event.scaler).uses
+
     # -- misuse
 
     def _refused(self, event: ScalerRefused) -> None:
@@ -148,7 +187,12 @@ class LossScaling(Watcher):
             if words in text:
                 self._misuse(event.scaler, misuse, user_site(), text.partition(". ")[0], raises=True)
                 self._bus.tell(MayEndNow())
-        if "has already been called since the last update" in text:
+        scaled_since = self._loss_scale.state(event.scaler).uses > self._scaled_before.get(event.scaler, sys.maxsize)
+        late = "unscale_() is being called after step()" in text
+        if late and not scaled_since:
+            self._misuse(event.scaler, "unscale-twice", user_site(), text.partition(". ")[0], raises=True)
+            self._bus.tell(MayEndNow())
+        if "has already been called since the last update" in text or (late and scaled_since):
             seen = Observation(Kind.SCALER_STEP, site=user_site(), detail=text, count=1)
             seen.attrs["update"] = "missing"
             self._ledger.put(("scaler", "missing-update", id(event.scaler)), seen)

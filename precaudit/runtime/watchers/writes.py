@@ -22,7 +22,7 @@ from ..trackers.lineage import CastOf, Flow
 from ..trackers.micro_batches import MicroBatches
 from ..trackers.modules import Modules
 from ..trackers.replay import Replay, Totals
-from ..trackers.tensors import Record, Tensors
+from ..trackers.tensors import Place, Record, Tensors
 from ..trackers.window import BACKWARD, OPTIMIZER, Window
 from . import GRADIENTS, Registration, Watcher
 from .gradients import Gradients
@@ -80,6 +80,8 @@ class Writes(Watcher):
         self._holders = holders
         self.flow = flow
         self.tensors = tensors
+        self._factors_since: dict[Record, int] = {}
+        """0-d low-precision factors: the clock when each was first met."""
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
 
@@ -204,6 +206,7 @@ class Writes(Watcher):
             if self.tensors.is_parameter(target):
                 self._book_parameter(name, target, _sources(args[1:], index))
                 continue
+            self._factors(name, _sources(args[1:], index))
             if target.dtype in LOW:
                 self._follow_compensation(name.removeprefix("_foreach_"), target, _sources(args[1:], index))
             if self.tensors.of(target).copies_parameter:
@@ -230,6 +233,7 @@ class Writes(Watcher):
 
     def _book(self, name: str, target: Tensor, known: Record, sources: list[Tensor]) -> None:
         if known.parameter is not None:
+            self._factors(name, sources)
             self._book_parameter(name, target, sources)
             return
         if known.is_input:  # an input moved along its gradient, for as long as its batch lasts
@@ -249,32 +253,53 @@ class Writes(Watcher):
             marks = origin.marks or NO_MARKS
             if name in COPIES and write.memory in marks.get("from", ()):
                 write.updates_itself = True
-            if name in COPIES and "factor" in marks:
-                self._low_hyperparameter(*marks["factor"])
             if origin.parameter is not None or "param" in marks:
                 write.sources.add("param")
             if origin.is_gradient or "grad" in marks:
                 write.sources.add("grad")
             if origin.is_loss:
                 write.sources.add("loss")
-        if name in ("mul_", "lerp_") and sources and sources[-1].ndim == 0 and sources[-1].dtype in LOW:
-            self._low_hyperparameter(sources[-1].dtype, self.tensors.of(sources[-1]).made_at)
+        if write.updates_itself or name in COPIES:
+            self._factors(name, sources)
 
-    def _low_hyperparameter(self, dtype: Any, made: Site | None) -> None:
-        """A long-lived 0-d factor in low precision: an EMA decay of 0.999 is 1 in bfloat16."""
-        if made is None:
+    def _factors(self, name: str, sources: list[Tensor]) -> None:
+        """Numbers in low precision that a long-lived value is multiplied by, or what is added to it."""
+        if name in ("mul_", "lerp_") and sources and sources[-1].ndim == 0 and sources[-1].dtype in LOW:
+            self._low_hyperparameter(Place(self.tensors.learn(sources[-1]), sources[-1]), "decay")
+        for source in sources:
+            for factor in self.flow.of(source).get("factors", ()):
+                self._low_hyperparameter(factor, "decay" if name in COPIES else "factor")
+
+    def _low_hyperparameter(self, number: Place, key: str) -> None:
+        """A long-lived 0-d factor in low precision: an EMA decay of 0.999 is 1 in bfloat16.
+
+        One whose making was not seen is long-lived if it is there again later. 0.5 is 0.5 in any dtype.
+        """
+        record = number.record
+        since = self._factors_since.setdefault(record, self._window.clock)
+        if record.expired or record.parameter is not None or (record.made_at is None and since == self._window.clock):
             return
-        self._ledger.once(
-            ("factor", made),
+        site = record.made_at or user_site()
+        seen = self._ledger.once(
+            ("factor", record),
             Observation(
                 Kind.HOLDS,
-                DTYPE_NAMES[dtype],
+                DTYPE_NAMES[number.dtype],
                 Role.OPTIMIZER_STATE,
-                made,
+                site,
                 detail="a factor that long-lived values are multiplied by",
-                attrs={"what": "hyperparameter", "key": "decay"},
+                attrs={"what": "hyperparameter", "key": key},
+                confirmed=not self._ledger.measures,
             ),
         )
+        held = number.tensor()
+        if seen.count == 1 and held is not None:
+            self._ledger.defer([held.float()], lambda values: self._is_rounded(seen, values[0]))
+
+    @staticmethod
+    def _is_rounded(seen: Observation, value: float) -> None:
+        """0 and 1 are what small numbers and 0.999 become; other sixteenths were meant."""
+        seen.confirmed |= value in (0.0, 1.0) or not (value * 16).is_integer()
 
     def _first_write(self, target: Tensor, place: tuple[int, int]) -> Write:
         """A place seen for the first time, with what made it low: its tensor may be a view that lives no longer."""
