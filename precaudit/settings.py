@@ -98,7 +98,20 @@ def _from_file(settings: Settings, path: Path) -> Settings:
         changes[name] = _checked(name, value, where)
     if changes.get("output_dir"):
         changes["output_dir"] = str(path.parent / changes["output_dir"])
+    if changes.get("cache_dir"):
+        changes["cache_dir"] = str(_inside(settings.root, changes["cache_dir"], path))
     return replace(settings, **changes)
+
+
+def _inside(root: Path, folder: str, path: Path) -> Path:
+    """A folder of the project, named in its settings. Raises ConfigError for one outside: `check` writes there."""
+    found = (root / folder).resolve()
+    if not found.is_relative_to(root):
+        raise ConfigError(
+            f"{path.name}: [tool.precaudit] cache-dir: '{folder}' leads out of the project; "
+            "only PRECAUDIT_CACHE_DIR may name a folder elsewhere"
+        )
+    return found
 
 
 def _checked(name: str, value: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from precaudit import suppressions
 from precaudit.disk import read_text
 from precaudit.model.wire import Finding
+from precaudit.patterns import Patterns
 from precaudit.rulebook import Rulebook
 from precaudit.suppressions import Suppression
 
@@ -42,12 +43,7 @@ class PerFileIgnores:
 
     def __init__(self, ignores: Mapping[str, Sequence[str]], root: Path, cwd: Path, book: Rulebook) -> None:
         self._root, self._cwd = root.resolve(), cwd
-        self._table = []
-        if ignores:
-            import pathspec
-
-            spec = pathspec.GitIgnoreSpec
-            self._table = [(spec.from_lines([pattern]), book.select(rules)) for pattern, rules in ignores.items()]
+        self._table = [(Patterns([pattern]), book.select(rules)) for pattern, rules in ignores.items()]
 
     def rules(self, path: str) -> set[str]:
         """The rule ids that are off in this file."""
@@ -55,7 +51,7 @@ class PerFileIgnores:
             return set()
         place = (self._cwd / path).resolve()
         shown = place.relative_to(self._root).as_posix() if place.is_relative_to(self._root) else place.as_posix()
-        return {rule for patterns, rules in self._table if patterns.match_file(shown) for rule in rules}
+        return {rule for patterns, rules in self._table if patterns.cover(shown) for rule in rules}
 
     def leave(self, findings: Iterable[Finding]) -> list[Finding]:
         """The findings that it does not take out."""

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "commands/report.py": "webbrowser.open",
     "checkpoint/archive.py": "a member of an archive that is open",
     "launch/bootstrap.py": "the private folder, which nobody else can write to",
+    "model/frameworks.py": "what is shipped, in the traced process too",
     "run.py": "in the traced process, before anything of ours is loaded; the script is opened as Python does",
     "runtime/sitecustomize.py": "in the traced process, where nothing may be imported",
     "runtime/process/peers.py": "in the traced process: the files by which ranks stop together",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from precaudit.disk import opened, read
 from precaudit.errors import UsageError
+from precaudit.patterns import Patterns
 
 ALWAYS_EXCLUDED = frozenset(
     {
@@ -37,6 +37,7 @@ ALWAYS_EXCLUDED = frozenset(
 SOURCES = (".py", ".pyi")
 CONFIGS = (".json", ".yaml", ".yml")
 NOTEBOOK = ".ipynb"
+LARGEST_GITIGNORE = 1_000_000
 READ = (*SOURCES, *CONFIGS, NOTEBOOK)
 """The endings of all that is read."""
 
@@ -57,26 +58,25 @@ class Excluder:
     """Answers whether an absolute path is excluded, reading each .gitignore once."""
 
     def __init__(self, root: Path, patterns: Sequence[str], gitignore: bool) -> None:
-        own = _spec(patterns)
-        self._own = [(os.path.join(root, ""), own)] if own is not None else []
+        own = Patterns(patterns)
+        self._own = [(os.path.join(root, ""), own)] if own else []
         self._gitignore = gitignore
-        self._above: dict[str, list[tuple[str, Any]]] = {}
+        self._above: dict[str, list[tuple[str, Patterns]]] = {}
 
     def excludes(self, path: str, is_folder: bool) -> bool:
         """Whether the settings or a .gitignore exclude a path whose folder is not excluded itself.
 
         As for git, the nearest .gitignore that says anything of the path decides.
         """
-        suffix = "/" if is_folder else ""
         for folder, spec in self.specs(os.path.dirname(path)):
             if path.startswith(folder):
-                verdict = spec.check_file(path[len(folder) :].replace(os.sep, "/") + suffix).include
+                verdict = spec.verdict(path[len(folder) :].replace(os.sep, "/"), is_folder)
                 if verdict is not None:
-                    return bool(verdict)
+                    return verdict
         return False
 
-    def excludes_named(self, path: str) -> bool:
-        """Whether a file named on the command line is excluded, or a folder that holds it."""
+    def excludes_named(self, path: str, is_folder: bool) -> bool:
+        """Whether a path named on the command line is excluded, or a folder that holds it."""
         above = []
         folder = os.path.dirname(path)
         while self.specs(folder) and os.path.dirname(folder) != folder:
@@ -84,49 +84,30 @@ class Excluder:
             if os.path.exists(os.path.join(folder, ".git")):
                 break
             folder = os.path.dirname(folder)
-        return any(self.excludes(folder, True) for folder in reversed(above[:-1])) or self.excludes(path, False)
+        return any(self.excludes(folder, True) for folder in reversed(above[:-1])) or self.excludes(path, is_folder)
 
-    def specs(self, folder: str) -> list[tuple[str, Any]]:
+    def specs(self, folder: str) -> list[tuple[str, Patterns]]:
         """(folder with a separator at its end, patterns) of all that hold for a folder's entries."""
         return self._own + self._gitignores(folder) if self._gitignore else self._own
 
-    def _gitignores(self, folder: str) -> list[tuple[str, Any]]:
+    def _gitignores(self, folder: str) -> list[tuple[str, Patterns]]:
         """The .gitignore files from a folder up to the root of its repository."""
         known = self._above.get(folder)
         if known is None:
             spec = self._read(folder)
-            known = [(os.path.join(folder, ""), spec)] if spec is not None else []
+            known = [(os.path.join(folder, ""), spec)] if spec else []
             parent = os.path.dirname(folder)
             if parent != folder and not os.path.exists(os.path.join(folder, ".git")):
                 known = known + self._gitignores(parent)
             self._above[folder] = known
         return known
 
-    def _read(self, folder: str) -> Any:
+    def _read(self, folder: str) -> Patterns:
         try:
-            return _spec(read(os.path.join(folder, ".gitignore")).decode("utf-8", "replace").splitlines())
+            text = read(os.path.join(folder, ".gitignore"), LARGEST_GITIGNORE).decode("utf-8", "surrogateescape")
         except OSError:
-            return None
-
-
-STARS = re.compile(r"(?:\*[^*/]+){6}")
-"""More stars in a name than anybody needs, on which the regular expression that pathspec makes never ends."""
-
-
-def _spec(patterns: Sequence[str]) -> Any:
-    """What matches these patterns, without those that git takes in silence and no path can match."""
-    wanted = [p for p in patterns if p.strip() and not p.lstrip().startswith("#") and not STARS.search(p)]
-    if not wanted:
-        return None
-    import pathspec
-
-    made: list[Any] = []
-    for pattern in wanted:
-        try:
-            made += pathspec.GitIgnoreSpec.from_lines([pattern]).patterns
-        except ValueError:
-            continue
-    return pathspec.GitIgnoreSpec(made)
+            return Patterns(())
+        return Patterns(text.removeprefix("\ufeff").split("\n"))
 
 
 class Discovery(NamedTuple):
@@ -155,7 +136,9 @@ def discover(paths: Sequence[str], excluder: Excluder) -> Discovery:
                 continue
             raise UsageError(f"{name}: no such file or folder")
         file = os.path.abspath(path)
-        if path.is_dir():
+        if path.is_dir() and excluder.excludes_named(file, True):
+            excluded += 1
+        elif path.is_dir():
             before, out = len(found), excluded
             for item in _walk(path, excluder):
                 if item is None:
@@ -164,7 +147,7 @@ def discover(paths: Sequence[str], excluder: Excluder) -> Discovery:
                     found.setdefault(item.file, item)
             if len(found) == before and excluded == out and not any(f.startswith(file + os.sep) for f in found):
                 barren.append(name)
-        elif excluder.excludes_named(file):
+        elif excluder.excludes_named(file, False):
             excluded += 1
             skipped.append(f"{name}: excluded by .gitignore or the settings")
         elif _is_read(file):

@@ -579,3 +579,30 @@ def test_a_script_is_held_against_the_deepspeed_file_that_it_names(project: Path
         json.dumps({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
     )
     assert rules("src") == []
+
+
+def test_the_settings_of_a_project_lead_no_cache_out_of_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = project / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    (inside / "a.py").write_text(BAD)
+    for folder in ("../out", str(project / "out")):
+        (inside / "pyproject.toml").write_text(f'[tool.precaudit]\ncache-dir = "{folder}"\n')
+        with pytest.raises(ConfigError, match="leads out of the project; only PRECAUDIT_CACHE_DIR may name"):
+            CliRunner().invoke(check, ["."], catch_exceptions=False)
+    (inside / "pyproject.toml").write_text('[tool.precaudit]\ncache-dir = "made/deep"\n')
+    (inside / "made").symlink_to(project / "out")
+    with pytest.raises(ConfigError, match="leads out of the project"):
+        CliRunner().invoke(check, ["."], catch_exceptions=False)
+    (inside / "made").unlink()
+    assert run(".").exit_code == 1
+    assert [path.parent.name for path in inside.rglob("check-*.json")] == ["deep"]
+    assert not (project / "out").exists()
+
+
+def test_a_link_in_the_cache_folder_is_not_written_through(project: Path) -> None:
+    (project / "a.py").write_text(BAD)
+    (project / ".precaudit_cache").mkdir()
+    (project / ".precaudit_cache" / ".gitignore").symlink_to(project / "planted")
+    assert run(".").exit_code == 1
+    assert not (project / "planted").exists()
