@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
+from ..model.vocabulary import Site
 from .guard import Guard
+from .observation import Observation
+from .torch_private import GraphOps
 
 # -- what torch itself tells, through the taps
+
+
+class ParameterRegistered(NamedTuple):
+    """A module is about to get this parameter under this name."""
+
+    module: Any
+    name: str
+    parameter: Tensor
+
+
+class BufferRegistered(NamedTuple):
+    """A module is about to get this buffer."""
+
+    buffer: Tensor
+
+
+class ModuleRegistered(NamedTuple):
+    """A module is about to get this one as a child."""
+
+    module: Any
+    name: str
+    child: Any
+
+
+class ModuleCast(NamedTuple):
+    """A module's `to`, `half` or the like has run, inside of no other."""
+
+    module: Any
+    method: str
+    before: Mapping[int, torch.dtype]
+    """`id` of each parameter and buffer it had -> the dtype that was."""
+
+
+class StateLoaded(NamedTuple):
+    """A module's `load_state_dict` has run."""
+
+
+class DefaultDtypeSet(NamedTuple):
+    """`torch.set_default_dtype` has run."""
+
+
+class WrapperMade(NamedTuple):
+    """A framework's object that wraps modules or optimizers is being made."""
+
+    made: Any
 
 
 class OptimizerBuilt(NamedTuple):
     """An Optimizer's `__init__` has run."""
 
     optimizer: Any
+    site: Site | None
+    """The user's line that called it."""
 
 
 class BackwardBegan(NamedTuple):
@@ -77,6 +128,7 @@ class ScalerBuilt(NamedTuple):
     """A GradScaler's `__init__` has run, or that of a subclass."""
 
     scaler: Any
+    site: Site | None
 
 
 class LossScaled(NamedTuple):
@@ -191,7 +243,19 @@ class Saved(NamedTuple):
 
 
 class CompileCalled(NamedTuple):
-    """`torch.compile` was called for the first time."""
+    """`torch.compile` was called."""
+
+    backend: Any
+    """Its name, or the function itself."""
+
+
+class GraphCompiled(NamedTuple):
+    """AOTAutograd made a graph: an op of one of them is (name, dtype of its result, bytes of that)."""
+
+    aot_id: int
+    stage: str
+    """"forward", "backward", or "inference" where nothing is differentiated."""
+    ops: GraphOps
 
 
 # -- what the trackers make of it
@@ -228,6 +292,14 @@ class StepUnseen(NamedTuple):
 
 class ParameterWritten(NamedTuple):
     """The script itself wrote to a parameter, outside of any optimizer."""
+
+
+class ParameterChangedUnseen(NamedTuple):
+    """A low-precision parameter has another version than before the step, and no write to it was seen."""
+
+    parameter: Tensor
+    how: str
+    """As a Record's `writes` calls it: "update", "stochastic"."""
 
 
 class GradientsRescaled(NamedTuple):
@@ -273,6 +345,14 @@ class WindowOpened(NamedTuple):
     """The steps to skip are over: every op is seen from now on."""
 
 
+class BirthsMatter(NamedTuple):
+    """Before the window, from here on: what is made now may be state, averages and sums of the traced steps."""
+
+
+class BirthsOver(NamedTuple):
+    """No op before the window is asked for any more, or every op is seen."""
+
+
 class OpsPaused(NamedTuple):
     """Inside the window, ops are not seen for some micro-batches: they repeat those before."""
 
@@ -291,6 +371,31 @@ class MayEndNow(NamedTuple):
 
 class GoesOn(NamedTuple):
     """A step is over, and the window is not."""
+
+
+class FactsAsked(NamedTuple):
+    """The rank file is about to be written: whoever has something to say beside the ledger adds it to `told`."""
+
+    told: list[Observation]
+
+
+class FactsTold(NamedTuple):
+    """All have said it: numbers are added, and what compares others' Observations."""
+
+    told: list[Observation]
+
+
+class TraceEnded(NamedTuple):
+    """What was seen is written: all that is ours is taken out of torch."""
+
+
+RARE = frozenset(
+    {
+        ParameterRegistered, BufferRegistered, ModuleRegistered, ModuleCast, StateLoaded, DefaultDtypeSet, WrapperMade,
+        OptimizerBuilt, ScalerBuilt, CompileCalled, GraphCompiled, FactsAsked, FactsTold,
+    }
+)  # fmt: skip
+"""Events of no step: all their listeners hear them while the bus rests, too."""
 
 
 E = TypeVar("E")
@@ -324,7 +429,8 @@ class Bus:
     def tell(self, event: Any) -> None:
         """Calls all listeners of this event, unseen by any mode and outside of autograd."""
         counting = self._counting.get(type(event), ())
-        listeners = counting if self.rests else self._listeners.get(type(event), ())
+        rests = self.rests and type(event) not in RARE
+        listeners = counting if rests else self._listeners.get(type(event), ())
         if not listeners or not self._guard.open:
             return
         if len(listeners) == len(counting):
@@ -353,4 +459,5 @@ class Bus:
 
 
 def _words(act: Listener) -> str:
-    return getattr(act, "__qualname__", repr(act))
+    owner = getattr(act, "__self__", None)
+    return f"{type(owner).__name__}.{act.__name__}" if owner is not None else getattr(act, "__qualname__", repr(act))

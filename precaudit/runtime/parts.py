@@ -6,20 +6,31 @@ part is made when it is first needed, after all that it needs: two that need eac
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
 
 class Parts:
-    """The parts of one trace, by class; what is `given` is there from the beginning."""
+    """The parts of one trace, by class; what is `given` is there from the beginning.
 
-    def __init__(self, *given: Any) -> None:
-        self._made: dict[type, Any] = {type(one): one for one in given}
+    Whoever names a class of `for_these` gets the part of the class that stands beside it: what is asked of a tracker
+    below the trackers, or of the frameworks below these.
+    """
+
+    def __init__(self, *given: Any, for_these: Mapping[type, type]) -> None:
+        self._made: dict[type, Any] = {type(one): one for one in (*given, self)}
+        self._for_these = for_these
         self._begun: list[type] = []
 
     def get(self, kind: type[T]) -> T:
         """The part of this class, made now if it is the first time that somebody needs it."""
+        if kind in self._for_these:
+            return self.get(self._for_these[kind])
         if kind not in self._made:
             if kind in self._begun:
                 raise TypeError(f"these parts need each other: {', '.join(one.__name__ for one in self._begun)}")
@@ -29,3 +40,13 @@ class Parts:
             self._begun.remove(kind)
         found: T = self._made[kind]
         return found
+
+
+def find(folder: str, base: type[T]) -> list[type[T]]:
+    """The classes of this kind in the files of a package, in the order of the files' names."""
+    package: ModuleType = importlib.import_module(folder)
+    found: list[type[T]] = []
+    for name in sorted(f"{folder}.{each.name}" for each in pkgutil.iter_modules(package.__path__)):
+        held = vars(importlib.import_module(name)).values()
+        found += [one for one in held if isinstance(one, type) and issubclass(one, base) and one.__module__ == name]
+    return found

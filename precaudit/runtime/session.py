@@ -6,33 +6,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import torch_private as private
-from .events import Boundary, Bus
-from .exact.step import ExactStep
-from .frameworks import Adapters
+from .events import Bus, TraceEnded
+from .frameworks.account import Frameworks
 from .guard import Guard
 from .modes import Modes
-from .parts import Parts
-from .patching import patch
+from .operations import Moment
+from .parts import Parts, find
+from .patching import Undo
 from .process.ending import Ending
 from .process.ledger import Ledger
 from .process.peers import Peers
 from .process.rankfile import RankFile
+from .process.ranks import Ranks
+from .process.tracebacks import TracebackTap
 from .settings import Settings
-from .taps.autocast import AutocastTap
-from .taps.backward import BackwardTap
-from .taps.checkpoints import SaveTap
-from .taps.compiled import CompileProbe
-from .taps.construction import ConstructionProbe
-from .taps.ops import OpProbe
+from .taps import Tap
 from .taps.optimizers import StepTap
-from .taps.process_group import ProcessGroupTap
-from .taps.scaling import ScalingTap
-from .taps.tracebacks import TracebackTap
-from .trackers.adapters import Adapted
-from .trackers.autocast import Autocast
-from .trackers.claims import Accounts
+from .trackers.births import Births
+from .trackers.claims import Account
+from .trackers.compiled import Compiled
 from .trackers.contents import Contents
-from .trackers.entering import Entering
 from .trackers.graph import Graph
 from .trackers.lineage import Flow
 from .trackers.long_steps import LongSteps
@@ -45,10 +38,13 @@ from .trackers.samples import look_at
 from .trackers.steps import Steps
 from .trackers.tensors import Tensors
 from .trackers.window import Window
-from .watchers import Watcher, find
-from .watchers.births import Births
-from .watchers.updates import Updates
-from .watchers.writes import Writes
+from .watchers import Watchers
+
+ORDER = (
+    Ledger, Window, Ranks, Passes, Steps, Graph, MicroBatches, Contents, Modules, Origins, Flow, Births, LossScale,
+    Compiled, Frameworks, Watchers, LongSteps, RankFile, Ending,
+)  # fmt: skip
+"""In this order they are made, and hear what torch tells; what one of them needs is made before it."""
 
 
 def start(settings: Mapping[str, Any]) -> Session:
@@ -63,66 +59,30 @@ class Session:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = Settings(**{name: settings[name] for name in Settings._fields if name in settings})
-        self.modes = Modes()
-        self.guard = Guard(self.modes)
+        modes = Modes()
+        self.guard = Guard(modes)
         self.bus = Bus(self.guard)
-        self.patch = patch
-        self.parts = Parts(self.settings, self.modes, self.guard, self.bus)
-        get = self.parts.get
-        self.ledger = get(Ledger)
-        self.bus.on(Boundary, lambda event: self.ledger.settle())
-        # Trackers, in the order in which they hear what torch tells.
-        self.window = get(Window)
-        self.ending = Ending(self)
-        self.tensors, self.steps = get(Tensors), get(Steps)
-        get(Graph)
-        self.micro_batches = get(MicroBatches)
-        get(Contents)
-        self.accounts, self.modules = get(Accounts), get(Modules)
-        self.origins, self.autocast, self.births, self.flow = get(Origins), get(Autocast), get(Births), get(Flow)
-        self.entering, self.passes = get(Entering), get(Passes)
-        self.adapted = get(Adapted)
-        self.adapters = Adapters(self)
-        self.construction = ConstructionProbe(self)
-        self.loss_scale = get(LossScale)
-        self.compiled = CompileProbe(self)
-        self.writes = get(Writes)
-        self.updates = get(Updates)
-        self.watchers: list[Watcher] = sorted(map(get, find()), key=lambda one: one is not self.writes)
-        self.long_steps = get(LongSteps)
-        self.exact = get(ExactStep)
-        self.ops = OpProbe(self)
-        self.births.unmounted = self.ops.unmounted
-        self.peers = Peers(self.settings.ranks_folder or "")
-        self.rank_file = RankFile(self)
-        self.status = "watching"
-        self.step_tap = StepTap(self.bus)
-        self._undo: list[Callable[[], None]] = []
+        peers = Peers(self.settings.ranks_folder or "")
+        below: dict[type, type] = {Moment: Window, Account: Frameworks}
+        self.parts = Parts(self.settings, modes, self.guard, self.bus, peers, for_these=below)
+        order: tuple[type, ...] = ORDER
+        for kind in order:
+            self.parts.get(kind)
+        self.rank_file = self.parts.get(RankFile)
+        self._taps: list[Tap] = [self.parts.get(tap) for tap in find(Tap.__module__, Tap)]
+        self._undo: list[Undo] = []
         self._later: Callable[[], None] = lambda: None
         """Takes out what could not be taken out at once."""
-
-    # -- installing and removing
+        self.bus.on(TraceEnded, lambda event: self.remove(), always=True)
 
     def install(self) -> None:
+        """Puts all taps in."""
         self.guard.open = True
         look_at(self.settings.values)
-        self.ledger.measures = self.settings.values != "off"
-        if not self.ledger.measures:
-            self.guard.note("whether losses, gradients and parameters are finite was not observed (--values off)")
-        for probe in (
-            self.construction,
-            AutocastTap(self.bus),
-            ScalingTap(self.bus, self.guard),
-            BackwardTap(self.bus, self.modes, self.step_tap),
-            self.step_tap,
-            self.compiled,
-            SaveTap(self.bus),
-            ProcessGroupTap(self.bus, self.guard),
-            TracebackTap(),
-            self.ending,
-        ):
-            self._undo += probe.install()
-        self._undo += self.adapters.install()
+        for tap in self._taps:
+            self._undo += tap.install()
+        for part in (TracebackTap(), self.parts.get(Ending), self.parts.get(Frameworks)):
+            self._undo += part.install()
         private.hide_from_dynamo()
 
     def remove(self) -> None:
@@ -131,15 +91,8 @@ class Session:
         if not self.guard.open:
             return
         self.guard.open = False
-        self.births.stop()
-        self.ops.remove()
-        self.adapters.remove()
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
-        self.tensors.forget_all()
-        self._later = self.step_tap.remove()
-
-    def on_remove(self, undo: Callable[[], None]) -> None:
-        """Has this called when the trace is taken out."""
-        self._undo.append(undo)
+        self.parts.get(Tensors).forget_all()
+        self._later = self.parts.get(StepTap).remove()

@@ -139,13 +139,15 @@ def _both(module: str, function: str, options: Mapping[str, Any], sessions: Any)
     import harness
     import torch
 
+    from precaudit.runtime.trackers.modules import Modules
+
     session = sessions.start({**harness.SETTINGS, "cwd": str(HERE)})
     try:
         torch.manual_seed(0)
         recipe = getattr(importlib.import_module(module), function)
         traced = recipe(**options)
         file = session.rank_file.content()
-        names = [session.modules.name(tensor) for tensor in traced.weights]
+        names = [session.parts.get(Modules).name(tensor) for tensor in traced.weights]
     finally:
         session.remove()
     torch.manual_seed(0)

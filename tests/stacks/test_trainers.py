@@ -60,6 +60,7 @@ class Run(NamedTuple):
 def both(fresh_accelerate: None) -> Callable[[Callable[[], Any]], Run]:
     """Trains without the trace, then with it, and compares every loss and every weight bit by bit."""
     from precaudit.runtime import session as runtime
+    from precaudit.runtime.trackers.modules import Modules
 
     def run(train: Callable[[], Any]) -> Run:
         with harness.unchanged_world():
@@ -77,7 +78,7 @@ def both(fresh_accelerate: None) -> Callable[[Callable[[], Any]], Run]:
             try:
                 model, optimizer, losses_traced = train()
                 held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-                names = {n: session.modules.name(p) for n, p in model.named_parameters() if id(p) in held}
+                names = {n: session.parts.get(Modules).name(p) for n, p in model.named_parameters() if id(p) in held}
                 report = harness.judged(session.rank_file.content())
             finally:
                 session.remove()

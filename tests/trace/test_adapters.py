@@ -16,11 +16,14 @@ from torch import nn
 
 from precaudit.model.vocabulary import Kind, Role, Site
 from precaudit.runtime import session as sessions
-from precaudit.runtime.frameworks import Adapter, relation
+from precaudit.runtime.frameworks import Framework
+from precaudit.runtime.frameworks.account import Frameworks
 from precaudit.runtime.frameworks.sharding import pattern
 from precaudit.runtime.imports import when_imported
 from precaudit.runtime.process.ledger import Observation
-from precaudit.runtime.trackers.claims import Declaration
+from precaudit.runtime.trackers.claims import Declaration, relation
+from precaudit.runtime.trackers.modules import Modules
+from precaudit.runtime.watchers.declared import Declared
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def named(session: sessions.Session, model: nn.Module) -> list[str]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer)
-    return [session.modules.name(p) for group in optimizer.param_groups for p in group["params"]]
+    return [session.parts.get(Modules).name(p) for group in optimizer.param_groups for p in group["params"]]
 
 
 def test_ddp_parameters_keep_the_names_of_the_users_module(group: None, session: sessions.Session) -> None:
@@ -105,7 +108,7 @@ def test_one_pattern_stands_for_the_parameters_of_a_unit() -> None:
 # -- declared and actual
 
 
-class Says(Adapter):
+class Says(Framework):
     title = "Says"
     declared: list[Declaration] = []
 
@@ -114,11 +117,12 @@ class Says(Adapter):
 
 
 def dishonoured(session: sessions.Session, declared: list[Declaration], *actual: str) -> list[tuple[str, Any, Any]]:
-    says = Says(session)
+    says = Says()
     says.declared = declared
-    session.adapters.met.append(says)
+    session.parts.get(Frameworks).met.append(says)
     seen = [Observation(Kind.HOLDS, dtype, Role.GRADIENT_REDUCTION) for dtype in actual]
-    return [(f.dtype, f.attrs["actual"], f.attrs["relation"]) for f in session.adapters.dishonoured(seen)]
+    session.parts.get(Declared).complete(seen)
+    return [(f.dtype, f.attrs["actual"], f.attrs["relation"]) for f in seen[len(actual) :]]
 
 
 def reduce(dtype: str, chosen: str = "explicit") -> Declaration:
@@ -223,7 +227,7 @@ def test_an_adapter_that_breaks_is_a_note_and_training_goes_on(
     session: sessions.Session, question: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Says, question, breaks, raising=False)
-    session.adapters.met.append(Says(session))
+    session.parts.get(Frameworks).met.append(Says())
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
@@ -231,8 +235,8 @@ def test_an_adapter_that_breaks_is_a_note_and_training_goes_on(
         model(torch.randn(4, 8)).square().mean().backward()
         optimizer.step()
     for group in optimizer.param_groups:
-        session.modules.name(group["params"][0])
-    session.adapters.scales_loss()
+        session.parts.get(Modules).name(group["params"][0])
+    session.parts.get(Frameworks).scales_loss()
     notes = session.rank_file.content()["coverage"]["notes"]
     told = "RuntimeError: renamed in the next release"
     assert (

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from precaudit.runtime.taps.ops import OpProbe
+from precaudit.runtime.taps.ops import OpTap
+from precaudit.runtime.watchers import Watcher
 
 UNSAFE = frozenset({"set_", "resize_", "resize", "as_strided", "as_strided_", "random_", "_local_scalar_dense"})
 """They break the tensors that they are given, or read them."""
@@ -72,18 +73,26 @@ def calls(overload: Any, dtype: torch.dtype) -> Iterator[tuple[list[Any], dict[s
             yield args, named
 
 
-def survey(probe: OpProbe) -> list[Any]:
+def is_watched(tap: OpTap, overload: Any) -> bool:
+    """Whether some watcher asks for this operation by its name, or for what it writes."""
+    plan = tap.plan(overload)
+    acts = [act for asked in plan.asked if asked for side in asked for act in side] if plan else []
+    owners = {getattr(getattr(act, "func", act), "__self__", None) for act in acts}
+    return any(isinstance(owner, Watcher) for owner in owners)
+
+
+def survey(tap: OpTap) -> list[Any]:
     """The overloads of all watched operations, their in-place and out variants included."""
-    watched = set().union(*(names for _, names, _, _ in probe._registered))
-    watched |= {f"{name}_" for name in watched}
-    found = []
+    overloads: dict[str, list[Any]] = {}
     for full in torch._C._dispatch_get_all_op_names():
         space, _, rest = full.partition("::")
         name, _, overload = rest.partition(".")
         inner = name.startswith(KERNELS) and not name.startswith("_foreach_")
-        if space == "aten" and name in watched - UNSAFE and not inner:
-            found.append(getattr(getattr(torch.ops.aten, name), overload or "default"))
-    return found
+        if space == "aten" and name not in UNSAFE and not inner:
+            overloads.setdefault(name, []).append(getattr(getattr(torch.ops.aten, name), overload or "default"))
+    watched = {name for name, each in overloads.items() if any(is_watched(tap, one) for one in each)}
+    watched |= {f"{name}_" for name in watched}
+    return [one for name, each in overloads.items() if name in watched for one in each]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=lambda d: str(d)[6:])
@@ -97,7 +106,7 @@ def test_no_overload_of_a_watched_operation_is_beyond_the_trace(dtype: torch.dty
         from precaudit.runtime.taps.ops import OpMode
 
         modes = [m for m in torch.utils._python_dispatch._get_current_dispatch_mode_stack() if isinstance(m, OpMode)]
-        for overload in survey(modes[0].probe) if modes else ():
+        for overload in survey(modes[0].tap) if modes else ():
             for args, named in itertools.islice(calls(overload, dtype), 24):
                 with contextlib.suppress(Exception):
                     overload(*args, **named)

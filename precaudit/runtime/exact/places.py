@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
+from ..operations import BACKWARD, GRADIENTS, OPTIMIZER
 from ..sites import is_user_file, site_of
 from ..trackers.modules import Modules
-from ..trackers.window import BACKWARD, GRADIENTS, OPTIMIZER, Window
+from ..trackers.window import Window
 
 _CALL = torch.nn.Module._call_impl.__code__
 PHASES = ("forward", "backward", "after backward", "optimizer")

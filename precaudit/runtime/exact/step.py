@@ -13,6 +13,7 @@ from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES
 from ..events import BackwardBegan, Boundary, Bus, StepBegan, StepEnded, WindowOpened
 from ..guard import Guard
+from ..operations import Companion, Operations
 from ..settings import Settings
 from ..trackers.modules import Modules
 from ..trackers.optimizers import state_tensors, trained
@@ -47,11 +48,18 @@ class Line(NamedTuple):
         return self._asdict()
 
 
-class ExactStep:
+class ExactStep(Companion):
     """Begins with the window, ends with the first step that updates something."""
 
     def __init__(
-        self, bus: Bus, guard: Guard, settings: Settings, window: Window, steps: Steps, modules: Modules
+        self,
+        bus: Bus,
+        operations: Operations,
+        guard: Guard,
+        settings: Settings,
+        window: Window,
+        steps: Steps,
+        modules: Modules,
     ) -> None:
         self._guard, self._window, self._steps, self._modules = guard, window, steps, modules
         self._places = Places(window, modules)
@@ -65,6 +73,7 @@ class ExactStep:
         """The optimizers that have taken their step in it."""
         self._begun: dict[int, Tensor] = {}
         """id of a parameter -> what it held before the step."""
+        operations.companion = self
         if settings.exact:
             bus.on(WindowOpened, self._opened)
             bus.on(BackwardBegan, self._backward_began)

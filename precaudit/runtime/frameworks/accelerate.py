@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...model.frameworks import framework
 from ...model.vocabulary import Role, Site
+from ..guard import Guard
+from ..patching import patch
 from ..sites import user_site
 from ..trackers.claims import Declaration
-from . import Adapter, imported
-
-if TYPE_CHECKING:
-    from ..session import Session
+from . import Framework, imported
 
 PRECISIONS = framework("accelerate").dtypes("autocast")
 """Accelerate's words."""
 
 
-class Accelerate(Adapter):
+class Accelerate(Framework):
     """The setting is shared by all Accelerators of a process; an AcceleratedOptimizer leads to it."""
 
     title = "Accelerate"
+    order = 70
+    classes = ("accelerate",)
+    awaits = ("accelerate.accelerator",)
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._written: Site | None = None
         """Where the last Accelerator was made."""
 
     def install(self) -> list[Callable[[], None]]:
         accelerators = imported("accelerate.accelerator", "Accelerator")
-        return [self.session.patch(kind, "__init__", self._around_init) for kind in accelerators]
+        return [patch(kind, "__init__", self._around_init) for kind in accelerators]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(accelerator: Any, *args: Any, **kwargs: Any) -> None:
-            self.session.guard("Accelerator", self._written_here)
+            self._guard("Accelerator", self._written_here)
             original(accelerator, *args, **kwargs)
 
         return __init__
@@ -53,6 +55,3 @@ class Accelerate(Adapter):
             if word in PRECISIONS:
                 by = f"Accelerator(mixed_precision='{word}')"
                 yield Declaration(Role.MATMUL_COMPUTE, PRECISIONS[word], by, self._written, autocast=True)
-
-
-ADAPTER = Accelerate

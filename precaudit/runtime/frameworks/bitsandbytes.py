@@ -8,36 +8,61 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...model.vocabulary import Kind, Role, Scalar, Site
 from ..dtypes import DTYPE_NAMES, LOW
+from ..guard import Guard
+from ..operations import BACKWARD, FORWARD, Heard, Op, Operations
 from ..optable import MATMULS
+from ..patching import patch
 from ..process.ledger import Observation
 from ..sites import user_site
-from ..trackers.claims import Claim
-from ..watchers import BACKWARD, FORWARD, Registration
-from . import Adapter, imported, relation
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..trackers.claims import Claim, relation
+from ..trackers.lineage import Flow
+from ..trackers.loss_scale import LossScale
+from ..trackers.modules import Modules
+from ..trackers.tensors import Tensors
+from ..trackers.window import Window
+from . import Framework, imported
 
 FUSED = ("gemm_4bit", "gemv_4bit")
 """Ops that de-quantise and multiply at once, in the dtype of their result: autocast may cast within them."""
+UNPACKED = ("dequantize_4bit", "dequantize_blockwise")
+COPIED = ("_to_copy",)
 NAMED = 3
 """How many parameters a finding names."""
 
 
-class Bitsandbytes(Adapter):
+class Bitsandbytes(Framework):
     """Quantised layers are read anew at each step: on some CPUs a forward pass repacks one in place."""
 
     title = "bitsandbytes"
+    order = 120
+    classes = ("bitsandbytes",)
+    awaits = ("transformers.utils.quantization_config",)
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(
+        self,
+        guard: Guard,
+        operations: Operations,
+        window: Window,
+        tensors: Tensors,
+        flow: Flow,
+        loss_scale: LossScale,
+        modules: Modules,
+    ) -> None:
+        self._guard, self._window, self._tensors, self._flow, self._loss_scale, self._modules = (
+            guard,
+            window,
+            tensors,
+            flow,
+            loss_scale,
+            modules,
+        )
         self._layers: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
         """Layer with a quantised weight -> the user's line that made it."""
         self._configured: Site | None = None
@@ -46,14 +71,15 @@ class Bitsandbytes(Adapter):
         """Dtype -> quantised matmuls of the traced forward passes."""
         self._autocast: set[Any] = set()
         """Those dtypes that autocast chose, whatever the layers were told."""
+        operations.on(self._hear)
 
     def install(self) -> list[Callable[[], None]]:
         settings = imported("transformers.utils.quantization_config", "BitsAndBytesConfig")
-        return [self.session.patch(kind, "__init__", self._around_config) for kind in settings]
+        return [patch(kind, "__init__", self._around_config) for kind in settings]
 
     def _around_config(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(config: Any, *args: Any, **kwargs: Any) -> None:
-            self.session.guard("BitsAndBytesConfig", self._configured_here)
+            self._guard("BitsAndBytesConfig", self._configured_here)
             original(config, *args, **kwargs)
 
         return __init__
@@ -75,12 +101,13 @@ class Bitsandbytes(Adapter):
 
     # -- compute
 
-    def reactions(self) -> Iterable[Registration]:
-        for phase in (FORWARD, BACKWARD):  # a checkpointed forward pass runs, with gradients, inside backward
-            yield phase, FUSED, self._multiplied, False
-            yield phase, ("dequantize_4bit", "dequantize_blockwise"), self._dequantised, False
-            yield phase, ("_to_copy",), self._copied, False
-        yield FORWARD, MATMULS, self._consumed, False
+    def _hear(self, op: Op) -> Iterable[Heard]:
+        for names, act in ((FUSED, self._multiplied), (UNPACKED, self._dequantised), (COPIED, self._copied)):
+            if op.name in names:
+                yield Heard(FORWARD, act)
+                yield Heard(BACKWARD, act)  # a checkpointed forward pass runs, with gradients, inside backward
+        if op.name in MATMULS:
+            yield Heard(FORWARD, self._consumed)
 
     def _multiplied(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self._computed[out.dtype] = self._computed.get(out.dtype, 0) + 1
@@ -88,14 +115,14 @@ class Bitsandbytes(Adapter):
             self._autocast.add(out.dtype)
 
     def _dequantised(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        self.session.flow.mark(out, dequantised=True)
+        self._flow.mark(out, dequantised=True)
 
     def _copied(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if "dequantised" in self.session.flow.of(args[0]):
-            self.session.flow.mark(out, dequantised=True)
+        if "dequantised" in self._flow.of(args[0]):
+            self._flow.mark(out, dequantised=True)
 
     def _consumed(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        flow = self.session.flow
+        flow = self._flow
         if flow.marked and isinstance(out, Tensor) and any("dequantised" in flow.of(arg) for arg in args):
             self._computed[out.dtype] = self._computed.get(out.dtype, 0) + 1
 
@@ -103,7 +130,7 @@ class Bitsandbytes(Adapter):
 
     def observes(self) -> Iterable[Observation]:
         trained = [layer for layer in self._layers if storage(layer.weight)]
-        if not trained or not self.session.window.attempts:
+        if not trained or not self._window.attempts:
             return
         yield from self._compute(trained)
         yield from self._unprepared(trained)
@@ -114,9 +141,9 @@ class Bitsandbytes(Adapter):
         site = self._configured or next((self._layers[layer] for layer in layers), None)
         for dtype, count in self._computed.items():
             attrs: dict[str, Scalar] = {}
-            if self.session.loss_scale.missing:
+            if self._loss_scale.missing:
                 attrs["loss_scaling"] = "none"
-            elif any(state.uses for state in self.session.loss_scale.scalers.values()):
+            elif any(state.uses for state in self._loss_scale.scalers.values()):
                 attrs["loss_scaling"] = "scaled"
             words = f"bnb_4bit_compute_dtype, {len(layers)} layers"
             yield Observation(
@@ -146,7 +173,7 @@ class Bitsandbytes(Adapter):
 
     def _unprepared(self, layers: list[Any]) -> Iterator[Observation]:
         """Beside a quantised base that is trained on: frozen weights that prepare_model_for_kbit_training upcasts."""
-        modules = self.session.modules
+        modules = self._modules
         for root in {modules.around(layer)[-1] for layer in layers}:
             named = dict(root.named_parameters())
             if not any(p.requires_grad for p in named.values()):
@@ -155,10 +182,7 @@ class Bitsandbytes(Adapter):
             low = {
                 name: p
                 for name, p in named.items()
-                if p.dtype in LOW
-                and not p.requires_grad
-                and id(p) not in codes
-                and self.session.tensors.of(p).claimed is None
+                if p.dtype in LOW and not p.requires_grad and id(p) not in codes and self._tensors.of(p).claimed is None
             }
             if low:
                 dtype = DTYPE_NAMES[next(iter(low.values())).dtype]
@@ -180,6 +204,3 @@ def storage(weight: Any) -> str:
         return str(state.quant_type)
     quantised = getattr(weight, "CB", None) is not None or getattr(weight, "dtype", None) is torch.int8
     return "int8" if quantised else ""
-
-
-ADAPTER = Bitsandbytes

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...model.vocabulary import Role, Site
 from ..dtypes import DTYPE_NAMES, FLOATING_DTYPES
+from ..guard import Guard
+from ..patching import patch
 from ..sites import user_site
 from ..trackers.claims import Declaration
-from . import Adapter
-
-if TYPE_CHECKING:
-    from ..session import Session
+from . import Framework
 
 HOOKS: Mapping[str, str] = {"fp16_compress_hook": "float16", "bf16_compress_hook": "bfloat16"}
 """torch's own compressing hooks, by `__name__`. Source: torch.distributed.algorithms.ddp_comm_hooks.default_hooks."""
 
 
-class DDP(Adapter):
+class DDP(Framework):
     """Hooks are read off the wrapper itself; only the line that set them needs a patch."""
 
     title = "DDP"
+    order = 100
+    classes = ("torch.nn.parallel.distributed",)
     inserts = frozenset({"module"})
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self._wrapped_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
         self._hooked_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
 
@@ -34,11 +35,11 @@ class DDP(Adapter):
         import torch.nn.parallel
 
         ddp = torch.nn.parallel.DistributedDataParallel
-        return [self.session.patch(ddp, "register_comm_hook", self._around_register)]
+        return [patch(ddp, "register_comm_hook", self._around_register)]
 
     def _around_register(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def register_comm_hook(ddp: Any, *args: Any, **kwargs: Any) -> Any:
-            self.session.guard("a comm hook", lambda: self._hooked_at.update({ddp: user_site()}))
+            self._guard("a comm hook", lambda: self._hooked_at.update({ddp: user_site()}))
             return original(ddp, *args, **kwargs)
 
         return register_comm_hook
@@ -64,6 +65,3 @@ class DDP(Adapter):
             for dtype in {p.dtype for p in wrapper.parameters() if p.requires_grad and p.dtype in FLOATING_DTYPES}:
                 by = "as the parameters are"
                 yield Declaration(Role.GRADIENT_REDUCTION, DTYPE_NAMES[dtype], by, site, "default")
-
-
-ADAPTER = DDP

@@ -9,23 +9,23 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from ..dtypes import DTYPE_NAMES, LOW
-from ..events import StepSkipped
+from ..events import Bus, StepSkipped, WrapperMade
+from ..guard import Guard
+from ..patching import patch
 from ..process.ledger import Observation
-from ..sites import user_site
 from ..trackers.claims import Claim, Declaration
 from ..trackers.loss_scale import Skips
-from . import Adapter
+from ..trackers.modules import Modules
+from ..trackers.window import Window
+from . import Framework
 from .sharding import pattern
-
-if TYPE_CHECKING:
-    from ..session import Session
 
 SUMS = (
     "grad_partitions_flat_buffer",
@@ -44,14 +44,17 @@ MASTERS: Mapping[str, str] = {
 """The flat masters of a wrapper -> the groups of the user's own parameters that they stand for, in the same order."""
 
 
-class DeepSpeed(Adapter):
+class DeepSpeed(Framework):
     """One engine per `deepspeed.initialize`; it is met while it is being built, before its optimizer's trial step."""
 
     title = "DeepSpeed"
+    order = 30
+    classes = ("deepspeed",)
+    awaits = ("deepspeed.runtime.engine",)
     inserts = frozenset({"module"})
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, guard: Guard, bus: Bus, window: Window, modules: Modules) -> None:
+        self._guard, self._bus, self._window, self._modules = guard, bus, window, modules
         self._engines: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
         self._skips: weakref.WeakKeyDictionary[Any, Skips] = weakref.WeakKeyDictionary()
 
@@ -59,12 +62,11 @@ class DeepSpeed(Adapter):
         engine = getattr(sys.modules.get("deepspeed.runtime.engine"), "DeepSpeedEngine", None)
         if engine is None:
             return []
-        patch = self.session.patch
         return [patch(engine, "__init__", self._around_init), patch(engine, "step", self._around_step)]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:
-            self.session.guard("DeepSpeed's engine", self.session.adapters.meet, engine, user_site)
+            self._bus.tell(WrapperMade(engine))
             original(engine, *args, **kwargs)
 
         return __init__
@@ -72,7 +74,7 @@ class DeepSpeed(Adapter):
     def _around_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def step(engine: Any, *args: Any, **kwargs: Any) -> Any:
             before: list[tuple[int, float | None]] = []
-            look = self.session.guard
+            look = self._guard
             look("DeepSpeed's step", lambda: before.append((engine.skipped_steps, _scale(engine.optimizer))))
             result = original(engine, *args, **kwargs)
             if before:
@@ -85,7 +87,7 @@ class DeepSpeed(Adapter):
         """Where a step was skipped the inner optimizer was not called: none of its hooks told of the attempt."""
         if scale is not None and engine.skipped_steps > skipped:
             self._skips.setdefault(engine, Skips()).at(scale)
-            self.session.bus.tell(StepSkipped(engine.basic_optimizer))
+            self._bus.tell(StepSkipped(engine.basic_optimizer))
 
     def meet(self, made: Any, site: Site | None) -> None:
         if any(kind.__name__ == "DeepSpeedEngine" for kind in type(made).__mro__):
@@ -112,7 +114,7 @@ class DeepSpeed(Adapter):
             both = (_flat(getattr(wrapper, name, ())) for name in ("fp32_groups", "fp16_groups"))
             for master, own in zip(*both, strict=False):  # stage 0 keeps one master for each parameter
                 if master is parameter:
-                    return self.session.modules.name(own)
+                    return self._modules.name(own)
         return ""
 
     def claims(self) -> Iterable[Claim]:
@@ -154,7 +156,7 @@ class DeepSpeed(Adapter):
             if scale is not None:
                 yield from self._scaling(engine, wrapper, scale, site)
             if engine in self._skips:
-                told = self._skips[engine].observation(self.session.window, site)
+                told = self._skips[engine].observation(self._window, site)
                 yield from [told] if told is not None else []
 
     def _switches(self, engine: Any, site: Site | None) -> Iterator[Observation]:
@@ -224,6 +226,3 @@ def _flat(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _flat(item)
-
-
-ADAPTER = DeepSpeed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,21 +13,22 @@ from ...model.vocabulary import Role, Site
 from ..dtypes import DTYPE_NAMES
 from ..process.ledger import Observation
 from ..trackers.claims import Claim, Declaration
-from . import Adapter
+from ..trackers.loss_scale import LossScale
+from ..trackers.modules import Modules
+from . import Framework
 from .sharding import pattern, policy_declares, unscaled_shards
 
-if TYPE_CHECKING:
-    from ..session import Session
 
-
-class FSDP1(Adapter):
+class FSDP1(Framework):
     """Everything is read off the wrappers; a handle belongs to each wrapper that has parameters of its own."""
 
     title = "FSDP1"
+    order = 90
+    classes = ("torch.distributed.fsdp.fully_sharded_data_parallel",)
     inserts = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, modules: Modules, loss_scale: LossScale) -> None:
+        self._modules, self._loss_scale = modules, loss_scale
         self._wrapped_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
 
     def meet(self, made: Any, site: Site | None) -> None:
@@ -47,7 +48,7 @@ class FSDP1(Adapter):
             return ""
         for wrapper, handle, _ in self._handles():
             if handle.flat_param is parameter:
-                front = self.session.modules.module_name(wrapper)
+                front = self._modules.module_name(wrapper)
                 return pattern([f"{front}.{fqn}" if front else fqn for fqn in fqns])
         return pattern(fqns)
 
@@ -72,8 +73,5 @@ class FSDP1(Adapter):
     def observes(self) -> Iterable[Observation]:
         for _, handle, site in self._handles():
             if getattr(handle, "_fwd_bwd_param_dtype", None) is torch.float16 and handle.uses_sharded_strategy:
-                yield from unscaled_shards(self.session, site, "FSDP1", needs="ShardedGradScaler")
+                yield from unscaled_shards(self._loss_scale, site, "FSDP1", needs="ShardedGradScaler")
                 return
-
-
-ADAPTER = FSDP1

@@ -8,41 +8,44 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...model.vocabulary import Role, Site
 from .. import torch_private as private
+from ..events import Bus, WrapperMade
+from ..guard import Guard
+from ..patching import patch
 from ..process.ledger import Observation
-from ..sites import user_site
 from ..trackers.claims import Claim, Declaration
-from . import Adapter
+from ..trackers.loss_scale import LossScale
+from . import Framework
 from .sharding import policy_declares, unscaled_shards
 
-if TYPE_CHECKING:
-    from ..session import Session
 
-
-class FSDP2(Adapter):
+class FSDP2(Framework):
     """One state per fully_shard call; the module keeps its place in the user's tree, so names are the user's own."""
 
     title = "FSDP2"
+    order = 80
+    classes = ("torch.distributed.fsdp._fully_shard",)
+    awaits = ("torch.distributed.fsdp._fully_shard._fsdp_state",)
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, guard: Guard, bus: Bus, loss_scale: LossScale) -> None:
+        self._guard, self._bus, self._loss_scale = guard, bus, loss_scale
         self._sharded_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
         self._owners: dict[int, weakref.ref[Any]] = {}
         """`id` of a sharded parameter -> what fully_shard keeps of it: itself, its module, and its name there."""
 
     def install(self) -> list[Callable[[], None]]:
         owner, name = private.fsdp2_begins()
-        return [self.session.patch(owner, name, self._around_init)]
+        return [patch(owner, name, self._around_init)]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def init(state: Any, *args: Any, **kwargs: Any) -> Any:
-            self.session.guard("fully_shard", self.session.adapters.meet, state, user_site)
+            self._bus.tell(WrapperMade(state))
             return original(state, *args, **kwargs)
 
         return init
@@ -87,8 +90,5 @@ class FSDP2(Adapter):
     def observes(self) -> Iterable[Observation]:
         for _, group, site in self._groups():
             if group.mp_policy.param_dtype is torch.float16:
-                yield from unscaled_shards(self.session, site, "FSDP2")
+                yield from unscaled_shards(self._loss_scale, site, "FSDP2")
                 return
-
-
-ADAPTER = FSDP2

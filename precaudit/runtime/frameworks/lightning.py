@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ...model.frameworks import framework
 from ...model.vocabulary import LOW, Cause, Kind, Role, Site
 from ..dtypes import DTYPE_NAMES
-from ..process.ledger import Observation
+from ..guard import Guard
+from ..patching import patch
+from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.claims import Declaration
-from . import Adapter, imported
-
-if TYPE_CHECKING:
-    from ..session import Session
+from . import Framework, imported
 
 MIXED = framework("lightning").dtypes("autocast")
 TRUE = framework("lightning").dtypes("parameters")
@@ -31,23 +30,26 @@ class Written(NamedTuple):
     site: Site | None
 
 
-class Lightning(Adapter):
+class Lightning(Framework):
     """Trainer forgets the word it was given where it replaces it, so it is remembered here."""
 
     title = "Lightning"
+    order = 50
+    classes = ("lightning.pytorch",)
+    awaits = ("lightning.pytorch.trainer.trainer",)
     maker = ("lightning.pytorch.trainer.trainer", "Trainer")
     """The class that takes a `precision`."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, guard: Guard, ledger: Ledger) -> None:
+        self._guard, self._ledger = guard, ledger
         self._written: weakref.WeakKeyDictionary[Any, Written] = weakref.WeakKeyDictionary()
 
     def install(self) -> list[Callable[[], None]]:
-        return [self.session.patch(kind, "__init__", self._around_init) for kind in imported(*self.maker)]
+        return [patch(kind, "__init__", self._around_init) for kind in imported(*self.maker)]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(trainer: Any, *args: Any, **kwargs: Any) -> None:
-            self.session.guard("a Trainer", self._written_here, trainer, kwargs.get("precision"))
+            self._guard("a Trainer", self._written_here, trainer, kwargs.get("precision"))
             original(trainer, *args, **kwargs)
 
         return __init__
@@ -70,7 +72,7 @@ class Lightning(Adapter):
     def observes(self) -> Iterable[Observation]:
         for precision, site in dict.fromkeys(self._written.values()):
             dtype = TRUE.get(precision)
-            if dtype in LOW and self.session.ledger.holds(Role.MASTER_WEIGHT, dtype):
+            if dtype in LOW and self._ledger.holds(Role.MASTER_WEIGHT, dtype):
                 yield Observation(
                     Kind.CONFIG,
                     dtype,
@@ -80,6 +82,3 @@ class Lightning(Adapter):
                     count=1,
                     attrs={"key": "precision", "precision": precision},
                 )
-
-
-ADAPTER = Lightning

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ...model.vocabulary import Cause, Role, Site
 from ..dtypes import DTYPE_NAMES, LOW
+from ..guard import Guard
+from ..patching import patch
 from ..sites import user_site
 from ..trackers.claims import Claim
-from . import Adapter, imported
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..trackers.modules import Modules
+from . import Framework, imported
 
 
-class PEFT(Adapter):
+class PEFT(Framework):
     """A tuner layer lists its containers of adapter weights in `adapter_layer_names`.
 
     PEFT makes low adapters float32 (autocast_adapter_dtype) after it has added them. Where they are low at a step
@@ -26,21 +26,24 @@ class PEFT(Adapter):
     """
 
     title = "PEFT"
+    order = 20
+    classes = ("peft",)
+    awaits = ("peft.tuners.tuners_utils",)
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, guard: Guard, modules: Modules) -> None:
+        self._guard, self._modules = guard, modules
         self._layers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._made: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Site | None]]] = weakref.WeakKeyDictionary()
         """Module -> for each adapter weight in it its dtype when PEFT was done with it, and the user's line."""
 
     def install(self) -> list[Callable[[], None]]:
         tuners = imported("peft.tuners.tuners_utils", "BaseTuner")
-        return [self.session.patch(kind, "_cast_adapter_dtype", self._around_cast) for kind in tuners]
+        return [patch(kind, "_cast_adapter_dtype", self._around_cast) for kind in tuners]
 
     def _around_cast(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _cast_adapter_dtype(tuner: Any, *args: Any, **kwargs: Any) -> Any:
             out = original(tuner, *args, **kwargs)
-            self.session.guard("PEFT's cast of its adapters", self._made_by, tuner, user_site())
+            self._guard("PEFT's cast of its adapters", self._made_by, tuner, user_site())
             return out
 
         return _cast_adapter_dtype
@@ -48,7 +51,7 @@ class PEFT(Adapter):
     def _made_by(self, tuner: Any, site: Site | None) -> None:
         for layer in tuner.modules():
             for parameter in _adapters_of(layer):
-                owner = self.session.modules.owner_of(parameter)
+                owner = self._modules.owner_of(parameter)
                 if owner is not None:
                     self._made.setdefault(owner[0], {}).setdefault(owner[1], (parameter.dtype, site))
 
@@ -62,7 +65,7 @@ class PEFT(Adapter):
                 yield Claim(parameter, Role.ADAPTER_PARAMETER)
 
     def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
-        module, name = self.session.modules.owner_of(parameter) or (None, "")
+        module, name = self._modules.owner_of(parameter) or (None, "")
         made = self._made.get(module) if module is not None else None
         dtype, site = (made or {}).get(name, (None, None))
         if dtype is None or dtype in LOW or parameter.dtype not in LOW:
@@ -76,6 +79,3 @@ def _adapters_of(layer: Any) -> Iterator[Tensor]:
         held = getattr(layer, name, None)
         if isinstance(held, (nn.Module, nn.ParameterDict)):
             yield from held.parameters()
-
-
-ADAPTER = PEFT

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...model.vocabulary import Kind, Role, Site
 from ..dtypes import DTYPE_NAMES
 from ..process.ledger import Observation
 from ..trackers.claims import Declaration
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..trackers.loss_scale import LossScale
 
 
 def policy_declares(word: str, policy: Any, original: Any, site: Site | None) -> Iterator[Declaration]:
@@ -43,14 +41,14 @@ def pattern(fqns: Sequence[str]) -> str:
     return ".".join([*front, "*"])
 
 
-def unscaled_shards(session: Session, site: Site | None, word: str, needs: str = "") -> Iterator[Observation]:
+def unscaled_shards(loss_scale: LossScale, site: Site | None, word: str, needs: str = "") -> Iterator[Observation]:
     """Sharded float16 whose loss no scaler scaled, or one that sees this rank's shard alone: any but `needs`."""
-    scalers = [scaler for scaler, state in session.loss_scale.scalers.items() if state.uses]
+    scalers = [scaler for scaler, state in loss_scale.scalers.items() if state.uses]
     fit = [s for s in scalers if not needs or any(kind.__name__ == needs for kind in type(s).__mro__)]
     if scalers and not fit:
         made = type(scalers[0]).__name__
         detail = f"{word} with {made}, which sees inf in this rank's shard only"
-    elif session.loss_scale.missing:
+    elif loss_scale.missing:
         detail = f"{word} with no loss scaling"
     else:
         return

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...model.vocabulary import Role, Site
+from ..guard import Guard
+from ..patching import patch
 from ..process.ledger import Observation
 from ..sites import user_site
 from ..trackers.claims import Declaration
-from . import Adapter, imported
-
-if TYPE_CHECKING:
-    from ..session import Session
+from . import Framework, imported
 
 
-class HuggingFaceTrainer(Adapter):
+class HuggingFaceTrainer(Framework):
     """bf16=True and fp16=True mean autocast around float32 parameters; nothing in Trainer checks what it was given."""
 
     title = "Trainer"
+    order = 40
+    classes = ("transformers.trainer",)
+    awaits = ("transformers.training_args",)
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self._trainers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._written: dict[int, tuple[weakref.ref[Any], Site | None]] = {}
         """id of a TrainingArguments, which cannot be hashed -> itself, and the user's line that made it."""
@@ -32,11 +34,11 @@ class HuggingFaceTrainer(Adapter):
     def install(self) -> list[Callable[[], None]]:
         # Not __init__: each subclass, such as SFTConfig, is a dataclass with an __init__ of its own.
         arguments = imported("transformers.training_args", "TrainingArguments")
-        return [self.session.patch(kind, "__post_init__", self._around_post_init) for kind in arguments]
+        return [patch(kind, "__post_init__", self._around_post_init) for kind in arguments]
 
     def _around_post_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __post_init__(arguments: Any) -> None:
-            self.session.guard("TrainingArguments", self._written_here, arguments)
+            self._guard("TrainingArguments", self._written_here, arguments)
             original(arguments)
 
         return __post_init__
@@ -61,6 +63,3 @@ class HuggingFaceTrainer(Adapter):
     def describe(self, seen: Observation, tensors: Sequence[Tensor]) -> None:
         if seen.dtype == "float16" and any(getattr(trainer.args, "fp16", False) for trainer in self._trainers):
             seen.attrs["trainer_fp16"] = True
-
-
-ADAPTER = HuggingFaceTrainer

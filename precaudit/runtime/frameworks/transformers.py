@@ -5,25 +5,26 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...model.vocabulary import Cause
 from ..dtypes import DTYPE_NAMES, LOW
-from . import Adapter, imported
-
-if TYPE_CHECKING:
-    from ..session import Session
+from ..trackers.modules import Modules
+from . import Framework, imported
 
 
-class Transformers(Adapter):
+class Transformers(Framework):
     """Parameters are plain ones under the user's own names; only the reason for their dtype needs the framework."""
 
     title = "Transformers"
+    order = 110
+    classes = ("transformers",)
+    awaits = ("transformers.modeling_utils",)
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
         self._loaded: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         """Model -> whether its dtype was asked for."""
 
@@ -52,11 +53,8 @@ class Transformers(Adapter):
     def cause(self, parameter: Tensor, found: Cause | None) -> Cause | None:
         if parameter.dtype not in LOW or found is None or not found.text.startswith("parameters were made"):
             return None
-        modules = self.session.modules
+        modules = self._modules
         models = [m for m in modules.around(modules.holder(parameter)) if m in self._loaded]
         if not models or self._loaded[models[0]]:
             return None
         return Cause(f"from_pretrained kept the checkpoint's own dtype, {DTYPE_NAMES[parameter.dtype]}", found.site)
-
-
-ADAPTER = Transformers

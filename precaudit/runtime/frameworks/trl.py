@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from . import Adapter
+from . import Framework
 
 
-class TRL(Adapter):
+class TRL(Framework):
     """Knows that TRL trains; what it declares is what its Trainer declares."""
 
     title = "TRL"
-
-
-ADAPTER = TRL
+    order = 10
+    classes = ("trl",)

@@ -3,62 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...model.vocabulary import Cause, Fact, Kind, Part, Role, Scalar, Site
-
-
-@dataclass(slots=True)
-class Observation:
-    """A Fact in the making. It becomes one when it is confirmed."""
-
-    kind: Kind
-    dtype: str = ""
-    role: Role | None = None
-    site: Site | None = None
-    cause: Cause | None = None
-    module: str = ""
-    detail: str = ""
-    count: int = 0
-    bytes: int = 0
-    attrs: dict[str, Scalar] = field(default_factory=dict)
-    evidence: dict[str, float] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
-    confirmed: bool = True
-    """False while it is only a suspicion: a square that has not yet met its rsqrt."""
-
-    def fact(self) -> Fact:
-        return Fact(
-            kind=self.kind,
-            dtype=self.dtype,
-            role=self.role,
-            site=self.site,
-            cause=self.cause,
-            module=self.module,
-            detail=self.detail,
-            count=self.count,
-            bytes=self.bytes,
-            attrs=dict(self.attrs),
-            evidence=dict(self.evidence),
-            parts=self.parts,
-        )
+from ...model.vocabulary import Fact, Kind, Role
+from ..events import Boundary, Bus
+from ..observation import Observation
+from ..settings import Settings
 
 
 class Ledger:
     """Observations by key, each made once and then only counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, bus: Bus, settings: Settings) -> None:
         self.observations: dict[Hashable, Observation] = {}
         self._of: dict[Hashable, list[Any]] = {}
         """Owner -> the keys of what it last renewed."""
-        self.measures = True
+        self.measures = settings.values != "off"
         """False where nothing beyond dtypes is to be measured."""
         self._deferred: list[tuple[list[Tensor], Callable[[list[float]], None]]] = []
+        bus.on(Boundary, lambda event: self.settle())
 
     def get(self, key: Hashable) -> Observation | None:
         return self.observations.get(key)
@@ -105,5 +72,14 @@ class Ledger:
                 values += islice(read[number.device, number.dtype], number.numel())
             use(values)
 
+    def notes(self) -> list[str]:
+        """What to say of it in the report."""
+        if self.measures:
+            return []
+        return ["whether losses, gradients and parameters are finite was not observed (--values off)"]
+
     def facts(self) -> list[Fact]:
         return [seen.fact() for seen in self.observations.values() if seen.confirmed]
+
+
+__all__ = ["Ledger", "Observation"]

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from ..events import AutocastEntered, AutocastLeft, AutocastMade, Bus
-from ..patching import patch
+from ..patching import Undo, patch
+from . import Tap
 
 
-class AutocastTap:
+class AutocastTap(Tap):
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> list[Undo]:
         autocast = torch.amp.autocast_mode.autocast
         return [
             patch(autocast, "__init__", self._around_init),

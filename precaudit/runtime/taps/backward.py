@@ -10,16 +10,18 @@ from torch import Tensor
 from .. import torch_private as private
 from ..events import BackwardBegan, BackwardEnded, BackwardNested, BackwardRuns, Bus
 from ..modes import Modes
+from ..patching import Undo
+from . import Tap
 from .optimizers import StepTap
 
 
-class BackwardTap:
+class BackwardTap(Tap):
     """A backward inside a backward (reentrant checkpointing, reversible layers) is part of the outer one."""
 
     def __init__(self, bus: Bus, modes: Modes, steps: StepTap) -> None:
         self._bus, self._modes, self._steps = bus, modes, steps
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> list[Undo]:
         return [private.patch_engine(self._around)]
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:

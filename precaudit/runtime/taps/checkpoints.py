@@ -12,9 +12,10 @@ import torch
 
 from ..events import Bus, Saved
 from ..patching import Undo, patch
+from . import Tap
 
 
-class SaveTap:
+class SaveTap(Tap):
     """The content is told as it is before it is written."""
 
     def __init__(self, bus: Bus) -> None:

@@ -10,9 +10,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from .. import torch_private as private
 from ..events import Bus, StepCalled, StepFailed, StepNested, StepReturned, StepRuns
+from ..patching import Undo
+from . import Tap
 
 
-class StepTap:
+class StepTap(Tap):
     """A step inside a step is `super().step`, or that of a wrapper's inner optimizer."""
 
     def __init__(self, bus: Bus) -> None:
@@ -24,7 +26,7 @@ class StepTap:
         self._called = False
         """torch is walking through its table of hooks, and is at ours."""
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> list[Undo]:
         self._hooks = [
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),

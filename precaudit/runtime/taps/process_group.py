@@ -11,9 +11,10 @@ from .. import torch_private as private
 from ..events import Bus, GroupBegan, GroupJoined
 from ..guard import Guard
 from ..patching import Undo
+from . import Tap
 
 
-class ProcessGroupTap:
+class ProcessGroupTap(Tap):
     """The first group is the one that counts; `new_group` makes parts of it."""
 
     def __init__(self, bus: Bus, guard: Guard) -> None:

@@ -26,9 +26,10 @@ from ..events import (
 )
 from ..guard import Guard
 from ..patching import Undo, Wrap, patch
+from . import Tap
 
 
-class ScalingTap:
+class ScalingTap(Tap):
     """Patches the methods of GradScaler and of its subclasses that have their own."""
 
     def __init__(self, bus: Bus, guard: Guard) -> None:

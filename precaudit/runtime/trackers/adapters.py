@@ -11,6 +11,8 @@ from torch import Tensor
 from ...model.vocabulary import Role
 from .. import torch_private as private
 from ..dtypes import LOW
+from ..events import Bus
+from .claims import Claimed
 from .modules import Modules
 from .tensors import Tensors
 
@@ -21,15 +23,12 @@ NAMES = re.compile(r"(?:^|[._])(?:lora|adapter|ia3|prompt|prefix_enc|dora|loha|l
 class Adapted:
     """Asked at step boundaries, about the parameters of one optimizer."""
 
-    def __init__(self, tensors: Tensors, modules: Modules) -> None:
+    def __init__(self, bus: Bus, tensors: Tensors, modules: Modules) -> None:
         self._tensors = tensors
         self._modules = modules
         self._known: dict[int, bool] = {}
         """`id` of a parameter of the step that goes on -> whether it is an adapter."""
-
-    def ask_again(self) -> None:
-        """What frameworks claim may have changed."""
-        self._known.clear()
+        bus.on(Claimed, lambda event: self._known.clear())
 
     def is_adapter(self, parameter: Tensor) -> bool:
         """By the framework's account, else by name."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...model.vocabulary import Cause, Role, Site
+from ...model.vocabulary import FLOATING, Cause, Role, Site
 from ..process.ledger import Observation
 
 
@@ -57,7 +57,11 @@ class SumsClaimed(NamedTuple):
 
 
 class Account:
-    """What is asked of the frameworks; here, the answers where there is none."""
+    """What is asked of the frameworks of this process; here, the answers where there is none."""
+
+    def titles(self) -> list[str]:
+        """The frameworks of which an object was seen."""
+        return []
 
     def owner(self, parameter: Tensor) -> tuple[Any, str] | None:
         """The module of a parameter that a framework put there past `setattr`, and the parameter's name in it."""
@@ -75,9 +79,17 @@ class Account:
         """Whether a framework gave this child of a module its name."""
         return False
 
+    def tries_out(self, optimizer: Any) -> bool:
+        """Whether the step that begins now is a framework's own, to make state, and trains nothing."""
+        return False
+
     def scales_loss(self) -> bool:
         """Whether a framework multiplies the loss itself."""
         return False
+
+    def declarations(self) -> Iterable[Declaration]:
+        """All dtypes that were declared."""
+        return ()
 
     def declared(self, role: Role, dtype: str = "") -> Declaration | None:
         """What was declared for this role, of `dtype` if there is such a declaration."""
@@ -87,8 +99,19 @@ class Account:
         """Adds what only a framework knows of these weights."""
 
 
-class Accounts:
-    """Where trackers and watchers find the frameworks' account, whoever gives it."""
+def relation(declared: str, actual: Iterable[str]) -> tuple[str, str] | None:
+    """How what ran differs from what was declared, and in which dtype: ("lower"|"higher"|"substitute", dtype).
 
-    def __init__(self) -> None:
-        self.by = Account()
+    None where it does not, or where nothing was seen. One lower value among many is lower; a higher one beside the
+    declared dtype is not a difference, for much of a step stays in float32 by design.
+    """
+    if declared not in FLOATING:
+        return None
+    bits = {dtype: FLOATING[dtype].bits for dtype in actual if dtype in FLOATING}
+    lower = [dtype for dtype, width in bits.items() if width < FLOATING[declared].bits]
+    if lower:
+        return "lower", min(lower, key=lambda dtype: bits[dtype])
+    if not bits or declared in bits:
+        return None
+    nearest = min(bits, key=lambda dtype: bits[dtype])
+    return ("substitute" if bits[nearest] == FLOATING[declared].bits else "higher"), nearest

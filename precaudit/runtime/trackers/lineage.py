@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,17 @@ from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import BackwardEnded, Bus, StepOver
 from ..operands import differentiable, tensors_of
-from ..optable import NORMS, POINTWISE, REDUCING, SHAPING
+from ..operations import (
+    BACKWARD,
+    FORWARD,
+    GRADIENTS,
+    LOW_RESULTS,
+    OTHER_RESULTS,
+    Heard,
+    Op,
+    Operations,
+)
+from ..optable import CUDA_FLOAT32, NORMS, POINTWISE, REDUCING, SHAPING
 from ..process.ledger import Ledger, Observation
 from ..sites import autocasts_cpu_alone, chooses_device, enclosing_module, in_user_hook, user_frame, user_site
 from .autocast import Autocast
@@ -88,6 +99,7 @@ class Flow:
     def __init__(
         self,
         bus: Bus,
+        operations: Operations,
         ledger: Ledger,
         window: Window,
         tensors: Tensors,
@@ -118,6 +130,7 @@ class Flow:
         """Where the last low-precision result lies."""
         self.cuda_float32 = False
         """The op in progress would have a float32 result under CUDA's autocast."""
+        operations.on(self._hear)
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(StepOver, lambda event: self.step_boundary())
 
@@ -126,6 +139,21 @@ class Flow:
         for gradient in event.results if not event.accumulates and isinstance(event.results, tuple) else ():
             if isinstance(gradient, Tensor):
                 self.mark(private.unwrapped(gradient), grad=True)
+
+    def _hear(self, op: Op) -> Iterable[Heard]:
+        kind = kind_of(op.name)
+        if kind is not None:
+            for phase in (FORWARD, GRADIENTS):
+                yield Heard(phase, partial(self.not_low, kind), OTHER_RESULTS)
+        if not op.aten:
+            return
+        yield Heard(FORWARD, self.counts)
+        if op.name in CUDA_FLOAT32:
+            yield Heard(FORWARD, self.on_cuda_float32)
+        if kind is not None or not op.writes:
+            yield Heard(FORWARD, self.passes, LOW_RESULTS)
+        if op.name == "add":
+            yield Heard(BACKWARD, self.in_hook, LOW_RESULTS)
 
     # -- marks
 
@@ -284,6 +312,18 @@ class Flow:
                 self.lineage_sites[line.start] = user_site()
             if line.generation >= 2 and from_gradient:
                 self.sums[line.start] = line
+
+    def not_low(self, kind: str, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Marks go through integers, which positions are first, and through float32 values without gradient."""
+        if not isinstance(out, Tensor):
+            return
+        if not out.dtype.is_floating_point:
+            self.inherit(kind, args, out)
+            return
+        if self._entering.any and self.window.phase == FORWARD:
+            self._entering.through(args, out)
+        if kind != "reducing" and self.window.phase in (FORWARD, GRADIENTS):
+            self.raised(name, args, out)
 
     def raised(self, name: str, args: Any, out: Tensor) -> None:
         """A float32 value without gradient: which low-precision ones it was computed from, elementwise.

@@ -20,11 +20,12 @@ from ...model.vocabulary import Site
 from .. import torch_private as private
 from ..events import BackwardBegan, Bus, GoesOn, OptimizerBuilt, RestBegan, WindowOpened
 from ..guard import Guard
+from ..operations import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Follower, Operations
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS
 from ..process.ledger import Ledger
 from ..sites import enclosing_module, user_site
 from .modules import Modules
-from .window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, Window
+from .window import Window
 
 MOST = 20_000
 """Results that are kept of one step; two 0-d tensors each."""
@@ -105,16 +106,19 @@ Operands = list[tuple[Tensor, int]]
 """The floating inputs of an op, and the number of each one's last result."""
 
 
-class Origins:
+class Origins(Follower):
     """The results of the step that is going on."""
 
-    def __init__(self, bus: Bus, guard: Guard, ledger: Ledger, window: Window, modules: Modules) -> None:
+    def __init__(
+        self, bus: Bus, operations: Operations, guard: Guard, ledger: Ledger, window: Window, modules: Modules
+    ) -> None:
         self._ledger = ledger
         self._guard = guard
         self._modules = modules
         self.window = window
         self.following = False
         """Asked by our modes, once per op."""
+        operations.follower = self
         self._plans: dict[int, Plan] = {}
         self._results: list[Result] = []
         self._made: dict[int, tuple[int, Any]] = {}

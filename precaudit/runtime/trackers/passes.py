@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..events import BackwardBegan, Bus, PassDropped
+from ..operations import Operations, Scout
 from ..sites import enclosing_module
 from .window import Window
 
@@ -33,12 +34,13 @@ class Mark:
         self._passes.fell = True
 
 
-class Passes:
-    """Asked by the mode that watches births, for each op before the first backward."""
+class Passes(Scout):
+    """Asked for each op before the first backward."""
 
-    def __init__(self, bus: Bus, window: Window) -> None:
+    def __init__(self, bus: Bus, operations: Operations, window: Window) -> None:
         self._bus, self._window = bus, window
         self.follows = True
+        operations.scout = self
         self.dropped = 0
         self.fell = False
         """The graph that was marked is gone."""
@@ -51,7 +53,6 @@ class Passes:
         self.follows = False
 
     def sees(self, args: Any) -> bool:
-        """Whether this op is to be seen as in a traced step."""
         if self.fell:
             self.end()
         if not self._marked and torch.is_grad_enabled():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +15,6 @@ from ..events import (
     GoesOn,
     MicroBatchBegan,
     OptimizerBuilt,
-    ParameterWritten,
     RestBegan,
     RestEnded,
     ScalerStepBegan,
@@ -32,11 +30,12 @@ from ..events import (
     WindowClosed,
     WindowOpened,
 )
-from ..operands import trains
+from ..operations import BACKWARD
 from .by_hand import ByHand
+from .claims import Account
 from .optimizers import parameters
 from .unseen_steps import UnseenSteps
-from .window import BACKWARD, FORWARD, Window
+from .window import Window
 
 
 class HandWritten:
@@ -50,8 +49,8 @@ class HandWritten:
 class Steps:
     """Turns what torch tells of backward and of optimizers into attempts, boundaries, and the window's two ends."""
 
-    def __init__(self, bus: Bus, window: Window, unseen: UnseenSteps, by_hand: ByHand) -> None:
-        self._bus, self._window, self._unseen = bus, window, unseen
+    def __init__(self, bus: Bus, window: Window, unseen: UnseenSteps, by_hand: ByHand, account: Account) -> None:
+        self._bus, self._window, self._unseen, self._account = bus, window, unseen, account
         self.hand_written = HandWritten()
         self.by_hand = by_hand
         self.built: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -66,12 +65,8 @@ class Steps:
         """The last backward was autograd.grad with a graph of its own."""
         self.accumulates = False
         """Some backward of this run wrote to `.grad`."""
-        self.tried_out_by: list[Callable[[Any], bool]] = []
-        """Asked whether an optimizer's step is a framework's own, to make state, and trains nothing."""
         self._attempting: list[Any] = []
         """Optimizers that made an attempt of this step, which is not over yet."""
-        self._wrote = False
-        """A loop without an Optimizer wrote to a parameter since backward: its step."""
         self._scalers = 0
         """Steps of GradScalers that are going on."""
         self._updated = False
@@ -83,7 +78,6 @@ class Steps:
         bus.on(StepReturned, self._step_returned, always=True)
         bus.on(ScalerStepBegan, self._scaler_step_began, always=True)
         bus.on(ScalerStepEnded, self._scaler_step_ended, always=True)
-        bus.on(ParameterWritten, self._parameter_written, always=True)
         bus.on(StepSkipped, lambda event: self._attempt(event.optimizer, True), always=True)
 
     # -- what torch tells
@@ -124,7 +118,7 @@ class Steps:
 
     def _is_trial(self, optimizer: Any) -> bool:
         """Whether this step is a framework's own, which trains nothing: before any backward, or by its own account."""
-        return not self._window.clock or any(asked(optimizer) for asked in self.tried_out_by)
+        return not self._window.clock or self._account.tries_out(optimizer)
 
     def _scaler_step_began(self, event: ScalerStepBegan) -> None:
         self._scalers += 1
@@ -137,11 +131,6 @@ class Steps:
             skipped = event.kernel_skipped or not self._updated
             self._attempt(event.optimizer, skipped, event.scaler)
 
-    def _parameter_written(self, event: ParameterWritten) -> None:
-        """A loop without an Optimizer wrote to a leaf that has a gradient."""
-        if self._window.backward_since_step:
-            self._wrote = True
-
     # -- boundaries
 
     def _end_what_no_hook_told_of(self, roots: list[Tensor]) -> None:
@@ -152,8 +141,8 @@ class Steps:
             self._attempt(optimizer, False)
             if self._bus.is_over:
                 return
-        if self.no_optimizer and (self._wrote or self.by_hand.stepped(roots)):
-            self._wrote = False
+        if self.no_optimizer and (self._window.written_by_hand or self.by_hand.stepped(roots)):
+            self._window.written_by_hand = False
             self._bus.tell(StepUnseen(self.hand_written))
             self._attempt(self.hand_written, False)
             if self._bus.is_over:
@@ -242,13 +231,3 @@ class Steps:
     def on_accelerator(self) -> bool:
         """Whether anything that is trained lies elsewhere than on the CPU."""
         return self.devices() not in ([], ["cpu"])
-
-    def forward_begins(self, args: Any) -> bool:
-        """Whether an op outside no_grad, after backward, is of the next forward pass: the step told nobody of its end.
-
-        After a hand-written step that begins with what gradients flow through; `p.data` is updated outside no_grad too.
-        """
-        if self._wrote and trains(args):
-            self._window.phase = FORWARD
-            return True
-        return self._window.steps_unseen

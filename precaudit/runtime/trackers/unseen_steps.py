@@ -11,8 +11,9 @@ import torch
 from .. import torch_private as private
 from ..events import Bus, CompileCalled, StepEnded
 from ..guard import Guard
+from ..operations import OPTIMIZER
 from .optimizers import parameters
-from .window import OPTIMIZER, Window
+from .window import Window
 
 FEW = 4
 """Elements of each of so many parameters that are compared."""

@@ -7,11 +7,19 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from ..events import BackwardBegan, BackwardEnded, BackwardRuns, Bus, StepFailed, StepReturned, StepRuns
+from ..events import (
+    BackwardBegan,
+    BackwardEnded,
+    BackwardRuns,
+    Bus,
+    ParameterWritten,
+    StepFailed,
+    StepReturned,
+    StepRuns,
+)
+from ..operands import trains
+from ..operations import BACKWARD, CLOSURE, FORWARD, GRADIENTS, OPTIMIZER, Moment
 from ..settings import Settings
-
-FORWARD, BACKWARD, GRADIENTS, OPTIMIZER = range(4)
-"""Between an optimizer step and backward; inside backward; between backward and the step; inside the step."""
 
 PATIENCE = 8
 """Steps of others after which an optimizer that has not stepped is no longer waited for."""
@@ -20,7 +28,7 @@ MANY_SKIPS = 8
 """Attempts skipped in a row from which on a loss scale is not looking for its first value any more."""
 
 
-class Window:
+class Window(Moment):
     """When op tracing starts and ends.
 
     An attempt is one call of an optimizer's step, or of GradScaler's for it; a skipped attempt updated nothing.
@@ -39,6 +47,8 @@ class Window:
         self._around_step = FORWARD
         self.steps_unseen = False
         """Some optimizer's steps call no hook: they are told only by the next backward."""
+        self.written_by_hand = False
+        """A loop without an Optimizer wrote to a parameter since backward: its step."""
         self.attempts = 0
         self.skipped = 0
         self.consecutive_skips = 0
@@ -65,6 +75,7 @@ class Window:
         bus.on(StepRuns, self._step_runs, always=True)
         bus.on(StepReturned, self._leave_step, always=True)
         bus.on(StepFailed, self._leave_step, always=True)
+        bus.on(ParameterWritten, self._parameter_written, always=True)
 
     # -- the phase
 
@@ -86,6 +97,23 @@ class Window:
 
     def _leave_step(self, event: StepReturned | StepFailed) -> None:
         self.phase = BACKWARD if self._around_step == BACKWARD else FORWARD
+
+    def _parameter_written(self, event: ParameterWritten) -> None:
+        self.written_by_hand |= self.backward_since_step > 0
+
+    def with_gradients(self, args: Any) -> int:
+        """A closure's forward pass; one that a checkpoint computes again inside backward; or a step that told no end.
+
+        After a hand-written step the forward pass begins with what gradients flow through: `p.data` is updated outside
+        of no_grad too.
+        """
+        if self.phase == OPTIMIZER:
+            return CLOSURE
+        if self.phase == BACKWARD:
+            return BACKWARD if self.creates_graph else FORWARD
+        if self.phase == GRADIENTS and self.written_by_hand and trains(args):
+            self.phase = FORWARD
+        return FORWARD if self.steps_unseen else self.phase
 
     # -- attempts and steps
 

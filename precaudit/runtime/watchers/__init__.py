@@ -1,4 +1,4 @@
-"""What a dispatched op may mean, one watcher per question; the op probe asks those that registered for the op.
+"""One watcher per question: what an operation or an event of the run may mean.
 
 A watcher's `reactions` yields (phase, op names, reaction, low_only): with low_only the reaction runs only where the
 result is in low precision, which keeps a clean float32 step fast.
@@ -6,19 +6,25 @@ result is in low precision, which keeps a clean float32 step fast.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
+from ..events import Bus, FactsAsked, FactsTold
+from ..operations import (
+    ANY,
+    BACKWARD,
+    BEFORE_WRITE,
+    FORWARD,
+    GRADIENTS,
+    LOW_RESULTS,
+    OPTIMIZER,
+    Heard,
+    Op,
+    Operations,
+    Reaction,
+    Registration,
+)
+from ..parts import Parts, find
 from ..process.ledger import Observation
-from ..trackers.window import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
-
-BEFORE_WRITE = 1 + max(BACKWARD, FORWARD, GRADIENTS, OPTIMIZER)
-"""Instead of a phase: before an op writes to what it is given, in any phase; there is no result yet."""
-Reaction = Callable[[str, Any, Any, Any], None]
-"""(op name, args, kwargs, result)."""
-Registration = tuple[int, Iterable[str], Reaction, bool]
 
 
 class Watcher:
@@ -38,16 +44,36 @@ class Watcher:
     def complete(self, told: list[Observation]) -> None:
         """Adds to what all have told, once they have: numbers, or Observations that compare others."""
 
+    def _facts_asked(self, event: FactsAsked) -> None:
+        event.told.extend(self.observations())
 
-def find() -> list[type[Watcher]]:
-    """The watchers of this folder, in the order of their files' names."""
-    found = []
-    for each in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        held = vars(importlib.import_module(f"{__name__}.{each}"))
-        found += [one for one in held.values() if isinstance(one, type) and one.__module__ == f"{__name__}.{each}"]
-    return [one for one in found if issubclass(one, Watcher)]
+    def _facts_told(self, event: FactsTold) -> None:
+        self.complete(event.told)
+
+
+class Watchers:
+    """All watchers of this folder."""
+
+    def __init__(self, bus: Bus, operations: Operations, parts: Parts) -> None:
+        operations.on(self._hear)
+        self._all = [parts.get(kind) for kind in find(__name__, Watcher)]
+        self._registered: list[tuple[int, frozenset[str], Reaction, int]] | None = None
+        for watcher in self._all:
+            bus.on(FactsAsked, watcher._facts_asked)
+            bus.on(FactsTold, watcher._facts_told)
+
+    def _hear(self, op: Op) -> Iterable[Heard]:
+        if self._registered is None:
+            self._registered = [
+                (phase, frozenset(names), reaction, LOW_RESULTS if low_only else ANY)
+                for watcher in self._all
+                for phase, names, reaction, low_only in watcher.reactions()
+            ]
+        for phase, names, reaction, results in self._registered:
+            if op.name in names:
+                yield Heard(phase, reaction, results)
 
 
 __all__ = [
-    "BACKWARD", "BEFORE_WRITE", "FORWARD", "GRADIENTS", "OPTIMIZER", "Reaction", "Registration", "Watcher", "find",
+    "BACKWARD", "BEFORE_WRITE", "FORWARD", "GRADIENTS", "OPTIMIZER", "Reaction", "Registration", "Watcher", "Watchers",
 ]  # fmt: skip

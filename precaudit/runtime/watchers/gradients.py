@@ -16,7 +16,7 @@ from ..operands import tensors_of
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
-from ..trackers.claims import Accounts
+from ..trackers.claims import Account
 from ..trackers.lineage import CastOf, Flow, Marks, kind_of
 from ..trackers.loss_scale import LossScale
 from ..trackers.optimizers import parameters
@@ -44,12 +44,12 @@ class Gradients(Watcher):
         window: Window,
         tensors: Tensors,
         flow: Flow,
-        accounts: Accounts,
+        account: Account,
         loss_scale: LossScale,
     ) -> None:
         self._window = window
         self._tensors = tensors
-        self._accounts = accounts
+        self._account = account
         self._loss_scale = loss_scale
         self._bus = bus
         self.flow = flow
@@ -109,7 +109,7 @@ class Gradients(Watcher):
 
     def _first_reduction(self, dtype: str, name: str) -> Observation:
         """Who chose this dtype: the declaration for it, else the framework that reduces, else the user's own loop."""
-        declared = self._accounts.by.declared(Role.GRADIENT_REDUCTION, dtype)
+        declared = self._account.declared(Role.GRADIENT_REDUCTION, dtype)
         chosen = "explicit" if self._window.phase == GRADIENTS else "default"
         if declared is not None:
             chosen = declared.chosen if declared.dtype in ("", dtype) else "framework"

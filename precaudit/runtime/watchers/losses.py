@@ -12,7 +12,7 @@ from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus, StepBegan
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
-from ..trackers.claims import Accounts
+from ..trackers.claims import Account
 from ..trackers.graph import GraphWalked, Walk, loss_factor
 from ..trackers.lineage import Flow
 from ..trackers.loss_scale import LossScale
@@ -31,13 +31,13 @@ class Losses(Watcher):
         window: Window,
         tensors: Tensors,
         flow: Flow,
-        accounts: Accounts,
+        account: Account,
         loss_scale: LossScale,
     ) -> None:
         self._loss_scale = loss_scale
         self._tensors = tensors
         self._ledger = ledger
-        self._accounts = accounts
+        self._account = account
         self._window = window
         self.flow = flow
         self._hand_scaling: Observation | None = None
@@ -83,7 +83,7 @@ class Losses(Watcher):
         tally = found.activations.get(torch.float16)
         if tally is None or not roots:
             return
-        if scaler is not None or self._accounts.by.scales_loss():
+        if scaler is not None or self._account.scales_loss():
             self._ledger.once(
                 ("gradient", "float16", "scaled"),
                 Observation(

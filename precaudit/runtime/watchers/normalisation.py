@@ -15,7 +15,7 @@ from ..operands import trains
 from ..optable import BATCH_NORMS
 from ..process.ledger import Ledger, Observation
 from ..sites import enclosing_module, user_site
-from ..trackers.claims import Accounts
+from ..trackers.claims import Account
 from ..trackers.entering import Entering
 from ..trackers.lineage import Flow
 from ..trackers.modules import Modules
@@ -33,14 +33,14 @@ class Normalisation(Watcher):
         tensors: Tensors,
         flow: Flow,
         modules: Modules,
-        accounts: Accounts,
+        account: Account,
         entering: Entering,
     ) -> None:
         self._entering = entering
         self._ledger = ledger
         self._tensors = tensors
         self._modules = modules
-        self._accounts = accounts
+        self._account = account
         self.flow = flow
 
     def reactions(self) -> Iterable[Registration]:
@@ -109,7 +109,7 @@ class Normalisation(Watcher):
         module = enclosing_module(torch.nn.Module)
         cause = self._modules.cast_at.get(module) if module is not None and buffer.dtype in LOW else None
         name = DTYPE_NAMES[buffer.dtype]
-        declared = self._accounts.by.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
+        declared = self._account.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
         made_so = declared is not None and declared.dtype == name
         seen = self._ledger.once(
             ("running", buffer.dtype),

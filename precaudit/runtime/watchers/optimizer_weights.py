@@ -16,7 +16,7 @@ from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
 from ..process.ledger import Ledger, Observation
 from ..trackers.adapters import Adapted
-from ..trackers.claims import Accounts
+from ..trackers.claims import Account
 from ..trackers.contents import OptimizerRead
 from ..trackers.loss_scale import LossScale
 from ..trackers.modules import Modules
@@ -41,12 +41,12 @@ class OptimizerWeights(Watcher):
         ledger: Ledger,
         tensors: Tensors,
         modules: Modules,
-        accounts: Accounts,
+        account: Account,
         adapted: Adapted,
         loss_scale: LossScale,
         updates: Updates,
     ) -> None:
-        self._ledger, self._tensors, self._modules, self._accounts = ledger, tensors, modules, accounts
+        self._ledger, self._tensors, self._modules, self._account = ledger, tensors, modules, account
         self._adapted, self._loss_scale, self._updates = adapted, loss_scale, updates
         bus.on(OptimizerRead, self._optimizer_read)
 
@@ -86,7 +86,7 @@ class OptimizerWeights(Watcher):
                     seen.attrs["loss_scaling"] = "none"
             if role is Role.MASTER_WEIGHT and self._adapted.swapped(params):
                 seen.attrs["swapped"] = True
-            self._accounts.by.describe(seen, params)
+            self._account.describe(seen, params)
             rows[OptimizerWeights, id(optimizer), role, dtype] = seen
         return rows
 

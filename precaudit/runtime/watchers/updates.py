@@ -11,6 +11,7 @@ import math
 import re
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,14 +22,15 @@ from .. import torch_private as private
 from ..dtypes import LOW
 from ..events import BackwardBegan, BackwardEnded, Bus, StepBegan, StepEnded, StepUnseen
 from ..operands import tensors_of, trains
+from ..operations import BACKWARD, BEFORE_WRITE, CLOSURE, FORWARD, OPTIMIZER, Heard, Op, Operations
 from ..optable import COPIES, REDUCTION_COLLECTIVES
 from ..process.ledger import Ledger, Observation
 from ..trackers import samples
 from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters, state_tensors
-from ..trackers.replay import Numbers, Replay, Totals
+from ..trackers.replay import Numbers, Replay, Totals, computes
 from ..trackers.tensors import Leaf, Tensors
-from ..trackers.window import BACKWARD, FORWARD, OPTIMIZER, Window
+from ..trackers.window import Window
 from . import Watcher
 from .writes import ADDITIONS, Writes
 
@@ -51,6 +53,7 @@ class Updates(Watcher):
     def __init__(
         self,
         bus: Bus,
+        operations: Operations,
         ledger: Ledger,
         window: Window,
         tensors: Tensors,
@@ -69,6 +72,7 @@ class Updates(Watcher):
         self._state: weakref.WeakKeyDictionary[Any, dict[tuple[str, Any], Totals]] = weakref.WeakKeyDictionary()
         """Optimizer -> (name, dtype) of its state -> numbers."""
 
+        operations.on(self._hear)
         bus.on(BackwardBegan, self._backward_began)
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(StepBegan, self._step_began)
@@ -77,7 +81,15 @@ class Updates(Watcher):
 
     # -- ops
 
-    def before_write(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
+    def _hear(self, op: Op) -> Iterable[Heard]:
+        if op.writes and not op.by_kernel:
+            yield Heard(BEFORE_WRITE, partial(self.before_write, op.func))
+        if op.by_kernel or (not op.writes and computes(op.func)):
+            act = partial(self.by_kernel if op.by_kernel else self.made, op.func)
+            yield Heard(OPTIMIZER, act)
+            yield Heard(CLOSURE, act)
+
+    def before_write(self, func: Any, name: str, args: Any, kwargs: Any, out: None) -> None:
         """Follows an op that writes to what it is given, before it happens."""
         if not samples.limit() or not (self.replay or _any_low(args) or kwargs):
             return
@@ -110,7 +122,7 @@ class Updates(Watcher):
         if (self.replay or _any_low((*args, out)) or kwargs) and self._follows(args):
             self.replay.made(func, name, args, kwargs, out)
 
-    def by_kernel(self, func: Any, args: Any, kwargs: Any) -> None:
+    def by_kernel(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A library's kernel has written to what it was given."""
         if self._follows(args):
             self.replay.overwritten(func, args, kwargs or {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
-from ..events import Bus, GradientReset, GradientsRescaled, ParameterWritten
+from ..events import Bus, GradientReset, GradientsRescaled, ParameterChangedUnseen, ParameterWritten
 from ..operands import tensors_of, trains
+from ..operations import BACKWARD, CLOSURE, FORWARD, GRADIENTS, OPTIMIZER, Heard, Op, Operations
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..process.ledger import Ledger, Observation
 from ..sites import in_user_hook, user_site
@@ -23,8 +25,8 @@ from ..trackers.micro_batches import MicroBatches
 from ..trackers.modules import Modules
 from ..trackers.replay import Replay, Totals
 from ..trackers.tensors import Place, Record, Tensors
-from ..trackers.window import BACKWARD, OPTIMIZER, Window
-from . import GRADIENTS, Registration, Watcher
+from ..trackers.window import Window
+from . import Registration, Watcher
 from .gradients import Gradients
 
 DRAWS = frozenset({"randint", "randint_like", "random_", "random"})
@@ -60,6 +62,7 @@ class Writes(Watcher):
     def __init__(
         self,
         bus: Bus,
+        operations: Operations,
         ledger: Ledger,
         window: Window,
         tensors: Tensors,
@@ -84,6 +87,8 @@ class Writes(Watcher):
         """0-d low-precision factors: the clock when each was first met."""
         self.hand_written_at: Site | None = None
         """Where a loop without an Optimizer updates its parameters."""
+        operations.on(self._hear)
+        bus.on(ParameterChangedUnseen, self._changed_unseen)
 
     def _gradient_reset(self, gradient: Tensor) -> None:
         leaf = self.tensors.of(gradient).gradient_owner(gradient)
@@ -130,7 +135,13 @@ class Writes(Watcher):
 
     # -- after it
 
-    def after(self, name: str, args: Any, written: tuple[int, ...]) -> None:
+    def _hear(self, op: Op) -> Iterable[Heard]:
+        for phase in (FORWARD, BACKWARD, GRADIENTS, OPTIMIZER) if op.written else ():
+            yield Heard(phase, partial(self.after, op.written))
+        for phase in (OPTIMIZER, CLOSURE) if op.by_kernel else ():
+            yield Heard(phase, partial(self.by_kernel, op.by_kernel))
+
+    def after(self, written: tuple[int, ...], name: str, args: Any, kwargs: Any, out: Any) -> None:
         phase = self._window.phase
         targets = targets_of(args, written)
         if phase == BACKWARD:
@@ -163,10 +174,8 @@ class Writes(Watcher):
                 self._follow_compensation(name.removeprefix("_foreach_"), target, sources)
             self._book(name, target, known[index], sources)
 
-    def by_kernel(self, name: str, args: Any, written: tuple[int, ...]) -> None:
+    def by_kernel(self, written: tuple[int, ...], name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A library's kernel updates parameters: from a master, where one that it wrote too rounds to the parameter."""
-        if self._window.phase != OPTIMIZER:
-            return
         targets = targets_of(args, written)
         for target in filter(self.tensors.is_parameter, targets):
             master = next((t for t in targets if t.dtype not in LOW and _rounds_to(t, target)), None)
@@ -362,10 +371,9 @@ class Writes(Watcher):
         elif before is not None:
             kinds.add("update")
 
-    def changed_unseen(self, parameter: Tensor, how: str) -> None:
-        """A low-precision parameter has another version than before the step: compiled code wrote to it."""
-        known = self.tensors.learn(private.local(parameter))
-        known.writes = known.writes or {how}
+    def _changed_unseen(self, event: ParameterChangedUnseen) -> None:
+        known = self.tensors.learn(private.local(event.parameter))
+        known.writes = known.writes or {event.how}
 
     def leaves(self) -> list[Tensor]:
         """Parameters that were written to and are still there."""
