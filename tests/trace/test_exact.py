@@ -15,6 +15,7 @@ from torch import Tensor
 
 from precaudit.runtime import session as sessions
 from precaudit.runtime.events import StepBegan, StepEnded
+from precaudit.runtime.exact.step import ExactStep
 
 SKIP = 1
 NEAR = 1e-9
@@ -41,13 +42,13 @@ class Seen:
         with harness.unchanged_world():
             torch.set_num_threads(1)
             session = sessions.start({**harness.SETTINGS, "exact": True, "cwd": "."})
-            self.exact = session.exact
+            self.exact = session.parts.get(ExactStep)
             session.bus.on(StepBegan, lambda event: self.began(event.optimizer))
             session.bus.on(StepEnded, lambda event: self.ended(event.optimizer))
             try:
                 self.program = run(name)
             finally:
-                self.content: dict[str, Any] = session.exact.content(0) or {}
+                self.content: dict[str, Any] = session.parts.get(ExactStep).content(0) or {}
                 self.notes = list(session.guard.notes)
                 session.remove()
 

@@ -74,10 +74,10 @@ def calls(overload: Any, dtype: torch.dtype) -> Iterator[tuple[list[Any], dict[s
 
 
 def is_watched(tap: OpTap, overload: Any) -> bool:
-    """Whether some watcher asks for this operation by its name, or for what it writes."""
+    """Whether some watcher asks for this operation by its name."""
     plan = tap.plan(overload)
     acts = [act for asked in plan.asked if asked for side in asked for act in side] if plan else []
-    owners = {getattr(getattr(act, "func", act), "__self__", None) for act in acts}
+    owners = {getattr(act, "__self__", None) for act in acts}
     return any(isinstance(owner, Watcher) for owner in owners)
 
 
