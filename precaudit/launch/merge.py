@@ -50,14 +50,19 @@ def _key(raw: Mapping[str, Any]) -> _Key:
 
 def ranks_in_words(ranks: Sequence[int]) -> str:
     """`rank 3`, `ranks 0-7`, `ranks 0-2, 5`."""
-    spans: list[list[int]] = []
+    spans: list[tuple[int, int]] = []
     for rank in ranks:
         if spans and spans[-1][1] == rank - 1:
-            spans[-1][1] = rank
+            spans[-1] = (spans[-1][0], rank)
         else:
-            spans.append([rank, rank])
+            spans.append((rank, rank))
+    return spans_in_words(spans)
+
+
+def spans_in_words(spans: Sequence[tuple[int, int]]) -> str:
+    """The same of first and last ranks; a span may be longer than any list."""
     words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-    return f"rank{'s' if len(ranks) > 1 else ''} {words}"
+    return f"rank{'s' if len(spans) > 1 or any(a != b for a, b in spans) else ''} {words}"
 
 
 def _evidence(raw: Mapping[str, Any]) -> dict[str, float]:

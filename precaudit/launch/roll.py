@@ -8,10 +8,11 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
-from precaudit.launch.merge import Merged, ranks_in_words
+from precaudit.launch.merge import Merged, ranks_in_words, spans_in_words
 from precaudit.model.wire import PeerFile
 
 LOOK = 0.1
@@ -111,10 +112,12 @@ def call(merged: Merged, peers: Sequence[PeerFile], ends: Ends | None = None) ->
 def missing(seen: Iterable[int], world_size: int) -> list[str]:
     """The line that says which ranks were never heard of; none where all were, or none was."""
     heard = set(seen)
-    absent = sorted(set(range(world_size)) - heard)
-    if not absent or not heard:
+    ends = [-1, *sorted(rank for rank in heard if 0 <= rank < world_size), world_size]
+    gaps = [(one + 1, other - 1) for one, other in pairwise(ends) if other - one > 1]
+    if not gaps or not heard:
         return []
-    return [f"{ranks_in_words(absent)} of {world_size} wrote nothing here: on another node, or ended before joining"]
+    absent = spans_in_words(gaps)
+    return [f"{absent} of {world_size} wrote nothing here: on another node, or ended before joining"]
 
 
 def _ended_first(ended: Iterable[PeerFile], at: Mapping[int, float]) -> list[PeerFile]:

@@ -5,7 +5,7 @@ Standard library only: this module also runs inside the traced command, whose en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -177,14 +177,18 @@ class Fact:
 
 
 def fact_from_json(raw: Mapping[str, Any]) -> Fact:
-    """Reads what `Fact.as_json` wrote. Raises KeyError or ValueError where it is not that."""
+    """Reads what `Fact.as_json` wrote. Raises KeyError, TypeError or ValueError where it is not that."""
     cause = raw.get("cause")
+    _must_be(str, raw.get("dtype", ""), raw.get("module", ""), raw.get("detail", ""), *(cause[:1] if cause else ()))
+    _must_be(int, raw.get("count", 1), raw.get("bytes", 0))
+    _must_be((int, float), *raw.get("evidence", {}).values())
+    _must_be((str, int, float, type(None)), *raw.get("attrs", {}).values())
     return Fact(
         kind=Kind(raw["kind"]),
         dtype=raw.get("dtype", ""),
         role=Role(raw["role"]) if raw.get("role") else None,
-        site=Site(*raw["site"]) if raw.get("site") else None,
-        cause=Cause(cause[0], Site(*cause[1]) if cause[1] else None) if cause else None,
+        site=_site(raw["site"]) if raw.get("site") else None,
+        cause=Cause(cause[0], _site(cause[1]) if cause[1] else None) if cause else None,
         module=raw.get("module", ""),
         detail=raw.get("detail", ""),
         count=raw.get("count", 1),
@@ -193,6 +197,20 @@ def fact_from_json(raw: Mapping[str, Any]) -> Fact:
         evidence=dict(raw.get("evidence", {})),
         parts=tuple(Part(**part) for part in raw.get("parts", ())),
     )
+
+
+def _site(raw: Sequence[Any]) -> Site:
+    site = Site(*raw)
+    _must_be(str, site.path, site.function, site.library)
+    _must_be(int, *site[1:5])
+    return site
+
+
+def _must_be(kinds: Any, *values: object) -> None:
+    """Raises TypeError for a value that is of none of these types: a rank file may come from anywhere."""
+    for value in values:
+        if not isinstance(value, kinds):
+            raise TypeError(f"{value!r:.60} is not of the type that a Fact has there")
 
 
 class DtypeFacts(NamedTuple):

@@ -44,6 +44,9 @@ FORMATS: Mapping[str, str] = {
 }
 """Name of a format -> the function that writes it, imported when it is asked for."""
 
+DATA = frozenset({"json", "jsonl", "sarif", "gitlab"})
+"""Formats that programs read: JSON says every string as it is."""
+
 
 def render(
     report: Report,
@@ -70,4 +73,8 @@ def render(
         from shutil import get_terminal_size
 
         width = get_terminal_size().columns
+    if fmt not in DATA:
+        from precaudit.report.outside import harmless
+
+        report = harmless(report)
     return write(report, View(root or Path.cwd(), color, verbosity, max(width, 40), show_again))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from precaudit.model.wire import Finding, Report
 from precaudit.report import View, words
 from precaudit.report.headline import headline
-from precaudit.report.markup import block, cell, code, text
+from precaudit.report.markup import block, cell, code, inline, text
 from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.source import Source
 from precaudit.report.stories import Story, stories
@@ -45,19 +45,19 @@ def _roles(table: list[Row], report: Report) -> str:
     for row in table:
         held = [f"{row.tensors[d]:,}" if d in row.tensors else "-" for d in dtypes]
         verdict = (
-            " ".join(["**not ok**", *(row.rules or ["not selected"])])
+            " ".join(["**not ok**", *(map(inline, row.rules) if row.rules else ["not selected"])])
             if row.verdict == "violation"
             else row.verdict.replace("-", " ")
         )
         memory = words.size(row.bytes) if row.bytes else "-"
-        lines.append("| " + " | ".join([text(row.label), row.wanted, *held, memory, verdict]) + " |")
+        lines.append("| " + " | ".join([text(row.label), inline(row.wanted), *held, memory, verdict]) + " |")
     excused = [f"{text(what)} is allowed, because {text(why)}." for what, why in allowed(table).items()]
     return "\n\n".join(["\n".join(lines), *excused])
 
 
 def _story(story: Story, source: Source, report: Report) -> list[str]:
     lead = story.lead
-    parts = [f"### {lead.severity.value}: {lead.rule} {lead.name}", text(lead.message)]
+    parts = [f"### {lead.severity.value}: {inline(lead.rule)} {inline(lead.name)}", text(lead.message)]
     line = source.line_of(lead)
     if at := words.place(lead):
         parts.append(code(at))
@@ -75,7 +75,7 @@ def _story(story: Story, source: Source, report: Report) -> list[str]:
     if lead.fix:
         facts.append(f"- fix: {text(lead.fix)}")
     if price := words.cost(lead, report.coverage.ranks):
-        facts.append(f"- cost: {price}")
+        facts.append(f"- cost: {text(price)}")
     if facts:
         parts.append("\n".join(facts))
     if story.consequences:
@@ -86,4 +86,4 @@ def _story(story: Story, source: Source, report: Report) -> list[str]:
 
 def _consequence(finding: Finding) -> str:
     told = "; ".join([finding.message, *words.evidence(finding)])
-    return f"| {finding.severity.value} {finding.rule} | {cell(words.place(finding)) or '-'} | {text(told)} |"
+    return f"| {finding.severity.value} {inline(finding.rule)} | {cell(words.place(finding)) or '-'} | {text(told)} |"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from precaudit.launch import roll
 from precaudit.launch.collect import read_ranks
 from precaudit.launch.merge import Merged
 from precaudit.model.evidence import EVIDENCE
@@ -115,3 +116,43 @@ def test_hundreds_of_rank_files_merge_at_a_rate_that_does_for_thousands(tmp_path
     together = merged(*read_ranks(tmp_path, notes))
     assert (len(together.ranks), len(together.facts), notes) == (200, 250, [])
     assert time.process_time() - began < 5
+
+
+def test_a_world_of_a_thousand_million_ranks_is_told_in_words_and_not_counted_out() -> None:
+    began = time.process_time()
+    assert roll.missing([3, 5], 10**9) == [
+        "ranks 0-2, 4, 6-999999999 of 1000000000 wrote nothing here: on another node, or ended before joining"
+    ]
+    assert roll.missing([0, 1], 2) == []
+    assert roll.missing([], 8) == []
+    assert roll.missing([1], 2) == ["rank 0 of 2 wrote nothing here: on another node, or ended before joining"]
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"site": {"path": "a.py", "line": 1}},
+        {"site": ["a.py", "1"]},
+        {"site": ["a.py"]},
+        {"site": [1, 2]},
+        {"cause": [1, None]},
+        {"cause": ["text", {"path": "a"}]},
+        {"dtype": ["bfloat16"]},
+        {"module": 3},
+        {"count": "many"},
+        {"bytes": None},
+        {"evidence": {"state_frozen": "all"}},
+        {"attrs": {"key": ["list"]}},
+        {"parts": [{"name": "x"}]},
+        {"kind": "no such kind"},
+        {"role": "no such role"},
+    ],
+)
+def test_a_fact_of_another_shape_is_a_note_and_the_others_count(odd: dict[str, object]) -> None:
+    good = holds(Role.LOSS, "bfloat16")
+    one = rank_file(0, good)
+    one.facts.append({**holds(Role.OPTIMIZER_STATE, "float32").as_json(), **odd})
+    out = merged(one)
+    assert out.facts == [good]
+    assert out.coverage.notes == ["rank 0: 1 facts are not in this precaudit's words"]
