@@ -10,7 +10,8 @@ TRIGGERS = re.compile(
     r"|MixedPrecision|16-true|fp16_compress|bf16_compress|master_weights_and_grads"
     r"|precision\s*=\s*[\"'](?:fp16|16-mixed)[\"']"
     r"|load_in_4bit|load_in_8bit|allow_fp16_"
-    r"|fp16(?<!\wfp16)\s*=\s*True|bf16(?<!\wbf16)\s*=\s*True|fp16(?<=[\"']fp16)[\"']\s*:|bf16(?<=[\"']bf16)[\"']\s*:"
+    r"|fp16(?<!\wfp16)\s*=\s*(?:True|dict\()|bf16(?<!\wbf16)\s*=\s*(?:True|dict\()"
+    r"|fp16(?<=[\"']fp16)[\"'](?:\s*:|\]\s*=)|bf16(?<=[\"']bf16)[\"'](?:\s*:|\]\s*=)"
 )
 """Every finding needs a low-precision dtype, an autocast region or a loss scaler in its file.
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from precaudit.static.language.values import Class, Function, Instance, Value
+from precaudit.static.language.values import Class, Function, Value
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
 
 Call = Callable[["Torch", str, list[Value], dict[str, Value], Any], Value]
 """torch, dotted name, arguments, keywords, node -> what the call returns."""
-Method = Callable[["Torch", Instance, str, list[Value], dict[str, Value], Any], Value]
+Method = Callable[["Torch", Any, str, list[Value], dict[str, Value], Any], Value]
 """torch, object, name of the method, arguments, keywords, node -> what the call returns."""
 
 
@@ -28,8 +28,13 @@ class Overlay(Protocol):
 
     CALLS: Mapping[str, Call]
     """Dotted name -> what calling it means. A `*` in the middle stands for any packages, at the end for all inside."""
+    BASES: Mapping[str, Call]
+    """Dotted name of a class of the library -> what its `__init__` does for a class that derives from it."""
     METHODS: Mapping[str, Method]
     """Dotted name of a class of the library -> what its methods do."""
+
+    ON_UNKNOWN: Mapping[str, Method]
+    """Name of a method that objects of this library alone have -> what it does on an object of no known class."""
 
     def context(self, cls: Class, function: Function) -> Any:
         """The region in which the library calls this method of a class under check, None where there is none."""
@@ -67,9 +72,21 @@ def _calls() -> Mapping[str, Call]:
 
 
 @cache
+def bases() -> Mapping[str, Call]:
+    """Class of a library -> what its `__init__` does."""
+    return {name: call for overlay in found() for name, call in getattr(overlay, "BASES", {}).items()}
+
+
+@cache
 def methods() -> Mapping[str, Method]:
     """Class of a library -> what its methods do."""
     return {name: method for overlay in found() for name, method in getattr(overlay, "METHODS", {}).items()}
+
+
+@cache
+def of_unknown() -> Mapping[str, Method]:
+    """Name of a method -> what it does on an object of no known class."""
+    return {name: method for overlay in found() for name, method in getattr(overlay, "ON_UNKNOWN", {}).items()}
 
 
 @cache
@@ -86,5 +103,5 @@ def meaning(name: str) -> Call:
 
 def forget() -> None:
     """Looks for overlays anew the next time."""
-    for known in (found, answering, _calls, methods, meaning):
+    for known in (found, answering, _calls, bases, methods, of_unknown, meaning):
         known.cache_clear()

@@ -1,4 +1,4 @@
-"""bitsandbytes: quantised bases and the dtype they compute in, and its optimizers."""
+"""bitsandbytes: quantised bases and the dtype they compute in."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language.values import Instance, Ref, Value, constant
+from precaudit.static.language.heap import Store
+from precaudit.static.language.values import Instance, Opaque, Param, Ref, Value, constant
 from precaudit.static.overlays import Call
-from precaudit.static.overlays.torch import calls, operands
+from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
@@ -17,13 +18,28 @@ if TYPE_CHECKING:
 def config(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`BitsAndBytesConfig(...)`: 4-bit storage computes in float32 unless told otherwise."""
     bits = 4 if constant(kwargs.get("load_in_4bit")) else 8 if constant(kwargs.get("load_in_8bit")) else 0
+    made = Instance(Ref("transformers.BitsAndBytesConfig"), {"\0bits": bits})
     if "\0rest" not in kwargs and bits == 4:
         given = kwargs.get("bnb_4bit_compute_dtype")
         wanted = operands.dtype_argument(torch, given)
-        dtype = operands.names(wanted) if wanted is not None else frozenset({"float32"})
+        dtype = operands.names(wanted) if wanted is not None else frozenset({"float32"}) if given is None else None
         if dtype is not None and len(dtype) == 1:
-            torch.training.compute_dtypes.append((torch.spot(node), min(dtype)))
-    return Instance(Ref("transformers.BitsAndBytesConfig"), {"\0bits": bits})
+            torch.training.compute_dtypes[id(made.store)] = (torch.spot(node), min(dtype), made)
+    return made
+
+
+def loaded(torch: Torch, kwargs: dict[str, Value], into: Store) -> None:
+    """A model is loaded with a config of quantisation."""
+    given = kwargs.get("quantization_config")
+    if isinstance(given, Instance) and id(given.store) in torch.training.compute_dtypes:
+        into["\0quant"] = id(given.store)
+        torch.training.quantised.append((id(given.store), into))
+
+
+def learns(torch: Torch, model: Value) -> None:
+    """Something is trained on top of this model."""
+    if isinstance(model, Opaque) and "\0quant" in model.store:
+        torch.training.quantised_bases.add(model.store["\0quant"])
 
 
 def is_kbit(kwargs: dict[str, Value]) -> bool:
@@ -35,12 +51,21 @@ def is_kbit(kwargs: dict[str, Value]) -> bool:
 
 
 def finish(torch: Torch) -> None:
-    """The dtype that a quantised base computes in matters only where the file trains."""
+    """The dtype that a quantised base computes in matters only where something is trained on it."""
+    held = torch.training
     scaling = _loss_scaling(torch)
-    for spot, dtype in torch.training.compute_dtypes if torch.training.trained else ():
-        if dtype != "float16" or scaling is not None:
+    for identity, (spot, dtype, _) in held.compute_dtypes.items() if held.trained else ():
+        if _is_trained_on(torch, identity) and (dtype != "float16" or scaling is not None):
             told = scaling if scaling is not None else "scaled"
             torch.facts.add(Kind.DECLARED, spot, dtype, Role.QUANTIZED_STORAGE, loss_scaling=told)
+
+
+def _is_trained_on(torch: Torch, identity: int) -> bool:
+    """Whether a config's models are trained on, as far as this file loads them itself."""
+    models = [store for config, store in torch.training.quantised if config == identity]
+    stepped = [p.store for made in torch.training.optimizers for p in made.store["params"] if isinstance(p, Param)]
+    held = any(model is store for model in models for store in stepped)
+    return not models or held or identity in torch.training.quantised_bases
 
 
 def _loss_scaling(torch: Torch) -> str | None:
@@ -59,5 +84,4 @@ def _loss_scaling(torch: Torch) -> str | None:
 
 CALLS: Mapping[str, Call] = {
     "transformers.BitsAndBytesConfig": config,
-    "bitsandbytes.optim.*": calls.optimizer,
 }

@@ -25,6 +25,7 @@ def initialize(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
         for remark in configs.deepspeed(plain(config), perhaps):
             spot, because = _written(config, remark.keys) or torch.spot(node), ("it is used here", torch.spot(node))
             torch.facts.add(remark.kind, spot, remark.dtype, remark.role, because, remark.detail, **remark.attrs)
+    torch.met("deepspeed")
     torch.outside_scaling = True
     for value in (*args, *kwargs.values()):
         if isinstance(value, Optimizer):
@@ -40,9 +41,15 @@ def _written(config: Value, keys: tuple[str, ...]) -> Spot | None:
         if not isinstance(config, Dict) or config.spot is None:
             break
         mine = [at for name, at in _keys(config.spot.node) if name == key]
-        if not mine or key not in config.store:
+        if key not in config.store:
             break
-        spot, config = replace(config.spot, node=mine[-1]), config.store[key]
+        held = config.store[key]
+        if mine:
+            spot, config = replace(config.spot, node=mine[-1]), held
+        elif isinstance(held, Dict) and held.spot is not None:  # put there after the literal
+            spot, config = held.spot, held
+        else:
+            break
     return spot
 
 

@@ -12,8 +12,22 @@ if TYPE_CHECKING:
 
 ENGINES = re.compile(r"deepspeed|fsdp|fully_?shard|megatron", re.IGNORECASE)
 """Engines that keep float32 masters themselves; which one runs is decided outside the file that mentions it."""
+WORD = re.compile(r"\w+")
+GIVEN = re.compile(r"[ \t]{0,9}(?::[\w.\[\] |]{0,80})?=(?!=)[ \t]{0,9}(None\b|False\b|\"\"|'')?")
+"""What stands after `deepspeed` in `deepspeed=None` and after `use_fsdp` in `use_fsdp: bool = False`."""
 
 
 def masters_elsewhere(torch: Torch, node: Any) -> bool:
-    """Whether an engine that keeps float32 masters may train what stands in this file."""
-    return bool(ENGINES.search(code_of(torch.spot(node).source.text)))
+    """Whether an engine that keeps float32 masters may train what stands in this file; one switched off does not."""
+    code = code_of(torch.spot(node).source.text)
+    if not ENGINES.search(code):
+        return False
+    on: dict[str, bool] = {}
+    mentioned = set()
+    for word in WORD.finditer(code):
+        if ENGINES.search(word[0]):
+            mentioned.add(word[0])
+            given = GIVEN.match(code, word.end())
+            if given is not None:
+                on[word[0]] = on.get(word[0], False) or given[1] is None
+    return any(on.get(word, True) for word in mentioned)

@@ -6,16 +6,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.frameworks import framework
-from precaudit.model.vocabulary import Kind
-from precaudit.static.language import classes
-from precaudit.static.language.values import Class, Context, Dict, Function, Value, constant, unknown
+from precaudit.static.language import calls, classes
+from precaudit.static.language.values import (
+    NONE,
+    Class,
+    Context,
+    Dict,
+    Function,
+    Instance,
+    Ref,
+    Value,
+    constant,
+    unknown,
+)
 from precaudit.static.overlays import Call, Method, runners
-from precaudit.static.overlays.torch import operands
+from precaudit.static.overlays.torch import operands, scaling
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
 
 LIGHTNING = framework("lightning")
+PLUGINS = [f"{package}.plugins{inner}" for package in LIGHTNING.named("packages") for inner in ("", ".precision")]
 TRUE_HALF = ("16-true", "bf16-true")
 """Precisions in which parameters and optimizer state are 16 bits wide."""
 
@@ -26,11 +37,26 @@ def is_lightning(cls: Class) -> bool:
 
 def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Trainer(precision=...)`."""
-    precision = constant(kwargs.get("precision"))
-    if precision in TRUE_HALF:
-        torch.facts.add(Kind.CONFIG, torch.spot(node), precision=precision, key="precision")
-    torch.training.mixed |= "\0rest" in kwargs or not _unmixed(kwargs.get("precision"))
-    torch.training.trained = True
+    torch.met("lightning")
+    given = runners.precision_of(kwargs)
+    torch.training.mixed |= "\0rest" in kwargs or not _unmixed(given)
+    torch.training.precisions.append(given or NONE)
+    made = Instance(Ref(name), {"\0trainer": True})
+    if constant(given) in TRUE_HALF:
+        torch.training.true_half.append((torch.spot(node), constant(given), made.store))
+    return made
+
+
+def method(
+    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """A method of a Trainer: only `fit` trains."""
+    if name == "fit":
+        torch.training.trained = True
+        torch.interpreter.heap.put(receiver.store, "\0trains", True)
+        _fit(torch, args[0] if args else kwargs.get("model", unknown()), node)
+    elif name in ("predict", "test", "validate"):
+        torch.interpreter.heap.put(receiver.store, "\0predicts", True)
     return unknown()
 
 
@@ -54,8 +80,45 @@ def returned(torch: Torch, cls: Class, name: str, value: Value, node: Any) -> No
             torch.training.returned.append((operands.as_tensor(torch, loss), torch.spot(node)))
 
 
+def _fit(torch: Torch, module: Value, node: Any) -> None:
+    """Runs what Lightning calls of a module that optimizes by itself, in the order in which it does."""
+    if not isinstance(module, Instance) or constant(module.store.get("automatic_optimization")) is not False:
+        return
+    for name in ("configure_optimizers", "training_step"):
+        found = classes.find_method(module.cls, name)
+        if found is not None:
+            calls.call(torch.interpreter, classes.bind(found[0], module, found[1]), [], {}, node)
+
+
+def manual_backward(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """`self.manual_backward(loss)` scales the loss where the trainer is asked for float16."""
+    torch.met("lightning")
+    torch.outside_scaling = torch.training.trained = True
+    asked = [constant(given) for given in torch.training.precisions]
+    if asked and all(LIGHTNING.dtypes("autocast").get(str(word)) == "float16" for word in asked):
+        scaling.runner_backward(torch, node)
+    elif not torch.training.mixed and args:
+        torch.training.begun.append((operands.as_tensor(torch, args[0]), torch.spot(node), True))
+    return unknown()
+
+
+def clip_gradients(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """`self.clip_gradients(optimizer, ...)` unscales first."""
+    scaling.runner_unscaled(torch)
+    return unknown()
+
+
 CALLS: Mapping[str, Call] = {
     **{f"{package}.Trainer": trainer for package in LIGHTNING.named("packages")},
     **{f"{package}.Fabric": runners.loop_runner for package in LIGHTNING.named("packages")},
+    **{f"{package}.{plugin}": runners.precision_plugin for package in PLUGINS for plugin in LIGHTNING.named("plugins")},
 }
-METHODS: Mapping[str, Method] = {f"{package}.Fabric": runners.method for package in LIGHTNING.named("packages")}
+METHODS: Mapping[str, Method] = {
+    **{f"{package}.Fabric": runners.method for package in LIGHTNING.named("packages")},
+    **{f"{package}.Trainer": method for package in LIGHTNING.named("packages")},
+}
+ON_UNKNOWN: Mapping[str, Method] = {"manual_backward": manual_backward, "clip_gradients": clip_gradients}

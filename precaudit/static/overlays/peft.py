@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
-from precaudit.static.language.values import Opaque, Value, unknown
-from precaudit.static.overlays import Call
+from precaudit.static.language.values import Const, Opaque, Value, is_low, truth, unknown
+from precaudit.static.overlays import Call, Method, bitsandbytes
 from precaudit.static.overlays.torch import modules
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
+
+WIDE = frozenset({"float32"})
 
 
 def prepare(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -19,17 +21,42 @@ def prepare(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     model = args[0] if args else kwargs.get("model", unknown())
     if isinstance(model, Opaque):
         torch.interpreter.heap.put(model.store, "\0cared", True)
+        bitsandbytes.learns(torch, model)
     return model
 
 
 def adapters(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    """`get_peft_model(model, config)`: the base is frozen, the adapters are float32 by default."""
+    """`get_peft_model(model, config)`: the base is frozen, low adapters are made float32 unless that is refused."""
+    torch.met("peft")
     model = args[0] if args else kwargs.get("model", unknown())
-    if isinstance(model, Opaque):
-        if model.store.get("\0kbit") and not model.store.get("\0cared"):
-            torch.training.unprepared.append((torch.spot(node), model.store.get("\0loaded")))
-        return Opaque({"dtype": None})
-    modules.escape(torch, model)
+    if not isinstance(model, Opaque):
+        modules.escape(torch, model)
+        return unknown()
+    quantised = bool(model.store.get("\0kbit"))
+    if quantised and not model.store.get("\0cared"):
+        torch.training.unprepared.append((torch.spot(node), model.store.get("\0loaded")))
+    bitsandbytes.learns(torch, model)
+    base = None if quantised else model.store.get("dtype")
+    kept = kwargs.get("autocast_adapter_dtype", args[4] if len(args) > 4 else Const(True))
+    dtype = base if truth(kept) is False and "\0rest" not in kwargs else None if base is None else WIDE
+    if "\0rest" in kwargs or truth(kept) is None:
+        dtype = None
+    spot = torch.spot(node) if is_low(dtype) else None
+    store = {"dtype": dtype, "requires_grad": True, "spot": spot, "\0adapters": True, "\0base": base}
+    return Opaque(store)
+
+
+def add_adapter(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """`model.add_adapter(config)` of transformers: as get_peft_model, on the model itself."""
+    bitsandbytes.learns(torch, receiver)
+    if isinstance(receiver, Opaque):
+        made = adapters(torch, name, [receiver], {}, node)
+        for key, value in made.store.items() if isinstance(made, Opaque) else ():
+            torch.interpreter.heap.put(receiver.store, key, value)
+    else:
+        modules.escape(torch, receiver)
     return unknown()
 
 
@@ -45,3 +72,4 @@ CALLS: Mapping[str, Call] = {
     "peft.prepare_model_for_kbit_training": prepare,
     "peft.get_peft_model": adapters,
 }
+ON_UNKNOWN: Mapping[str, Method] = {"add_adapter": add_adapter}

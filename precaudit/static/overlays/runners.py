@@ -15,6 +15,7 @@ from precaudit.static.language.values import (
     Opaque,
     Optimizer,
     Ref,
+    Seq,
     Value,
     constant,
     seq,
@@ -40,13 +41,31 @@ def loop_runner(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Va
         "device": Device(frozenset({"?"})),
         "\0plugins": [key for key in kwargs if "plugin" in key or key in ("strategy", "\0rest")],
     }
-    precision = constant(kwargs.get("precision"))
+    torch.met(name.rpartition(".")[2].lower().replace("accelerator", "accelerate"))
+    asked = precision_of(kwargs)
+    precision = constant(asked)
     if precision in TRUE_HALF:
         torch.training.true_half.append((torch.spot(node), precision, store))
-    mode = kwargs.get("mixed_precision", kwargs.get("precision"))
+    mode = kwargs.get("mixed_precision", asked)
     if isinstance(mode, Const) and isinstance(mode.value, str):
         store["mixed_precision"] = mode
     return Instance(Ref(name), store)
+
+
+def precision_of(kwargs: dict[str, Value]) -> Value | None:
+    """What a trainer or a Fabric is asked for: by `precision`, or by a plugin that carries one."""
+    given = kwargs.get("plugins")
+    for plugin in given.items if isinstance(given, Seq) else [given]:
+        if isinstance(plugin, Instance) and "\0precision" in plugin.store:
+            found: Value = plugin.store["\0precision"]
+            return found
+    return kwargs.get("precision")
+
+
+def precision_plugin(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`HalfPrecision("bf16-true")`, `MixedPrecision("16-mixed", "cuda")`: a precision as an object."""
+    default = Const("16-true" if name.endswith("HalfPrecision") else None)
+    return Instance(Ref(name), {"\0precision": args[0] if args else kwargs.get("precision", default)})
 
 
 def method(

@@ -77,6 +77,11 @@ class Torch:
     def known_spot(self, identity: int) -> Spot:
         return self._nodes[identity]
 
+    def met(self, framework: str) -> None:
+        """A framework is used here; its words are those of the fixes."""
+        if framework not in self.training.frameworks:
+            self.training.frameworks.append(framework)
+
     def grad(self) -> bool:
         return self.interpreter.grad_enabled()
 
@@ -159,6 +164,11 @@ class Torch:
             modules.build(self, kind, args, kwargs, node, made)
             for name, value in made.items():
                 self.interpreter.heap.put(instance.store, name, value)
+            return
+        for base in classes.library_bases(instance.cls):
+            if base in overlays.bases():
+                overlays.bases()[base](self, base, args, kwargs, node)
+                return
 
     def call_unknown_module(self, target: Instance, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
         kind = modules.library_kind(self, target)

@@ -6,48 +6,88 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from precaudit.model.frameworks import framework
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language import classes
-from precaudit.static.language.values import Class, Const, Instance, Opaque, Ref, Value, constant, is_low, unknown
-from precaudit.static.overlays import Call, bitsandbytes, deepspeed
+from precaudit.static.language import calls, classes
+from precaudit.static.language.heap import Store
+from precaudit.static.language.values import (
+    Class,
+    Const,
+    Dict,
+    Function,
+    Instance,
+    Opaque,
+    Param,
+    Ref,
+    Spot,
+    Value,
+    constant,
+    is_low,
+    unknown,
+)
+from precaudit.static.overlays import Call, Method, bitsandbytes, checkpoints, deepspeed
 from precaudit.static.overlays.engines import masters_elsewhere
 from precaudit.static.overlays.torch import modules, operands, optimizers
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
 
-WIDE_OPTIMIZERS = re.compile(r"8bit|4bit|adafactor|galore|apollo|paged|stable|lomo|schedule_free", re.IGNORECASE)
+WORDS = framework("transformers").words
+WIDE_OPTIMIZERS = re.compile(WORDS["wide_optimizers"], re.IGNORECASE)
 """Values of TrainingArguments.optim whose state does not simply have the parameters' dtype."""
 
 
 def from_pretrained(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A model that a framework loads: its parameters have the dtype asked for, or one that is not known."""
-    wanted = operands.dtype_argument(torch, kwargs.get("dtype", kwargs.get("torch_dtype")))
+    if name.startswith("transformers."):
+        torch.met("transformers")
+    given = kwargs.get("dtype", kwargs.get("torch_dtype"))
+    wanted = operands.dtype_argument(torch, given)
     dtype = operands.names(wanted) if wanted is not None else None
     store: dict[Any, Any] = {"dtype": dtype}
     if {"quantization_config", "load_in_8bit", "load_in_4bit", "\0rest"} & set(kwargs):
         store["dtype"] = None
+        bitsandbytes.loaded(torch, kwargs, store)
         if bitsandbytes.is_kbit(kwargs):
             store.update({"\0kbit": True, "\0loaded": torch.spot(node)})
     elif dtype is not None:
         store["spot"] = torch.spot(node)
+    elif (given is None or constant(given) == "auto") and name.startswith("transformers."):
+        path = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        comes = checkpoints.asked_for_none(torch, name, path, torch.spot(node))
+        if comes is not None:
+            store["\0comes"] = (comes, torch.spot(node), given is not None)
     return Opaque(store)
 
 
 def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Trainer(model, args)`."""
+    torch.met("trainer")
     arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
     model = kwargs.get("model", args[0] if args else None)
+    made = kwargs.get("model_init")
+    if isinstance(made, Function) and (model is None or constant(model) is None):
+        model = calls.call(torch.interpreter, made, [], {}, node)
     torch.training.trained = True
-    torch.training.mixed |= "\0rest" in kwargs or not isinstance(arguments, Instance)
+    if model is not None:
+        bitsandbytes.learns(torch, model)
     if isinstance(arguments, Instance):
         torch.training.arguments.append(arguments)
+        if isinstance(constant(model), str) and isinstance(arguments.store.get("model_init_kwargs"), Dict):
+            model = _loaded_by_name(torch, arguments.store["model_init_kwargs"], arguments)
         if model is not None and "peft_config" not in kwargs:
-            _trains(torch, model, arguments, node)
+            _trains(torch, model, arguments, "optimizers" in kwargs, node)
     return unknown()
 
 
-def _trains(torch: Torch, model: Value, arguments: Instance, node: Any) -> None:
+def _loaded_by_name(torch: Torch, keywords: Dict, arguments: Instance) -> Value:
+    """The model that a trainer loads itself, by name, with keywords from its arguments."""
+    wanted = operands.dtype_argument(torch, keywords.store.get("dtype", keywords.store.get("torch_dtype")))
+    spot = keywords.spot or arguments.store.get("\0spot")
+    return Opaque({"dtype": operands.names(wanted) if wanted is not None else None, "spot": spot})
+
+
+def _trains(torch: Torch, model: Value, arguments: Instance, own_optimizer: bool, node: Any) -> None:
     """A framework's trainer builds its optimizer on the model's parameters as they are."""
     engines = [
         arguments.store.get(key) for key in ("deepspeed", "fsdp", "parallelism_config") if key in arguments.store
@@ -55,19 +95,55 @@ def _trains(torch: Torch, model: Value, arguments: Instance, node: Any) -> None:
     if any(not (isinstance(e, Const) and not e.value) for e in engines) or masters_elsewhere(torch, node):
         return
     fp16 = constant(arguments.store.get("fp16")) is True
+    because = ("the trainer is built here", torch.spot(node))
     for _, param in modules.parameters(torch, model):
-        if not is_low(param.dtype) or not optimizers.trainable(param) or not param.dtype:
+        if not optimizers.trainable(param):
             continue
+        if param.dtype is None and "\0comes" in param.store:
+            as_it_comes(torch, param.store, because)
+        if not is_low(param.dtype) or not param.dtype:
+            continue
+        adapters = optimizers.is_adapter(param)
         attrs: dict[str, Any] = {"trainer_fp16": True} if fp16 and param.dtype == frozenset({"float16"}) else {}
+        if adapters:
+            attrs["allowed_because"] = "adapter-only"
         spot = param.store.get("spot") or torch.spot(node)
-        because = ("the trainer is built here", torch.spot(node))
         detail = "the trainer's optimizer updates them in place"
         torch.facts.add(Kind.HOLDS, spot, param.dtype, Role.MASTER_WEIGHT, because, detail, **attrs)
         optim = arguments.store.get("optim", Const("adamw_torch"))
-        if isinstance(optim, Const) and not WIDE_OPTIMIZERS.search(str(optim.value)):
+        if isinstance(optim, Const) and not WIDE_OPTIMIZERS.search(str(optim.value)) and not own_optimizer:
             detail = "the trainer's AdamW keeps its state in the parameters' dtype"
             torch.facts.add(Kind.HOLDS, spot, param.dtype, Role.OPTIMIZER_STATE, because, detail, chosen="framework")
         return
+
+
+def as_it_comes(torch: Torch, store: Store, because: tuple[str, Spot | None]) -> None:
+    """A model that from_pretrained was told no dtype of is trained: in the checkpoint's own."""
+    dtype, spot, auto = store["\0comes"]
+    certain = auto or checkpoints.keeps_dtype(torch, spot)
+    detail = "from_pretrained keeps the checkpoint's dtype" + ("" if auto else ", from transformers 5 on")
+    chosen = "framework" if certain else "default"
+    torch.facts.add(Kind.HOLDS, spot, dtype, Role.MASTER_WEIGHT, because, detail, chosen=chosen)
+
+
+def save_pretrained(
+    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """A checkpoint is written, perhaps to be loaded again."""
+    checkpoints.saves(torch, receiver)
+    return unknown()
+
+
+def finish(torch: Torch) -> None:
+    """Optimizers over a model that was loaded in its checkpoint's dtype."""
+    for made in torch.training.optimizers:
+        if made.store.get("elsewhere"):
+            continue
+        for param in made.store["params"]:
+            if isinstance(param, Param) and param.dtype is None and "\0comes" in param.store:
+                if optimizers.trainable(param):
+                    as_it_comes(torch, param.store, ("the optimizer is built here", made.store["spot"]))
+                break
 
 
 def training_arguments(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -77,7 +153,7 @@ def training_arguments(torch: Torch, name: str, args: list[Value], kwargs: dict[
         torch.facts.add(Kind.CONFIG, torch.spot(node), "", None, None, "fp16 and bf16 are both on", conflict=True)
     if "\0rest" not in kwargs and name.startswith("transformers."):
         _compare(torch, kwargs, node)
-    return Instance(Ref("transformers.TrainingArguments"), dict(kwargs))
+    return Instance(Ref("transformers.TrainingArguments"), {**kwargs, "\0spot": torch.spot(node)})
 
 
 def _compare(torch: Torch, kwargs: dict[str, Value], node: Any) -> None:
@@ -106,8 +182,8 @@ def hook_arguments(cls: Class, name: str) -> dict[str, Value]:
 
 CALLS: Mapping[str, Call] = {
     "*.from_pretrained": from_pretrained,
-    "transformers.Trainer": trainer,
-    "transformers.Seq2SeqTrainer": trainer,
-    "transformers.TrainingArguments": training_arguments,
-    "transformers.Seq2SeqTrainingArguments": training_arguments,
+    **{f"transformers.{name}": trainer for name in WORDS["trainers"]},
+    **{f"transformers.{name}": training_arguments for name in WORDS["arguments"]},
 }
+BASES: Mapping[str, Call] = {f"transformers.{name}": trainer for name in WORDS["trainers"]}
+ON_UNKNOWN: Mapping[str, Method] = {"save_pretrained": save_pretrained}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """TRL's trainers prepare a k-bit model themselves."""
+    torch.met("trl")
     torch.training.trainer_prepares = True
     return transformers.trainer(torch, name, args, kwargs, node)
 
@@ -23,3 +24,4 @@ CALLS: Mapping[str, Call] = {
     **{f"trl.{method}Trainer": trainer for method in framework("trl").named("methods")},
     **{f"trl.{method}Config": transformers.training_arguments for method in framework("trl").named("methods")},
 }
+BASES: Mapping[str, Call] = {f"trl.{method}Trainer": trainer for method in framework("trl").named("methods")}

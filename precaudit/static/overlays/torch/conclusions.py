@@ -33,6 +33,16 @@ def _built_by_default(torch: Torch) -> None:
             torch.facts.add(Kind.DEFAULT_DTYPE, set_at, dtype, None, ("a module is built here", built))
 
 
+def _true_half(torch: Torch) -> None:
+    """A trainer or a Fabric that keeps parameters in 16 bits, unless it only predicts, or is only tried out."""
+    training = torch.training
+    trains = training.trained or training.optimizers or training.custom
+    for spot, precision, runner in training.true_half:
+        fits = "\0predicts" not in runner if "\0trainer" in runner else trains and not in_a_test(spot)
+        if fits or "\0trains" in runner:
+            torch.facts.add(Kind.CONFIG, spot, precision=precision, key="precision")
+
+
 def finish(torch: Torch) -> None:
     """Reports what only the whole file can tell."""
     for made in torch.training.optimizers:
@@ -67,11 +77,7 @@ def finish(torch: Torch) -> None:
             )
     for loss, spot in () if torch.training.mixed else torch.training.returned:
         backward.begins(torch, loss, spot)
-    if torch.training.trained or torch.training.optimizers or torch.training.custom:
-        for spot, precision, runner in torch.training.true_half:
-            if in_a_test(spot) and "\0trains" not in runner:
-                continue
-            torch.facts.add(Kind.CONFIG, spot, precision=precision, key="precision")
+    _true_half(torch)
     for _, _, spot, dtype in torch.training.untied:
         torch.facts.add(Kind.CAST, spot, dtype or "", unties=True)
     _bare_regions(torch)

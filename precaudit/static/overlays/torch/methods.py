@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static import overlays
-from precaudit.static.language import calls, folding, objects
+from precaudit.static.language import calls, classes, folding, objects
 from precaudit.static.language.values import (
     ANY,
     NONE,
@@ -83,6 +83,9 @@ def call_method(
             return of_library(torch, receiver, name, args, kwargs, node)
         if receiver.library == "contextlib.ExitStack" and name == "enter_context" and args:
             return regions.enter_context(torch, args[0], node)
+        of_any = overlays.of_unknown().get(name) if modules.is_module(torch, receiver) else None
+        if of_any is not None and classes.find_method(receiver.cls, name) is None:
+            return of_any(torch, receiver, name, args, kwargs, node)
         if modules.is_module(torch, receiver) or name in ("half", "bfloat16"):
             found = modules.method(torch, receiver, name, args, kwargs, node)
             if found is not None:
@@ -266,6 +269,9 @@ def _opaque_method(
         return unknown("context")
     if name in PLAIN_CONTEXTS:
         return Context("null")
+    of_any = overlays.of_unknown().get(name)
+    if of_any is not None:
+        return of_any(torch, receiver, name, args, kwargs, node)
     found = modules.method(torch, receiver, name, args, kwargs, node)
     if found is not None:
         return found

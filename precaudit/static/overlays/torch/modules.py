@@ -313,6 +313,8 @@ def escape(torch: Torch, value: Value, depth: int = 0) -> None:
         if "dtype" in store or "requires_grad" in store:
             put(store, "dtype", None)
             put(store, "requires_grad", None)
+        if "\0quant" in store:
+            torch.training.quantised_bases.add(store["\0quant"])
 
 
 def call_library(

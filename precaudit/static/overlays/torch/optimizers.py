@@ -194,7 +194,7 @@ def examine(torch: Torch, made: Optimizer) -> None:
     if not low or store.get("elsewhere"):
         return
     trained = [p for p in store["params"] if isinstance(p, Param) and trainable(p)]
-    adapters = bool(trained) and all(ADAPTER.search(p.name) for p in trained)
+    adapters = bool(trained) and all(is_adapter(p) for p in trained)
     spot: Spot = store["spot"]
     first = low[0]
     dtype = first.dtype
@@ -215,11 +215,7 @@ def examine(torch: Torch, made: Optimizer) -> None:
     half_call = first.store.get("half_call") if isinstance(first, Param) else None
     if half_call is not None and dtype == frozenset({"float16"}):
         facts.add(Kind.CONFIG, half_call, dtype, None, ("the optimizer is built here", spot), precision="half-call")
-    has_state = (
-        store["adaptive"] or store["cls"] in ("Lion", "Muon") or float_constant(store["momentum"]) not in (0.0, None)
-    )
-    own_dtype = store["library"].startswith(("torch.optim", "lion_pytorch"))
-    if not own_dtype or not has_state:
+    if not _follows(store):
         return
     extra: dict[str, Any] = {"adapter_only": True} if adapters else {}
     if store.get("framework"):
@@ -238,6 +234,21 @@ def examine(torch: Torch, made: Optimizer) -> None:
         rounded = {rounds_to(eps, name) for name in dtype}
         if rounded <= {"zero", "subnormal"}:
             facts.add(Kind.EPS, spot, dtype, Role.OPTIMIZER_STATE, cause, f"eps={eps:g}", rounds_to=min(rounded))
+
+
+def is_adapter(param: Param) -> bool:
+    """Whether a parameter is an adapter's: PEFT put it there, or its name says so."""
+    return "\0adapters" in param.store or ADAPTER.search(param.name) is not None
+
+
+def _follows(store: Store) -> bool:
+    """Whether it keeps state, in its parameters' dtype."""
+    if "keeps" in store:
+        return bool(store["keeps"] == "parameter")
+    if not store["library"].startswith("torch.optim"):
+        return False
+    momentum = float_constant(store["momentum"]) not in (0.0, None)
+    return momentum or store["adaptive"] or store["cls"] in ("Muon", "Adafactor")
 
 
 def trains(torch: Torch, model: Opaque) -> bool:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.language import calls
 from precaudit.static.language.values import (
+    Class,
+    Function,
+    Instance,
     Ref,
     Spot,
     Tensor,
     Value,
     is_low,
+    seq,
+    unknown,
 )
 from precaudit.static.overlays.torch import operands
 
@@ -18,23 +24,41 @@ if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
 
 
+COMPRESSED = {"fp16_compress": "float16", "bf16_compress": "bfloat16"}
+"""What the names of torch's compressing hooks, and of its wrappers around other hooks, begin with."""
+
+
 def comm_hook(torch: Torch, values: list[Value], node: Any) -> None:
-    """`model.register_comm_hook(state, hook)`."""
+    """`model.register_comm_hook(state, hook)`: torch's own hooks by name, others by running them."""
     for value in values:
-        if isinstance(value, Ref):
-            name = value.name.rsplit(".", 1)[-1]
-            dtype = {"fp16_compress_hook": "float16", "bf16_compress_hook": "bfloat16"}.get(name)
-            if dtype:
-                torch.facts.add(
-                    Kind.HOLDS,
-                    torch.spot(node),
-                    dtype,
-                    Role.GRADIENT_REDUCTION,
-                    None,
-                    name,
-                    chosen="explicit",
-                    by="hook",
-                )
+        if isinstance(value, Function) or (isinstance(value, Instance) and isinstance(value.cls, Class)):
+            bucket = Instance(Ref(BUCKET))
+            calls.call(torch.interpreter, value, [unknown(), bucket], {}, node)
+            continue
+        name = value.name.rsplit(".", 1)[-1] if isinstance(value, Ref) else ""
+        dtype = next((dtype for front, dtype in COMPRESSED.items() if name.startswith(front)), None)
+        if dtype:
+            torch.facts.add(
+                Kind.HOLDS, torch.spot(node), dtype, Role.GRADIENT_REDUCTION, None, name, chosen="explicit", by="hook"
+            )
+
+
+BUCKET = "torch.distributed.GradBucket"
+
+
+def wrapped_hook(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`fp16_compress_wrapper(hook)`: the hook of that name."""
+    return Ref(name)
+
+
+def bucket_method(
+    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """What a communication hook reads off the bucket that it is called with."""
+    if name in ("buffer", "gradients"):
+        gradient = Tensor(None, torch.spot(node), "grad", frozenset({"gradient"}))
+        return gradient if name == "buffer" else seq([gradient], open=True)
+    return unknown()
 
 
 def mixed_precision(torch: Torch, args: list[Value], kwargs: dict[str, Value], spot: Spot) -> None:

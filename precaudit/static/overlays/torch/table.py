@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from precaudit.static.overlays import Call
-from precaudit.static.overlays.torch import calls, flags, regions, sharding
+from precaudit.static.overlays import Call, Method
+from precaudit.static.overlays.torch import calls, flags, reduction, regions, sharding
 
 CALLS: Mapping[str, Call] = {
     # Regions.
@@ -51,6 +51,8 @@ CALLS: Mapping[str, Call] = {
     "torch.*.script": calls.same_model,
     "torch.*.MixedPrecision": sharding.mixed_precision,
     "torch.*.MixedPrecisionPolicy": sharding.mixed_precision,
+    "torch.*.fp16_compress_wrapper": reduction.wrapped_hook,
+    "torch.*.bf16_compress_wrapper": reduction.wrapped_hook,
     "torch.distributed.*": calls.collective,
     "torch.nn.*": calls.nn,
     "torch.nn.init.*": calls.first,
@@ -70,3 +72,5 @@ CALLS: Mapping[str, Call] = {
     "copy.deepcopy": calls.deepcopy,
     "copy.copy": calls.deepcopy,
 }
+
+METHODS: Mapping[str, Method] = {reduction.BUCKET: reduction.bucket_method}

@@ -66,8 +66,18 @@ class Training:
         """FSDP's mixed-precision policies, and what they are made from."""
         self.policies_used: set[int | None] = set()
         """Those that models are sharded with; None where that is not known."""
-        self.compute_dtypes: list[tuple[Spot, str]] = []
-        """Of 4-bit models."""
+        self.compute_dtypes: dict[int, tuple[Spot, str, Instance]] = {}
+        """Identity of a config of 4-bit models -> where it was written, the dtype that they compute in, itself."""
+        self.quantised: list[tuple[int, Store]] = []
+        """Models that were loaded with such a config."""
+        self.saved_models: list[Dtypes | None] = []
+        """Dtypes of the models that were saved as checkpoints of their own; None where one is not known."""
+        self.as_they_come: list[tuple[Store, Dtypes, Spot]] = []
+        """Models that were loaded in their checkpoints' dtype, that dtype, where."""
+        self.frameworks: list[str] = []
+        """Those that are used here, by the words of a rule's `fixes`."""
+        self.quantised_bases: set[int] = set()
+        """Configs of models on which something is trained, or may be where the model is handed on to."""
         self.unprepared: list[tuple[Spot, Spot | None]] = []
         """Where adapters are put on a k-bit base that nothing prepared, and where that was loaded."""
         self.trainer_prepares = False
@@ -77,7 +87,9 @@ class Training:
         self.returned: list[tuple[Value, Spot]] = []
         """Losses that a framework starts the backward pass from, and where it gets them."""
         self.true_half: list[tuple[Spot, str, Store]] = []
-        """Where Fabric is asked for parameters in 16 bits, which a script that only predicts may do."""
+        """Where a trainer or a Fabric is asked for parameters in 16 bits, which a script that only predicts may do."""
+        self.precisions: list[Value] = []
+        """What Lightning's trainers are asked for."""
         self.mixed = False
         """A framework's trainer is built here that may put autocast around the training step."""
         self.flags: dict[str, Spot] = {}
