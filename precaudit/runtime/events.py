@@ -102,6 +102,8 @@ class StepCalled(NamedTuple):
     """`optimizer.step` was called, inside no other optimizer's step; what came before is settled now."""
 
     optimizer: Any
+    given: bool
+    """It was given something, a closure as a rule."""
 
 
 class StepRuns(NamedTuple):
@@ -276,6 +278,8 @@ class StepBegan(NamedTuple):
     """An optimizer is about to take a step that trains."""
 
     optimizer: Any
+    given: bool
+    """As of StepCalled."""
 
 
 class StepEnded(NamedTuple):

@@ -11,7 +11,10 @@ from torch import Tensor
 
 def differentiable(args: Iterable[Any]) -> bool:
     """Whether a gradient could flow into this op through a direct argument."""
-    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    for arg in args:  # noqa: SIM110  # no generator: this is asked of every op
+        if isinstance(arg, Tensor) and arg.requires_grad:
+            return True
+    return False
 
 
 def trains(args: Iterable[Any]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.autograd.graph
+import torch.optim.optimizer as optimizers
 import torch.utils._python_dispatch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -153,6 +154,17 @@ def parts(tensor: Tensor) -> list[tuple[str, Tensor]]:
     return out
 
 
+def largest_part(tensor: Tensor) -> Tensor:
+    """Of the parts of a wrapper the one that holds most of its numbers; a plain tensor itself."""
+    return tensor if type(tensor) in PLAIN else max((part for _, part in parts(tensor)), key=Tensor.numel)
+
+
+def flattened(tensors: list[Tensor]) -> Tensor:
+    """A copy of all elements of tensors of one dtype, one after the other; half of what `cat` of their views costs."""
+    flat: Tensor = torch._C._nn.flatten_dense_tensors(tensors)
+    return flat.clone() if len(tensors) == 1 else flat
+
+
 def is_tracing() -> bool:
     """Whether this thread is inside a compiler's trace: tensors are fake, and a backward there is no training."""
     return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
@@ -270,6 +282,19 @@ def steps_on_stack() -> int:
         found += frame.f_code is _STEP
         frame = frame.f_back
     return found
+
+
+def unhooked_step(kind: type) -> Callable[..., Any]:
+    """The `step` of a class of optimizers as it is below the wrapper that calls the hooks."""
+    step: Callable[..., Any] = kind.step.__wrapped__  # type: ignore[attr-defined]
+    return step
+
+
+def acted_on_by_hooks(optimizer: Any) -> bool:
+    """Whether a hook of the program's may act inside this optimizer's step: any besides the one pair of ours."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    of_all = max(len(optimizers._global_optimizer_pre_hooks), len(optimizers._global_optimizer_post_hooks))
+    return bool(own) or of_all > 1
 
 
 _STEP = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__

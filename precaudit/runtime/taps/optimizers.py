@@ -54,7 +54,7 @@ class StepTap(Tap):
         self._depth += 1
         if self._depth == 1:
             self._stepping = optimizer
-            self._tell(StepCalled(optimizer))
+            self._tell(StepCalled(optimizer, len(args) > 1 or bool(kwargs)))
             self._tell(StepRuns())
         elif optimizer is not self._stepping:
             self._tell(StepNested(optimizer))

@@ -12,9 +12,9 @@ from torch import Tensor
 from ...model.vocabulary import Site
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES
-from ..events import Boundary, Bus, StepEnded, StepUnseen
+from ..events import Boundary, Bus, StepEnded, StepReturned, StepUnseen
 from .optimizers import Held, group_tensors, parameters, state_tensors, trained
-from .tensors import Tensors
+from .tensors import Record, Tensors
 from .window import Window
 
 COUNTER = re.compile(r"step|count|mu_product|eta$|^mu$|^t$")
@@ -44,6 +44,9 @@ def blocks(kept: Iterable[Held]) -> Iterator[tuple[Held, list[Tensor] | None]]:
     for held in kept:
         by_box.setdefault(held.box or id(held.tensor), []).append(held)
     for box in by_box.values():
+        if not any(held.tensor.dtype in BLOCK_CODES for held in box):  # nearly always
+            yield from [(held, None) for held in box]
+            continue
         codes = [h for h in box if h.tensor.dtype in BLOCK_CODES and h.tensor.numel() >= FEWEST_CODES]
         scales = [h.tensor for h in box if _scales(h)] if codes else []
         of_codes, of_scales = {id(h.tensor) for h in codes}, {id(t) for t in scales}
@@ -82,6 +85,8 @@ class OptimizerRead(NamedTuple):
     """A step of this optimizer is over, and this is what it holds now."""
 
     optimizer: Any
+    kept: list[Held]
+    """All that it keeps from step to step."""
     mine: list[Tensor]
     """The parameters that it trains."""
     moments: dict[tuple[str, Any], Moments]
@@ -97,67 +102,84 @@ class Contents:
 
     def __init__(self, bus: Bus, window: Window, tensors: Tensors) -> None:
         self._bus, self._window, self._tensors = bus, window, tensors
+        self._ending: tuple[Any, list[Held]] | None = None
+        """The optimizer whose step has just ended, and what it keeps, until the program goes on."""
         bus.on(StepUnseen, lambda event: self._label(event.optimizer))
         bus.on(StepEnded, self._step_ended)
         bus.on(Boundary, self._boundary)
+        bus.on(StepReturned, lambda event: self._let_go(), always=True)
 
     def _step_ended(self, event: StepEnded) -> None:
         if self._window.tracing:
+            self._ending = event.optimizer, state_tensors(event.optimizer)
             self._label(event.optimizer)
+
+    def _let_go(self) -> None:
+        """Comes after all that the end of a step led to: from here on the program may change its optimizer."""
+        self._ending = None
+
+    def kept(self, optimizer: Any) -> list[Held]:
+        """What an optimizer keeps from step to step. Asked while a step ends, it is looked up once for all."""
+        if self._ending is not None and self._ending[0] is optimizer:
+            return self._ending[1]
+        return state_tensors(optimizer)
 
     def _label(self, optimizer: Any) -> None:
         """Learns which tensors are the optimizer's, and how it calls them."""
-        for held in state_tensors(optimizer):
-            known = self._tensors.learn(held.tensor)
+        kept = self.kept(optimizer)
+        for held, known in zip(kept, self._tensors.known(held.tensor for held in kept), strict=True):
             if not known.by_optimizer:
+                known = known or self._tensors.learn(held.tensor)
                 known.by_optimizer, known.slot = True, held.name
-        for parameter in parameters(optimizer):
-            self._tensors.learn(private.local(parameter)).by_optimizer = True
+        mine = [private.local(parameter) for parameter in parameters(optimizer)]
+        for own, known in zip(mine, self._tensors.known(mine), strict=True):
+            if not known.by_optimizer:
+                (known or self._tensors.learn(own)).by_optimizer = True
 
     def _boundary(self, event: Boundary) -> None:
         for optimizer in event.optimizers:
             self._bus.tell(self._read(optimizer))
 
     def _read(self, optimizer: Any) -> OptimizerRead:
-        found = OptimizerRead(optimizer, trained(optimizer), {}, {}, {})
-        kept = list(state_tensors(optimizer))
+        kept = self.kept(optimizer)
+        found = OptimizerRead(optimizer, kept, trained(optimizer), {}, {}, {})
         scalar = _scalars(kept)
+        of = self._tensors.of
         for held, block in blocks(kept):
-            tensor, parameter = held.tensor, held.parameter
+            name, tensor, parameter = held.name, held.tensor, held.parameter
+            dtype, because = tensor.dtype, "block-wise"
             if block is None:
-                if not tensor.dtype.is_floating_point:
+                if not dtype.is_floating_point:
                     continue
-                of_many = parameter is None or parameter.numel() > 1
-                if tensor.numel() == 1 and (of_many or held.name in scalar):
-                    found.scalars.setdefault((held.name, tensor.dtype), []).append(tensor)
+                if tensor.numel() == 1 and (parameter is None or parameter.numel() > 1 or name in scalar):
+                    found.scalars.setdefault((name, dtype), []).append(tensor)
                     continue
-                if self._is_master(held):
-                    found.masters.setdefault(tensor.dtype, []).append(tensor)
+                known = of(tensor)
+                if self._is_master(held, known):
+                    found.masters.setdefault(dtype, []).append(tensor)
                     continue
-            kahan = block is None and self._tensors.of(tensor).compensates
-            because = "kahan" if kahan else "" if block is None else "block-wise"
-            group = found.moments.setdefault((because, tensor.dtype), Moments({}, {}, [], []))
-            group.names[held.name] = None
+                because = "kahan" if known.compensates else ""
+            group = found.moments.get((because, dtype))
+            if group is None:
+                group = found.moments[because, dtype] = Moments({}, {}, [], [])
+            group.names[name] = None
             group.tensors.append(tensor)
-            group.scales.extend(block or ())
+            if block:
+                group.scales.extend(block)
             if parameter is not None:
                 group.owners[id(parameter)] = parameter
         for key, tensor in group_tensors(optimizer):
             found.scalars.setdefault((key, tensor.dtype), []).append(tensor)
         return found
 
-    def _is_master(self, held: Held) -> bool:
+    @staticmethod
+    def _is_master(held: Held, known: Record) -> bool:
         """Whether this is a sequence of weights: what parameters are copied from, or what began as a copy of one."""
-        tensor, parameter = held.tensor, held.parameter
-        known = self._tensors.of(tensor)
         if known.is_master or "master" in held.name.lower():
             return True
-        return (
-            parameter is not None
-            and tensor.shape == parameter.shape
-            and known.copies_parameter
-            and known.moved_by_optimizer
-        )
+        if not (known.copies_parameter and known.moved_by_optimizer):
+            return False
+        return held.parameter is not None and held.tensor.shape == held.parameter.shape
 
 
 def made_at(tensors: Tensors, made: Iterable[Tensor]) -> Site | None:

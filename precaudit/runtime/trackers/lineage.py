@@ -15,7 +15,7 @@ from ...model.vocabulary import FLOATING, Kind, Role, Site
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import BackwardEnded, Bus, StepOver
-from ..operands import differentiable, tensors_of
+from ..operands import differentiable, tensors_of, trains
 from ..operations import (
     BACKWARD,
     FORWARD,
@@ -331,8 +331,10 @@ class Flow:
         An average that is upcast, moved and rounded back at each step accumulates in the lower dtype all the same.
         What is only subtracted is no part of a sum: the rounded value in an error that is carried to the next step.
         """
+        if trains(args):  # nearly always
+            return
         inputs = tensors_of(args)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        if trains(inputs):
             return
         origins: frozenset[Record] = frozenset()
         from_parameter = from_gradient = decays = False
@@ -424,4 +426,4 @@ class Flow:
         return [known.lineage for known in self.tensors.living() if known.lineage is not None]
 
     def step_boundary(self) -> None:
-        self.marked = any(known.marks for known in self.tensors.living())
+        self.marked = self.marked and any(known.marks for known in self.tensors.living())

@@ -22,6 +22,10 @@ def trained(optimizer: Any) -> list[Tensor]:
     return [p for p in parameters(optimizer) if p.requires_grad or p.grad is not None or state.get(p)]
 
 
+PLAIN = frozenset({Tensor, int, float, bool, str, type(None)})
+"""What an optimizer usually keeps for a parameter: no boxes within boxes."""
+
+
 class Held(NamedTuple):
     """One tensor that an optimizer keeps."""
 
@@ -46,26 +50,34 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     return [inner for inner in found if isinstance(getattr(inner, "param_groups", None), list)]
 
 
-def state_tensors(optimizer: Any) -> Iterator[Held]:
+def state_tensors(optimizer: Any) -> list[Held]:
     """Every tensor an optimizer keeps from step to step: in its state, in its attributes, in the optimizers it wraps.
 
     Parameters, their gradients and what shares their memory are no state. An attribute counts where it is filed under
     a parameter or its name, or has the shape of one; scratch buffers and schedules have neither.
     """
-    seen: set[int] = set()
+    found: dict[int, Held] = {}
+    """By `id` of the tensor."""
     for one in (optimizer, *inner_optimizers(optimizer)):
         for held in _kept_by(one):
-            if id(held.tensor) not in seen:
-                seen.add(id(held.tensor))
-                yield held
+            found.setdefault(id(held.tensor), held)
+    return list(found.values())
 
 
 def _kept_by(optimizer: Any) -> Iterator[Held]:
     mine = parameters(optimizer)
     own = {id(t) for p in mine for t in (p, p.grad)}
-    for owner, held in list(optimizer.state.items()):
+    for owner, state in list(optimizer.state.items()):
         parameter = owner if isinstance(owner, Tensor) else None
-        kept = _nested(owner if isinstance(owner, str) else "", held, parameter, 0, 0)
+        if parameter is not None and type(state) is dict and PLAIN.issuperset(map(type, state.values())):
+            box = id(state)  # nearly always, and there are thousands
+            yield from [
+                Held(name if type(name) is str else "", item, owner, box)
+                for name, item in state.items()
+                if type(item) is Tensor and id(item) not in own
+            ]
+            continue
+        kept = _nested(owner if isinstance(owner, str) else "", state, parameter, 0, 0)
         yield from (h for h in kept if id(h.tensor) not in own)
     elsewhere = [*_in_groups(optimizer), *_in_attributes(optimizer, {tuple(p.shape) for p in mine})]
     if elsewhere:
@@ -106,7 +118,7 @@ def _nested(path: str, value: Any, parameter: Tensor | None, depth: int, box: in
         for key, item in list(value.items()):
             name = key if isinstance(key, str) else ""
             name = f"{path}.{name}".strip(".") if path else name
-            if type(item) is Tensor:  # nearly always, and there are thousands
+            if type(item) is Tensor:
                 yield Held(name, item, parameter, id(value))
             else:
                 yield from _nested(name, item, parameter, depth + 1, id(value))
@@ -132,6 +144,8 @@ def group_tensors(optimizer: Any) -> Iterator[tuple[str, Tensor]]:
 
 def nbytes(tensor: Tensor) -> int:
     """Bytes this rank holds for the tensor; of a sparse one, its values; of a wrapper, all its parts."""
+    if type(tensor) in private.PLAIN and tensor.layout is torch.strided:  # nearly always
+        return int(tensor.nbytes)
     total = 0
     for _, own in private.parts(tensor):
         if own.layout is not torch.strided:

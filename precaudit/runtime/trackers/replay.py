@@ -13,10 +13,8 @@ Known limitations: what passes through Python numbers (`.item()`) is as rounded 
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +25,8 @@ from ..dtypes import LOW
 from ..guard import is_programs_own
 from ..process.ledger import Ledger
 from . import samples
+from .kept import Numbers, columns
+from .kept import rows as numbers_of
 
 ELEMENTWISE = frozenset("copy_ _to_copy clone zero_ fill_ masked_fill_".split())
 """Ops that torch does not tag as pointwise, and are."""
@@ -38,55 +38,7 @@ OVERWRITING = frozenset("copy_ zero_ fill_ _foreach_copy_ _foreach_zero_".split(
 ABOUT = 2.0**-6
 """What low precision may change a number by, of its size."""
 MANY = 1 << 20
-"""Elements that are measured together, and that may lie in shadows of freed memory."""
-LONG = 1 << 14
-"""From so many elements on a tensor is summed up by itself."""
-
-
-class Numbers(NamedTuple):
-    """What one tensor kept of an update."""
-
-    should_move: float
-    """Elements that float32 would have changed."""
-    stuck: float
-    """Those of them whose bits did not change."""
-    error2: float
-    """The squared norm of what was kept less the exact result."""
-    step2: float
-    """The squared norm of the exact step."""
-    exact2: float
-    """The squared norm of the exact result. Not finite, as are the others, where the tensor holds inf or nan."""
-
-
-@dataclass(slots=True)
-class Totals:
-    """Numbers summed over tensors and steps."""
-
-    should_move: float = 0.0
-    stuck: float = 0.0
-    error2: float = 0.0
-    step2: float = 0.0
-    exact2: float = 0.0
-    infinite: int = 0
-    """Times a tensor held inf or nan, and was not measured."""
-
-    def add(self, numbers: Numbers) -> None:
-        if math.isfinite(numbers.error2) and math.isfinite(numbers.step2):
-            self.should_move += numbers.should_move
-            self.stuck += numbers.stuck
-            self.error2 += numbers.error2
-            self.step2 += numbers.step2
-            self.exact2 += numbers.exact2
-        else:
-            self.infinite += 1
-
-    def join(self, other: Totals) -> None:
-        self.should_move += other.should_move
-        self.stuck += other.stuck
-        self.error2 += other.error2
-        self.step2 += other.step2
-        self.exact2 += other.exact2
-        self.infinite += other.infinite
+"""Elements that may lie in shadows of freed memory."""
 
 
 class Unknown(Exception):
@@ -525,7 +477,7 @@ class Replay:
 
     def measure(self, pairs: Iterable[tuple[Tensor, Shadow]], use: Callable[[int, Numbers], None]) -> None:
         """Compares each tensor with its shadow; `use` gets the index of each and its numbers at the next settle."""
-        batches: dict[Any, list[Row]] = {}
+        by_kind: dict[Any, list[Row]] = {}
         for index, (tensor, shadow) in enumerate(pairs):
             if shadow.exact is None or shadow.before is None or shadow.dtype is not tensor.dtype:
                 continue
@@ -538,42 +490,26 @@ class Replay:
                 after = _in_memory(tensor, shadow.first, shadow.last, shadow.stride)
             if not exact.numel() == before.numel() == after.numel() > 0:  # resized since
                 continue
-            kind = (tensor.dtype, exact.dtype, tensor.device, exact.numel() >= LONG)
-            batches.setdefault(kind, []).append(
+            by_kind.setdefault((tensor.dtype, exact.dtype, tensor.device), []).append(
                 Row(index, tensor.numel() / exact.numel(), *(held.reshape(-1) for held in (exact, before, after)))
             )
-        for (*_, alone), rows in batches.items():
-            begin = size = 0
-            for end, row in enumerate(rows, start=1):
-                size += len(row.exact)
-                if alone or size > MANY or end == len(rows):
-                    self._compare(rows[begin:end], use)
-                    begin, size = end, 0
+        for rows in by_kind.values():
+            for batch in samples.batches(len(row.exact) for row in rows):
+                self._compare([rows[index] for index in batch], use)
 
     def _compare(self, rows: list[Row], use: Callable[[int, Numbers], None]) -> None:
         """Five sums for each row, in a few large operations for all of them."""
-        alone = len(rows) == 1
         exact, before, after = (
-            held[0] if alone else torch.cat(held)
+            held[0] if len(rows) == 1 else torch.cat(held)
             for held in ([r.exact for r in rows], [r.before for r in rows], [r.after for r in rows])
         )
-        wide = after.to(exact.dtype)
-        step, error = exact - before, exact - wide
-        should = step != 0
-        stuck = should & (wide == before)
-        if alone:
-            sums = [should.sum(), stuck.sum(), *(torch.dot(each, each) for each in (error, step, exact))]
-        else:
-            each = (should.to(exact.dtype), stuck.to(exact.dtype), error.square(), step.square(), exact.square())
-            by = torch.tensor([len(row.exact) for row in rows], device=exact.device)
-            sums = [torch.segment_reduce(column, "sum", lengths=by, unsafe=True) for column in each]
-        told = [(row.at, row.stands_for) for row in rows]
+        indices, stand_for = [row.at for row in rows], [row.stands_for for row in rows]
 
         def read(values: list[float]) -> None:
-            for at, (index, stands_for) in enumerate(told):
-                use(index, Numbers(*(stands_for * value for value in values[at :: len(told)])))
+            for index, numbers in zip(indices, numbers_of(values, stand_for), strict=True):
+                use(index, numbers)
 
-        self.ledger.defer(sums, read)
+        self.ledger.defer(columns(exact, before, after, [len(row.exact) for row in rows]), read)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -6,11 +6,16 @@ Nothing here draws a random number.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 SAMPLE = 65_536
+LONG = 1 << 14
+"""From so many elements on a tensor is summed up by itself."""
+MANY = 1 << 20
+"""Elements of shorter ones that are summed up together."""
 _limits = {"off": 0, "sample": SAMPLE, "full": sys.maxsize}
 _limit = SAMPLE
 
@@ -40,6 +45,29 @@ def sample(tensor: Tensor) -> Tensor | None:
     if not tensor.is_contiguous():
         return None
     return tensor.detach().view(-1)[:: stride(tensor.numel())]
+
+
+def batches(sizes: Iterable[int]) -> Iterator[list[int]]:
+    """Indices of tensors with these numbers of elements: the long ones each alone, many short ones together."""
+    together: list[int] = []
+    room = MANY
+    for index, size in enumerate(sizes):
+        if size >= LONG:
+            yield [index]
+            continue
+        if size > room:
+            yield together
+            together, room = [], MANY
+        together.append(index)
+        room -= size
+    if together:
+        yield together
+
+
+def sums(flat: Tensor, sizes: list[int]) -> Tensor:
+    """The sum of each of these many neighbouring stretches of a flat tensor."""
+    lengths = torch.tensor(sizes, device=flat.device)
+    return torch.segment_reduce(flat, "sum", lengths=lengths, unsafe=True)
 
 
 def underflow(tensor: Tensor) -> list[Tensor]:

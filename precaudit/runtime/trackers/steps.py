@@ -105,7 +105,7 @@ class Steps:
 
     def _step_called(self, event: StepCalled) -> None:
         if not self._is_trial(event.optimizer):
-            self._bus.tell(StepBegan(event.optimizer))
+            self._bus.tell(StepBegan(event.optimizer, event.given))
 
     def _step_returned(self, event: StepReturned) -> None:
         """A step that began before any backward counts all the same where its closure had one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class Leaf(Place):
         self.scaled: tuple[weakref.ref[Any], int] | None = None
         """Its gradient carries a loss scale: by which scaler, in which generation."""
         self.numbers: Any = None
-        """What its updates lost: replay.Totals."""
+        """What its updates lost: kept.Totals."""
 
 
 class Record:
@@ -225,6 +225,14 @@ class Tensors:
                 if len(self._records) > self._many:  # a long evaluation has no step boundary
                     self.forget_expired()
         return found
+
+    def known(self, tensors: Iterable[Tensor]) -> list[Record]:
+        """The records of many tensors, each with storage, to read only."""
+        find, address = self._records.get, _address
+        try:
+            return [find(address(tensor), NOBODY) for tensor in tensors]
+        except private.NO_STORAGE:
+            return [self.of(tensor) for tensor in tensors]
 
     def leaf(self, tensor: Tensor) -> Leaf | None:
         """The leaf that this tensor is, or a view of it, where it was met."""

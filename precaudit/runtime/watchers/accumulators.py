@@ -14,11 +14,11 @@ from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
 from ..process.ledger import Observation
 from ..trackers.graph import GraphWalked
+from ..trackers.kept import Totals
 from ..trackers.lineage import Flow
 from ..trackers.micro_batches import MicroBatches
 from ..trackers.modules import Modules
 from ..trackers.optimizers import nbytes
-from ..trackers.replay import Totals
 from ..trackers.steps import Steps
 from ..trackers.tensors import Tensors
 from . import Watcher

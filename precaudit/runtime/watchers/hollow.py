@@ -49,11 +49,11 @@ class Hollow(Watcher):
         if not limit():
             return
         most = limit() if limit() > SAMPLE else SAMPLED
-        own = [private.local(p).detach() for p in parameters]
-        samples = [t.reshape(-1)[:most] for t in own if t.dtype is torch.float32 and t.numel() >= FEWEST]
+        own = (private.local(p) for p in parameters)
+        samples = [t if t.numel() <= most else t.reshape(-1)[:most] for t in own if _may_be_hollow(t)]
         if not samples or len({sample.device for sample in samples}) > 1:
             return
-        now = torch.cat(samples)
+        now = private.flattened(samples)
         low_bits = (now.view(torch.int32) & 0xFFFF) != 0
         before = self.before.get(optimizer)
         self.before[optimizer] = now
@@ -88,3 +88,7 @@ class Hollow(Watcher):
                 evidence={"hollow": 1.0},
             ),
         )
+
+
+def _may_be_hollow(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.numel() >= FEWEST

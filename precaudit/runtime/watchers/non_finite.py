@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..dtypes import DTYPE_NAMES
+from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Attempted, Boundary, Bus, LossScaled, PassDropped, WindowOpened
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
@@ -25,6 +25,7 @@ from ..trackers.micro_batches import GradientsReady
 from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
 from ..trackers.origins import READABLE, Origin, Origins
+from ..trackers.samples import LONG, batches, sums
 from ..trackers.steps import Steps
 from ..trackers.window import MANY_SKIPS, Window
 from . import Watcher
@@ -155,7 +156,7 @@ class NonFinite(Watcher):
         return scaler is None or self._loss_scale.state(scaler).skips.smallest <= LOW_SCALE
 
     def _look(self, what: str, pairs: list[tuple[Tensor, Tensor]], into: list[Found]) -> None:
-        """One norm per tensor, all read at once; which of them is not finite is asked only where one is not."""
+        """A norm of each tensor, all read at once; which of them is not finite is asked only where one is not."""
         if not self.watches:
             return
         by_kind: dict[tuple[Any, Any], list[tuple[Tensor, Tensor]]] = {}
@@ -163,9 +164,11 @@ class NonFinite(Watcher):
             plain = type(tensor) in private.PLAIN and tensor.layout is torch.strided and tensor.dtype in READABLE
             if plain and tensor.numel() and tensor.untyped_storage().nbytes() and not private.is_capturing(tensor):
                 by_kind.setdefault((tensor.device, tensor.dtype), []).append((owner, tensor))
-        for (_, dtype), held in by_kind.items():
-            norms = torch.stack(_norms([tensor for _, tensor in held], dtype))
-            numbers = [self._origins.last(tensor) for _, tensor in held]
+        following = self._origins.following
+        for held in by_kind.values():
+            held.sort(key=lambda pair: pair[1].numel() < LONG)
+            norms = _norms([tensor for _, tensor in held])
+            numbers = [self._origins.last(tensor) if following else -1 for _, tensor in held]
             self._ledger.defer([norms.sum()], self._reader(what, held, norms, numbers, into))
 
     def _reader(
@@ -265,9 +268,13 @@ def _word(value: float) -> str:
     return "nan" if value != value else "inf"
 
 
-def _norms(tensors: list[Tensor], dtype: Any) -> list[Tensor]:
-    """Each tensor's norm in a dtype that holds it; a NaN or inf among its elements shows."""
-    tensors = [tensor.detach() for tensor in tensors]
-    if dtype.itemsize < 4:
-        return [norm.float() for norm in torch._foreach_norm(tensors, 2, dtype=torch.float32)]
-    return list(torch._foreach_norm(tensors))
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """A norm of each tensor, the long ones first, in a dtype that holds it; a NaN or inf among its elements shows."""
+    wide = torch.float32 if tensors[0].dtype in LOW else tensors[0].dtype
+    sizes = [tensor.numel() for tensor in tensors]
+    long = sum(size >= LONG for size in sizes)
+    norms = [torch.stack(torch._foreach_norm(tensors[:long], 2, dtype=wide))] if long else []
+    for batch in batches(sizes[long:]):
+        flat = private.flattened([tensors[long + index] for index in batch]).abs_()
+        norms.append(sums(flat.to(wide), [sizes[long + index] for index in batch]))
+    return torch.cat(norms)

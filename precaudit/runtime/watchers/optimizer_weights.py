@@ -20,7 +20,7 @@ from ..trackers.claims import Account
 from ..trackers.contents import OptimizerRead
 from ..trackers.loss_scale import LossScale
 from ..trackers.modules import Modules
-from ..trackers.optimizers import nbytes, state_tensors
+from ..trackers.optimizers import Held, nbytes
 from ..trackers.tensors import Tensors
 from . import Watcher
 from .updates import Updates
@@ -51,18 +51,19 @@ class OptimizerWeights(Watcher):
         bus.on(OptimizerRead, self._optimizer_read)
 
     def _optimizer_read(self, event: OptimizerRead) -> None:
-        rows = self._weights(event.optimizer, event.mine)
+        rows = self._weights(event)
         for dtype, tensors in event.masters.items():
             self._masters(rows, event.optimizer, dtype, tensors)
         self._ledger.renew((OptimizerWeights, id(event.optimizer)), rows)
 
-    def _weights(self, optimizer: Any, mine: list[Tensor]) -> dict[Any, Observation]:
+    def _weights(self, event: OptimizerRead) -> dict[Any, Observation]:
         """What the optimizer steps on, by role and dtype."""
+        optimizer, mine = event.optimizer, event.mine
         name, site = type(optimizer).__name__, self._modules.built_at.get(optimizer)
         rows: dict[Any, Observation] = {}
         held: dict[tuple[Role, Any], list[Tensor]] = {}
         for parameter in mine:
-            own = max((part for _, part in private.parts(parameter)), key=torch.Tensor.numel)
+            own = private.largest_part(parameter)
             role = self._weight_role(optimizer, parameter, own)
             if role is not None:
                 held.setdefault((role, own.dtype), []).append(parameter)
@@ -81,7 +82,7 @@ class OptimizerWeights(Watcher):
             )
             if dtype in LOW:
                 self._updates.of_parameters(seen, params)
-                self._compensated(optimizer, seen, params)
+                self._compensated(event.kept, seen, params)
                 if role is Role.ADAPTER_PARAMETER and self._loss_scale.missing:
                     seen.attrs["loss_scaling"] = "none"
             if role is Role.MASTER_WEIGHT and self._adapted.swapped(params):
@@ -90,23 +91,23 @@ class OptimizerWeights(Watcher):
             rows[OptimizerWeights, id(optimizer), role, dtype] = seen
         return rows
 
-    def _compensated(self, optimizer: Any, seen: Observation, params: Iterable[Tensor]) -> None:
+    def _compensated(self, kept: list[Held], seen: Observation, params: Iterable[Tensor]) -> None:
         """Why low-precision parameters may be updated in place: no update is lost, or lost ones even out."""
         kinds = [self._tensors.of(private.local(p)).writes or () for p in params]
-        if all(p.dtype is torch.bfloat16 for p in params) and self._holds_lower_halves(optimizer, params):
+        if all(p.dtype is torch.bfloat16 for p in params) and self._holds_lower_halves(kept, params):
             seen.attrs["allowed_because"] = "float32-master"
-        elif all("kahan" in kind for kind in kinds) or self._carries_lost_bits(optimizer, params):
+        elif all("kahan" in kind for kind in kinds) or self._carries_lost_bits(kept, params):
             seen.attrs["allowed_because"] = "kahan"
         elif all("stochastic" in kind and "update" not in kind for kind in kinds):
             seen.attrs["allowed_because"] = "stochastic-rounding"
 
     @staticmethod
-    def _holds_lower_halves(optimizer: Any, params: Iterable[Tensor]) -> bool:
+    def _holds_lower_halves(kept: list[Held], params: Iterable[Tensor]) -> bool:
         """Whether 16-bit integers beside the parameters complete them to float32: weight and remainder are one master.
 
         They need no name. What else is an integer for each element, a mask or an age, leaves most of its bits unused.
         """
-        halves = [h for h in state_tensors(optimizer) if h.tensor.dtype in HALVES]
+        halves = [h for h in kept if h.tensor.dtype in HALVES]
         filed = {id(h.parameter) for h in halves if h.parameter is not None and _same_size(h.tensor, h.parameter)}
         loose = Counter(h.tensor.numel() for h in halves if h.parameter is None)
         loose.subtract(p.numel() for p in params if id(p) not in filed)
@@ -116,11 +117,11 @@ class OptimizerWeights(Watcher):
         return any(int(part.max()) > LARGEST_TALLY for part in parts)
 
     @staticmethod
-    def _carries_lost_bits(optimizer: Any, params: Iterable[Tensor]) -> bool:
+    def _carries_lost_bits(kept: list[Held], params: Iterable[Tensor]) -> bool:
         """Whether integers of each parameter's own shape hold the bits that its dtype cannot."""
         held = {
             id(h.parameter)
-            for h in state_tensors(optimizer)
+            for h in kept
             if h.parameter is not None
             and h.tensor.dtype in (torch.int8, torch.int16)
             and h.tensor.shape == h.parameter.shape

@@ -26,9 +26,12 @@ from ..operations import BACKWARD, BEFORE_WRITE, CLOSURE, FORWARD, OPTIMIZER, He
 from ..optable import COPIES, REDUCTION_COLLECTIVES
 from ..process.ledger import Ledger, Observation
 from ..trackers import samples
+from ..trackers.contents import Contents
+from ..trackers.flat_steps import FlatStep, flat_step
+from ..trackers.kept import Numbers, Totals
 from ..trackers.modules import Modules
-from ..trackers.optimizers import parameters, state_tensors
-from ..trackers.replay import Numbers, Replay, Totals, computes
+from ..trackers.optimizers import parameters
+from ..trackers.replay import Replay, computes
 from ..trackers.tensors import Leaf, Tensors
 from ..trackers.window import Window
 from . import Watcher
@@ -60,7 +63,9 @@ class Updates(Watcher):
         modules: Modules,
         writes: Writes,
         replay: Replay,
+        contents: Contents,
     ) -> None:
+        self._contents = contents
         self._window = window
         self._tensors = tensors
         self._ledger = ledger
@@ -69,6 +74,8 @@ class Updates(Watcher):
         self.replay = replay
         self.sums = Totals()
         """Of gradients that several micro-batches were added to."""
+        self._flat: FlatStep | None = None
+        """The step that is going on, where it is measured as a whole and its ops need not be followed."""
         self._state: weakref.WeakKeyDictionary[Any, dict[tuple[str, Any], Totals]] = weakref.WeakKeyDictionary()
         """Optimizer -> (name, dtype) of its state -> numbers."""
 
@@ -95,7 +102,8 @@ class Updates(Watcher):
             return
         phase = self._window.phase
         if self._follows(args):
-            self.replay.write(func, args, kwargs, keeps=phase != OPTIMIZER)
+            if self._flat is None:
+                self.replay.write(func, args, kwargs, keeps=phase != OPTIMIZER)
             return
         ends = name in REDUCTION_COLLECTIVES
         targets = tensors_of(args[:1]) if ends else self.replay.targets(func, args, kwargs)
@@ -119,12 +127,14 @@ class Updates(Watcher):
 
     def made(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Follows the values that a step computes."""
+        if self._flat is not None:
+            return
         if (self.replay or _any_low((*args, out)) or kwargs) and self._follows(args):
             self.replay.made(func, name, args, kwargs, out)
 
     def by_kernel(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A library's kernel has written to what it was given."""
-        if self._follows(args):
+        if self._flat is None and self._follows(args):
             self.replay.overwritten(func, args, kwargs or {})
 
     def _follows(self, args: Any) -> bool:
@@ -137,10 +147,13 @@ class Updates(Watcher):
         """What was followed up to here ends: the step reads what there is."""
         self.finish()
         self.replay.begin()
+        whole = self._window.tracing and samples.limit() and not event.given
+        self._flat = flat_step(event.optimizer) if whole else None
 
     def _backward_began(self, event: BackwardBegan) -> None:
         """A closure's backward inside a step: where parameters have moved already, it is more than one step."""
         if self._window.phase == OPTIMIZER:
+            self._flat = None
             self.replay.begin(self.replay.spoiled or self.replay.moved)
 
     def _backward_ended(self, event: BackwardEnded) -> None:
@@ -151,7 +164,16 @@ class Updates(Watcher):
 
     def _step_ended(self, event: StepEnded) -> None:
         """Compares parameters and state with what float32 would have made of them."""
-        if self.replay and not self.replay.spoiled:
+        flat, self._flat = self._flat, None
+        if flat is not None:
+            of_state = self._state.setdefault(event.optimizer, {})
+
+            def use(parameter: Tensor, dtype: Any, name: str, numbers: Numbers) -> None:
+                total = of_state.setdefault((name, dtype), Totals()) if name else self._of(parameter)
+                total.add(numbers)
+
+            flat.measure(self._ledger, use)
+        elif self.replay and not self.replay.spoiled:
             self._measure_step(event.optimizer)
         self.replay.begin()
 
@@ -164,7 +186,7 @@ class Updates(Watcher):
                 pairs.append((own, shadow))
                 totals.append(self._of(parameter))
         of_state = self._state.setdefault(optimizer, {})
-        for held in state_tensors(optimizer):
+        for held in self._contents.kept(optimizer):
             shadow = self.replay.shadow_of(held.tensor) if held.tensor.dtype in LOW else None
             if shadow is not None:
                 pairs.append((held.tensor, shadow))

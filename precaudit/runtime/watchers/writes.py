@@ -20,10 +20,11 @@ from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..process.ledger import Ledger, Observation
 from ..sites import in_user_hook, user_site
 from ..trackers.holders import Holders
+from ..trackers.kept import Totals
 from ..trackers.lineage import CastOf, Flow
 from ..trackers.micro_batches import MicroBatches
 from ..trackers.modules import Modules
-from ..trackers.replay import Replay, Totals
+from ..trackers.replay import Replay
 from ..trackers.tensors import Place, Record, Tensors
 from ..trackers.window import Window
 from . import Registration, Watcher

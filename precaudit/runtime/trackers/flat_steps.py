@@ -1,0 +1,239 @@
+"""Takes a step of torch's own elementwise optimizers again, in float32, on a few long tensors for all parameters.
+
+An update that treats each element by itself gives the same on many parameters in a row as on one after the other. What
+replay.py finds op by op and tensor by tensor is found here in some twenty operations, for what torch computes itself.
+
+Known limitations: none of it for an optimizer that anything else might act on inside its step, hooks or a closure, and
+none for the first step, which makes the state: there the ops are followed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import torch_private as private
+from ..dtypes import LOW
+from ..guard import is_programs_own
+from ..process.ledger import Ledger
+from . import samples
+from .kept import Numbers, columns, rows
+
+ELEMENTWISE = frozenset(
+    getattr(torch.optim, name)
+    for name in "SGD Adam AdamW NAdam RAdam Adamax RMSprop Adagrad Adadelta Rprop ASGD".split()
+)
+STATELESS = frozenset({torch.optim.SGD})
+"""They may keep nothing for a parameter."""
+NUMBERS = frozenset("step mu_product eta mu".split())
+"""State that is one number for a parameter."""
+
+Use = Callable[[Tensor, Any, str, Numbers], None]
+"""Gets the numbers of one tensor: whose it is, its dtype, and the name of the state, "" for the parameter itself."""
+
+
+class Member(NamedTuple):
+    """One parameter of a step."""
+
+    parameter: Tensor
+    state: dict[str, Any]
+    elements: int
+    """Of which the sample consists."""
+
+
+class Kind(NamedTuple):
+    """What parameters have in common that are stepped on together."""
+
+    group: int
+    dtype: torch.dtype
+    device: torch.device
+    gradient: torch.dtype
+    state: tuple[tuple[str, torch.dtype], ...]
+    """Names and dtypes of what is as long as the parameter."""
+
+
+class Chunk(NamedTuple):
+    """Some parameters of one kind, as they were before the step, each of these flat."""
+
+    members: list[Member]
+    kind: Kind
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Tensor]
+    numbers: dict[str, Any]
+    """State that is one number for each of them, and the same one."""
+
+
+class Unusual(Exception):
+    """Something is not as torch's own optimizers leave it: the ops of this step are to be followed."""
+
+
+class FlatStep:
+    """A step that is about to be taken: what it will read, in a few copies."""
+
+    def __init__(self, optimizer: Any, chunks: list[Chunk]) -> None:
+        self._optimizer, self._chunks = optimizer, chunks
+
+    def measure(self, ledger: Ledger, use: Use) -> None:
+        """The step is over: takes it again in float32, and compares. `use` is called at the next settle."""
+        chunks, self._chunks = self._chunks, []
+        while chunks:  # what each of them holds is let go of before the next
+            chunk = chunks.pop()
+            twin, exact = self._again(chunk)
+            self._compare(ledger, chunk, "", chunk.parameter, exact, use)
+            for name, before in chunk.state.items():
+                self._compare(ledger, chunk, name, before, twin[name], use)
+
+    def _again(self, chunk: Chunk) -> tuple[dict[str, Any], Tensor]:
+        """The state and the parameters that float32 makes of a chunk."""
+        optimizer = self._optimizer
+        exact = _widened(chunk.parameter)
+        exact.grad = _widened(chunk.gradient)
+        state = {name: _widened(value) for name, value in chunk.state.items()} | chunk.numbers
+        group = {**optimizer.param_groups[chunk.kind.group], "params": [exact], "foreach": False, "fused": False}
+        # Made without its constructor, and stepped without its hooks: they would tell of it.
+        twin = object.__new__(type(optimizer))
+        twin.__dict__.update(vars(optimizer), param_groups=[group], state=defaultdict(dict, {exact: state}))
+        private.unhooked_step(type(optimizer))(twin)
+        return twin.state[exact], exact
+
+    @staticmethod
+    def _compare(ledger: Ledger, chunk: Chunk, name: str, before: Tensor, exact: Tensor, use: Use) -> None:
+        if before.dtype not in LOW:
+            return
+        held = [(one.state.get(name) if name else one.parameter) for one in chunk.members]
+        sizes = [one.elements for one in chunk.members]
+        if not all(isinstance(t, Tensor) and t.dtype is before.dtype for t in held):
+            return
+        after = _flat(held)
+        if after.numel() != exact.numel():  # resized since
+            return
+        stand_for = [one.parameter.numel() / one.elements for one in chunk.members]
+
+        def read(values: list[float]) -> None:
+            for one, numbers in zip(chunk.members, rows(values, stand_for), strict=True):
+                use(one.parameter, before.dtype, name, numbers)
+
+        ledger.defer(columns(exact, _widened(before), after, sizes), read)
+
+
+def flat_step(optimizer: Any) -> FlatStep | None:
+    """What the step that is about to be taken will read; None where its ops are to be followed."""
+    if type(optimizer) not in ELEMENTWISE or private.acted_on_by_hooks(optimizer):
+        return None
+    try:
+        by_kind: dict[Kind, list[Member]] = {}
+        for kind, member in _members(optimizer):
+            if kind.dtype in LOW or any(dtype in LOW for _, dtype in kind.state):
+                by_kind.setdefault(kind, []).append(member)
+        return FlatStep(optimizer, [chunk for kind, members in by_kind.items() for chunk in _chunks(kind, members)])
+    except Unusual:
+        return None
+    except Exception as error:
+        if is_programs_own(error):
+            raise
+        return None
+
+
+def _members(optimizer: Any) -> Iterator[tuple[Kind, Member]]:
+    """Every parameter that the step will move."""
+    if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
+        raise Unusual
+    seen: set[tuple[int, int]] = set()
+    limit = samples.limit()
+    for index, group in enumerate(optimizer.param_groups):
+        given = [value for key, value in group.items() if key != "params"]
+        if any(isinstance(value, Tensor) for value in given) or group.get("differentiable") or group.get("capturable"):
+            raise Unusual
+        keeps_nothing = type(optimizer) in STATELESS and not group["momentum"]
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            state = optimizer.state.get(parameter) or {}
+            place = private.storage_address(parameter), parameter.storage_offset()
+            if place in seen or not (state or keeps_nothing):
+                raise Unusual
+            seen.add(place)
+            own = _own(parameter, gradient, {} if keeps_nothing else state)
+            elements = parameter.numel()
+            if elements > limit:
+                elements = len(_sample([parameter, gradient, *(state[name] for name, _ in own)])[0])
+            kind = Kind(index, parameter.dtype, parameter.device, gradient.dtype, own)
+            if elements:
+                yield kind, Member(parameter, state, elements)
+
+
+def _own(parameter: Tensor, gradient: Tensor, state: dict[str, Any]) -> tuple[tuple[str, torch.dtype], ...]:
+    """Names and dtypes of the state that is as long as its parameter, all of it plain."""
+    if type(parameter) not in private.PLAIN or type(gradient) is not Tensor or gradient.layout is not torch.strided:
+        raise Unusual
+    if parameter.is_complex():
+        raise Unusual
+    found = []
+    for name, value in state.items():
+        if name in NUMBERS:
+            if isinstance(value, Tensor) and (value.dtype in LOW or value.device.type != "cpu" or value.numel() != 1):
+                raise Unusual
+        elif value is not None:
+            if type(value) is not Tensor or value.shape != parameter.shape:
+                raise Unusual
+            found.append((name, value.dtype))
+    return tuple(found)
+
+
+def _chunks(kind: Kind, members: list[Member]) -> Iterator[Chunk]:
+    numbers = _numbers(members)
+    for batch in samples.batches(one.elements for one in members):
+        mine = [members[index] for index in batch]
+        state = {name: _flat([one.state[name] for one in mine]) for name, _ in kind.state}
+        gradient = _flat([one.parameter.grad for one in mine])
+        fresh = {name: value.clone() if isinstance(value, Tensor) else value for name, value in numbers.items()}
+        yield Chunk(mine, kind, _flat([one.parameter for one in mine]), gradient, state, fresh)
+
+
+def _numbers(members: list[Member]) -> dict[str, Any]:
+    """The state that is one number for each of them, where it is the same for all."""
+    found = {name: value for name, value in members[0].state.items() if name in NUMBERS or value is None}
+    for name, value in found.items():
+        others = [one.state.get(name) for one in members]
+        if isinstance(value, Tensor):
+            together = private.flattened([other for other in others if isinstance(other, Tensor)])
+            alike = together.numel() == len(members) and bool((together == together[0]).all())
+        else:
+            alike = all(type(other) is type(value) and other == value for other in others)
+        if not alike:
+            raise Unusual
+    return found
+
+
+def _flat(tensors: list[Any]) -> Tensor:
+    """All of their elements, of long ones a sample."""
+    limit = samples.limit()
+    return private.flattened([t if t.numel() <= limit else _sample([t])[0] for t in tensors])
+
+
+def _sample(tensors: list[Tensor]) -> list[Tensor]:
+    """Every so many elements of tensors that lie alike in memory, without gaps."""
+    first = tensors[0]
+    step = samples.stride(first.numel())
+    for tensor in tensors:
+        if tensor.stride() != first.stride() or tensor.shape != first.shape or not _is_dense(tensor):
+            raise Unusual
+    count = -(-first.numel() // step)
+    return [torch.as_strided(tensor.detach(), (count,), (step,), tensor.storage_offset()) for tensor in tensors]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its elements fill their stretch of memory, each once."""
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.is_contiguous() or (last + 1 == tensor.numel() and 0 not in tensor.stride())
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """A copy in which every step counts."""
+    return tensor.to(torch.float32 if tensor.dtype in LOW else tensor.dtype, copy=True)
