@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from precaudit.model.wire import Report
-from precaudit.runtime.trackers import replay
+from precaudit.runtime.trackers import flat_steps, kept, replay
 
 WIDTH = 300
 """300 x 300 is more than one sample."""
@@ -29,13 +29,13 @@ def pure_bfloat16() -> None:
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of what was compared with its float32 replay."""
     sizes: list[int] = []
-    compare = replay.Replay._compare
 
-    def counting(replayed: replay.Replay, rows: list[replay.Row], *rest: Any) -> None:
-        sizes.extend(len(row.exact) for row in rows)
-        compare(replayed, rows, *rest)
+    def counting(exact: torch.Tensor, before: torch.Tensor, after: torch.Tensor, lengths: list[int]) -> Any:
+        sizes.extend(lengths)
+        return kept.columns(exact, before, after, lengths)
 
-    monkeypatch.setattr(replay.Replay, "_compare", counting)
+    for module in (replay, flat_steps):
+        monkeypatch.setattr(module, "columns", counting)
     return sizes
 
 
