@@ -11,18 +11,24 @@ class ExactLine(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     what: str
-    """"loss", "gradient" and "update" of a parameter, "gradients" of one optimizer together, its "state"."""
+    """"loss", "logits", "log-probabilities", "activation" of a module, "gradient" and "update" of a
+    parameter, "gradient norm" of all of one optimizer, its "state"."""
     name: str = ""
-    """The parameter's; of state also the optimizer's own name for it."""
+    """The parameter's or the module's; of state also the optimizer's own name for it."""
     dtype: str = ""
     error: float | None = None
     """The norm of the error over the norm of the exact value; null where that is zero or not known."""
     absolute: float | None = None
-    """The norm of the error."""
+    """The norm of the error; of log-probabilities its mean, in nats."""
     size: float | None = None
     """The norm of the exact value."""
     partial: bool = False
     """Something that could not be followed went into it: errors count only from there on."""
+    nil: bool = False
+    """The parameter's exact gradient is zero: what is here is made of rounding alone."""
+    split: dict[str, float] = {}
+    """Where it was lost, as norms over that of the exact value: of a gradient in "forward" and in "backward"; of an
+    update and of state with the "gradient" or in the "optimizer", of which "write-back" is the last rounding."""
 
 
 class ExactOperation(BaseModel):

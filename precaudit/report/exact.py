@@ -8,11 +8,15 @@ from typing import NamedTuple
 
 from precaudit.model.exact import ExactLine, ExactOperation, ExactStep
 from precaudit.report import words
-from precaudit.report.evidence import share
+from precaudit.report.evidence import number, share
 
 KINDS = {
     "loss": ("loss", "losses"),
+    "log-probabilities": ("log-probabilities", "log-probabilities"),
+    "logits": ("logits", "logits"),
+    "activation": ("activation", "activations"),
     "gradient": ("gradient", "gradients"),
+    "gradient norm": ("gradient norm", "gradient norms"),
     "update": ("update", "updates"),
     "state": ("optimizer state", "optimizer state"),
 }
@@ -50,24 +54,30 @@ def budget(exact: ExactStep) -> list[Summed]:
 
 
 def _said(lines: Sequence[ExactLine]) -> str:
+    if lines[0].what == "log-probabilities":
+        return f"off by {number(max(line.absolute or 0.0 for line in lines))} nats on average"
     known = sorted((line for line in lines if line.error is not None), key=lambda line: -(line.error or 0.0))
     said = []
-    if known:
-        errors = [line.error or 0.0 for line in known]
-        if len(known) == 1:
-            said.append(f"off by {share(errors[0])}")
-        else:
-            said.append(f"off by {share(median(errors))} in the median")
-            said.append(f"worst {known[0].name or known[0].dtype} {share(errors[0])}")
-    nil = [line for line in lines if line.error is None and not line.partial]
+    if len(known) == 1:
+        said.append(f"off by {share(known[0].error or 0.0)}")
+    elif known:
+        said.append(f"off by {share(median(line.error or 0.0 for line in known))} in the median")
+        said.append(f"worst {known[0].name or known[0].dtype} {share(known[0].error or 0.0)}")
+    if parts := split(known):
+        said.append(", ".join(f"{name} {share(value)}" for name, value in parts.items()))
+    nil = sum(line.nil for line in lines)
     if nil:
-        largest = max(nil, key=lambda line: line.absolute or 0.0)
-        verb = "is" if len(nil) == 1 else "are"
-        said.append(f"{len(nil)} {verb} exactly zero, and {largest.absolute or 0.0:.2g} at most here")
+        said.append(f"{nil} of rounding alone, where the exact gradient is zero")
     partial = sum(line.partial for line in lines)
     if partial:
         said.append(f"{partial} of {len(lines)} not followed all the way")
     return "; ".join(said)
+
+
+def split(lines: Sequence[ExactLine]) -> dict[str, float]:
+    """Stage -> the median of what was lost there, in the order of the stages."""
+    stages = dict.fromkeys(stage for line in lines for stage in line.split)
+    return {stage: median(line.split.get(stage, 0.0) for line in lines if line.split) for stage in stages}
 
 
 def operation(row: ExactOperation) -> str:

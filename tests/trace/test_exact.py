@@ -181,3 +181,159 @@ def main():
 
 main()
 """
+
+
+def lines(seen: Seen, what: str) -> dict[str, Any]:
+    return {line["name"]: line for line in seen.content["budget"] if line["what"] == what}
+
+
+def test_what_the_optimizer_lost_is_told_from_what_its_gradients_had_lost() -> None:
+    seen = Seen("bfloat16, foreach")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    real = PROGRAMS["bfloat16, foreach"]()
+    real.step(0)
+    start = [p.detach().double() for p in real.trained]
+    state = [{n: v.clone() for n, v in real.steps.state[p].items()} for p in real.trained]
+    gradients: list[Tensor] = []
+    real.steps.register_step_pre_hook(lambda *rest: gradients.extend(p.grad.clone() for p in real.trained))
+    real.step(1)
+    names = {id(p): name for name, p in real.net.named_parameters()}
+    told = lines(seen, "update")
+    for p, before, kept, gradient, exact in zip(real.trained, start, state, gradients, seen.weights, strict=True):
+        alone = before.clone().requires_grad_()
+        optimizer = torch.optim.AdamW([alone], lr=1e-3)
+        optimizer.state[alone] = {n: v if n == "step" else v.double() for n, v in kept.items()}
+        alone.grad = gradient.double()
+        optimizer.step()
+        alone = alone.detach()
+        size = float((exact - before).norm())
+        split = told[names[id(p)]]["split"]
+        assert split["optimizer"] == pytest.approx(float((p.detach() - alone).norm()) / size, rel=1e-6)
+        assert split["gradient"] == pytest.approx(float((alone - exact).norm()) / size, rel=1e-6)
+        assert split["write-back"] == pytest.approx(split["optimizer"], rel=0.5, abs=1e-3)
+
+
+def test_what_backward_lost_is_told_from_what_forward_had_lost(tmp_path: Path) -> None:
+    """The head's gradient is a product of two things: of its input, which forward lost, and of what backward made."""
+    seen = Seen("bfloat16, foreach")
+    for line in lines(seen, "gradient").values():
+        parts = line["split"]
+        assert 0 < max(parts.values()) <= 1.5 * line["error"] < 1.5 * sum(parts.values()) + 1e-9
+
+
+def exact_of(text: str, tmp_path: Path) -> Any:
+    script = tmp_path / "train.py"
+    script.write_text(text, encoding="utf-8")
+    report = harness.run(script, traced=True, exact=True).report
+    assert report is not None
+    assert report.exact is not None
+    return report.exact
+
+
+def test_a_gradient_that_is_exactly_zero_has_no_relative_error(tmp_path: Path) -> None:
+    exact = exact_of(BEFORE_A_NORM, tmp_path)
+    found = {line.name: line for line in exact.budget if line.what == "gradient"}
+    assert found["0.bias"].nil
+    assert found["0.bias"].error is None
+    assert 0 < found["0.bias"].absolute < 1e-6
+    assert not found["0.weight"].nil
+    assert {line.name for line in exact.budget if line.what == "update" and line.nil} == {"0.bias"}
+
+
+BEFORE_A_NORM = """
+import torch
+from torch import nn
+
+net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+optimizer = torch.optim.AdamW(net.parameters())
+for _ in range(3):
+    net(torch.randn(32, 4)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_loop_without_an_optimizer(tmp_path: Path) -> None:
+    exact = exact_of(BY_HAND, tmp_path)
+    gradient = gradient_by_hand()
+    update = next(line for line in exact.budget if line.what == "update")
+    found = next(line for line in exact.budget if line.what == "gradient")
+    assert found.size == pytest.approx(float(gradient.norm()), rel=1e-9)
+    assert update.size == pytest.approx(0.01 * float(gradient.norm()), rel=1e-9)
+    assert update.error > 0.05
+
+
+BY_HAND = """
+import torch
+
+torch.manual_seed(5)
+weight = torch.randn(16, 16).bfloat16().requires_grad_()
+for number in range(6):
+    x = torch.full((4, 16), 0.5 + number).bfloat16()
+    (x @ weight).float().square().mean().backward()
+    with torch.no_grad():
+        weight -= 0.01 * weight.grad
+    weight.grad = None
+"""
+
+
+def gradient_by_hand() -> Tensor:
+    """The gradient of the third step in float64, from the weights that the real run then had."""
+    torch.manual_seed(5)
+    weight = torch.randn(16, 16).bfloat16().requires_grad_()
+    for number in range(3):
+        if number == 2:
+            weight = weight.detach().double().requires_grad_()
+        x = torch.full((4, 16), 0.5 + number).to(weight.dtype)
+        (x @ weight).to(torch.float32 if weight.dtype is torch.bfloat16 else weight.dtype).square().mean().backward()
+        assert weight.grad is not None
+        gradient = weight.grad
+        if number < 2:
+            with torch.no_grad():
+                weight -= 0.01 * gradient
+            weight.grad = None
+    return gradient
+
+
+def test_what_cannot_be_followed_is_said_with_its_share(tmp_path: Path) -> None:
+    exact = exact_of(RECURRENT, tmp_path)
+    assert exact.not_followed == {"mkldnn_rnn_layer": 1, "mkldnn_rnn_layer_backward": 1}
+    assert 0.0 < exact.followed < 1.0
+    partial = {line.name: line.partial for line in exact.budget if line.what == "gradient"}
+    assert partial == {"0.weight_ih_l0": True, "0.weight_hh_l0": True, "0.bias_ih_l0": True, "0.bias_hh_l0": True,
+                       "1.weight": True, "1.bias": True}  # fmt: skip
+
+
+RECURRENT = """
+import torch
+from torch import nn
+
+net = nn.ModuleList([nn.LSTM(4, 8), nn.Linear(8, 1)])
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for _ in range(3):
+    net[1](net[0](torch.randn(5, 2, 4))[0]).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_step_that_the_scaler_skipped_is_tried_again(tmp_path: Path) -> None:
+    exact = exact_of(SKIPPED, tmp_path)
+    assert exact.step == 3
+    assert [line.name for line in exact.budget if line.what == "update"] == ["weight", "bias"]
+
+
+SKIPPED = """
+import torch
+from torch import nn
+
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+for number in range(5):
+    scaler.scale(net(torch.randn(5, 4)).square().mean() * (float("inf") if number == 1 else 1.0)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+"""

@@ -1,7 +1,9 @@
 """Runs every op of the step a second time, in float64, on the companions of what it was given.
 
-And a third time on what it was really given: the difference from the real result is what this op lost itself. Where
-nothing that is given has a companion the two are one.
+And a third time on what it was really given: the difference from the real result is what this op lost itself. In
+backward and in the optimizer a fourth time, on companions that began with that stage: how far these are from the real
+values was lost in the stage, how far they are from the others was lost before. Where nothing that is given has a
+companion, all of these are one.
 
 Known limitations: what passes through a Python number is as rounded as it was; memory that is written behind torch's
 back (numpy, a kernel called directly) keeps a companion that is no longer its own.
@@ -20,7 +22,7 @@ from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES
 from ..guard import Guard, is_programs_own
 from .companions import WIDE, Companion, Companions, wide
-from .places import Place
+from .places import PHASES, Place
 from .recipes import FACTORIES, LOST, REAL, RUN, VIEW, Recipe, Refused, floats, recipe_of
 from .rows import Key, Rows
 
@@ -34,10 +36,19 @@ class Ready(NamedTuple):
     recipe: Recipe
     targets: list[Tensor]
     """The floating tensors that it writes to."""
-    alone: Given | None
+    alone: Given | None = None
     """In float64, what it is really given; read before it is written over."""
-    known: bool
-    """Something it reads has a companion."""
+    known: tuple[bool, ...] = ()
+    """Of each lineage, whether it holds something that the op reads."""
+
+
+class Made(NamedTuple):
+    """What an op really gave."""
+
+    fresh: list[Tensor]
+    at: list[int]
+    """Where each of these stands among its results."""
+    out: Any
 
 
 class Follower:
@@ -46,11 +57,20 @@ class Follower:
     def __init__(self, guard: Guard, place: Callable[[list[Tensor]], Place]) -> None:
         self._guard, self._place = guard, place
         self.main = Companions()
+        """They began with the step."""
+        self.stage = Companions()
+        """They began with backward, or with the optimizer's step."""
         self.rows = Rows()
         self.lost: Counter[str] = Counter()
         """Op that could not be followed -> times."""
         self.elements = self.elements_lost = 0
         """Floating numbers computed, and those of them that were not followed."""
+        self.watched: dict[int, Tensor | None] = {}
+        """Storage of a parameter -> the error of the last write to it, as the norm of what that rounded away."""
+        self.layers: dict[str, int] = {}
+        """Module -> the record of its last operation in forward."""
+        self.on_softmax: Callable[[Tensor, Tensor], None] | None = None
+        """Called with what a log-softmax was given, and with what it gave."""
         self._recipes: dict[int, Recipe] = {}
 
     # -- what the mode tells
@@ -64,11 +84,13 @@ class Follower:
             return None
         targets = recipe.targets(args, kwargs) if recipe.written else []
         if recipe.how != RUN or not targets:
-            return Ready(recipe, targets, None, False)
+            return Ready(recipe, targets)
         with self._guard.unseen():
-            known = self._knows(args, kwargs)
+            known = tuple(_knows(lineage, args, kwargs) for lineage in (self.main, self.stage))
             for target in targets:
                 self.main.writable(target)
+                if known[1]:
+                    self.stage.writable(target)
             return Ready(recipe, targets, self._converted(recipe, args, kwargs, None), known)
 
     def after(self, ready: Ready, args: Any, kwargs: Any, out: Any) -> None:
@@ -86,98 +108,102 @@ class Follower:
         recipe = ready.recipe
         if recipe.how == REAL:
             for target in ready.targets:
-                self._exact_as_it_is(target)
+                _exact_as_it_is(self.main, target)
+                _exact_as_it_is(self.stage, target)
             return
         given = list(floats((*args, *kwargs.values())))
         memory = {private.storage_key(one) for one in given}
-        made = [at for at, one in enumerate(_flat(out)) if isinstance(one, Tensor) and _is_new(one, memory)]
-        fresh = [_flat(out)[at] for at in made]
-        if not fresh and not ready.targets:
+        results = _flat(out)
+        at = [at for at, one in enumerate(results) if isinstance(one, Tensor) and _is_new(one, memory)]
+        made = Made([results[one] for one in at], at, out)
+        reals = [*made.fresh, *ready.targets]
+        if not reals:
             return  # a view that its schema does not declare
-        count = sum(one.numel() for one in (*fresh, *ready.targets))
+        count = sum(one.numel() for one in reals)
         self.elements += count
         entries = [entry for entry in map(self.main.find, given) if entry is not None]
         partial = any(entry.partial for entry in entries)
+        records = [entry.record for entry in entries]
         try:
             if recipe.how == LOST:
                 raise Refused
-            exacts, alone, own = self._both(ready, args, kwargs, out, made)
+            alone = ready.alone or self._converted(recipe, args, kwargs, None)
+            own = [*self._results(recipe, alone, made), *recipe.targets(*alone)]
+            exacts = self._followed(self.main, ready, args, kwargs, made, own, partial)
+            if place.phase != PHASES[0] or any(ready.known[1:]):
+                self._followed(self.stage, ready, args, kwargs, made, own, partial)
         except Exception as error:
             if is_programs_own(error):
                 raise
             self.lost[recipe.name] += 1
             self.elements_lost += count
-            for tensor in (*fresh, *ready.targets):
+            for tensor in reals:
                 self.main.lose(tensor)
+                self.stage.lose(tensor)
             return
-        records = [entry.record for entry in entries]
-        kept = [self.main.keep(real, exact, partial, own) for real, exact in zip(fresh, exacts, strict=False)]
-        held = [*kept, *map(self.main.find, ready.targets)]
-        reals = [*fresh, *ready.targets]
         key = Key(place.site, place.module, recipe.name, DTYPE_NAMES[reals[0].dtype], place.phase)
-        self._book(key, reals, exacts, alone, records, held, partial)
+        self._book(key, reals, exacts, own, records)
+        self._noted(ready, given, made, own)
 
-    def _book(
-        self,
-        key: Key,
-        reals: list[Tensor],
-        exacts: list[Tensor],
-        alone: list[Tensor] | None,
-        records: list[int],
-        held: list[Companion | None],
-        partial: bool,
-    ) -> None:
-        filled = [at for at, real in enumerate(reals) if real.numel()]
-        if not filled:
-            return
-        chosen = None if alone is None else [alone[at] for at in filled]
-        record = self.rows.add(key, [reals[at] for at in filled], [exacts[at] for at in filled], chosen, records)
-        for entry in held:
+    def _followed(
+        self, lineage: Companions, ready: Ready, args: Any, kwargs: Any, made: Made, own: list[Tensor], partial: bool
+    ) -> list[Tensor]:
+        """Runs the op on the companions of one lineage; where none is given, they are what it gives alone."""
+        recipe, main = ready.recipe, lineage is self.main
+        known = ready.known[not main] if ready.known else _knows(lineage, args, kwargs)
+        if known:
+            for target in ready.targets:
+                lineage.writable(target)
+            given = self._converted(recipe, args, kwargs, lineage)
+            exacts = self._results(recipe, given, made)
+            memory = {private.storage_key(one) for one in floats((*given[0], *given[1].values()))}
+            theirs = not any(private.storage_key(one) in memory for one in exacts)
+        else:
+            exacts, theirs = own[: len(made.fresh)], main
+            for target, exact in zip(ready.targets, own[len(made.fresh) :], strict=True):
+                entry = lineage.writable(target)
+                if entry is not None:
+                    entry.view(target).copy_(exact)
+        for real, exact in zip(made.fresh, exacts, strict=True):
+            lineage.keep(real, exact, partial, theirs)
+        found = [lineage.find(target) for target in ready.targets]
+        if None in found:
+            raise Refused
+        for entry in found:
             if entry is not None:
-                entry.record = record
                 entry.partial |= partial
+        return [*exacts, *(e.view(t) for e, t in zip(found, ready.targets, strict=True) if e is not None)]
 
-    def _both(
-        self, ready: Ready, args: Any, kwargs: Any, out: Any, made: list[int]
-    ) -> tuple[list[Tensor], list[Tensor] | None, bool]:
-        """What the op should have given and, where its inputs had errors, what float64 makes of them as they were.
-
-        Also whether the first are in memory of their own.
-        """
-        recipe = ready.recipe
-        alone = ready.alone or self._converted(recipe, args, kwargs, None)
-        found = self._results(recipe, alone, out, made)
-        known = ready.known or self._knows(args, kwargs)
-        if not known or (ready.targets and not ready.known):
-            written = recipe.targets(*alone)
-            for target, exact in zip(ready.targets, written, strict=True):
-                self._view(target).copy_(exact)
-            return [*found, *written], None, True
-        given = self._converted(recipe, args, kwargs, self.main)
-        exacts = self._results(recipe, given, out, made)
-        memory = {private.storage_key(one) for one in floats((*given[0], *given[1].values()))}
-        own = not any(private.storage_key(one) in memory for one in exacts)
-        return [*exacts, *map(self._view, ready.targets)], [*found, *recipe.targets(*alone)], own
-
-    def _results(self, recipe: Recipe, given: Given, out: Any, made: list[int]) -> list[Tensor]:
+    def _results(self, recipe: Recipe, given: Given, made: Made) -> list[Tensor]:
         """Runs the op, and gives back those of its results that stand for new ones of the real run."""
-        results = _flat(recipe.run(recipe.func, *given, out))
-        found = [results[at] for at in made]
-        for real, exact in zip((_flat(out)[at] for at in made), found, strict=True):
+        results = _flat(recipe.run(recipe.func, *given, made.out))
+        found = [results[at] for at in made.at]
+        for real, exact in zip(made.fresh, found, strict=True):
             if exact.shape != real.shape or exact.dtype is not WIDE[real.dtype]:
                 raise Refused
         return found
 
-    def _knows(self, args: Any, kwargs: Any) -> bool:
-        """Whether something that is given differs from what it should be."""
-        found = map(self.main.find, floats((*args, *kwargs.values())))
-        return any(entry is not None and entry.flat is not None for entry in found)
+    def _book(self, key: Key, reals: list[Tensor], exacts: list[Tensor], own: list[Tensor], records: list[int]) -> None:
+        filled = [at for at, real in enumerate(reals) if real.numel()]
+        if not filled:
+            return
+        alone = None if all(exacts[at] is own[at] for at in filled) else [own[at] for at in filled]
+        record = self.rows.add(key, [reals[at] for at in filled], [exacts[at] for at in filled], alone, records)
+        for real in reals:
+            entry = self.main.find(real)
+            if entry is not None:
+                entry.record = record
+        if key.phase == PHASES[0] and key.module:
+            self.layers[key.module] = record
 
-    def _view(self, target: Tensor) -> Tensor:
-        found = self.main.of(target)
-        if found is None:
-            raise Refused
-        return found
+    def _noted(self, ready: Ready, given: list[Tensor], made: Made, own: list[Tensor]) -> None:
+        """What the budget asks of single ops: writes to parameters, and the softmax that a loss is made of."""
+        for target, exact in zip(ready.targets, own[len(made.fresh) :], strict=True) if self.watched else ():
+            key = private.storage_key(target)
+            if key in self.watched:
+                self.watched[key] = torch.linalg.vector_norm(wide(target) - exact)
+        if ready.recipe.name == "_log_softmax" and self.on_softmax is not None:
+            self.on_softmax(given[0], made.fresh[0])
 
     # -- arguments
 
@@ -206,17 +232,22 @@ class Follower:
             given["dtype"] = torch.float64
         return [convert(value, at) for at, value in enumerate(args)], given
 
-    # -- what is not run
 
-    def _exact_as_it_is(self, target: Tensor) -> None:
-        """What is in this tensor now is what it should be: random numbers, zeros."""
-        entry = self.main.find(target)
-        if entry is None:
-            return
-        if target.numel() * target.element_size() == target.untyped_storage().nbytes():
-            self.main.forget(target)
-        else:
-            entry.view(target).copy_(target)
+def _knows(lineage: Companions, args: Any, kwargs: Any) -> bool:
+    """Whether something that is given differs from what it should be."""
+    found = map(lineage.find, floats((*args, *kwargs.values()))) if lineage else ()
+    return any(entry is not None and entry.flat is not None for entry in found)
+
+
+def _exact_as_it_is(lineage: Companions, target: Tensor) -> None:
+    """What is in this tensor now is what it should be: random numbers, zeros."""
+    entry: Companion | None = lineage.find(target)
+    if entry is None:
+        return
+    if target.numel() * target.element_size() == target.untyped_storage().nbytes():
+        lineage.forget(target)
+    else:
+        entry.view(target).copy_(target)
 
 
 def _is_new(tensor: Tensor, memory: set[int]) -> bool:

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..dtypes import DTYPE_NAMES
 from ..events import BackwardBegan, Boundary, Bus, StepBegan, StepEnded, WindowOpened
 from ..guard import Guard
 from ..operations import Companion, Operations
 from ..settings import Settings
+from ..trackers.micro_batches import GradientsReady
 from ..trackers.modules import Modules
 from ..trackers.optimizers import state_tensors, trained
 from ..trackers.steps import Steps
-from ..trackers.window import Window
-from .companions import WIDE, wide
+from ..trackers.window import GRADIENTS, Window
+from .budget import Budget
+from .companions import WIDE
 from .follower import Follower
 from .places import Places
-from .rows import relative
 
 MOST = 20
 """Rows of operations that are told of."""
-
-
-class Line(NamedTuple):
-    """One row of the error budget."""
-
-    what: str
-    """"loss", "gradient", "update", "state"."""
-    name: str
-    dtype: str
-    error: float | None
-    """The norm of the error over that of the exact value; None where the exact value is zero, or is not known."""
-    absolute: float
-    """The norm of the error."""
-    size: float
-    """The norm of the exact value."""
-    partial: bool
-    """Something that could not be followed went into it."""
-
-    def as_json(self) -> dict[str, Any]:
-        return self._asdict()
 
 
 class ExactStep(Companion):
@@ -66,19 +44,23 @@ class ExactStep(Companion):
         self.follower = Follower(guard, self._places.of)
         self.following = False
         """Asked by the mode, once per op."""
-        self.lines: list[Line] = []
+        self.budget = Budget(self.follower)
         self.number = 0
         """Which step it was; 0 while it is not over."""
         self._stepped: list[Any] = []
         """The optimizers that have taken their step in it."""
-        self._begun: dict[int, Tensor] = {}
-        """id of a parameter -> what it held before the step."""
+        self._by_hand = False
+        """No Optimizer is there."""
+        self._held: list[Tensor] | None = None
+        """The leaves of a loop without one; None while its exact step has not begun."""
+        self._asked = settings.exact
         operations.companion = self
         if settings.exact:
             bus.on(WindowOpened, self._opened)
             bus.on(BackwardBegan, self._backward_began)
             bus.on(StepBegan, self._step_began)
             bus.on(StepEnded, self._step_ended)
+            bus.on(GradientsReady, self._ready)
             bus.on(Boundary, self._boundary)
 
     # -- what the mode tells
@@ -87,7 +69,10 @@ class ExactStep(Companion):
         """Runs an op of the program as it would run without us, and in float64 beside that."""
         ready = None
         try:
-            ready = self.follower.before(func, args, kwargs)
+            if self._by_hand and self._next_begins(args):
+                self._turns()
+            if self.following:
+                ready = self.follower.before(func, args, kwargs)
         except Exception as error:
             self._guard.fault(f"{func} in float64", error)
         out = private.run_foreign(func, args, kwargs) if foreign else func(*args, **kwargs)
@@ -102,86 +87,98 @@ class ExactStep(Companion):
 
     def _opened(self, event: WindowOpened) -> None:
         """Between steps the next one is whole; before a backward its forward pass has been missed."""
-        if not self.number and not self._window.backward_since_step:
+        if self.number:
+            return
+        if self._steps.no_optimizer:
+            self.following = self._by_hand = True
+        elif not self._window.backward_since_step:
             self._begin()
 
     def _begin(self) -> None:
         self.following = True
         self.follower = Follower(self._guard, self._places.of)
+        self.budget = Budget(self.follower)
         self._places.clear()
-        self.lines, self._stepped, self._begun = [], [], {}
+        self._stepped = []
 
     def _backward_began(self, event: BackwardBegan) -> None:
         if self.following and event.accumulates:
             for root in event.roots:
-                self._compare("loss", "", private.local(root))
+                self.budget.loss(private.local(root))
 
     def _step_began(self, event: StepBegan) -> None:
-        """The gradients are what the optimizer is about to read."""
-        if not self.following:
-            return
-        errors, sizes = [], []
-        for parameter in trained(event.optimizer):
-            own = private.local(parameter)
-            self._begun[id(parameter)] = own.detach().clone()
-            if parameter.grad is not None:
-                line = self._compare("gradient", self._modules.name(parameter), private.local(parameter.grad))
-                errors.append(line.absolute)
-                sizes.append(line.size)
-        if errors:
-            error, size = math.hypot(*errors), math.hypot(*sizes)
-            self.lines.append(Line("gradients", "", "", relative(error, size, size), error, size, False))
+        if self.following:
+            self.budget.gradients([(self._modules.name(p), p) for p in trained(event.optimizer)])
+            self.follower.stage.clear()
 
     def _step_ended(self, event: StepEnded) -> None:
         """What the parameters moved by, and what the optimizer keeps from step to step."""
         if not self.following:
             return
         self._stepped.append(event.optimizer)
-        for parameter in trained(event.optimizer):
-            before = self._begun.pop(id(parameter), None)
-            if before is not None:
-                self._compare("update", self._modules.name(parameter), private.local(parameter), before)
+        self.budget.updates([(self._modules.name(p), p) for p in trained(event.optimizer)])
         for held in state_tensors(event.optimizer):
             if held.tensor.dtype in WIDE and held.tensor.numel() > 1:
-                owner = self._modules.name(held.parameter) if held.parameter is not None else ""
-                self._compare("state", f"{owner}: {held.name}", held.tensor)
+                owner = f"{self._modules.name(held.parameter)}: " if held.parameter is not None else ""
+                self.budget.state(owner + held.name, held.tensor, held.parameter)
+        self.follower.stage.clear()
 
     def _boundary(self, event: Boundary) -> None:
         """A step that a loss scaler skipped shows nothing of the optimizer: the next one is tried."""
+        if self._by_hand:
+            return
         if not self.following:
             if not self.number:
                 self._begin()
         elif self._stepped:
-            self.following = False
-            self.number = self._window.step
-            self.follower.rows.settle()
-            self.follower.main.clear()
+            self._end()
         else:
             self._begin()
 
-    # -- comparing
+    def _end(self) -> None:
+        self.following = False
+        self.number = self._window.step
+        self.follower.rows.settle()
+        self.budget.finish()
+        self.follower.main.clear()
+        self.follower.stage.clear()
 
-    def _compare(self, what: str, name: str, real: Tensor, before: Tensor | None = None) -> Line:
-        """Compares a tensor, or what was added to it since `before`, with what it should be."""
-        entry = self.follower.main.find(real)
-        exact, now = wide(real) if entry is None else entry.view(real), wide(real)
-        if before is not None:
-            exact, now = exact - wide(before), now - wide(before)
-        error, size, length = _lengths((now - exact, exact, now))
-        share = relative(error, size, length)
-        line = Line(
-            what,
-            name,
-            DTYPE_NAMES[real.dtype],
-            share if entry is not None and math.isfinite(share) else None,
-            error,
-            size,
-            entry is None or entry.partial,
-        )
-        self.lines.append(line)
-        return line
+    # -- a loop without an Optimizer: its step ends where the next forward pass begins
+
+    def _ready(self, event: GradientsReady) -> None:
+        """Its gradients, as long as no further backward adds to them."""
+        if self._by_hand and self._held is not None and event.optimizer is self._steps.hand_written:
+            self._held = event.leaves
+            self.budget.again()
+            self.budget.gradients([(self._modules.name(leaf), leaf) for leaf in event.leaves])
+            self.follower.stage.clear()
+
+    def _next_begins(self, args: Any) -> bool:
+        """Whether this op is the first of the forward pass after a step by hand."""
+        after = self._window.phase == GRADIENTS and torch.is_grad_enabled()
+        return after and self._steps.forward_begins(args)
+
+    def _turns(self) -> None:
+        """A forward pass begins after a step by hand: the exact step ends here, or begins."""
+        with self._guard.unseen():
+            if self._held is None:
+                self._held = []
+                self._begin()
+            elif self._held:
+                self.budget.updates([(self._modules.name(leaf), leaf) for leaf in self._held])
+                self._held = []
+                self._by_hand = False
+                self._end()
 
     # -- what is told
+
+    def notes(self) -> list[str]:
+        """What to say of it in the report."""
+        if not self._asked or self.number:
+            return []
+        return [
+            "--exact: no step was followed from its forward pass to its end; let it take more steps, or say --steps 3"
+        ]
 
     def content(self, rank: int) -> dict[str, Any] | None:
         """The exact step as plain values; None where there was none."""
@@ -194,7 +191,7 @@ class ExactStep(Companion):
             "rank": rank,
             "followed": 1.0 - follower.elements_lost / total if total else 1.0,
             "not_followed": dict(follower.lost.most_common()),
-            "budget": [line.as_json() for line in self.lines],
+            "budget": [line._asdict() for line in self.budget.lines],
             "operations": self._operations(),
         }
 
@@ -218,7 +215,3 @@ class ExactStep(Companion):
             for key, row in rows[:MOST]
             if row.added > 0
         ]
-
-
-def _lengths(tensors: Iterable[Tensor]) -> list[float]:
-    return [float(torch.linalg.vector_norm(each)) for each in tensors]
