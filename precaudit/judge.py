@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
-from precaudit.model.evidence import joined_parts, worst
+from precaudit.model.evidence import joined_parts, nil, worst
 from precaudit.model.vocabulary import FLOATING, Fact, Kind, Part, Role, Scalar
 from precaudit.model.wire import Case, Finding, Grade, Line, PartOf, RoleSummary, Rule, Severity
 from precaudit.rulebook import Rulebook, dtypes
@@ -76,8 +76,16 @@ def grade(rule: Rule, fact: Fact) -> Graded | None:
         if _grade_fits(candidate, fact):
             if candidate.severity == "silent":
                 return None
-            return Graded(Severity(candidate.severity), candidate.message, candidate.fix)
-    return Graded(rule.severity)
+            return _weighed(Graded(Severity(candidate.severity), candidate.message, candidate.fix), rule, fact)
+    return _weighed(Graded(rule.severity), rule, fact)
+
+
+def _weighed(graded: Graded, rule: Rule, fact: Fact) -> Graded:
+    """What was measured to do nothing is a note, and says so."""
+    if graded.severity is Severity.NOTE or not nil(fact.evidence):
+        return graded
+    message = graded.message or (case_of(rule, fact) or Case()).message or rule.message
+    return Graded(Severity.NOTE, f"{message} (measured: 0.0 %)", graded.fix)
 
 
 def case_of(rule: Rule, fact: Fact) -> Case | None:

@@ -261,6 +261,18 @@ def test_a_number_that_is_not_finite_is_no_evidence() -> None:
     assert found.evidence == {"updates_lost": 0.5}
 
 
+def test_a_mistake_that_was_measured_to_do_nothing_is_a_note() -> None:
+    """By the exact step: what it did is under 0.05 %, which is shown as 0.0 %."""
+    for name in ("exact_update_error", "exact_local_error"):
+        found = only(judge([holds("master_weight", "bfloat16", {name: 0.0004})], BOOK, "trace"))
+        assert (found.severity.value, found.evidence) == ("note", {name: 0.0004})
+        assert found.message.endswith("(measured: 0.0 %)")
+        assert verdicts(holds("master_weight", "bfloat16", {name: 0.0006})) == {"PA101": "warning"}
+    of_both = {"exact_update_error": 0.0004, "updates_lost": 0.91}
+    assert verdicts(holds("master_weight", "bfloat16", of_both)) == {"PA101": "note"}
+    assert verdicts(holds("master_weight", "bfloat16", {"exact_loss_error": 0.0})) == {"PA101": "warning"}
+
+
 class TestRoleTable:
     def test_a_role_nobody_saw_is_not_observed_and_never_ok(self) -> None:
         rows = role_table([], [], BOOK)

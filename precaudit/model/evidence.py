@@ -34,6 +34,8 @@ class Evidence(NamedTuple):
     sentence: str
     """`{}` is the value: `{} of the positions are wrong`."""
     smaller_is_worse: bool = False
+    effect: bool = False
+    """What the mistake itself did, measured: where it is nil, the mistake did nothing."""
 
 
 EVIDENCE: Mapping[str, Evidence] = {
@@ -53,9 +55,22 @@ EVIDENCE: Mapping[str, Evidence] = {
     "hollow": Evidence(Unit.SHARE, "{} of the float32 elements hold only bfloat16 values"),
     "headroom": Evidence(Unit.BITS, "{} bits of room below the largest finite value", smaller_is_worse=True),
     "infinite": Evidence(Unit.COUNT, "{} of the parameters held inf or nan and were not measured"),
+    "exact_update_error": Evidence(Unit.SHARE, "against float64 the updates are off by {} of their norm", effect=True),
+    "exact_local_error": Evidence(Unit.SHARE, "against float64 on the same inputs it is off by {}", effect=True),
+    "exact_loss_error": Evidence(Unit.SHARE, "against float64 the loss is off by {}"),
     "loss_scale": Evidence(Unit.FACTOR, "the loss scale was {}"),
 }
 """Evidence name -> what it is."""
+
+
+NIL = 0.0005
+"""A smaller share is shown as 0.0 %."""
+
+
+def nil(evidence: Mapping[str, float]) -> bool:
+    """Whether it was measured what a mistake did, and that it did nothing."""
+    effects = [value for name, value in evidence.items() if name in EVIDENCE and EVIDENCE[name].effect]
+    return bool(effects) and max(effects) < NIL
 
 
 MOST_PARTS = 20

@@ -21,6 +21,10 @@ KINDS = {
     "state": ("optimizer state", "optimizer state"),
 }
 """What a line of the budget is of: one of them, several of them."""
+STAGES = ("gradient", "optimizer", "write-back")
+"""Where an update is lost."""
+MOST = 10
+"""Parameters that a page shows."""
 RATHER = 10.0
 """A factor from which on it is said that an operation magnified the error of its inputs."""
 
@@ -72,6 +76,17 @@ def _said(lines: Sequence[ExactLine]) -> str:
     if partial:
         said.append(f"{partial} of {len(lines)} not followed all the way")
     return "; ".join(said)
+
+
+def worst_updates(exact: ExactStep) -> list[ExactLine]:
+    """The parameters whose updates are off most, worst first."""
+    known = [line for line in exact.budget if line.what == "update" and line.error is not None]
+    return sorted(known, key=lambda line: -(line.error or 0.0))[:MOST]
+
+
+def part(line: ExactLine, stage: str) -> str:
+    """What was lost in a stage; nothing where it is not known."""
+    return share(line.split[stage]) if stage in line.split else ""
 
 
 def split(lines: Sequence[ExactLine]) -> dict[str, float]:

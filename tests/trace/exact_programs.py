@@ -227,6 +227,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "dropout": lambda: Program(lambda: Language(dropout=0.2), adamw(), BF16),
     "micro-batches": lambda: Program(Language, adamw(), BF16, micro_batches=3),
     "many micro-batches": lambda: Program(Language, adamw(), BF16, micro_batches=7),
+    "many micro-batches, float32": lambda: Program(Language, adamw(), autocast=BF16, micro_batches=7),
     "checkpoint": lambda: Program(lambda: Checkpointed(False), adamw(), BF16),
     "reentrant checkpoint": lambda: Program(lambda: Checkpointed(True), adamw(), BF16),
     "writes and views": lambda: Program(Writes, sgd(momentum=0.9)),

@@ -337,3 +337,46 @@ for number in range(5):
     scaler.update()
     optimizer.zero_grad()
 """
+
+
+def test_findings_say_what_the_exact_step_measured_of_them(tmp_path: Path) -> None:
+    exact = exact_of(LOW_NORM, tmp_path)
+    report = harness.run(tmp_path / "train.py", traced=True, exact=True).report
+    assert report is not None
+    found = {finding.rule: finding for finding in report.findings}
+    updates = [line for line in exact.budget if line.what == "update"]
+    whole = sum(line.absolute**2 for line in updates) ** 0.5 / sum(line.size**2 for line in updates) ** 0.5
+    assert found["PA101"].evidence["exact_update_error"] == pytest.approx(whole)
+    parts = {part.name: part.evidence.get("exact_update_error") for part in found["PA101"].parts}
+    assert parts["1.weight"] == pytest.approx(next(line.error for line in updates if line.name == "1.weight"))
+    norm = found["PA403"]
+    rows = [row for row in exact.operations if row.line == norm.line and row.phase == "forward"]
+    assert norm.evidence["exact_local_error"] == pytest.approx(max(row.local for row in rows))
+    assert 1e-3 < norm.evidence["exact_local_error"] < 4e-3
+
+
+LOW_NORM = """
+import torch
+from torch import nn
+
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def main():
+    net = nn.Sequential(nn.Linear(16, 16), Norm(), nn.Linear(16, 4)).bfloat16()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    for _ in range(4):
+        net(torch.randn(32, 16).bfloat16()).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+main()
+"""

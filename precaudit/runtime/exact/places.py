@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..operations import BACKWARD, GRADIENTS, OPTIMIZER
+from ..operations import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
 from ..sites import is_user_file, site_of
 from ..trackers.modules import Modules
 from ..trackers.window import Window
@@ -54,7 +54,7 @@ class Places:
         """The window's, but forward inside a closure and where a checkpoint computes its part again."""
         phase = self._window.phase
         if torch.is_grad_enabled() and (phase == OPTIMIZER or (phase == BACKWARD and not self._window.creates_graph)):
-            return 0
+            return FORWARD
         return phase
 
     def after_backward(self) -> bool:

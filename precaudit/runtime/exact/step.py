@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..events import BackwardBegan, Boundary, Bus, StepBegan, StepEnded, WindowOpened
+from ..events import BackwardBegan, Boundary, Bus, FactsTold, StepBegan, StepEnded, WindowOpened
 from ..guard import Guard
-from ..operations import Companion, Operations
+from ..operations import FORWARD, GRADIENTS, Companion, Operations
 from ..settings import Settings
 from ..trackers.micro_batches import GradientsReady
 from ..trackers.modules import Modules
 from ..trackers.optimizers import state_tensors, trained
 from ..trackers.steps import Steps
-from ..trackers.window import GRADIENTS, Window
+from ..trackers.window import Window
 from .budget import Budget
 from .companions import WIDE
+from .evidence import add_exact
 from .follower import Follower
 from .places import Places
 
@@ -62,6 +63,7 @@ class ExactStep(Companion):
             bus.on(StepEnded, self._step_ended)
             bus.on(GradientsReady, self._ready)
             bus.on(Boundary, self._boundary)
+            bus.on(FactsTold, self._facts_told)
 
     # -- what the mode tells
 
@@ -156,7 +158,7 @@ class ExactStep(Companion):
     def _next_begins(self, args: Any) -> bool:
         """Whether this op is the first of the forward pass after a step by hand."""
         after = self._window.phase == GRADIENTS and torch.is_grad_enabled()
-        return after and self._steps.forward_begins(args)
+        return after and self._window.with_gradients(args) == FORWARD
 
     def _turns(self) -> None:
         """A forward pass begins after a step by hand: the exact step ends here, or begins."""
@@ -171,6 +173,11 @@ class ExactStep(Companion):
                 self._end()
 
     # -- what is told
+
+    def _facts_told(self, event: FactsTold) -> None:
+        """Gives the watchers' observations what was measured of them."""
+        if self.number:
+            add_exact(event.told, self.budget.lines, self.follower.rows.by_key)
 
     def notes(self) -> list[str]:
         """What to say of it in the report."""

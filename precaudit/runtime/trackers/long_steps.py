@@ -7,6 +7,7 @@ in low precision from one micro-batch to the next, every one of them counts and 
 from __future__ import annotations
 
 from ..events import BackwardEnded, Bus, OpsPaused, OpsResumed, StepCalled, StepOver, WindowClosed
+from ..operations import Operations
 from .steps import Steps
 from .window import Window
 
@@ -19,8 +20,8 @@ FEWEST = 5
 class LongSteps:
     """Pauses and resumes op tracing inside a step, by the number of micro-batches that the last step had."""
 
-    def __init__(self, bus: Bus, window: Window, steps: Steps) -> None:
-        self._bus, self._window, self._steps = bus, window, steps
+    def __init__(self, bus: Bus, window: Window, steps: Steps, operations: Operations) -> None:
+        self._bus, self._window, self._steps, self._operations = bus, window, steps, operations
         self.expected = 0
         """Micro-batches of the last step."""
         self.left_out = 0
@@ -48,6 +49,8 @@ class LongSteps:
 
     def _may_pause(self) -> bool:
         """Not where a step shows by its ops alone, either."""
+        if self._operations.companion.following:  # the exact step is a whole one
+            return False
         return not self._window.every_micro_batch_counts and bool(self._steps.optimizers())
 
     def notes(self) -> list[str]:
