@@ -31,3 +31,16 @@ def tensors_of(args: Iterable[Any]) -> list[Tensor]:
         elif isinstance(arg, (list, tuple)):
             out += [item for item in arg if isinstance(item, Tensor)]
     return out
+
+
+def targets_of(args: Any, written: tuple[int, ...]) -> list[Tensor]:
+    """The tensors that an op writes to, by the positions of the arguments that it writes to."""
+    if written == (0,) and isinstance(args[0], Tensor):  # nearly always, and an optimizer's loop has thousands
+        return [args[0]]
+    return tensors_of(args[index] for index in written if index < len(args))
+
+
+def sources_of(args: Any, index: int) -> list[Tensor]:
+    """The tensors that make the one at this index: foreach ops take lists of each argument."""
+    each = (arg[index : index + 1] if isinstance(arg, (list, tuple)) else (arg,) for arg in args)
+    return [source for found in each for source in found if isinstance(source, Tensor)]

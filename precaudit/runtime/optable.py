@@ -31,6 +31,7 @@ SELF_UPDATES = frozenset(
     for name in ("add_", "sub_", "mul_", "div_", "lerp_", "addcmul_", "addcdiv_")
     for prefix in ("", "_foreach_")
 )
+ADDITIONS = frozenset({"add_", "sub_", "_foreach_add_", "_foreach_sub_"})
 RESETS = frozenset({"zero_", "fill_", "_foreach_zero_", "normal_", "uniform_", "set_", "resize_"})
 COPIES = frozenset({"copy_", "_foreach_copy_"})
 CUDA_FLOAT32 = {

@@ -129,7 +129,7 @@ class Record:
     moved_by: Record | None
     """The low-precision memory that was last added to it."""
     updates: dict[tuple[int, int], Any] | None
-    """What else is updated in place here, by offset and elements: a writes.Write of each."""
+    """What else is updated in place here, by offset and elements: a long_lived.Write of each."""
     # -- what its value descends from
     marks: dict[str, Any] | None
     """See lineage.SURVIVES."""

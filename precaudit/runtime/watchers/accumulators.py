@@ -16,14 +16,15 @@ from ..process.ledger import Observation
 from ..trackers.graph import GraphWalked
 from ..trackers.kept import Totals
 from ..trackers.lineage import Flow
+from ..trackers.long_lived import LongLived, Write
 from ..trackers.micro_batches import MicroBatches
 from ..trackers.modules import Modules
 from ..trackers.optimizers import nbytes
+from ..trackers.parameter_writes import ParameterWrites
 from ..trackers.steps import Steps
 from ..trackers.tensors import Tensors
 from . import Watcher
 from .updates import Updates
-from .writes import Write, Writes
 
 
 class Accumulators(Watcher):
@@ -37,12 +38,13 @@ class Accumulators(Watcher):
         steps: Steps,
         micro_batches: MicroBatches,
         modules: Modules,
-        writes: Writes,
+        long_lived: LongLived,
+        parameter_writes: ParameterWrites,
         updates: Updates,
     ) -> None:
         self._tensors, self._flow, self._steps = tensors, flow, steps
         self._micro_batches, self._modules = micro_batches, modules
-        self._writes, self._updates = writes, updates
+        self._long_lived, self._parameter_writes, self._updates = long_lived, parameter_writes, updates
         self._last_backward: Site | None = None
         bus.on(GraphWalked, self._graph_walked)
 
@@ -62,7 +64,7 @@ class Accumulators(Watcher):
         """
         groups: dict[Any, Observation] = {}
         numbers: dict[Any, Totals] = {}
-        for write in self._writes.living():
+        for write in self._long_lived.living():
             if self._is_accumulator(write):
                 self._add(groups, numbers, write)
         living = [line for line in self._flow.living() if line.generation >= 2]
@@ -127,7 +129,7 @@ class Accumulators(Watcher):
     def _hand_updated(self) -> list[Observation]:
         """Parameters that a loop without an Optimizer updates itself."""
         held: dict[Any, list[Tensor]] = {}
-        for leaf in self._writes.leaves():
+        for leaf in self._parameter_writes.leaves():
             kinds = self._tensors.of(private.local(leaf)).writes or ()
             if "update" in kinds:
                 held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
@@ -137,7 +139,7 @@ class Accumulators(Watcher):
                 Kind.HOLDS,
                 DTYPE_NAMES.get(dtype, str(dtype)),
                 Role.MASTER_WEIGHT,
-                self._writes.hand_written_at,
+                self._parameter_writes.hand_written_at,
                 self._modules.why_low(leaves[0]) if dtype in LOW else None,
                 detail=f"{len(leaves)} parameters updated by the training loop itself",
                 count=len(leaves),

@@ -25,11 +25,11 @@ from ..trackers.micro_batches import GradientsReady
 from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
 from ..trackers.origins import READABLE, Origin, Origins
+from ..trackers.parameter_writes import ParameterWrites
 from ..trackers.samples import LONG, batches, sums
 from ..trackers.steps import Steps
 from ..trackers.window import MANY_SKIPS, Window
 from . import Watcher
-from .writes import Writes
 
 WORST = ("loss", "gradient", "parameter")
 """What may be not finite, the worst last."""
@@ -66,7 +66,7 @@ class NonFinite(Watcher):
         loss_scale: LossScale,
         origins: Origins,
         steps: Steps,
-        writes: Writes,
+        writes: ParameterWrites,
     ) -> None:
         self._ledger = ledger
         self._window = window

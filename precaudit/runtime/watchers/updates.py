@@ -23,19 +23,19 @@ from ..dtypes import LOW
 from ..events import BackwardBegan, BackwardEnded, Bus, StepBegan, StepEnded, StepUnseen
 from ..operands import tensors_of, trains
 from ..operations import BACKWARD, BEFORE_WRITE, CLOSURE, FORWARD, OPTIMIZER, Heard, Op, Operations
-from ..optable import COPIES, REDUCTION_COLLECTIVES
+from ..optable import ADDITIONS, COPIES, REDUCTION_COLLECTIVES
 from ..process.ledger import Ledger, Observation
 from ..trackers import samples
 from ..trackers.contents import Contents
 from ..trackers.flat_steps import FlatStep, flat_step
 from ..trackers.kept import Numbers, Totals
+from ..trackers.long_lived import LongLived
 from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
 from ..trackers.replay import Replay, computes
 from ..trackers.tensors import Leaf, Tensors
 from ..trackers.window import Window
 from . import Watcher
-from .writes import ADDITIONS, Writes
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 """A number between dots: `blocks.3.norm.weight`."""
@@ -61,7 +61,7 @@ class Updates(Watcher):
         window: Window,
         tensors: Tensors,
         modules: Modules,
-        writes: Writes,
+        long_lived: LongLived,
         replay: Replay,
         contents: Contents,
     ) -> None:
@@ -69,7 +69,7 @@ class Updates(Watcher):
         self._window = window
         self._tensors = tensors
         self._ledger = ledger
-        self._writes = writes
+        self._long_lived = long_lived
         self._modules = modules
         self.replay = replay
         self.sums = Totals()
@@ -229,7 +229,7 @@ class Updates(Watcher):
             return self._of_leaf(known.leaf_at(tensor) or known.parameter)
         if known.is_gradient:
             return self.sums
-        write = self._writes.of(tensor)
+        write = self._long_lived.of(tensor)
         return write.numbers if write is not None else None
 
     # -- evidence

@@ -1,0 +1,81 @@
+"""Follows what an update rounds away, where the script keeps it: stochastic rounding and Kahan summation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dtypes import LOW
+from ..operands import sources_of, tensors_of
+from ..operations import GRADIENTS, OPTIMIZER, Heard, Op, Operations
+from ..optable import COPIES
+from .lineage import CastOf, Flow
+from .tensors import Tensors
+
+DRAWS = frozenset({"randint", "randint_like", "random_", "random"})
+BITWISE = frozenset("add sub bitwise_and bitwise_or __and__ __or__ where lt gt le ge".split())
+BITS = (torch.int32, torch.int64, torch.int16)
+DIFFERENCES = frozenset({"clone", "sub", "_foreach_sub", "_foreach_clone"})
+
+
+class Compensation:
+    """By marks: "random" bits, a parameter as it was "before" its update, the "delta" of the two."""
+
+    def __init__(self, operations: Operations, tensors: Tensors, flow: Flow) -> None:
+        self._tensors, self._flow = tensors, flow
+        operations.on(self._hear)
+
+    def _hear(self, op: Op) -> Iterable[Heard]:
+        if op.name == "_to_copy":
+            yield Heard(OPTIMIZER, self.rounded)
+        for names, act in ((DIFFERENCES, self.differs), (DRAWS, self.drawn), (BITWISE, self.bits)):
+            if op.name in names:
+                yield Heard(OPTIMIZER, act)
+                yield Heard(GRADIENTS, act)
+
+    def rounded(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A low-precision copy of a wider value: of which one, and whether it rounds stochastically."""
+        source = args[0]
+        if out.dtype in LOW and source.dtype not in LOW:
+            drawn = {"random": True} if "random" in self._flow.of(source) else {}
+            self._flow.mark(out, cast_of=CastOf(self._tensors.learn(source), source.dtype), **drawn)
+
+    def differs(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
+        for index, result in enumerate(tensors_of([out])):
+            if result.dtype not in LOW:
+                continue
+            sources = sources_of(args, index)
+            if name.endswith("clone"):
+                if self._tensors.is_parameter(sources[0]):
+                    self._flow.mark(result, before=True)
+                continue
+            changed = next((s for s in sources if self._tensors.is_parameter(s)), None)
+            if changed is not None and any("before" in self._flow.of(s) for s in sources):
+                self._flow.mark(result, delta=self._tensors.learn(changed))
+
+    def drawn(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Random integers: what stochastic rounding adds below the last place that is kept."""
+        if out.dtype in BITS:
+            self._flow.mark(out, random=True)
+
+    def bits(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Integers, and the comparisons that choose between them, computed from random ones."""
+        if not out.dtype.is_floating_point and any("random" in self._flow.of(a) for a in args):
+            self._flow.mark(out, random=True)
+
+    def wrote(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
+        """Kahan summation adds to a buffer what the parameter's rounding lost: the parameter before less after."""
+        for source in sources:
+            if name in COPIES and self._tensors.is_parameter(source):
+                self._flow.mark(target, before=True)
+            elif name == "sub_" and "before" in self._flow.of(target) and self._tensors.is_parameter(source):
+                self._flow.mark(target, delta=self._tensors.learn(source))
+            elif name in ("add_", "sub_", *COPIES):
+                changed = self._flow.of(source).get("delta")
+                if changed is not None and changed.moved_by is self._tensors.of(target):
+                    self._tensors.learn(target).compensates = True
+                    changed.writes = (changed.writes or set()) | {"kahan"}
