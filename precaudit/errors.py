@@ -45,6 +45,12 @@ class ReportError(PrecauditError):
     slug = "report"
 
 
+class LockError(PrecauditError):
+    """A precision.lock cannot be read, or is of another training."""
+
+    slug = "lock"
+
+
 def internal_error(error: Exception) -> str:
     """One line on a mistake of ours; raises it where PRECAUDIT_TRACEBACK is set."""
     if os.environ.get("PRECAUDIT_TRACEBACK"):

@@ -17,6 +17,8 @@ from precaudit.commands.output import chosen_rules, format_of, print_report, say
 from precaudit.errors import ConfigError, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from precaudit.contracts.drift import Comparison
+    from precaudit.contracts.hold import Lock
     from precaudit.launch.trace import Traced
 
 
@@ -81,6 +83,10 @@ class ConfiguredCommand(click.Command):
 @click.option("--only", multiple=True, metavar="ROLE", help="Only findings about this role, such as optimizer_state.")
 @click.option("--values", type=click.Choice(["off", "sample", "full"]), default="sample", show_default=True,
               help="How much of each tensor is read for evidence.")  # fmt: skip
+@click.option("--locked", is_flag=True, help="Fail where the run differs from its precision.lock.")
+@click.option("--lock", "lock_path", type=click.Path(path_type=Path), metavar="FILE",
+              help="The lock it is held to.  [default: precision.lock]")  # fmt: skip
+@click.option("--update-lock", is_flag=True, help="Write the lock anew, and show what changed.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End the command then.")
 @click.option("--no-inject", is_flag=True, help="Leave PYTHONPATH alone: the command itself runs precaudit.run.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the findings.")
@@ -100,6 +106,9 @@ def trace(
     ignore: tuple[str, ...],
     only: tuple[str, ...],
     values: str,
+    locked: bool,
+    lock_path: Path | None,
+    update_lock: bool,
     timeout: float | None,
     no_inject: bool,
     quiet: bool,
@@ -128,6 +137,11 @@ def trace(
     shape = format_of(output, output_format, "text" if output is None else "json")
     if output is not None:
         check_writable(output)
+    lock = None
+    if locked or lock_path or update_lock:
+        from precaudit.contracts import hold, lockfile
+
+        lock = hold.before(lock_path or Path(lockfile.NAME), resolved.argv, update_lock)
     book = rulebook.load()
     configured = settings_module.load()
     choice = Choice(
@@ -149,6 +163,9 @@ def trace(
         inject=not no_inject,
         announce=say,
     )
+    compared = hold.after(lock, traced.report) if lock is not None else None
+    if compared is not None:
+        traced.report.drift = [str(change) for change in compared.changes]
     text = traced.report.model_dump_json(indent=1) + "\n"
     failures = []
     show_again = f"precaudit report --output-dir {shlex.quote(output_dir)} --open" if output_dir else None
@@ -166,7 +183,38 @@ def trace(
     _show(traced, resolved.shown, shape if output is None else "text", -1 if quiet else verbose, show_again)
     if failures:
         raise failures[0]
-    return traced.verdict.exit_code
+    if lock is None or compared is None:
+        return traced.verdict.exit_code
+    return _held(lock, compared, traced, update_lock)
+
+
+def _held(lock: Lock, compared: Comparison, traced: Traced, update: bool) -> int:
+    """Says what the run does otherwise than its lock, or renews the lock; the exit code."""
+    from precaudit.contracts import hold
+
+    code = traced.verdict.exit_code
+    if not hold.seen_enough(traced.report):
+        say(f"{lock.path}: not compared: the run was not watched to the end of its window")
+        return code
+    if update:
+        changes = hold.renew(lock.path, traced.report)
+        say(f"{lock.path}: {'renewed' if changes else 'unchanged'}{':' if changes else ''}")
+        if changes:
+            print(changes, file=sys.stderr)
+        return code
+    if not compared.changes:
+        say(f"{lock.path}: holds")
+        return code
+    count = len(compared.changes)
+    say(f"{lock.path}: this run differs from its lock in {count} place{'s' if count > 1 else ''}:")
+    for change in compared.changes:
+        print(f"  {change}", file=sys.stderr)
+    for version in compared.versions:
+        print(f"  since the lock was written: {version}", file=sys.stderr)
+    for line in compared.left_out:
+        print(f"  not compared: {line}", file=sys.stderr)
+    print("  where that is meant, accept it with --update-lock", file=sys.stderr)
+    return code or 1
 
 
 def _show(traced: Traced, command: str, output_format: str, verbosity: int, show_again: str | None) -> None:

@@ -50,23 +50,27 @@ def _must_be_one_run(paths: Sequence[Path], reports: Sequence[Report]) -> None:
 
 
 def _read(path: Path, choice: Choice, book: Rulebook) -> Report:
-    if path.is_dir():
-        for name in ("report.json", str(LATEST), str(HOME / LATEST)):
-            if (path / name).is_file():
-                return _read_report(path / name)
+    if path.is_dir() and _report_in(path) is None:
         for folder in (path, path / "ranks"):
             if rank_files(folder):
                 return _judge_ranks(folder, choice, book)
         raise ReportError(f"{path}: holds neither report.json nor rank files; name a report or a folder of one trace")
+    return read_report(path)
+
+
+def _report_in(folder: Path) -> Path | None:
+    names = ("report.json", str(LATEST), str(HOME / LATEST))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def read_report(path: Path) -> Report:
+    """The report in this file, or in the folder where a trace left it. Raises ReportError, one line."""
+    path = (_report_in(path) if path.is_dir() else None) or path
     if not path.exists():
         way_out = (
             'run "precaudit trace train.py" first' if path.parts[-2:] == LATEST.parts else "name a report that is there"
         )
         raise ReportError(f"{path}: no such report; {way_out}")
-    return _read_report(path)
-
-
-def _read_report(path: Path) -> Report:
     try:
         return Report.model_validate_json(read(path, LARGEST_REPORT))
     except OSError as error:
@@ -115,6 +119,7 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
                 coverage=report.coverage,
                 facts=report.facts,
                 exact=report.exact,
+                inventory=report.inventory,
             )
         )
     merged.finish()
@@ -132,6 +137,7 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in merged.facts],
         exact=merged.exact,
+        inventory=merged.inventory,
         run=_run_of(reports),
         exit_code=max(
             (r.exit_code for r in reports if r.exit_code is not None and not _met_our_stop(r, reports)), default=None

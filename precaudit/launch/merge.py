@@ -10,7 +10,7 @@ from typing import Any
 from precaudit.model.evidence import joined_parts, worst
 from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Fact, Kind, Part, Role, fact_from_json
-from precaudit.model.wire import Coverage, RankFile
+from precaudit.model.wire import Coverage, Held, RankFile
 
 COMPARED = frozenset(
     {
@@ -137,6 +137,7 @@ class Merged:
         self.without: set[int] = set()
         """Ranks the others stopped without waiting for."""
         self._statuses: list[tuple[int, str]] = []
+        self._inventory: dict[str, Held] = {}
         self.python = ""
         self.versions: dict[str, str] = {}
 
@@ -147,6 +148,7 @@ class Merged:
         self._statuses.append((one.rank, one.status))
         self.without.update(one.without)
         self.python = self.python or one.python
+        self._take_inventory(one.inventory)
         self.versions = one.versions | self.versions
         if one.status == "watching":
             self.unfinished.add(one.rank)
@@ -170,6 +172,15 @@ class Merged:
                 f"{self._names([one.rank])}: {unreadable} facts are not in this precaudit's words"
             )
         self._add_coverage(one)
+
+    def _take_inventory(self, rows: Sequence[Held]) -> None:
+        """Ranks of one model hold the same names; those of other stages add theirs."""
+        for row in rows:
+            mine = self._inventory.setdefault(row.name, row)
+            if mine.dtypes != row.dtypes or mine.tensors < row.tensors:
+                kinds = sorted({*mine.dtypes, *row.dtypes})
+                both = {kind: sorted({*mine.dtypes.get(kind, ()), *row.dtypes.get(kind, ())}) for kind in kinds}
+                self._inventory[row.name] = Held(name=row.name, tensors=max(mine.tensors, row.tensors), dtypes=both)
 
     def _add_fact(self, key: _Key, raw: Mapping[str, Any], rank: int) -> None:
         seen = self._facts.get(key)
@@ -226,6 +237,11 @@ class Merged:
         held = {seen.first.role for seen in self._facts.values() if seen.first.kind is Kind.HOLDS}
         for role in {role.value for role in held if role} & set(self.coverage.not_observed):
             del self.coverage.not_observed[role]
+
+    @property
+    def inventory(self) -> list[Held]:
+        """What the tensors of each name held, on whatever rank."""
+        return [self._inventory[name] for name in sorted(self._inventory)]
 
     @property
     def statuses(self) -> list[str]:

@@ -128,6 +128,7 @@ def conclude(
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in facts],
         exact=_relative_exact(merged.exact, settings.cwd),
+        inventory=merged.inventory,
         exit_code=ended.code,
     )
     return Traced(report, outcome)

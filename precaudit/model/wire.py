@@ -181,6 +181,16 @@ class RoleSummary(Strict):
     """Why less than the table wants is allowed here: "kahan", "stochastic-rounding", "block-wise", …"""
 
 
+class Held(Strict):
+    """What the tensors of one name held in the traced steps."""
+
+    name: str
+    """A parameter's or buffer's name, or the pattern of several (`blocks.*.norm.weight`); an exact name goes first."""
+    tensors: int
+    dtypes: dict[str, list[str]]
+    """What it is -> its dtypes: "weight", "gradient", "buffer", "AdamW.exp_avg"."""
+
+
 class Coverage(BaseModel):
     """What was looked at, and what was not."""
 
@@ -256,6 +266,10 @@ class Report(BaseModel):
     facts: list[dict[str, Any]] = []
     exact: ExactStep | None = None
     """What `--exact` measured: one step against float64."""
+    inventory: list[Held] = []
+    """What every parameter, gradient, buffer and optimizer slot held, by name."""
+    drift: list[str] = []
+    """What the run did otherwise than its precision.lock says, where it was held to one."""
     run: Run | None = None
     exit_code: int | None = None
     """The traced command's own exit code, where one was run."""
@@ -279,6 +293,7 @@ class RankFile(BaseModel):
     coverage: Coverage = Coverage()
     facts: list[dict[str, Any]] = []
     exact: ExactStep | None = None
+    inventory: list[Held] = []
     python: str = ""
     versions: dict[str, str] = {}
     """torch and the frameworks that were loaded."""

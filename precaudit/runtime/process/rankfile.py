@@ -18,6 +18,7 @@ from ..settings import Settings
 from ..trackers.autocast import Autocast
 from ..trackers.claims import Account
 from ..trackers.compiled import Compiled
+from ..trackers.inventory import Inventory
 from ..trackers.lineage import Flow
 from ..trackers.long_steps import LongSteps
 from ..trackers.optimizers import parameters
@@ -57,11 +58,12 @@ class RankFile:
         long_steps: LongSteps,
         passes: Passes,
         exact: ExactStep,
+        inventory: Inventory,
     ) -> None:
         self._bus, self._guard, self._folder, self._ledger = bus, guard, settings.ranks_folder, ledger
         self._peers, self._account, self._window, self._steps = peers, account, window, steps
         self._flow, self._autocast, self._compiled = flow, autocast, compiled
-        self._long_steps, self._passes, self._exact = long_steps, passes, exact
+        self._long_steps, self._passes, self._exact, self._inventory = long_steps, passes, exact, inventory
         self._status = "watching"
         self._final: dict[str, Any] | None = None
         self._path = ""
@@ -119,6 +121,7 @@ class RankFile:
             "coverage": self._coverage(),
             "facts": facts,
             "exact": self._exact.content(rank),
+            "inventory": self._inventory.rows(),
             "python": sys.version.split()[0],
             "versions": _versions(),
         }

@@ -1,0 +1,132 @@
+"""What changed between two precisions: role by role, tensor by tensor, as rows and as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from precaudit.contracts.precision import OF_SEVERAL_RANKS, Dtypes, Precision
+
+NOTHING: Dtypes = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that is not as it was: `what` was `was`, and is `now`."""
+
+    what: str
+    """"softmax", "blocks.*.norm.weight: gradient", "declared gradient_reduction", "autocast"."""
+    was: str
+    """Empty where it was not there."""
+    now: str
+
+    def __str__(self) -> str:
+        if not self.was:
+            return f"{self.what} is new: {self.now}"
+        if not self.now:
+            return f"{self.what} was {self.was}, and is no longer there"
+        return f"{self.what} was {self.was}, is {self.now}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that differs, what may have brought it about, and what could not be compared."""
+
+    changes: tuple[Change, ...]
+    versions: tuple[Change, ...]
+    left_out: tuple[str, ...]
+
+
+def compare(before: Precision, after: Precision) -> Comparison:
+    """What `after` holds otherwise than `before`.
+
+    Roles that only several ranks have are left out where one of the runs had a single one.
+    """
+    apart = OF_SEVERAL_RANKS if before.several_ranks != after.several_ranks else frozenset()
+    left_out = [
+        f"{_words(role)}: one of the runs had a single rank"
+        for role in sorted(apart)
+        if role in {**before.roles, **after.roles}
+    ]
+    changes = [
+        *_setup(before.setup, after.setup),
+        *_table("", _without(before.roles, apart), _without(after.roles, apart)),
+        *_table("declared ", _without(before.declared, apart), _without(after.declared, apart)),
+        *_tensors(before.tensors, after.tensors),
+    ]
+    return Comparison(tuple(changes), tuple(_versions(before.versions, after.versions)), tuple(left_out))
+
+
+def _setup(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Change]:
+    for name in sorted({*before, *after}):
+        if before.get(name, "") != after.get(name, ""):
+            yield Change(name, before.get(name, ""), after.get(name, ""))
+
+
+def _versions(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Change]:
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            yield Change(name, before.get(name, ""), after.get(name, ""))
+
+
+def _table(front: str, before: Mapping[str, Dtypes], after: Mapping[str, Dtypes]) -> Iterator[Change]:
+    for role in sorted({*before, *after}):
+        was, now = before.get(role, NOTHING), after.get(role, NOTHING)
+        if was != now:
+            yield Change(f"{front}{_words(role)}", _listed(was), _listed(now))
+
+
+def _tensors(before: Mapping[str, Mapping[str, Dtypes]], after: Mapping[str, Mapping[str, Dtypes]]) -> Iterator[Change]:
+    """Tensors by their name; one without a row of its own is held to the pattern that it fits."""
+    names = sorted({*before, *after})
+    changed: dict[tuple[str, str, str], list[str]] = {}
+    for name in names:
+        was, now = _row(before, name), _row(after, name)
+        if was is None or now is None:
+            changed.setdefault(("", _kinds(was), _kinds(now)), []).append(name)
+            continue
+        for what in sorted({*was, *now}):
+            old, new = was.get(what, NOTHING), now.get(what, NOTHING)
+            if old != new:
+                changed.setdefault((what, _listed(old), _listed(new)), []).append(name)
+    # What changed alike in the same tensors is one sentence: exp_avg and exp_avg_sq, the weight and its gradient.
+    alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (what, old_text, new_text), theirs in changed.items():
+        alike.setdefault((old_text, new_text, tuple(theirs)), []).append(what)
+    for (old_text, new_text, theirs_too), whats in alike.items():
+        where = f"all {len(names)} names" if len(theirs_too) == len(names) > 1 else _several(theirs_too)
+        yield Change(f"{where}: {', '.join(whats)}" if whats != [""] else where, old_text, new_text)
+
+
+def _row(tensors: Mapping[str, Mapping[str, Dtypes]], name: str) -> Mapping[str, Dtypes] | None:
+    if name in tensors:
+        return tensors[name]
+    # A name of its own, `blocks.3.norm.weight`, against a pattern, `blocks.*.norm.weight`; or the other way round.
+    for pattern, kinds in tensors.items():
+        if "*" in pattern and "*" not in name and fnmatchcase(name, pattern):
+            return kinds
+    return None
+
+
+def _several(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _kinds(kinds: Mapping[str, Dtypes] | None) -> str:
+    if kinds is None:
+        return ""
+    return ", ".join(f"{what} {_listed(dtypes)}" for what, dtypes in kinds.items()) or "nothing"
+
+
+def _without(table: Mapping[str, Dtypes], left_out: frozenset[str]) -> dict[str, Dtypes]:
+    return {role: dtypes for role, dtypes in table.items() if role not in left_out}
+
+
+def _words(role: str) -> str:
+    return role.replace("_", " ")
+
+
+def _listed(dtypes: Dtypes) -> str:
+    return " and ".join(dtypes)

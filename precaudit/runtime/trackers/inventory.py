@@ -1,0 +1,102 @@
+"""What the tensors of each name held: weights, gradients, buffers, optimizer state by slot; equal names folded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..dtypes import DTYPE_NAMES
+from ..events import Bus, StepEnded
+from .modules import Modules
+from .optimizers import parameters, state_tensors
+from .window import Window
+
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+"""A part of a name that is a number: the 3 of `blocks.3.attn`."""
+EXCEPTIONS = 16
+"""So many names may stand apart from their pattern; where there are more, the pattern tells all their dtypes."""
+
+Held = dict[str, str]
+"""What it is -> dtype: {"weight": "float32", "gradient": "float32", "AdamW.exp_avg": "float32"}."""
+
+
+class Inventory:
+    """Reads each optimizer, and the modules that hold its parameters, once: when its first traced step is over."""
+
+    def __init__(self, bus: Bus, window: Window, modules: Modules) -> None:
+        self._window, self._modules = window, modules
+        self._held: dict[str, Held] = {}
+        self._read: set[int] = set()
+        """Optimizers and outermost modules, by id: two that share one after the other tell their names alone."""
+        bus.on(StepEnded, self._step_ended)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each pattern of names, as the plain values of a report's `inventory`."""
+        return [
+            {"name": name, "tensors": count, "dtypes": dtypes} for name, count, dtypes in sorted(folded(self._held))
+        ]
+
+    def _step_ended(self, event: StepEnded) -> None:
+        if self._window.tracing and id(event.optimizer) not in self._read:
+            self._read.add(id(event.optimizer))
+            self._optimizer(event.optimizer)
+
+    def _optimizer(self, optimizer: Any) -> None:
+        kind = type(optimizer).__name__
+        names: dict[int, str] = {}
+        roots: dict[int, Any] = {}
+        for number, parameter in enumerate(parameters(optimizer)):
+            name = names[id(parameter)] = self._modules.name(parameter) or f"{kind}.params.{number}"
+            self._note(name, "weight", parameter)
+            if parameter.grad is not None:
+                self._note(name, "gradient", parameter.grad)
+            root = self._modules.around(self._modules.holder(parameter))[-1]
+            if root is not None:
+                roots[id(root)] = root
+        for held in state_tensors(optimizer):
+            owner = names.get(id(held.parameter)) if held.parameter is not None else None
+            self._note(owner or f"{kind}.{held.name}", f"{kind}.{held.name}", held.tensor)
+        for key, root in roots.items():
+            if key not in self._read:
+                self._read.add(key)
+                self._beside(root.named_parameters(), "weight")
+                self._beside(root.named_buffers(), "buffer")
+
+    def _beside(self, named: Iterable[tuple[str, Tensor]], what: str) -> None:
+        """What the model holds and no optimizer trains: frozen weights, buffers."""
+        for name, tensor in named:
+            if name not in self._held:
+                self._note(name, what, tensor)
+
+    def _note(self, name: str, what: str, tensor: Tensor) -> None:
+        dtype = DTYPE_NAMES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
+        self._held.setdefault(name, {})[what] = dtype
+
+
+def folded(held: Mapping[str, Held]) -> list[tuple[str, int, dict[str, list[str]]]]:
+    """(name or pattern, tensors of that name, what they hold): `blocks.*.norm.weight`, and exceptions by their name.
+
+    A name of its own goes before the pattern that it would fit.
+    """
+    groups: dict[str, dict[tuple[tuple[str, str], ...], list[str]]] = {}
+    for name, kinds in held.items():
+        groups.setdefault(NUMBER.sub("*", name), {}).setdefault(tuple(sorted(kinds.items())), []).append(name)
+    rows = []
+    for pattern, varieties in groups.items():
+        usual = max(varieties, key=lambda kinds: (len(varieties[kinds]), kinds))
+        others = {kinds: names for kinds, names in varieties.items() if kinds != usual}
+        if sum(map(len, others.values())) > EXCEPTIONS:
+            every: dict[str, set[str]] = {}
+            for what, dtype in (kind for kinds in varieties for kind in kinds):
+                every.setdefault(what, set()).add(dtype)
+            count = sum(map(len, varieties.values()))
+            rows.append((pattern, count, {what: sorted(dtypes) for what, dtypes in sorted(every.items())}))
+            continue
+        rows.append((pattern, len(varieties[usual]), {what: [dtype] for what, dtype in usual}))
+        rows += [
+            (name, 1, {what: [dtype] for what, dtype in kinds}) for kinds, names in others.items() for name in names
+        ]
+    return rows

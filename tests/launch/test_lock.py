@@ -1,0 +1,314 @@
+"""A training is held to its lock: what it held is written down, the same bytes each time, and drift is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import tomllib
+from desk import Desk
+
+from precaudit.contracts import lockfile
+from precaudit.contracts.drift import compare
+from precaudit.contracts.precision import Precision, script_of
+from precaudit.errors import LockError
+from precaudit.runtime.trackers.inventory import EXCEPTIONS, folded
+
+TRAIN = """
+import json, sys
+import torch
+from torch import nn
+import layers
+
+torch.manual_seed(0)
+depth = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+model = layers.Model(depth)
+optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+for step in range(6):
+    tokens = torch.randint(0, 11, (3 + step % 2, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nn.functional.cross_entropy(model(tokens).float().flatten(0, 1), tokens.flatten())
+    loss.backward()
+    if step == 2:
+        held = {}
+        for name, parameter in model.named_parameters():
+            held[name] = {"weight": str(parameter.dtype)}
+            if parameter.grad is not None:
+                held[name]["gradient"] = str(parameter.grad.dtype)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for parameter, state in optimizer.state.items():
+            held[names[parameter]] |= {f"AdamW.{slot}": str(value.dtype) for slot, value in state.items()}
+        held |= {name: {"buffer": str(buffer.dtype)} for name, buffer in model.named_buffers()}
+        with open("inspected.json", "w") as file:
+            json.dump(held, file)
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+LAYERS = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.qkv = nn.Linear(8, 24)
+        self.frozen = nn.Linear(8, 8, dtype=torch.bfloat16).requires_grad_(False)
+        self.register_buffer("angles", torch.arange(8.0))
+
+    def forward(self, x):
+        q, k, v = (self.qkv(self.norm(x)) + self.angles.repeat(3)).chunk(3, -1)
+        scores = q @ k.transpose(-1, -2)
+        return x + torch.softmax(scores{upcast}, -1).to(v.dtype) @ v + self.frozen(x.bfloat16()).float()
+
+class Model(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
+        self.head = nn.Linear(8, 11)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+"""
+
+
+@pytest.fixture
+def training(real_desk: Desk) -> Desk:
+    """A training script beside the small library that it uses, in the version that upcasts its softmax."""
+    real_desk.write("train.py", TRAIN)
+    library(real_desk, upcasts=True)
+    return real_desk
+
+
+def library(desk: Desk, upcasts: bool) -> None:
+    """Installs a version of the library; its softmax without an upcast is one that autocast does not see."""
+    text = LAYERS.replace("{upcast}", ".float()" if upcasts else "")
+    if not upcasts:
+        text = text.replace(
+            "        scores = q @ k.transpose(-1, -2)\n        return x +",
+            "        scores = q @ k.transpose(-1, -2)\n"
+            "        with torch.autocast('cpu', enabled=False):\n"
+            "            weights = torch.softmax(scores, -1)\n"
+            "        return x +",
+        ).replace("torch.softmax(scores, -1).to(v.dtype) @ v", "weights @ v")
+    desk.write("layers.py", text)
+
+
+def lock(desk: Desk, *words: str) -> str:
+    made = desk.precaudit("lock", *words, "train.py")
+    assert made.code == 0, made.stderr
+    return (desk.folder / "precision.lock").read_text()
+
+
+def test_a_lock_has_the_same_bytes_for_the_same_run_and_for_a_deeper_one(
+    training: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    first = lock(training)
+    monkeypatch.setenv("PYTHONHASHSEED", "2")
+    again = training.precaudit("lock", "train.py", "4")
+    assert (training.folder / "precision.lock").read_text() == first
+    assert "precision.lock: unchanged" in again.stderr
+    raw = tomllib.loads(first)
+    assert raw["script"] == "train.py"
+    assert raw["roles"]["softmax"] == raw["roles"]["optimizer_state"] == "float32"
+    assert raw["setup"]["autocast"] == "bfloat16 on cpu"
+
+
+def test_the_names_of_a_lock_hold_what_plain_inspection_finds(training: Desk) -> None:
+    seen = training.precaudit("trace", "--keep-going", "train.py")
+    inspected = json.loads((training.folder / "inspected.json").read_text())
+    rows = {row["name"]: row for row in seen.report["inventory"]}
+    told: dict[str, Mapping[str, str]] = {}
+    for name in inspected:
+        pattern = name if name in rows else name.replace("blocks.0.", "blocks.*.").replace("blocks.1.", "blocks.*.")
+        told[name] = {what: f"torch.{dtypes[0]}" for what, dtypes in rows[pattern]["dtypes"].items()}
+    assert told == inspected
+    assert sum(row["tensors"] for row in rows.values()) == len(inspected)
+
+
+def test_a_library_that_stops_to_upcast_breaks_the_lock_and_is_named(training: Desk) -> None:
+    lock(training)
+    held = training.precaudit("trace", "--locked", "train.py")
+    assert (held.code, held.report["drift"]) == (0, [])
+    assert "precision.lock: holds" in held.stderr
+    library(training, upcasts=False)
+    broken = training.precaudit("trace", "--locked", "--fail-on", "never", "train.py")
+    assert broken.code == 1
+    assert broken.report["drift"] == ["softmax was float32, is bfloat16 and float32"]
+    assert "  softmax was float32, is bfloat16 and float32\n" in broken.stderr
+    accepted = training.precaudit("trace", "--update-lock", "--fail-on", "never", "train.py")
+    assert accepted.code == 0
+    assert '-softmax = "float32"\n+softmax = ["bfloat16", "float32"]\n' in accepted.stderr
+    assert training.precaudit("trace", "--locked", "--fail-on", "never", "train.py").code == 0
+
+
+def test_a_lock_of_another_script_is_refused_before_the_run(training: Desk) -> None:
+    training.write("precision.lock", 'format = 1\nscript = "other.py"\n')
+    refused = training.precaudit("trace", "--locked", "train.py")
+    assert refused.code == 2
+    assert refused.stderr == (
+        "precaudit: precision.lock: is the lock of other.py, and this runs train.py; name the lock of train.py with "
+        '--lock, or make one: "precaudit lock --lock FILE train.py"\n'
+    )
+    assert not (training.folder / "inspected.json").exists()
+
+
+def test_a_run_that_ends_too_early_makes_no_lock(training: Desk) -> None:
+    training.write("train.py", TRAIN.replace("range(6)", "range(1)"))
+    made = training.precaudit("lock", "train.py")
+    assert made.code == 5
+    assert "precision.lock: not written; python train.py: " in made.stderr
+    assert not (training.folder / "precision.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, 'no such lock; make it with "precaudit lock"'),
+        ("roles = [", 'not TOML: Invalid value (at end of document); make it anew with "precaudit lock"'),
+        ("", 'has no format, and this precaudit reads format 1; make it anew with "precaudit lock"'),
+        ("format = 2", 'is of format 2, and this precaudit reads format 1; make it anew with "precaudit lock"'),
+        (
+            "format = 1\nscript = 3",
+            'script: must be a string such as "train.py"; make it anew with "precaudit lock"',
+        ),
+        (
+            'format = 1\nscript = "a.py"\nrole = 1',
+            "role: no such entry; allowed: declared, format, roles, script, setup, several_ranks, tensors, versions; "
+            'make it anew with "precaudit lock"',
+        ),
+        (
+            'format = 1\nscript = "a.py"\n[roles]\nloss = 4',
+            'roles.loss: must be a dtype such as "float32", or a list of them',
+        ),
+        (
+            'format = 1\nscript = "a.py"\n[[tensors]]\nnames = ["a", "a"]',
+            "tensors: a stands there twice; leave one of them",
+        ),
+        (
+            'format = 1\nscript = "a.py"\n[setup]\ndevice = 1',
+            'setup: must be a table of strings; make it anew with "precaudit lock"',
+        ),
+    ],
+)
+def test_a_file_that_is_no_lock_is_told_in_one_line(tmp_path: Path, text: str | None, says: str) -> None:
+    path = tmp_path / "precision.lock"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(LockError) as told:
+        lockfile.read(path)
+    assert str(told.value) == f"{path}: {says}"
+
+
+def test_a_role_that_does_not_exist_is_told_with_those_that_do(tmp_path: Path) -> None:
+    path = tmp_path / "precision.lock"
+    path.write_text('format = 1\nscript = "a.py"\n[roles]\nlosses = "float32"')
+    with pytest.raises(LockError, match=r"roles\.losses: no such role; allowed: accumulator, activation, "):
+        lockfile.read(path)
+
+
+def test_what_is_written_is_read_back() -> None:
+    one = Precision(
+        "-m package.train",
+        {"device": 'a "quoted" \x7f one'},
+        {"torch": "2.13"},
+        {"activation": ("bfloat16", "float32"), "loss": ("float32",)},
+        {"gradient_reduction": ("float32",)},
+        {"blocks.*.norm.weight": {"weight": ("float32",)}, "head": {"weight": ("float32",), "A b.exp": ("int8",)}},
+        several_ranks=True,
+    )
+    raw = tomllib.loads(lockfile.write(one))
+    assert raw["setup"]["device"] == 'a "quoted" \x7f one'
+    assert lockfile._checked(Path("x"), raw) == one
+
+
+def test_reductions_are_compared_only_between_runs_of_several_ranks() -> None:
+    alone = Precision("a.py", roles={"loss": ("float32",)})
+    together = Precision("a.py", roles={"loss": ("float32",), "gradient_reduction": ("float16",)}, several_ranks=True)
+    for before, after in ((alone, together), (together, alone)):
+        found = compare(before, after)
+        assert found.changes == ()
+        assert found.left_out == ("gradient reduction: one of the runs had a single rank",)
+    lowered = Precision("a.py", roles={"loss": ("float32",), "gradient_reduction": ("float32",)}, several_ranks=True)
+    assert [str(change) for change in compare(lowered, together).changes] == [
+        "gradient reduction was float32, is float16"
+    ]
+
+
+def test_drift_names_the_tensors_and_what_of_them() -> None:
+    low = {"weight": ("bfloat16",), "AdamW.exp_avg": ("bfloat16",)}
+    high = {"weight": ("float32",), "AdamW.exp_avg": ("float32",)}
+    before = Precision("a.py", tensors={"blocks.*.w": high, "head.w": high, "old.w": high})
+    after = Precision("a.py", tensors={"blocks.*.w": high, "blocks.3.w": low, "head.w": low, "new.w": high})
+    assert sorted(str(change) for change in compare(before, after).changes) == [
+        "blocks.3.w, head.w: AdamW.exp_avg, weight was float32, is bfloat16",
+        "new.w is new: weight float32, AdamW.exp_avg float32",
+        "old.w was weight float32, AdamW.exp_avg float32, and is no longer there",
+    ]
+
+
+def test_names_are_folded_and_exceptions_stand_apart() -> None:
+    held = {f"blocks.{n}.w": {"weight": "float32"} for n in range(40)} | {"head.w": {"weight": "float32"}}
+    held["blocks.7.w"] = {"weight": "bfloat16"}
+    assert sorted(folded(held)) == [
+        ("blocks.*.w", 39, {"weight": ["float32"]}),
+        ("blocks.7.w", 1, {"weight": ["bfloat16"]}),
+        ("head.w", 1, {"weight": ["float32"]}),
+    ]
+    for number in range(EXCEPTIONS + 1):
+        held[f"blocks.{number}.w"] = {"weight": "bfloat16"}
+    assert ("blocks.*.w", 40, {"weight": ["bfloat16", "float32"]}) in folded(held)
+
+
+@pytest.mark.parametrize(
+    ("words", "script"),
+    [
+        (["/usr/bin/python3", "train.py", "--data", "x.py"], "train.py"),
+        (["torchrun", "--nproc-per-node", "2", "src/train.py"], "src/train.py"),
+        (["python", "-m", "torch.distributed.run", "-m", "package.train"], "-m package.train"),
+        (["accelerate", "launch", "--num_processes", "2", "train.py"], "train.py"),
+        (["/opt/bin/tune", "run", "full"], "tune"),
+    ],
+)
+def test_the_script_of_a_command_is_found_behind_its_launcher(words: list[str], script: str) -> None:
+    assert script_of(words) == script
+
+
+def test_two_reports_of_one_training_are_compared(training: Desk) -> None:
+    training.precaudit("trace", "--output", "before.json", "train.py")
+    training.write("train.py", TRAIN.replace("\noptimizer =", "\nmodel.head.bfloat16()\noptimizer ="))
+    training.precaudit("trace", "--output", "after.json", "train.py")
+    same = training.precaudit("diff", "before.json", "before.json")
+    assert (same.code, same.stdout) == (0, "before.json and before.json hold the same\n")
+    other = training.precaudit("diff", "before.json", "after.json")
+    assert other.code == 1
+    assert (
+        "head.bias, head.weight: AdamW.exp_avg, AdamW.exp_avg_sq, gradient, weight was float32, is bfloat16\n"
+        in other.stdout
+    )
+    assert "new: error PA101 train.py:" in other.stdout
+    raw = json.loads(training.precaudit("diff", "--output-format", "json", "after.json", "before.json").stdout)
+    assert {"what": "master weight", "was": "bfloat16 and float32", "now": "float32"} in raw["changes"]
+    assert any("PA101" in line for line in raw["went"])
+
+
+def test_reports_of_two_programs_are_not_compared(training: Desk) -> None:
+    training.precaudit("trace", "--output", "one.json", "train.py")
+    training.write("other.py", TRAIN)
+    training.precaudit("trace", "--output", "two.json", "other.py")
+    refused = training.precaudit("diff", "one.json", "two.json")
+    assert refused.code == 2
+    assert refused.stderr == (
+        "precaudit: one.json and two.json are not of one training: one ran train.py, the other other.py; "
+        "name two reports of one script\n"
+    )
+    gone = training.precaudit("diff", "one.json", "three.json")
+    assert (gone.code, gone.stderr) == (2, "precaudit: three.json: no such report; name a report that is there\n")
