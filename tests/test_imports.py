@@ -35,6 +35,7 @@ MAY_USE: dict[str, set[str]] = {
         "silence", "suppressions",
     },
     "launch": {"disk", "foreign", "errors", "judge", "model", "rulebook", "settings", "silence", "suppressions"},
+    "contracts": {"disk", "errors", "foreign", "launch", "model"},
     "report": {"disk", "errors", "judge", "model", "notebook", "rulebook", "settings"},
     "runtime": {"model"},
 }  # fmt: skip
