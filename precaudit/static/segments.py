@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import NamedTuple
 
 from precaudit.static.outline import Outline, Part
 from precaudit.static.relevance import COMMON
@@ -18,53 +16,35 @@ WHOLE = 60
 """Lines up to which a file is parsed as it is."""
 SHORT = 200
 """Characters up to which a body is parsed with its function."""
-LEFT_OUT = "__left_out__"
-MARK = re.compile(rf"(?<![ \t])[ \t]*{LEFT_OUT}\[(\d+)\]\n?")
-"""Stands for the body of this number."""
 FIRST = re.compile(r"^([ \t]+)\S", re.MULTILINE)
 """The first statement of a body."""
 DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def\b", re.MULTILINE)
 HEAD = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|(?P<bracket>[()\[\]{}])|(?P<colon>:)(?P<alone>[ \t\r]*\n)?")
 
 
-class Body(NamedTuple):
-    """The body of a function that was left out."""
-
-    text: str
-    line: int
-    """Its first line in the file."""
-
-
 class Reduced:
-    """The text that is left, the bodies that are not in it, and where in the file its lines stand."""
+    """The text with blank lines for what is left out, and the bodies among that, by their first line."""
 
     def __init__(self) -> None:
-        self.bodies: list[Body] = []
+        self.bodies: dict[int, str] = {}
         self._pieces: list[str] = []
-        self._starts: list[int] = []
-        self._originals: list[int] = []
-        self._here = 1
 
     @property
     def text(self) -> str:
         return "".join(self._pieces)
 
-    def add(self, piece: str, line: int) -> None:
-        """Appends whole lines, of which the first is this line of the file."""
+    def add(self, piece: str) -> None:
+        """Appends whole lines."""
         self._pieces.append(piece)
-        self._starts.append(self._here)
-        self._originals.append(line)
-        self._here += piece.count("\n")
 
-    def leave_out(self, body: str, indent: str, line: int) -> None:
-        """Appends what stands for a body, which begins at this line of the file."""
-        self.add(f"{indent}{LEFT_OUT}[{len(self.bodies)}]\n", line)
-        self.bodies.append(Body(body, line))
+    def leave_out(self, piece: str, instead: str = "") -> None:
+        """Appends as many blank lines, of which the first may have something that stands for the piece."""
+        self._pieces.append(instead + "\n" * piece.count("\n"))
 
-    def original(self, line: int) -> int:
-        """The line of the whole file that a line of the reduced text is."""
-        at = bisect_right(self._starts, line) - 1
-        return self._originals[at] + line - self._starts[at]
+    def leave_body(self, body: str, indent: str, line: int) -> None:
+        """Appends what stands for a body, which begins at this line."""
+        self.leave_out(body, f"{indent}...")
+        self.bodies[line] = body
 
 
 def reduce(text: str, outline: Outline, roots: Iterable[str]) -> Reduced | None:
@@ -79,12 +59,15 @@ def reduce(text: str, outline: Outline, roots: Iterable[str]) -> Reduced | None:
             indent = FIRST.search(outline.code, body, part.stop)
             if indent is None:
                 body = part.stop
-            reduced.add(text[part.start : body], line)
+            reduced.add(text[part.start : body])
             if indent is not None:
-                first = line + text.count("\n", part.start, body)
-                reduced.leave_out(text[body : part.stop], indent[1], first)
-            if _bodiless(parts, at, kept):
-                reduced.add(INDENT.match(text, part.stop)[0] + "pass\n", line)  # type: ignore[index]
+                reduced.leave_out(text[body : indent.start()])
+                first = line + text.count("\n", part.start, indent.start())
+                reduced.leave_body(text[indent.start() : part.stop], indent[1], first)
+        else:
+            bodiless = at - 1 in kept and _bodiless(parts, at - 1, kept)
+            indent = INDENT.match(text, part.start) if bodiless else None
+            reduced.leave_out(text[part.start : part.stop], f"{indent[0]}pass" if indent is not None else "")
         line += text.count("\n", part.start, part.stop)
     return reduced
 

@@ -1,28 +1,38 @@
-"""One source file: decoded as Python would, parsed by LibCST, positions computed only when something is reported."""
+"""One source file: decoded as Python would, parsed in pieces, each when it is asked for."""
 
 from __future__ import annotations
 
 import ast
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from precaudit.disk import read
+from precaudit.static import nodes as cst
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
-from precaudit.static.nodes import CodeRange, PositionProvidingCodegenState, cst
 from precaudit.static.outline import Outline
 from precaudit.static.prefilter import code_of
 from precaudit.static.relevance import live_names, relevant_names
-from precaudit.static.segments import LEFT_OUT, MARK, reduce
+from precaudit.static.segments import reduce
+
+
+class Stretch(NamedTuple):
+    """Where something stands in a file: lines from 1, columns in characters from 0."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
 
 
 class Source:
     """The text and the tree of a file. `path` is as the user wrote it.
 
     Unless it is wanted `whole`, only that is parsed to which its statements and the definitions named in `roots` lead,
-    by default those that hold or call something that a finding can start from; and a body when it is asked for.
+    by default those that hold or call something that a finding can start from; and a body when it is asked for. What
+    is left out leaves its lines blank, so that each node knows its line in the file.
     """
 
     def __init__(
@@ -42,7 +52,6 @@ class Source:
         self.tree: cst.Module = self._parse()
         self.misread = False
         """A body did not parse: the file is at fault, or was divided where it should not have been."""
-        self._trees = [_Tree(self.tree, self._reduced.original if self._reduced is not None else None)]
         self._bodies: dict[cst.FunctionDef, Sequence[Any]] = {}
 
     def _parse(self) -> cst.Module:
@@ -61,32 +70,51 @@ class Source:
         return found
 
     def _body(self, statements: Sequence[Any]) -> Sequence[Any]:
-        first = statements[0] if statements else None
-        number = _left_out(first)
-        if number is None or self._reduced is None:
+        line = statements[0].at.lineno if statements else 0
+        text = self._reduced.bodies.get(line) if self._reduced is not None else None
+        if text is None:
             return statements
-        body = self._reduced.bodies[number]
         try:
-            tree = parse(f"if 1:\n{body.text}", self._deep)
-        except SourceError:
+            (block,) = parse("\n" * (line - 2) + f"if 1:\n{text}", self._deep).body
+        except (SourceError, ValueError):
             self.misread = True
             return ()
-        self._trees.append(_Tree(tree, lambda line: body.line + line - 2))
-        return tree.body[0].body.body  # type: ignore[union-attr]
+        return block.body.body  # type: ignore[no-any-return]
 
     def code(self, node: Any) -> str:
-        """The text of a function or class, with the bodies that were left out of it."""
-        bodies = self._reduced.bodies if self._reduced is not None else []
-        return MARK.sub(lambda mark: bodies[int(mark[1])].text, self.tree.code_for_node(node))
+        """The text of a node; of a function or class, with its decorators."""
+        at = node.at
+        first = min([at, *getattr(at, "decorator_list", ())], key=lambda each: each.lineno)
+        start = first.col_offset - (first is not at)
+        lines = self._lines[first.lineno - 1 : at.end_lineno]
+        if not lines:
+            return ""
+        lines[-1] = lines[-1][: at.end_col_offset]
+        lines[0] = lines[0][start:]
+        text = b"".join(lines).decode("utf-8", "replace")
+        bodies = self._reduced.bodies if self._reduced is not None and at.lineno < at.end_lineno else {}
+        left_out = bodies.get(at.end_lineno or 0) if isinstance(at, NAMED) else None
+        return text if left_out is None else text[: text.rindex("\n") + 1] + left_out
 
-    def place(self, node: Any) -> CodeRange | None:
-        """Where in the file a node stands: lines from 1, columns from 0."""
-        return next((tree.place(node) for tree in self._trees if node in tree.positions), None)
+    def place(self, node: Any) -> Stretch:
+        """Where in the file a node stands; of the name in a definition or before `=`, the name."""
+        at = node.at
+        if type(node) is cst.Name and isinstance(at, NAMED):
+            line = self._lines[at.lineno - 1].decode("utf-8", "replace")
+            found = re.compile(rf"\b{re.escape(node.value)}\b").search(line, at.col_offset)
+            if found is not None:
+                return Stretch(at.lineno, found.start(), at.lineno, found.end())
+        start, end = self._column(at.lineno, at.col_offset), self._column(at.end_lineno, at.end_col_offset)
+        return Stretch(at.lineno, start, at.end_lineno, end)
 
-    @property
-    def positions(self) -> dict[Any, CodeRange]:
-        """The nodes of a file that is parsed whole, with their places."""
-        return self._trees[0].positions
+    def _column(self, line: int, offset: int) -> int:
+        """The column in characters of one in bytes."""
+        found = self._lines[line - 1 : line]
+        return len(found[0][:offset].decode("utf-8", "replace")) if found else offset
+
+    @cached_property
+    def _lines(self) -> list[bytes]:
+        return self.text.encode("utf-8", "replace").splitlines(keepends=True)
 
     @property
     def module(self) -> str:
@@ -99,56 +127,10 @@ class Source:
         return self.file.parent if self.file is not None else None
 
 
-def _left_out(statement: Any) -> int | None:
-    """The number of the body that a statement stands for."""
-    expression: Any = statement.body[0] if type(statement) is cst.SimpleStatementLine else None
-    mark = expression.value if type(expression) is cst.Expr else None
-    if type(mark) is not cst.Subscript or type(mark.value) is not cst.Name or mark.value.value != LEFT_OUT:
-        return None
-    index: Any = mark.slice[0].slice
-    return int(index.value.value)
-
-
-class _Tree:
-    """A stretch of the file that was parsed, and how its lines are counted in the file."""
-
-    def __init__(self, module: cst.Module, line: Callable[[int], int] | None) -> None:
-        self._module = module
-        self._line = line
-
-    @cached_property
-    def positions(self) -> dict[Any, CodeRange]:
-        """Node -> place in the stretch, from one code generation of all of it."""
-        return _positions(self._module)
-
-    def place(self, node: Any) -> CodeRange:
-        found = self.positions[node]
-        if self._line is None:
-            return found
-        start, end = found.start, found.end
-        return CodeRange((self._line(start.line), start.column), (self._line(end.line), end.column))
-
-
-class _Recorder:
-    """Stands in for LibCST's provider, which would copy the tree first."""
-
-    def __init__(self) -> None:
-        self._computed: dict[Any, Any] = {}
-
-
-def _positions(tree: cst.Module) -> dict[Any, CodeRange]:
-    recorder = _Recorder()
-    state = PositionProvidingCodegenState(
-        default_indent=tree.default_indent,
-        default_newline=tree.default_newline,
-        provider=recorder,  # type: ignore[arg-type]
-    )
-    tree._codegen(state)
-    return recorder._computed
-
-
+NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.keyword)
+"""What has a name that is no expression of its own."""
 LARGEST = 2_000_000
-"""Characters from which LibCST takes minutes and gigabytes; what is left of so large a file is generated code."""
+"""Characters; what is left of so large a file is generated code."""
 
 
 def parse(text: str, maybe_deep: bool = True) -> cst.Module:
@@ -160,28 +142,20 @@ def parse(text: str, maybe_deep: bool = True) -> cst.Module:
         )
     if maybe_deep and nested_too_deeply(code_of(text)):
         raise SourceError("nested too deeply to parse")
+    text = text.removeprefix("\ufeff")
     try:
-        return cst.parse_module(text.removeprefix("\ufeff"))
-    except cst.ParserSyntaxError as error:
-        raise SourceError(_syntax_error(text, error)) from None
-    except RecursionError:
+        return cst.parse(text)
+    except SyntaxError as error:
+        from precaudit.static import newer  # LibCST's import takes longer than most files
+
+        tree = newer.parse(text)
+        if tree is None:
+            raise SourceError(f"{error.lineno or 1}:{error.offset or 1}: {error.msg}") from None
+        return tree
+    except (RecursionError, MemoryError):
         raise SourceError("nested too deeply to parse") from None
-    except Exception as error:
+    except ValueError as error:
         raise SourceError(f"cannot be parsed: {type(error).__name__}") from None
-
-
-def _syntax_error(text: str, error: cst.ParserSyntaxError) -> str:
-    """Place and reason as Python itself words them, or as LibCST does where Python would accept the text."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(text)
-    except SyntaxError as own:
-        return f"{own.lineno or 1}:{own.offset or 1}: {own.msg}"
-    except (ValueError, RecursionError, MemoryError):
-        pass
-    reason = error.message.strip().splitlines()[0] if error.message.strip() else "syntax error"
-    return f"{error.editor_line}:{error.editor_column}: {reason}"
 
 
 def load(path: Path, shown: str) -> Source:

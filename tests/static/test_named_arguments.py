@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import libcst as cst
 import pytest
 
 from precaudit.static.analyze import analyze
-from precaudit.static.nodes import cst
 from precaudit.static.source import Source
 
 HERE = Path(__file__).parent

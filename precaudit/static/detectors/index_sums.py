@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static import nodes as cst
 from precaudit.static.language.values import NONE, Tensor, truth
-from precaudit.static.nodes import cst
 from precaudit.static.overlays.events import Bus, Op
 
 FEW = re.compile(r"permut|expert|moe|rout|top_?[kx]|combine|dispatch|token", re.IGNORECASE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from precaudit.notebook import lines_of
-from precaudit.static.nodes import cst
+from precaudit.static import nodes as cst
 from precaudit.static.source import Source
 
 
@@ -24,6 +25,7 @@ class Tree:
     def __init__(self, text: str) -> None:
         self.text = text
         self.source = Source("", text, whole=True)
+        self._nodes = list(cst.walk(self.source.tree))
         self._starts = [0]
         for line in lines_of(text):
             self._starts.append(self._starts[-1] + len(line))
@@ -34,12 +36,18 @@ class Tree:
 
     def span(self, node: Any) -> tuple[int, int]:
         """Start and end offset of a node."""
-        place = self.source.positions[node]
-        return self.offset(place.start.line, place.start.column), self.offset(place.end.line, place.end.column)
+        line, column, end_line, end_column = self.source.place(node)
+        return self.offset(line, column), self.offset(end_line, end_column)
 
     def code(self, node: Any) -> str:
         start, end = self.span(node)
         return self.text[start:end]
+
+    def module_of(self, statement: cst.ImportFrom) -> tuple[int, int]:
+        """Start and end offset of the module's name in `from module import …`."""
+        start, end = self.span(statement)
+        found = re.compile(r"from\s+([\w.]+)").match(self.text, start, end)
+        return found.span(1) if found is not None else (start, start)
 
     def call_at(self, line: int, column: int) -> cst.Call | None:
         """The largest call that begins at a place (line and column from 1)."""
@@ -48,15 +56,14 @@ class Tree:
 
     def calls_on(self, line: int) -> list[cst.Call]:
         """The calls that begin on a line."""
-        return [n for n in self.nodes(cst.Call) if self.source.positions[n].start.line == line]
+        return [n for n in self.nodes(cst.Call) if self.source.place(n).line == line]
 
     def nodes(self, kind: type[Any]) -> list[Any]:
         """Every node of a kind."""
-        return [node for node in self.source.positions if isinstance(node, kind)]
+        return [node for node in self._nodes if isinstance(node, kind)]
 
     def _begins(self, node: Any, line: int, column: int) -> bool:
-        start = self.source.positions[node].start
-        return bool(start.line == line and start.column == column - 1)
+        return self.source.place(node)[:2] == (line, column - 1)
 
     def statement_around(self, node: Any) -> cst.SimpleStatementLine | None:
         """The one-line statement that holds a node."""
@@ -68,21 +75,22 @@ class Tree:
         return None
 
     def indentation(self, node: Any) -> str:
-        line = self.source.positions[node].start.line
+        line = self.source.place(node).line
         text = self.text[self._starts[line - 1] :]
         return text[: len(text) - len(text.lstrip(" \t"))]
 
     def line_start(self, node: Any) -> int:
-        line: int = self.source.positions[node].start.line
-        return self._starts[line - 1]
+        return self._starts[self.source.place(node).line - 1]
 
     def line_end(self, node: Any) -> int:
         """The offset after the line on which a node ends."""
-        line: int = self.source.positions[node].end.line
+        line = self.source.place(node).end_line
         return self._starts[min(line, len(self._starts) - 1)]
 
     def newline(self) -> str:
-        return self.source.tree.default_newline
+        """The end of the first line."""
+        first = lines_of(self.text)[0] if self.text else ""
+        return first[len(first.rstrip("\r\n")) :] or "\n"
 
 
 def applied(text: str, edits: Sequence[Edit]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from precaudit.static import nodes as cst
 from precaudit.static.language import classes
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import Frame, Scope
@@ -24,7 +25,6 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
-from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter

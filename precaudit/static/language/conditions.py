@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from precaudit.static import nodes as cst
 from precaudit.static.language.values import (
     Assumed,
     Atom,
@@ -21,7 +22,6 @@ from precaudit.static.language.values import (
     Value,
     constant,
 )
-from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter

@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from precaudit.static import nodes as cst
 from precaudit.static.language import branches, calls, folding, objects
 from precaudit.static.language.folding import fold
 from precaudit.static.language.heap import MISSING, Store
@@ -34,7 +35,6 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
@@ -287,20 +287,8 @@ def _lambda(run: Interpreter, node: cst.Lambda) -> Value:
     return Function(node, run.scope, calls.defaults(run, node.params))
 
 
-def _string(run: Interpreter, node: Any) -> Value:
-    known = run._constants.get(node)
-    if known is None:
-        found = _plain_text(node) or node.evaluated_value
-        known = run._constants[node] = Const(found if isinstance(found, (str, bytes)) else "")
-    return known
-
-
-def _plain_text(node: Any) -> str | None:
-    """What stands between the quotes of a string without prefix and escapes, for which no parser is needed."""
-    text = node.value if type(node) is cst.SimpleString else "\\"
-    if text[0] not in "'\"" or "\\" in text or "\r" in text:
-        return None
-    return str(text[3:-3] if text.startswith(('"""', "'''")) else text[1:-1])
+def _string(run: Interpreter, node: cst.SimpleString) -> Value:
+    return Const(node.value)
 
 
 def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
@@ -317,23 +305,11 @@ def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
 
 
 def _integer(run: Interpreter, node: cst.Integer) -> Value:
-    known = run._constants.get(node)
-    if known is not None:
-        return known
-    try:
-        value = folding.known(int(node.value, 0))
-    except ValueError:
-        return Number()
-    if isinstance(value, Const):
-        run._constants[node] = value
-    return value
+    return folding.known(node.value)
 
 
 def _float(run: Interpreter, node: cst.Float) -> Value:
-    known = run._constants.get(node)
-    if known is None:
-        known = run._constants[node] = Const(float(node.value))
-    return known
+    return Const(node.value)
 
 
 def _named(run: Interpreter, node: cst.NamedExpr) -> Value:
@@ -380,7 +356,6 @@ EXPRESSIONS: dict[type, Callable[[Interpreter, Any], Value]] = {
     cst.DictComp: _dict_comp,
     cst.Lambda: _lambda,
     cst.SimpleString: _string,
-    cst.ConcatenatedString: _string,
     cst.FormattedString: _formatted,
     cst.Integer: _integer,
     cst.Float: _float,

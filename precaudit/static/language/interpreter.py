@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from precaudit.static import nodes as cst
 from precaudit.static.language import branches, calls, classes, conditions, expressions, statements
 from precaudit.static.language.branches import Split
 from precaudit.static.language.conditions import Changed
@@ -17,7 +18,6 @@ from precaudit.static.language.values import (
     Assumed,
     Autocast,
     Class,
-    Const,
     Context,
     Function,
     ModuleRef,
@@ -27,7 +27,6 @@ from precaudit.static.language.values import (
     join,
     unknown,
 )
-from precaudit.static.nodes import cst
 from precaudit.static.prefilter import trains
 from precaudit.static.relevance import COMMON
 from precaudit.static.source import Source
@@ -77,7 +76,6 @@ class Interpreter:
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self.find_name: Callable[[Source, str, int, str], Value | None] = lambda source, name, level, imported: None
         self._texts: dict[Any, str] = {}
-        self._constants: dict[Any, Const] = {}
         self._turns = 0
 
     def run_module(self, source: Source, store: Store) -> None:
@@ -175,7 +173,7 @@ class Interpreter:
         """The names that a turn of a loop may change."""
         found = self._changes.get(loop)
         if found is None:
-            text = self.scope.source.tree.code_for_node(loop) if isinstance(loop, (cst.For, cst.While)) else ""
+            text = self.scope.source.code(loop) if isinstance(loop, (cst.For, cst.While)) else ""
             found = self._changes[loop] = conditions.changes(text)
         return found
 
@@ -188,7 +186,7 @@ class Interpreter:
     def text(self, node: Any) -> str:
         found = self._texts.get(node)
         if found is None:
-            found = self._texts[node] = statements.plain(node) or self.scope.source.tree.code_for_node(node).strip()
+            found = self._texts[node] = statements.plain(node) or self.scope.source.code(node)
         return found
 
     def autocast(self) -> Autocast | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from precaudit.static import nodes as cst
 from precaudit.static.language import calls, classes
 from precaudit.static.language.heap import MISSING
 from precaudit.static.language.values import (
@@ -32,7 +33,6 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
-from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from precaudit.static import nodes as cst
 from precaudit.static.language import branches, calls, objects
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import Scope
@@ -22,7 +23,6 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.nodes import cst
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
@@ -205,7 +205,7 @@ def _import_package(run: Interpreter, name: str) -> None:
 
 def _import_from(run: Interpreter, node: cst.ImportFrom) -> None:
     name = dotted(node.module) if node.module is not None else ""
-    level = len(node.relative)
+    level = node.relative
     if isinstance(node.names, cst.ImportStar):
         found = run.find_module(run.scope.source, name, level)
         if found is not None:

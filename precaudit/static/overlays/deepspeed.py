@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.static import configs
+from precaudit.static import nodes as cst
 from precaudit.static.language.values import Dict, Opaque, Optimizer, Spot, Value, constant, seq
-from precaudit.static.nodes import cst
 from precaudit.static.overlays import Call
 from precaudit.static.overlays.torch import modules
 
@@ -59,7 +59,7 @@ def _keys(node: Any) -> Iterator[tuple[Any, Any]]:
         if isinstance(part, cst.Arg) and part.keyword is not None:
             yield part.keyword.value, part.keyword
         elif isinstance(part, cst.DictElement) and isinstance(part.key, cst.SimpleString):
-            yield part.key.evaluated_value, part.key
+            yield part.key.value, part.key
 
 
 def plain(value: Value) -> Any:

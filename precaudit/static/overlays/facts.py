@@ -60,8 +60,5 @@ class Facts:
 
 def site(spot: Spot) -> Site:
     """Where a node stands; lines and columns from 1."""
-    place = spot.source.place(spot.node)
-    if place is None:
-        return Site(spot.source.path, 1, 1, function=spot.function)
-    start, end = place.start, place.end
-    return Site(spot.source.path, start.line, start.column + 1, end.line, end.column + 1, spot.function)
+    line, column, end_line, end_column = spot.source.place(spot.node)
+    return Site(spot.source.path, line, column + 1, end_line, end_column + 1, spot.function)

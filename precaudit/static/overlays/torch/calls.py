@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import FLOATING
+from precaudit.static import nodes as cst
 from precaudit.static.language import calls, objects
 from precaudit.static.language.values import (
     NONE,
@@ -21,7 +22,6 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.nodes import cst
 from precaudit.static.overlays.torch import (
     backward,
     checkpoints,

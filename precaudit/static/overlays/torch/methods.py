@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
+from precaudit.static import nodes as cst
 from precaudit.static import overlays
 from precaudit.static.language import calls, classes, folding, objects
 from precaudit.static.language.values import (
@@ -36,7 +37,6 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.nodes import cst
 from precaudit.static.overlays import records
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import (

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from precaudit.static import nodes as cst
 from precaudit.static.language import expressions
 from precaudit.static.language.values import (
     NONE,
@@ -15,7 +16,6 @@ from precaudit.static.language.values import (
     Value,
     choice,
 )
-from precaudit.static.nodes import cst
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import operands, ops, scaling, updates
 
@@ -194,5 +194,5 @@ def _same_expression(one: Any, other: Any) -> bool:
     if isinstance(one, cst.Attribute):
         return bool(one.attr.value == other.attr.value) and _same_expression(one.value, other.value)
     if isinstance(one, cst.Subscript):
-        return _same_expression(one.value, other.value) and bool(one.deep_equals(other))
+        return _same_expression(one.value, other.value) and cst.same(one, other)
     return False

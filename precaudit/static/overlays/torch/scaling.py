@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static import nodes as cst
 from precaudit.static.language import conditions
 from precaudit.static.language.values import (
     Const,
@@ -22,7 +23,6 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.nodes import cst
 from precaudit.static.overlays.torch import operands, optimizers, training
 
 if TYPE_CHECKING:
