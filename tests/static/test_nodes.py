@@ -95,7 +95,7 @@ def test_a_place_counts_characters_and_the_lines_of_the_whole_file() -> None:
     source = Source("x.py", text, roots=["f"])
     function = next(n for n in source.tree.body if isinstance(n, nodes.FunctionDef))
     assert source.place(function.name)[:2] == (71, 4)
-    call = next(n for n in nodes.walk(source.body(function)) if isinstance(n, nodes.Call))
+    call = next(n for one in source.body(function) for n in nodes.walk(one) if isinstance(n, nodes.Call))
     line, column, _, end = source.place(call)
     assert text.splitlines()[line - 1][column:end] == source.code(call) == "ä.half()"
 

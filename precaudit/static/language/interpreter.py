@@ -1,4 +1,4 @@
-"""Runs code on abstract values: an explicit walk over LibCST statements that keeps branches apart and joins them."""
+"""Runs code on abstract values: an explicit walk over statements that keeps branches apart and joins them."""
 
 from __future__ import annotations
 
