@@ -9,9 +9,11 @@ from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.detectors.gradient_norms import NORM, SQUARE
 from precaudit.static.language.values import (
     Dtypes,
+    Mark,
     Param,
     Spot,
     Tensor,
+    Value,
     is_low,
 )
 from precaudit.static.overlays.events import Bus, Op, Update
@@ -25,7 +27,13 @@ STATISTICS = re.compile(r"(?:running|moving)_(?:mean|var|std)")
 """What buffers of a normalisation written by hand are called."""
 
 
+DELTA: Mark[bool] = Mark(stays=True)
+"""A difference of weights: what an outer optimizer takes for a gradient."""
+
+
 def listen(bus: Bus) -> None:
+    bus.on("sub", _difference, low_only=False)
+    bus.on("neg mul div", lambda op: DELTA.put(op.result, DELTA.of(op.first)), low_only=False)
     bus.on_update(_updated)
     bus.on("recurrence", _recurrence)
 
@@ -73,6 +81,9 @@ def _updated(update: Update) -> None:
         summed = Role.GRADIENT_NORM if target.zero_dim else Role.GRADIENT_ACCUMULATION
         role = Role.OPTIMIZER_STATE if decays else summed
         torch.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", torch.spot(node)), "")
+    elif _takes_a_step(target, added):
+        because = ("differences of weights are added here", torch.spot(node))
+        torch.facts.add(Kind.HOLDS, spot, target.dtype, Role.OPTIMIZER_STATE, because, "")
     elif "weights" in marks and target.marks & {"weights", "created"} and (name in ("add", "lerp") or nears):
         if "differentiable" not in marks or "detached" in marks or not torch.grad():
             handwritten.average(torch, target.dtype, spot, node)
@@ -83,6 +94,18 @@ def _updated(update: Update) -> None:
     elif _lasting(torch, target, attribute):
         origin = None if target.op in LIKE | NEW else target.origin
         _long_lived(torch, target.dtype, target.spot, origin, node)
+
+
+def _difference(op: Op) -> None:
+    both = [t for t in op.tensors if "weights" in t.marks]
+    if len(op.tensors) == 2 and len(both) == 2:
+        DELTA.put(op.result, True)
+
+
+def _takes_a_step(target: Tensor, added: list[Value]) -> bool:
+    """Whether differences of weights, none of them from the target itself, are added to storage that was created."""
+    deltas = [value for value in added if isinstance(value, Tensor) and DELTA.of(value)]
+    return bool(deltas) and "created" in target.marks and not any(p is target for d in deltas for p in d.parts)
 
 
 def _recurrence(op: Op) -> None:

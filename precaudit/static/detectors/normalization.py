@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.detectors import reaching
-from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, float_constant
+from precaudit.static.language.values import Dtypes, Mark, Seq, Spot, Tensor, float_constant
 from precaudit.static.overlays.events import Bus, Op
 
 SQUARE: Mark[Spot] = Mark()
@@ -15,6 +15,7 @@ SCALE: Mark[Spot] = Mark()
 
 def listen(bus: Bus) -> None:
     bus.on("square var", lambda op: SQUARE.put(op.result, op.spot))
+    bus.on("var_mean std_mean", _with_mean, low_only=False)
     bus.on("mean sum", lambda op: SQUARE.put(op.result, SQUARE.of(op.first)))
     bus.on("pow", _power)
     bus.on("mul", _product)
@@ -23,6 +24,12 @@ def listen(bus: Bus) -> None:
     bus.on("std", lambda op: SCALE.put(op.result, op.spot))
     bus.on("add clamp clamp_min", lambda op: SCALE.put(op.result, SCALE.of(op.first)))
     bus.on("mul div", _scaled)
+
+
+def _with_mean(op: Op) -> None:
+    first = op.result.items[0] if isinstance(op.result, Seq) else op.result
+    if isinstance(first, Tensor) and first.low:
+        (SQUARE if op.name == "var_mean" else SCALE).put(first, op.spot)
 
 
 def _power(op: Op) -> None:

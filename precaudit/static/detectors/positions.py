@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language.values import Dtypes, Spot, Tensor, is_float
+from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, float_constant, is_float
 from precaudit.static.overlays.events import Bus, Op
+
+ARITHMETIC = "add sub mul div outer stack cat"
+"""What positions are computed with; where they are only compared, none of it matters."""
+
+
+COUNTED: Mark[float] = Mark(stays=True)
+"""Whole numbers in a row, up to which."""
+TOO_MANY: Mark[tuple[Spot, Dtypes]] = Mark()
+"""Where they came into a dtype that does not hold each of them, and that dtype."""
+EXACT = {"bfloat16": 256, "float16": 2048}
 
 
 def listen(bus: Bus) -> None:
+    bus.on("arange", _counted, low_only=False)
+    bus.on("to half bfloat16 type type_as", _cast)
+    bus.on(ARITHMETIC, _coordinates, low_only=False)
     bus.on("sin cos", _angle, low_only=False)
     bus.on("cumprod sqrt rsqrt pow", _schedule)
     bus.on("cumsum cumprod", _running_count)
     bus.on("long int short to type", _index, low_only=False)
+
+
+def _counted(op: Op) -> None:
+    numbers = [float_constant(value) for value in op.operands[:3]]
+    step = numbers[2] if len(numbers) == 3 else 1.0
+    if isinstance(op.result, Tensor) and numbers and None not in numbers and step == 1.0:
+        COUNTED.put(op.result, max(abs(number) for number in numbers[:2] if number is not None))
+        TOO_MANY.put(op.result, _rounded(op))
+
+
+def _cast(op: Op) -> None:
+    COUNTED.put(op.result, COUNTED.of(op.first))
+    TOO_MANY.put(op.result, TOO_MANY.of(op.first) or _rounded(op))
+
+
+def _rounded(op: Op) -> tuple[Spot, Dtypes] | None:
+    last = COUNTED.of(op.result)
+    if last is None or not isinstance(op.result, Tensor) or not op.result.low or not op.result.dtype:
+        return None
+    return (op.spot, op.result.dtype) if all(last > EXACT.get(name, last) for name in op.result.dtype) else None
+
+
+def _coordinates(op: Op) -> None:
+    """Positions that do not fit are computed with: as coordinates, distances, offsets."""
+    for tensor in op.tensors:
+        found = TOO_MANY.of(tensor)
+        if found is not None and op.torch.training.in_earnest:
+            _report(op, *found, ("they are computed with here", op.spot), "positions are coordinates")
 
 
 def _angle(op: Op) -> None:

@@ -14,6 +14,15 @@ LOGARITHM: Mark[bool] = Mark(stays=True)
 """Log-probabilities."""
 
 
+LOG_TARGET: Mark[tuple[Spot, Dtypes]] = Mark(stays=True)
+"""Where the low log-softmax stands, and its dtype, of which a loss may take the exponential."""
+WITH_TARGETS = "cross_entropy kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy"
+
+
+def _place(op: Op) -> tuple[Spot, Dtypes] | None:
+    return (op.spot, op.result.dtype) if isinstance(op.result, Tensor) and op.result.dtype else None
+
+
 def listen(bus: Bus) -> None:
     bus.on("softmax", _made)
     bus.on("sum mean log clamp clip sqrt", lambda op: SOFTMAX.put(op.result, SOFTMAX.of(op.first)))
@@ -24,14 +33,14 @@ def listen(bus: Bus) -> None:
     bus.on("log_softmax logsumexp", _logarithm)
     bus.on("log_softmax log nll_loss", lambda op: LOGARITHM.put(op.result, True), low_only=False)
     bus.on("neg", lambda op: LOGARITHM.put(op.result, LOGARITHM.of(op.first)), low_only=False)
-    bus.on("mul", _factor, low_only=False)
-    bus.on("cross_entropy kl_div", _target, low_only=False)
+    bus.on("mul einsum dot vdot tensordot", _factor, low_only=False)
+    bus.on(WITH_TARGETS, _target, low_only=False)
+    bus.on("log_softmax", lambda op: LOG_TARGET.put(op.result, _place(op)))
     bus.on("cross_entropy", _cross_entropy)
 
 
 def _made(op: Op) -> None:
-    if isinstance(op.result, Tensor) and op.result.dtype:
-        SOFTMAX.put(op.result, (op.spot, op.result.dtype))
+    SOFTMAX.put(op.result, _place(op))
 
 
 def _combined(op: Op) -> None:
@@ -88,7 +97,7 @@ def _weighed(op: Op, found: reaching.Rounded) -> None:
 def _target(op: Op) -> None:
     """The target of a loss that is a softmax in low precision."""
     target = op.argument(1, "target")
-    found = SOFTMAX.of(target) if target is not None else None
+    found = (SOFTMAX.of(target) or LOG_TARGET.of(target)) if target is not None else None
     if found is not None and op.torch.grad():
         because = ("they are the target of a loss here", op.spot)
         op.torch.facts.add(Kind.HOLDS, *found, Role.SOFTMAX, because, "", feeds="loss")

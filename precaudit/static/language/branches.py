@@ -18,6 +18,7 @@ from precaudit.static.language.values import (
     Choice,
     Class,
     Const,
+    Number,
     Opaque,
     Value,
     choice,
@@ -257,6 +258,8 @@ def loop(
                 run._turns += 1
                 run.loops = (*outer, run._turns)
             _next_turn(run, node)
+            if number and items is None:
+                _count_on(run, loop.mark)
             begin(number)
             alive = run.body(node.body)
             if loop.continues:
@@ -282,6 +285,18 @@ def loop(
         # A body that always returns or raises: what follows the loop is still run, as after no iteration.
         run.heap.undo(loop.mark)
     return True
+
+
+def _count_on(run: Interpreter, mark: int) -> None:
+    """Numbers that a turn of a loop changed: of the turns that follow nobody knows which one is meant."""
+    for store, key, before in run.heap.rewritten(mark):
+        now = store.get(key)
+        if now is not before and _counts(before) and _counts(now) and now != before:
+            run.heap.put(store, key, Number())
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, Const) and type(value.value) in (int, float)
 
 
 def _next_turn(run: Interpreter, loop: Any) -> None:

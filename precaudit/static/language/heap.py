@@ -45,6 +45,13 @@ class Heap(Generic[T]):
         """What differs now from the state at `mark`."""
         return {(id(store), key): (store, key, store.get(key, MISSING)) for store, key, _ in self._log[mark:]}
 
+    def rewritten(self, mark: int) -> list[tuple[Store, Key, Any]]:
+        """(store, key, value at `mark`) of what was written since."""
+        found: dict[tuple[int, Key], tuple[Store, Key, Any]] = {}
+        for store, key, old in self._log[mark:]:
+            found.setdefault((id(store), key), (store, key, old))
+        return list(found.values())
+
     def undo(self, mark: int) -> None:
         """Puts the state at `mark` back."""
         log = self._log

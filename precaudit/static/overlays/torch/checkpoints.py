@@ -9,10 +9,13 @@ from precaudit.model.vocabulary import LOW, Kind, Role
 from precaudit.static.language.values import (
     ANY,
     Dict,
+    Instance,
     Opaque,
+    Seq,
     Tensor,
     Value,
 )
+from precaudit.static.overlays import records
 from precaudit.static.overlays.torch import modules, operands
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 def save(torch: Torch, value: Value, node: Any) -> None:
     """`torch.save(value, path)`."""
+    value = _by_name(torch, value)
     if isinstance(value, Dict) and value.kind == "dict":
         if any(isinstance(v, Opaque) and _may_hold_scaler(k) for k, v in value.store.items()):
             torch.training.scaler_saved = True
@@ -29,6 +33,15 @@ def save(torch: Torch, value: Value, node: Any) -> None:
             torch.training.saves.append((torch.spot(node), True))
             _low_weights_saved(torch, list(value.store.values()), node)
             _low_state_saved(torch, states, node)
+
+
+def _by_name(torch: Torch, value: Value) -> Value:
+    """A tuple or an object that is no module as the dict of what it holds."""
+    if isinstance(value, Seq) and not value.open:
+        return Dict({f"[{place}]": item for place, item in enumerate(value.items)})
+    if isinstance(value, Instance) and not modules.is_module(torch, value):
+        return records.as_dict(value)
+    return value
 
 
 def _low_weights_saved(torch: Torch, entries: list[Value], node: Any) -> None:

@@ -377,7 +377,6 @@ def _dict_method(
 OF_STRINGS = frozenset(
     """
     lower upper title casefold strip lstrip rstrip split rsplit replace removeprefix removesuffix startswith endswith
-    format
     """.split()
 )
 """Methods of a string that give the same each time."""

@@ -159,6 +159,10 @@ NUMBERS = frozenset(
 PAIRS = frozenset({"topk", "sort", "cummax", "cummin", "kthvalue", "mode"})
 
 
+TWO_STATISTICS = frozenset({"var_mean", "std_mean"})
+"""Operations that give a deviation and a mean."""
+
+
 SPLITS = frozenset({"chunk", "split", "unbind", "tensor_split", "split_with_sizes"})
 
 

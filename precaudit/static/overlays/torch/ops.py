@@ -88,6 +88,11 @@ def _result(
     args = args or list(tensors)
     if name in opnames.VIEWS:
         return _view(torch, name, args, kwargs, node)
+    if name in opnames.TWO_STATISTICS:
+        deviation = _same(torch, name.removesuffix("_mean"), args, kwargs, node)
+        return seq([deviation, _same(torch, "mean", args[:1], kwargs, node)], "tuple")
+    if name == "meshgrid":
+        return seq([replace(tensor, spot=spot) for tensor in tensors], "tuple")
     if name in opnames.SPLITS:
         return seq([_derive(tensors[0], spot, name)], "tuple", open=True)
     if name in opnames.PAIRS or (name in ("max", "min") and (len(args) > 1 or "dim" in kwargs)):

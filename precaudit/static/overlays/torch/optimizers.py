@@ -28,6 +28,7 @@ from precaudit.static.language.values import (
     seq,
     unknown,
 )
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import training
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Valu
     }
     made = Optimizer(store)
     torch.training.optimizers.append(made)
+    torch.bus.tell(Op(torch, "optimizer", args, kwargs, [*args, *kwargs.values()], made, node))
     return made
 
 

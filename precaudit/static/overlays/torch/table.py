@@ -66,7 +66,7 @@ CALLS: Mapping[str, Call] = {
     "torch.set_default_dtype": calls.set_default_dtype,
     "torch.finfo": calls.finfo,
     "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp": flags.reduce_in_float16,
-    "torch.save": calls.save,
+    **dict.fromkeys(("torch.save", "pickle.dump", "cloudpickle.dump", "joblib.dump"), calls.save),
     "torch.*": calls.other,
     "torch.*.from_pretrained": calls.other,
     "copy.deepcopy": calls.deepcopy,
