@@ -92,8 +92,7 @@ def _updated(update: Update) -> None:
     elif not attribute and not counts and not any(isinstance(a, Tensor) for a in added):
         return  # a number, or who knows what, added to each element of a work space: not a counter
     elif _lasting(torch, target, attribute):
-        origin = None if target.op in LIKE | NEW else target.origin
-        _long_lived(torch, target.dtype, target.spot, origin, node)
+        _long_lived(torch, target.dtype, target.spot, _of_its_own(target), node)
 
 
 def _difference(op: Op) -> None:
@@ -129,6 +128,14 @@ def _older(torch: Torch, target: Tensor) -> bool:
     """Whether it is older than the present turn of the outermost loop."""
     now = torch.loops()[:1]
     return bool(now) and now != target.loops[:1]
+
+
+def _of_its_own(tensor: Tensor) -> Spot | None:
+    """Where its dtype was written, unless it has the dtype of another tensor or was handed to this function."""
+    made, origin = tensor.spot, tensor.origin
+    if origin is None or made is None or tensor.op in LIKE | NEW:
+        return None
+    return origin if (origin.source, origin.function) == (made.source, made.function) else None
 
 
 def _buffer(torch: Torch, buffer: Param, node: Any) -> None:

@@ -24,7 +24,7 @@ def listen(bus: Bus) -> None:
     bus.on("sin cos", _angle, low_only=False)
     bus.on("cumprod sqrt rsqrt pow", _schedule)
     bus.on("cumsum cumprod", _running_count)
-    bus.on("long int short to type", _index, low_only=False)
+    bus.on("long int short byte char to type type_as", _index, low_only=False)
 
 
 def _counted(op: Op) -> None:
@@ -88,7 +88,10 @@ def _index(op: Op) -> None:
     tensor, result = op.first, op.result
     if not isinstance(tensor, Tensor) or not isinstance(result, Tensor) or is_float(result.dtype):
         return
-    if tensor.low and result.dtype and tensor.low_at is not None and {"positions", "created"} <= tensor.marks:
+    if tensor.low and "cumulated" in tensor.marks:
+        spot = tensor.low_at or tensor.spot or op.spot
+        _report(op, spot, tensor.dtype, ("they become integers here", op.spot), "")
+    elif tensor.low and result.dtype and tensor.low_at is not None and {"positions", "created"} <= tensor.marks:
         _report(op, tensor.low_at, tensor.dtype, ("they become integers here", op.spot), "positions are indices")
 
 

@@ -22,9 +22,9 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import (
     backward,
-    checkpoints,
     modules,
     operands,
     ops,
@@ -150,7 +150,8 @@ def deepcopy(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value
 
 
 def save(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    checkpoints.save(torch, args[0] if args else kwargs.get("obj", unknown()), node)
+    value = args[0] if args else kwargs.get("obj", unknown())
+    torch.bus.tell(Op(torch, "save", [value], kwargs, [value], value, node))
     return NONE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import Kind, Role
+from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import (
     Choice,
     Device,
@@ -72,16 +72,6 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
     if was_integer and is_float(target):
         marks |= {"counts"} if "small" in marks or value.dtype == frozenset({"bool"}) else {"counts", "positions"}
     if not is_float(target):
-        if "cumulated" in marks and value.low:
-            torch.facts.add(
-                Kind.HOLDS,
-                value.low_at or value.spot or torch.spot(node),
-                value.dtype,
-                Role.POSITIONS,
-                ("they become integers here", torch.spot(node)),
-                "",
-                representable=False,
-            )
         marks -= {"differentiable", "float16", "bfloat16", "cumulated"}
     spot = torch.spot(node)
     region = torch.autocast()

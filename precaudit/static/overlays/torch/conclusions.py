@@ -96,7 +96,3 @@ def finish(torch: Torch) -> None:
     for key, spot in torch.training.never_updated:
         if key not in torch.training.updates:
             torch.facts.add(Kind.SCALER_STEP, spot, update="missing")
-    live = any(s.enabled is not False and id(s.store) in torch.training.stepped_scalers for s in torch.training.scalers)
-    if live and not torch.training.scaler_saved:
-        for spot, _ in torch.training.saves:
-            torch.facts.add(Kind.CHECKPOINT, spot, saves_optimizer=True, saves_scaler=False)

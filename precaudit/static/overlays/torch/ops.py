@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precaudit.model.vocabulary import LOW
 from precaudit.static.language.values import (
@@ -48,70 +49,111 @@ def apply(
     if name == "where" and len(args) == 3:
         condition = args[0] if receiver is None else args[1]
         flat = [value for value in flat if value is not condition]
-    result = _result(torch, name, args, kwargs, flat, node, receiver)
+    result = _result(torch, name, args, kwargs, flat, node)
     if name in torch.bus.asked:
         torch.bus.tell(Op(torch, name, args or flat, kwargs, flat, result, node))
     return result
 
 
 def _result(
-    torch: Torch,
-    name: str,
-    args: list[Value],
-    kwargs: dict[str, Value],
-    flat: list[Value],
-    node: Any,
-    receiver: Value | None,
+    torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], flat: list[Value], node: Any
 ) -> Value:
+    """What the group gives that an operation belongs to; who knows what for any other, and where no tensor is known."""
+    rule = _RULES.get(name)
     tensors = [a for a in flat if isinstance(a, Tensor)]
-    spot = torch.spot(node)
-    if name in opnames.CASTS and receiver is not None:
-        return casts.cast(torch, args[0], DType(frozenset({opnames.CASTS[name]}), spot), node)
-    if name == "to" or name == "type":
-        return casts.to(torch, args, kwargs, node)
-    if name in ("type_as", "to_other"):
-        other = args[1] if len(args) > 1 else None
-        target = other.dtype if isinstance(other, Tensor) else None
-        return casts.cast(
-            torch, args[0], DType(target or frozenset(), other.origin if isinstance(other, Tensor) else None), node
-        )
-    if name in opnames.FACTORIES or name in opnames.LIKE or name in opnames.NEW:
-        return factories.create(torch, name, args, kwargs, node)
-    if name in opnames.PREDICATES:
-        return Tensor(frozenset({"bool"}), spot, name)
-    if name in opnames.NUMBERS:
-        return Number()
-    if name in opnames.INTEGER_RESULTS:
-        return Tensor(frozenset({"int64"}), spot, name)
-    if not tensors:
+    if rule in _OF_ANYTHING:
+        return rule(Call(torch, name, args, kwargs, flat, tensors, node))
+    if rule is None or not tensors:
         return unknown(*(operands.marks_of(flat) & operands.KEPT))
-    args = args or list(tensors)
-    if name in opnames.VIEWS:
-        return _view(torch, name, args, kwargs, node)
-    if name in opnames.TWO_STATISTICS:
-        deviation = _same(torch, name.removesuffix("_mean"), args, kwargs, node)
-        return seq([deviation, _same(torch, "mean", args[:1], kwargs, node)], "tuple")
-    if name == "meshgrid":
-        return seq([replace(tensor, spot=spot) for tensor in tensors], "tuple")
-    if name in opnames.SPLITS:
-        return seq([_derive(tensors[0], spot, name)], "tuple", open=True)
-    if name in opnames.PAIRS or (name in ("max", "min") and (len(args) > 1 or "dim" in kwargs)):
-        if len(args) > 1 and isinstance(args[1], Tensor) and name in ("max", "min"):
-            return _pointwise(torch, "Max", args[:2], node, name)
-        return seq([_derive(tensors[0], spot, name), Tensor(frozenset({"int64"}), spot, name)], "pair")
-    if name in ("max", "min"):
-        return replace(_derive(tensors[0], spot, name), zero_dim=True)
-    if name in ("masked_fill", "masked_fill_"):
-        return _masked_fill(torch, args, kwargs, node)
-    if name in opnames.LOSSES:
-        return _loss(torch, name, args, kwargs, node)
-    if name in opnames.MATMULS:
-        return _matmul(torch, name, tensors, flat, node)
-    if name in opnames.POINTWISE:
-        return _pointwise(torch, opnames.POINTWISE[name], flat if name != "lerp" else flat[:2], node, name)
-    if name in opnames.SAME:
-        return _same(torch, name, args, kwargs, node)
-    return unknown(*(operands.marks_of(flat) & operands.KEPT))
+    return rule(Call(torch, name, args or list(tensors), kwargs, flat, tensors, node))
+
+
+class Call(NamedTuple):
+    """An operation, before anything is known of its result."""
+
+    torch: Torch
+    name: str
+    args: list[Value]
+    kwargs: dict[str, Value]
+    flat: list[Value]
+    """All that it was given, with the items of lists among them."""
+    tensors: list[Tensor]
+    node: Any
+
+    @property
+    def spot(self) -> Spot:
+        return self.torch.spot(self.node)
+
+    def derived(self, dtype: str = "") -> Tensor:
+        """The first tensor as this operation leaves it, or one of another dtype."""
+        if dtype:
+            return Tensor(frozenset({dtype}), self.spot, self.name)
+        return _derive(self.tensors[0], self.spot, self.name)
+
+
+def _cast_by_name(call: Call) -> Value:
+    target = DType(frozenset({opnames.CASTS[call.name]}), call.spot)
+    return casts.cast(call.torch, call.args[0], target, call.node) if call.args else unknown()
+
+
+def _cast_as(call: Call) -> Value:
+    other = call.args[1] if len(call.args) > 1 else None
+    target = DType(other.dtype or frozenset(), other.origin) if isinstance(other, Tensor) else DType(frozenset())
+    return casts.cast(call.torch, call.args[0], target, call.node)
+
+
+def _two_statistics(call: Call) -> Value:
+    deviation = _same(call.torch, call.name.removesuffix("_mean"), call.args, call.kwargs, call.node)
+    return seq([deviation, _same(call.torch, "mean", call.args[:1], call.kwargs, call.node)], "tuple")
+
+
+def _extreme(call: Call) -> Value:
+    """`max`: of all, along a dimension with the indices, or of two tensors."""
+    if len(call.args) > 1 and isinstance(call.args[1], Tensor):
+        return _pointwise(call.torch, "Max", call.args[:2], call.node, call.name)
+    if len(call.args) > 1 or "dim" in call.kwargs:
+        return _pair(call)
+    return replace(call.derived(), zero_dim=True)
+
+
+def _pair(call: Call) -> Value:
+    return seq([call.derived(), call.derived("int64")], "pair")
+
+
+def _elementwise(call: Call) -> Value:
+    values = call.flat if call.name != "lerp" else call.flat[:2]
+    return _pointwise(call.torch, opnames.POINTWISE[call.name], values, call.node, call.name)
+
+
+Rule = Callable[[Call], Value]
+_OF_ANYTHING: dict[Rule, Iterable[str]] = {
+    _cast_by_name: opnames.CASTS,
+    lambda call: casts.to(call.torch, call.args, call.kwargs, call.node): ("to", "type"),
+    _cast_as: ("type_as", "to_other"),
+    lambda call: factories.create(call.torch, call.name, call.args, call.kwargs, call.node): (
+        opnames.FACTORIES | opnames.LIKE | opnames.NEW
+    ),
+    lambda call: call.derived("bool"): opnames.PREDICATES,
+    lambda call: Number(): opnames.NUMBERS,
+    lambda call: call.derived("int64"): opnames.INTEGER_RESULTS,
+}
+"""What is known of a result even where nothing is known of what went in."""
+_OF_TENSORS: dict[Rule, Iterable[str]] = {
+    lambda call: _view(call.torch, call.name, call.args, call.kwargs, call.node): opnames.VIEWS,
+    _two_statistics: opnames.TWO_STATISTICS,
+    lambda call: seq([replace(tensor, spot=call.spot) for tensor in call.tensors], "tuple"): ("meshgrid",),
+    lambda call: seq([call.derived()], "tuple", open=True): opnames.SPLITS,
+    _pair: opnames.PAIRS,
+    _extreme: ("max", "min"),
+    lambda call: _masked_fill(call.torch, call.args, call.kwargs, call.node): ("masked_fill", "masked_fill_"),
+    lambda call: _loss(call.torch, call.name, call.args, call.kwargs, call.node): opnames.LOSSES,
+    lambda call: _matmul(call.torch, call.name, call.tensors, call.flat, call.node): opnames.MATMULS,
+    _elementwise: opnames.POINTWISE,
+    lambda call: _same(call.torch, call.name, call.args, call.kwargs, call.node): opnames.SAME,
+}
+_GROUPS = [*_OF_ANYTHING.items(), *_OF_TENSORS.items()]
+_RULES: dict[str, Rule] = {name: rule for rule, names in reversed(_GROUPS) for name in names}
+"""Operation -> its rule; one that stands in two groups has that of the first."""
 
 
 def _derive(tensor: Tensor, spot: Spot, op: str) -> Tensor:

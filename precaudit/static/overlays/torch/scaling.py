@@ -23,6 +23,7 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import operands, optimizers, training
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def scaler_method(torch: Torch, made: Scaler, name: str, args: list[Value], node
     elif name == "get_scale":
         return Number(from_scale=True)
     elif name == "state_dict":
-        torch.training.scaler_saved = True
+        torch.bus.tell(Op(torch, "scaler.state_dict", [made], {}, [made], made, node))
         return StateDict("scaler")
     elif name == "is_enabled":
         return Const(made.enabled) if made.enabled is not None else unknown()

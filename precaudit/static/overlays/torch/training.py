@@ -34,8 +34,6 @@ class Training:
         self.enabled_if: dict[int, conditions.Condition] = {}
         """By the identity of a scaler's store: the condition that it was given as `enabled`."""
         self.losses: dict[int, set[str]] = {}
-        self.saves: list[tuple[Spot, bool]] = []
-        self.scaler_saved = False
         self.updates: set[int] = set()
         self.never_updated: list[tuple[int, Spot]] = []
         self.stepped_scalers: set[int] = set()
