@@ -2,6 +2,7 @@
 
 `programs/*.txt` holds them: `=== name: PA101 PA301` begins one, `--- path` a file of it. `values`: where a dtype comes
 from, a dataclass, a command line, a config file, another package. `paths`: what cannot happen, and what is no training.
+`numerics`: sums, statistics, targets, positions, counters. `projects`: the same mistakes as larger programs make them.
 """
 
 from __future__ import annotations

@@ -131,11 +131,8 @@ def _older(torch: Torch, target: Tensor) -> bool:
 
 
 def _of_its_own(tensor: Tensor) -> Spot | None:
-    """Where its dtype was written, unless it has the dtype of another tensor or was handed to this function."""
-    made, origin = tensor.spot, tensor.origin
-    if origin is None or made is None or tensor.op in LIKE | NEW:
-        return None
-    return origin if (origin.source, origin.function) == (made.source, made.function) else None
+    """Where its dtype was written, unless it has the dtype of another tensor."""
+    return None if tensor.op in LIKE | NEW else tensor.origin
 
 
 def _buffer(torch: Torch, buffer: Param, node: Any) -> None:

@@ -32,7 +32,7 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     marks: set[str] = {"created"}
     zero_dim = False
     if wanted is not None:
-        dtype, origin = operands.names(wanted), wanted.origin
+        dtype, origin = operands.names(wanted), None if wanted.read else wanted.origin
     elif name in opnames.LIKE or name in opnames.NEW or name == "as_tensor":
         dtype = source.dtype if isinstance(source, Tensor) else None
         origin = source.origin if isinstance(source, Tensor) else None
