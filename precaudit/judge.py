@@ -17,7 +17,8 @@ def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Seque
     """The findings in these Facts, worst first; Facts that differ only in module or count become one finding.
 
     `witness` is "check", "trace" or "checkpoint": a rule speaks only about what its `seen_by` names.
-    `frameworks` chooses the words of the fix ("fsdp2", "trainer"); the first that a rule knows wins.
+    `frameworks` chooses the words of the fix ("fsdp2", "trainer"), or where there are none those that a Fact names
+    itself; the first that a rule knows wins.
     """
     findings: dict[tuple[Any, ...], Finding] = {}
     parts: dict[tuple[Any, ...], str] = {}
@@ -145,7 +146,8 @@ def _finding(
     message = (graded.message or case.message or rule.message).format_map(_Words({**fact.attrs, **words}))
     says_all = case.says_all and not graded.message
     site = fact.site
-    fix = graded.fix or case.fix or next((rule.fixes[name] for name in frameworks if name in rule.fixes), rule.fix)
+    met = frameworks or str(fact.attrs.get("frameworks", "")).split(",")
+    fix = graded.fix or case.fix or next((rule.fixes[name] for name in met if name in rule.fixes), rule.fix)
     cause = None
     if fact.cause:
         at = fact.cause.site

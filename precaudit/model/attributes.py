@@ -19,6 +19,8 @@ class Context(TypedDict, total=False):
     """The class that holds or moves it; "hand-written" where the loop does."""
     device: str
     """The device's type: cpu, cuda."""
+    frameworks: str
+    """Those that the source uses, first the one in whose words to say what to do: "trl,trainer"."""
     autocast: str
     """The region it ran in."""
     only_on_cpu: bool

@@ -138,7 +138,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
             return analyze(Source(source.path, source.text, source.file, whole=True))
         conclusions.finish(torch)
         torch.bus.finish(torch)
-        return torch.facts.resolve(), [list(row) for row in siblings.hashes.items()]
+        return torch.facts.resolve(torch.training.frameworks), [list(row) for row in siblings.hashes.items()]
     finally:
         interpreter.forget()
         sys.setrecursionlimit(limit)

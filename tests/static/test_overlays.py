@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from precaudit import rulebook
+from precaudit.judge import judge
 from precaudit.model.vocabulary import Fact, Kind
 from precaudit.static import overlays
 from precaudit.static.analyze import analyze
@@ -82,3 +84,35 @@ def test_the_narrowest_row_of_all_overlays_counts() -> None:
         "unfamiliar",
         "harmless",
     ]
+
+
+@pytest.mark.parametrize(
+    ("built_with", "says"),
+    [
+        ("from transformers import Trainer as T\nT(model=model, args=args)", "TrainingArguments(bf16=True)"),
+        ("from trl import SFTTrainer as T\nT(model=model, args=args)", "which is TRL's default"),
+        ("from accelerate import Accelerator\nopt = Accelerator().prepare(optimizer(model))", "let Accelerate cast"),
+        ("from lightning.fabric import Fabric\nm, opt = Fabric().setup(model, optimizer(model))", "let Fabric cast"),
+        ("from torch.distributed.fsdp import fully_shard\nopt = optimizer(fully_shard(model))", "let FSDP cast"),
+        ("opt = optimizer(model)", "from_pretrained(..., dtype=torch.float32)"),
+    ],
+)
+def test_a_fix_is_in_the_words_of_the_framework_that_trains(built_with: str, says: str) -> None:
+    script = f"""
+import torch
+from torch.optim import AdamW
+from transformers import AutoModel, TrainingArguments
+
+model = AutoModel.from_pretrained("m", dtype=torch.bfloat16)
+args = TrainingArguments("o")
+
+
+def optimizer(model):
+    return AdamW(model.parameters())
+
+
+{built_with}
+"""
+    facts, _ = analyze(Source("script.py", script, whole=True))
+    fixes = {f.rule: f.fix for f in judge(facts, rulebook.load(), "check")}
+    assert says in fixes["PA101"]

@@ -80,6 +80,10 @@ def path_method(
         return receiver
     if name == "joinpath":
         return _path(known, *map(text_of, args))
+    if name == "with_name" and known is not None and args:
+        return _path(str(PurePosixPath(known).parent), text_of(args[0]))
+    if name in ("as_posix", "__str__", "__fspath__"):
+        return Const(known) if known is not None else unknown("string")
     if name == "with_suffix" and known is not None and args:
         return _path(str(PurePosixPath(known).with_suffix(str(constant(args[0])))))
     if name == "open":
@@ -99,6 +103,12 @@ def os_path(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     if last in ("abspath", "realpath", "expanduser", "expandvars") and args:
         return args[0]
     return torch.opaque_result([*args, *kwargs.values()], node)
+
+
+def as_text(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`os.fspath(path)`."""
+    known = text_of(args[0]) if args else None
+    return Const(known) if known is not None else unknown("string")
 
 
 def opened(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -285,6 +295,7 @@ CALLS: Mapping[str, Call] = {
     "pathlib.Path": path,
     "pathlib.PosixPath": path,
     "os.path.*": os_path,
+    "os.fspath": as_text,
     **dict.fromkeys(("yaml.safe_load", "yaml.load", "yaml.full_load"), loaded),
     **dict.fromkeys((f"{kind}.load" for kind in ("json", "toml", "tomllib")), loaded),
     **dict.fromkeys((f"{kind}.loads" for kind in ("json", "toml", "tomllib")), loaded),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from precaudit.static import configs
 from precaudit.static import nodes as cst
 from precaudit.static.language.values import Dict, Opaque, Optimizer, Spot, Value, constant, seq
-from precaudit.static.overlays import Call
+from precaudit.static.overlays import Call, data_files
 from precaudit.static.overlays.torch import modules
 
 if TYPE_CHECKING:
@@ -70,18 +69,11 @@ def plain(value: Value) -> Any:
 
 
 def read_config(torch: Torch, given: Value | None, node: Any) -> dict[str, Any]:
-    """A DeepSpeed config given as a dict or as the name of a JSON file near the script; empty where it is not known."""
-    if isinstance(given, Dict):
-        found = plain(given)
-        return found if isinstance(found, dict) else {}
-    name = constant(given)
-    if not isinstance(name, str) or not name.endswith(".json"):
-        return {}
-    try:
-        raw = torch.read_beside(torch.spot(node).source, name)
-        found = json.loads(raw) if raw is not None else {}
-    except (ValueError, RecursionError):
-        return {}
+    """A DeepSpeed config given as a dict or as the path of a JSON file near the script; empty where it is not known."""
+    name = data_files.text_of(given) if given is not None else None
+    if name is not None and name.endswith(".json"):
+        given = data_files.parsed(torch, name, "json", node)
+    found = plain(given) if isinstance(given, Dict) else None
     return found if isinstance(found, dict) else {}
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from precaudit.model.vocabulary import Cause, Fact, Kind, Role, Scalar, Site
 from precaudit.static.language.values import Dtypes, Spot
+
+IN_ORDER = ("trl", "peft", "deepspeed", "trainer", "lightning", "fabric", "accelerate", "fsdp2", "fsdp1", "ddp")
+"""Whose words a fix is in where several are used: what the user writes settings in before what it is built on."""
 
 
 class Facts:
@@ -37,9 +41,10 @@ class Facts:
         for key in [key for key in self._held if key[3] == id(spot.node) and key[4] == wanted]:
             del self._held[key]
 
-    def resolve(self) -> list[Fact]:
-        """The Facts with their places in the source."""
+    def resolve(self, frameworks: Sequence[str] = ()) -> list[Fact]:
+        """The Facts with their places in the source, and the frameworks in whose words to say what to do."""
         found = []
+        words = ",".join(sorted(frameworks, key=lambda name: (*IN_ORDER, name).index(name)))
         for (kind, role, dtype, _, _), (spot, cause, text, rest) in self._held.items():
             reason = None
             if cause is not None and cause.node is not spot.node:
@@ -52,7 +57,7 @@ class Facts:
                     site(spot),
                     reason,
                     detail=rest["detail"],
-                    attrs=rest["attrs"],
+                    attrs={**rest["attrs"], "frameworks": words} if words else rest["attrs"],
                 )
             )
         return found

@@ -75,6 +75,7 @@ def context(cls: Class, function: Function) -> Any:
 def returned(torch: Torch, cls: Class, name: str, value: Value, node: Any) -> None:
     """The loss that Lightning gets from `training_step`."""
     if name == "training_step" and is_lightning(cls):
+        torch.met("lightning")
         loss = value.store.get("loss") if isinstance(value, Dict) else value
         if isinstance(loss, Value):
             torch.training.returned.append((operands.as_tensor(torch, loss), torch.spot(node)))

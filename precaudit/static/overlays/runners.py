@@ -49,6 +49,8 @@ def loop_runner(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Va
     mode = kwargs.get("mixed_precision", asked)
     if isinstance(mode, Const) and isinstance(mode.value, str):
         store["mixed_precision"] = mode
+        if name.endswith("Accelerator"):
+            torch.training.accelerators.append((torch.spot(node), mode.value))
     return Instance(Ref(name), store)
 
 

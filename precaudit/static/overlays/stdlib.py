@@ -269,7 +269,8 @@ def nothing(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
 
 
 def string(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    value = constant(args[0]) if args else None
+    given = args[0] if args else None
+    value = given.store.get("\0path") if isinstance(given, Instance) else constant(given)
     return Const(str(value)) if isinstance(value, (str, int)) else unknown("string")
 
 

@@ -25,7 +25,7 @@ from precaudit.static.language.values import (
     is_low,
     unknown,
 )
-from precaudit.static.overlays import Call, Method, bitsandbytes, checkpoints, deepspeed
+from precaudit.static.overlays import Call, Method, bitsandbytes, checkpoints, deepspeed, launchers
 from precaudit.static.overlays.engines import masters_elsewhere
 from precaudit.static.overlays.torch import modules, operands, optimizers
 
@@ -135,7 +135,8 @@ def save_pretrained(
 
 
 def finish(torch: Torch) -> None:
-    """Optimizers over a model that was loaded in its checkpoint's dtype."""
+    """Optimizers over a model that was loaded in its checkpoint's dtype, and what launcher lines say."""
+    launchers.compare(torch)
     for made in torch.training.optimizers:
         if made.store.get("elsewhere"):
             continue
@@ -159,18 +160,31 @@ def training_arguments(torch: Torch, name: str, args: list[Value], kwargs: dict[
 def _compare(torch: Torch, kwargs: dict[str, Value], node: Any) -> None:
     """transformers refuses a DeepSpeed config whose fp16.enabled or bf16.enabled is not what the arguments say."""
     config = deepspeed.read_config(torch, kwargs.get("deepspeed"), node)
-    for mode in ("fp16", "bf16"):
-        section = config.get(mode)
-        wanted = section.get("enabled") if isinstance(section, dict) else None
-        given = [kwargs.get(key) for key in (mode, f"{mode}_full_eval") if key in kwargs]
-        if not isinstance(wanted, bool) or any(not isinstance(constant(value), bool) for value in given):
-            continue
-        if wanted != any(constant(value) for value in given):
-            detail = (
-                f"the DeepSpeed config says {mode}.enabled: {str(wanted).lower()}, the arguments {mode}={not wanted}"
-            )
-            torch.facts.add(Kind.CONFIG, torch.spot(node), "", None, None, detail, mismatch=True, key=mode)
+    if not config:
+        return
+    torch.met("deepspeed")
+    spot = _argument(torch, node, "deepspeed")
+    asked = {key: constant(kwargs[key]) for key in launchers.MODES if key in kwargs}
+    for mode, wanted in launchers.enabled(config).items():
+        given = [asked[key] for key in (mode, f"{mode}_full_eval") if key in asked]
+        if all(isinstance(value, bool) for value in given) and wanted != any(given):
+            told = f"the DeepSpeed config says {mode}.enabled: {str(wanted).lower()}, the arguments {mode}={not wanted}"
+            torch.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key=mode)
             return
+    for remark in launchers.left_to_the_script(config, kwargs):
+        torch.facts.add(remark.kind, spot, remark.dtype, remark.role, None, remark.detail, **remark.attrs)
+
+
+def _argument(torch: Torch, node: Any, name: str) -> Spot:
+    """Where a call is given this keyword, or the call."""
+    given = [arg for arg in node.args if arg.keyword is not None and arg.keyword.value == name]
+    return torch.spot(given[0] if given else node)
+
+
+def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`HfArgumentParser((..., TrainingArguments))`: the arguments come from the command line."""
+    torch.training.from_command_line.append(torch.spot(node))
+    return unknown()
 
 
 def hook_arguments(cls: Class, name: str) -> dict[str, Value]:
@@ -182,6 +196,8 @@ def hook_arguments(cls: Class, name: str) -> dict[str, Value]:
 
 CALLS: Mapping[str, Call] = {
     "*.from_pretrained": from_pretrained,
+    "transformers.HfArgumentParser": parser,
+    "trl.TrlParser": parser,
     **{f"transformers.{name}": trainer for name in WORDS["trainers"]},
     **{f"transformers.{name}": training_arguments for name in WORDS["arguments"]},
 }

@@ -44,6 +44,15 @@ def same_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
     return args[0] if args else kwargs.get("module", unknown())
 
 
+def ddp(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`DistributedDataParallel(model)`, whose buckets may have a policy like FSDP's."""
+    torch.met("ddp")
+    policy = kwargs.get("mixed_precision")
+    if isinstance(policy, Instance):
+        torch.training.policies_used.add(id(policy.store))
+    return same_model(torch, name, args, kwargs, node)
+
+
 def clip(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     scaling.clip(torch, args, kwargs, node)
     return Tensor(frozenset({"float32"}), torch.spot(node), "norm", zero_dim=True)

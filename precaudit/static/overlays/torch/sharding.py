@@ -39,6 +39,7 @@ def mixed_precision(torch: Torch, name: str, args: list[Value], kwargs: dict[str
 
 def shard(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`FullyShardedDataParallel(model, ...)` and `fully_shard(model, ...)`, which give the model back."""
+    torch.met("fsdp1" if name.endswith("FullyShardedDataParallel") else "fsdp2")
     model = args[0] if args else kwargs.get("module", unknown())
     policy = kwargs.get("mixed_precision", kwargs.get("mp_policy"))
     if policy is not None:

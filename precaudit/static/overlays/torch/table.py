@@ -40,7 +40,7 @@ CALLS: Mapping[str, Call] = {
     "torch.optim.*": calls.optimizer,
     "torch.optim.swa_utils.AveragedModel": calls.averaged_model,
     # Models, tensors and gradients.
-    "torch.*.DistributedDataParallel": calls.same_model,
+    "torch.*.DistributedDataParallel": calls.ddp,
     "torch.*.DataParallel": calls.same_model,
     "torch.*.FullyShardedDataParallel": sharding.shard,
     "torch.*.FullyShardedDataParallelWrapper": calls.same_model,

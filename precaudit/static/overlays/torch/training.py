@@ -72,6 +72,10 @@ class Training:
         """Dtypes of the models that were saved as checkpoints of their own; None where one is not known."""
         self.as_they_come: list[tuple[Store, Dtypes, Spot]] = []
         """Models that were loaded in their checkpoints' dtype, that dtype, where."""
+        self.from_command_line: list[Spot] = []
+        """Where TrainingArguments are read from the command line."""
+        self.accelerators: list[tuple[Spot, str]] = []
+        """Where an Accelerator is asked for a precision, and which."""
         self.frameworks: list[str] = []
         """Those that are used here, by the words of a rule's `fixes`."""
         self.quantised_bases: set[int] = set()
