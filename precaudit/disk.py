@@ -93,6 +93,14 @@ def make_folder(folder: Path, below: Path) -> None:
         place.mkdir(exist_ok=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder of ours with all that is in it; follows no link, and leaves what cannot be removed."""
+    import shutil
+
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def try_writing(folder: Path) -> None:
     """Raises OSError where no file can be put into a folder: no rights, no room, a link in its way."""
     handle, name = _beside(folder / "precaudit")

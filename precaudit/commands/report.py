@@ -47,11 +47,15 @@ def report(
     """
     from precaudit import rulebook
     from precaudit.launch.gather import gather
+    from precaudit.launch.runs import abandoned
     from precaudit.launch.save import HOME, check_writable, latest, write_named
     from precaudit.launch.trace import Choice
     from precaudit.launch.verdict import CLEAN, FINDINGS, INCONCLUSIVE, reaches
 
-    named = list(paths) or latest(Path(output_dir or settings_module.load().output_dir or HOME))
+    home = Path(output_dir or settings_module.load().output_dir or HOME)
+    named = list(paths) or latest(home)
+    for left in abandoned(home)[:1] if not paths else ():
+        say(str(left))
     if open_it and output is None:
         output, output_format = _page_beside(named[0]), "html"
     shape = format_of(output, output_format, "text")

@@ -7,6 +7,8 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +128,8 @@ def trace(
     from precaudit.launch.bootstrap import TraceSettings
     from precaudit.launch.child import run_command
     from precaudit.launch.command import resolve
-    from precaudit.launch.save import HOME, check_writable, write_latest, write_named
+    from precaudit.launch.runs import abandoned, run_folder
+    from precaudit.launch.save import HOME, check_home, check_writable, write_latest, write_named
     from precaudit.launch.trace import Choice, trace_command
     from precaudit.report import render
 
@@ -151,30 +154,39 @@ def trace(
         per_file_ignores=configured.per_file_ignores,
         root=configured.root.resolve(),
     )
-    traced = trace_command(
-        resolved,
-        TraceSettings(
-            cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager, exact=exact
-        ),
-        choice,
-        book,
-        os.environ,
-        timeout=timeout,
-        inject=not no_inject,
-        announce=say,
+    home = Path(output_dir or configured.output_dir or HOME)
+    for line in (*map(str, abandoned(home)[:1]), hindered := check_home(home, os.environ)):
+        if line:
+            say(line)
+    wanted = TraceSettings(
+        cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager, exact=exact
     )
-    compared = hold.after(lock, traced.report) if lock is not None else None
-    if compared is not None:
-        traced.report.drift = [str(change) for change in compared.changes]
-    text = traced.report.model_dump_json(indent=1) + "\n"
-    failures = []
-    show_again = f"precaudit report --output-dir {shlex.quote(output_dir)} --open" if output_dir else None
-    try:
-        write_latest(text, os.environ, Path(output_dir or configured.output_dir or HOME))
-    except OutputError as error:
-        # The report on the screen and --output still tell everything, so this alone does not fail the run.
-        say(str(error))
-        show_again = ""
+    with nullcontext() if hindered else run_folder(home, wanted, resolved.shown) as ranks:
+        traced = trace_command(
+            resolved,
+            replace(wanted, ranks_folder=str(ranks.absolute()) if ranks else ""),
+            choice,
+            book,
+            os.environ,
+            timeout=timeout,
+            inject=not no_inject,
+            announce=say,
+        )
+        compared = hold.after(lock, traced.report) if lock is not None else None
+        if compared is not None:
+            traced.report.drift = [str(change) for change in compared.changes]
+        text = traced.report.model_dump_json(indent=1) + "\n"
+        failures = []
+        show_again = f"precaudit report --output-dir {shlex.quote(output_dir)} --open" if output_dir else None
+        try:
+            if hindered:
+                show_again = ""
+            else:
+                write_latest(text, os.environ, home)
+        except OutputError as error:
+            # The report on the screen and --output still tell everything, so this alone does not fail the run.
+            say(str(error))
+            show_again = ""
     if output is not None:
         try:
             write_named(output, text if shape == "json" else render(traced.report, shape, width=100))

@@ -58,6 +58,8 @@ class Marks:
     """The version of a torch that cannot be traced."""
     problems: tuple[str, ...]
     """Tracebacks of our own runtime."""
+    gone: str = ""
+    """The private folder, where it was removed while the command ran; nothing else is known then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class PrivateFolder:
             torch_missing=text("torch-missing"),
             torch_too_old=text("torch-too-old"),
             problems=tuple(text(f.name) for f in sorted(self.path.glob("problem-*.txt"))),
+            gone="" if self.path.is_dir() else str(self.path),
         )
 
 
@@ -102,19 +105,27 @@ def private_folder(settings: TraceSettings) -> Iterator[PrivateFolder]:
     """Makes the folder with everything the child needs of us, and removes it at the end."""
     try:
         path = Path(tempfile.mkdtemp(prefix="precaudit-"))
-    except OSError as error:
+    except OSError as error:  # where no folder will do, tempfile says so in a sentence with all of them
+        where = os.environ.get("TMPDIR", "TMPDIR")
         raise OutputError(
-            f"{tempfile.gettempdir()}: no folder can be made there: {error.strerror}; set TMPDIR to a writable folder"
+            f"{where}: no folder can be made there: {error.strerror}; set TMPDIR to a writable folder"
         ) from None
     try:
         try:
             _furnish(path, settings)
-        except OSError as error:
-            raise OutputError(f"{path}: {error.strerror}; set TMPDIR to a folder with room") from None
+        except (OSError, shutil.Error) as error:
+            reason = error.strerror or _first_reason(error)
+            raise OutputError(f"{path}: cannot be filled: {reason}; set TMPDIR to a folder with room") from None
         yield PrivateFolder(path)
     finally:
         # A process that the command left behind may still write there.
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _first_reason(error: OSError) -> str:
+    """What went wrong with the first file of a folder that was to be copied."""
+    failed = error.args[0] if error.args else ""
+    return str(failed[0][2] if isinstance(failed, list) and failed else failed).rpartition("] ")[2].partition(":")[0]
 
 
 def _furnish(path: Path, settings: TraceSettings) -> None:
@@ -139,5 +150,6 @@ def _furnish(path: Path, settings: TraceSettings) -> None:
 def write_settings(folder: Path, settings: TraceSettings) -> None:
     """Writes `settings.json`: a file, because some launchers pass on PYTHONPATH but no variable of ours."""
     raw = asdict(settings)
-    raw["ranks_folder"] = settings.ranks_folder or str(folder / "ranks")
+    raw["peers_folder"] = str(folder / "ranks")
+    raw["ranks_folder"] = settings.ranks_folder or raw["peers_folder"]
     (folder / "settings.json").write_text(json.dumps(raw), encoding="utf-8")

@@ -13,7 +13,7 @@ from precaudit import __version__, judge
 from precaudit.disk import LARGEST_REPORT, read, read_text
 from precaudit.errors import ReportError
 from precaudit.foreign import ForeignError, parse_json
-from precaudit.launch import identity, roll
+from precaudit.launch import identity, roll, runs
 from precaudit.launch.bootstrap import PrivateFolder, TraceSettings
 from precaudit.launch.child import Ended
 from precaudit.launch.collect import rank_files, read_peers, read_ranks
@@ -99,8 +99,9 @@ def _judge_ranks(folder: Path, choice: Choice, book: Rulebook) -> Report:
         merged.add(rank)
     merged.finish()
     merged.coverage.notes += [*notes, *roll.call(merged, read_peers(folder))]
+    lost = "precaudit was ended before it was over" if runs.was_ended(folder) else ""
     marks = PrivateFolder(folder).marks()
-    return conclude(Command((), str(folder)), settings, choice, book, merged, Ended(0, False, 0.0), marks).report
+    return conclude(Command((), str(folder)), settings, choice, book, merged, Ended(0, False, 0.0), marks, lost).report
 
 
 def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:

@@ -41,7 +41,7 @@ def check_home(home: Path, environment: Mapping[str, str]) -> str:
     """Why the report of a trace could not be kept in its folder, in one line; "" where it can be. Makes the folder."""
     path = _place(home, environment)
     try:
-        _make(path.parent, home)
+        keep_out_of_commits(path.parent, home)
         if path.is_dir():
             return f"{path}: is a directory; move it away, or {WAY_OUT}"
         disk.try_writing(path.parent)
@@ -74,7 +74,7 @@ def write_latest(text: str, environment: Mapping[str, str], home: Path = HOME) -
     _, tasks = _task(environment)
     one, path = home / LATEST, _place(home, environment)
     try:
-        _make(path.parent, home)
+        keep_out_of_commits(path.parent, home)
         same_run = {one.parent / f"rank-{number}" / one.name for number in range(tasks if tasks > 1 else 0)}
         for other in {one, *latest(home)} - {path} - same_run:
             if not other.is_dir():
@@ -92,8 +92,8 @@ def _place(home: Path, environment: Mapping[str, str]) -> Path:
     return one if tasks == 1 else one.parent / f"rank-{rank}" / one.name
 
 
-def _make(folder: Path, home: Path) -> None:
-    """Makes a folder below the home of reports, which stays out of the user's commits where it is our own."""
+def keep_out_of_commits(folder: Path, home: Path) -> None:
+    """Makes a folder below the home of reports, with a .gitignore in it where it is our own. Raises OSError."""
     ours = home == HOME or not home.exists()
     below = Path() if home == HOME else home
     disk.make_folder(folder, below)

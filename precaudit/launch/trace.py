@@ -11,7 +11,7 @@ from precaudit import __version__, judge
 from precaudit.launch import identity, roll, verdict
 from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_folder
 from precaudit.launch.child import Ended, run_command
-from precaudit.launch.collect import read_peers, read_ranks
+from precaudit.launch.collect import read_losses, read_peers, read_ranks
 from precaudit.launch.command import Command
 from precaudit.launch.merge import Merged
 from precaudit.launch.roll import Ends
@@ -54,7 +54,10 @@ def trace_command(
     inject: bool = True,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Traced:
-    """Runs the command under the tracer and judges what was seen. Raises PrecauditError where it cannot be started."""
+    """Runs the command under the tracer and judges what was seen. Raises PrecauditError where it cannot be started.
+
+    What the ranks saw lies in `settings.ranks_folder`; where that is empty, in the private folder.
+    """
     notes: list[str] = []
     merged = Merged()
     started = identity.begin(command.argv, settings.cwd)
@@ -64,13 +67,15 @@ def trace_command(
         child_environment["PRECAUDIT_FOLDER"] = str(private.path)
         with Ends(private.ranks) as ends:
             ended = run_command(command.argv, child_environment, timeout)
-        for rank in read_ranks(private.ranks, notes):
+        ranks = Path(settings.ranks_folder) if settings.ranks_folder else private.ranks
+        for rank in read_ranks(ranks, notes):
             merged.add(rank)
         notes += roll.call(merged, read_peers(private.ranks), ends)
         marks = private.marks()
+        lost = read_losses(ranks)
     merged.finish()
     merged.coverage.notes += notes
-    traced = conclude(command, settings, choice, book, merged, ended, marks)
+    traced = conclude(command, settings, choice, book, merged, ended, marks, lost)
     traced.report.run = started.ended(merged.python, merged.versions)
     return traced
 
@@ -95,8 +100,9 @@ def conclude(
     merged: Merged,
     ended: Ended,
     marks: Marks,
+    lost: str = "",
 ) -> Traced:
-    """Judges what the ranks saw and makes the Report."""
+    """Judges what the ranks saw and makes the Report; `lost` says what of it could not be written, and why."""
     facts = [_relative(fact, settings.cwd) for fact in merged.facts]
     frameworks = frameworks_of(merged.coverage.setup)
     found = judge.judge(facts, book, "trace", frameworks)
@@ -113,6 +119,7 @@ def conclude(
         updated=_updated(merged),
         findings=findings,
         fail_on=choice.fail_on,
+        lost=lost,
     )
     outcome = verdict.decide(command.shown, settings.skip, settings.steps, ended, marks, seen)
     if merged.statuses:

@@ -47,6 +47,9 @@ class Observed:
     elsewhere: bool = False
     """Some ranks run on other nodes, whose own trace may stop them before these."""
 
+    lost: str = ""
+    """A clause on what was seen and could not be written, with the reason; empty where nothing is missing."""
+
     @property
     def closed(self) -> bool:
         """Whether some process showed all the steps that were to be traced."""
@@ -113,6 +116,8 @@ def _line(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen
                 "that is the stop, not a failure of the training"
             )
         return ""
+    if seen.lost:
+        return f"{command}: {seen.lost}; see to that, or name another folder with --output-dir"
     for mend in (_never_loaded, _no_usable_torch, _own_failure):
         line = mend(command, ended, marks, seen)
         if line:
@@ -157,15 +162,20 @@ def _too_short(skip: int, wanted: int, seen: Observed) -> str:
 
 
 def _never_loaded(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
-    if marks.loaded or ended.timed_out:
+    if marks.loaded or ended.timed_out or seen.statuses:
         return ""
+    if marks.gone:
+        return (
+            f"{command}: {marks.gone}, which holds the tracer, was removed while the command ran; "
+            "set TMPDIR to a folder that nothing empties"
+        )
     return f"{command}: no Python that it runs could be seen; {UNSEEN}"
 
 
 def _no_usable_torch(command: str, ended: Ended, marks: Marks, seen: Observed) -> str:
     if marks.torch_too_old and not seen.statuses:
         return f"{command}: torch {marks.torch_too_old} cannot be traced; install torch 2.4 or newer there"
-    if marks.torch:
+    if marks.torch or marks.gone:
         return ""
     if marks.torch_missing:
         return (

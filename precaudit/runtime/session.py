@@ -62,7 +62,7 @@ class Session:
         modes = Modes()
         self.guard = Guard(modes)
         self.bus = Bus(self.guard)
-        peers = Peers(self.settings.ranks_folder or "")
+        peers = Peers(self.settings.peers_folder or self.settings.ranks_folder or "")
         below: dict[type, type] = {Moment: Window, Account: Frameworks}
         self.parts = Parts(self.settings, modes, self.guard, self.bus, peers, for_these=below)
         order: tuple[type, ...] = ORDER

@@ -24,4 +24,6 @@ class Settings(NamedTuple):
     """One step runs with a float64 companion beside every floating number."""
     ranks_folder: str | None = None
     """Where what each process saw is written; None: nowhere."""
+    peers_folder: str | None = None
+    """Where the ranks of this node tell each other; None: in ranks_folder."""
     cwd: str = ""

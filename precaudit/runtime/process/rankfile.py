@@ -29,6 +29,8 @@ from .ledger import Ledger, Observation
 from .peers import Peers
 
 FORMAT = 1
+ROOM = 512
+"""Bytes for a word on what could not be written."""
 SELDOM = 5.0
 """Seconds between two files where nothing but the number of steps changes."""
 
@@ -69,6 +71,12 @@ class RankFile:
         self._path = ""
         self._written = 0.0
         """When the file was last written."""
+        self._room = ""
+        """The file in which a loss can be told."""
+        self._kept = 0
+        """Optimizer steps that the file knows of."""
+        self._lost = False
+        """What was seen last is not on disk."""
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(GoesOn, lambda event: self._goes_on(), always=True)
         bus.on(MayEndNow, lambda event: self.write(), always=True)
@@ -187,15 +195,40 @@ class RankFile:
         content = self.content()
         path = os.path.join(folder, f"rank-{content['rank']}-{os.getpid()}.json")
         try:
+            if not os.path.isdir(folder):  # a cleaner came by
+                os.makedirs(folder)
+                self._room = ""
             if self._path not in ("", path):  # its rank was not known until now
                 os.unlink(self._path)
             self._path = path
+            self._make_room(os.path.join(folder, f"lost-{os.getpid()}"))
             with open(path + ".new", "w", encoding="utf-8") as file:
                 json.dump(content, file)
             os.replace(path + ".new", path)
-            self._written = time.monotonic()
+            self._written, self._kept = time.monotonic(), content["coverage"]["attempts"]
         except OSError as error:
             self._guard.fault("writing the rank file", error)
+            self._tell_loss(f"{content['rank']} {self._kept} {error.strerror}")
+            self._lost = True
+        else:
+            if self._lost:
+                self._tell_loss("")
+                self._lost = False
+
+    def _make_room(self, path: str) -> None:
+        """Makes the file in which a loss can still be told when the disk has no room for a new one."""
+        if not self._room:
+            with open(path, "wb") as file:
+                file.write(b" " * ROOM)
+            self._room = path
+
+    def _tell_loss(self, text: str) -> None:
+        """Writes over the room that was made: what could not be written, and why; "" where all is written again."""
+        try:
+            with open(self._room, "r+b") as file:
+                file.write(text.encode("utf-8", "replace")[:ROOM].ljust(ROOM))
+        except OSError:
+            pass  # the launcher finds the folder as it is
 
 
 def _versions() -> dict[str, str]:
