@@ -201,8 +201,8 @@ class Op(TypedDict, total=False):
 
     op: str
     """PyTorch's name, or what was recognised: gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, log-sum-exp,
-    log-sigmoid-by-hand, bce-on-probabilities, no-promotion, low-precision-sampling,
-    float32-matmul-under-mixed-precision."""
+    log-sigmoid-by-hand, bce-on-probabilities, no-promotion, low-precision-sampling, low-precision-target,
+    low-precision-router, promotion-by-parameter, float32-matmul-under-mixed-precision."""
     under_autocast: bool
 
 

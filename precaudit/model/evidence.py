@@ -46,6 +46,8 @@ EVIDENCE: Mapping[str, Evidence] = {
     "gradient_zeros": Evidence(Unit.SHARE, "{} of the gradients are zero"),
     "accumulation_loss": Evidence(Unit.SHARE, "the sum over micro-batches is off by {}"),
     "sum_error": Evidence(Unit.SHARE, "the sums are off by {} of their norm"),
+    "target_error": Evidence(Unit.SHARE, "rounding moves the targets by {} of their spread"),
+    "choices_changed": Evidence(Unit.SHARE, "{} of the rows would choose otherwise in float32"),
     "log_prob_error": Evidence(Unit.NATS, "log-probabilities are off by {} on average"),
     "positions_wrong": Evidence(Unit.SHARE, "{} of the positions are wrong"),
     "phase_error": Evidence(Unit.RADIANS, "phases are off by up to {} radians"),

@@ -22,6 +22,10 @@ MATMULS = frozenset(
     "_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention_for_cpu "
     "_scaled_dot_product_cudnn_attention mkldnn_convolution linear _convolution".split()
 )
+LOSS_KERNELS = frozenset(
+    "mse_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss".split()
+)
+"""Losses of a value and a target that are one op."""
 BATCH_NORMS = frozenset(
     "native_batch_norm _native_batch_norm_legit cudnn_batch_norm miopen_batch_norm "
     "_batch_norm_with_update batch_norm_gather_stats_with_counts batch_norm_gather_stats".split()

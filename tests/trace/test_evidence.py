@@ -408,18 +408,58 @@ def test_sum_error_is_that_of_the_same_additions_in_float64(way: str) -> None:
         model, table = nn.Linear(8, 1), nn.Parameter(torch.randn(4, 3).bfloat16())
         optimizer = torch.optim.SGD([*model.parameters(), table], lr=1e-3)
         for _ in range(3):
-            to, into = torch.randint(4, (900,)), torch.randn(4).bfloat16()
+            to, into = torch.randint(4, (2000,)), torch.randn(4).bfloat16()
             if way == "embedding":
-                weights = (3 + torch.randn(900, 3)).bfloat16()
+                weights = (3 + torch.randn(2000, 3)).bfloat16()
                 step(optimizer, (F.embedding(to, table) * weights).float().sum() + 0 * model.weight.sum())
                 kept, exact = table.grad, torch.zeros(4, 3).double().index_add(0, to, weights.double())
             else:
-                values = (3 + model(torch.randn(900, 8)).squeeze(1)).bfloat16()
+                values = (3 + model(torch.randn(2000, 8)).squeeze(1)).bfloat16()
                 kept = summed(values, to, into)
                 exact = into.double().index_add(0, to, values.double(), alpha=2 if way == "in place" else 1)
                 step(optimizer, kept.float().square().mean())
-            errors.append(float((kept.double() - exact).norm() / exact.norm()))
+            errors.append(float((kept.detach().double() - exact.detach()).norm() / exact.detach().norm()))
 
     measured = only(harness.trace_call(train), "PA405").evidence["sum_error"]
     assert measured == pytest.approx(max(errors[1:]), rel=1e-3)
     assert measured > 0.01
+
+
+def test_target_error_is_what_rounding_takes_of_the_spread() -> None:
+    errors: list[float] = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(3):
+            wanted = 300 + torch.randn(64, 1)
+            kept = wanted.bfloat16()
+            errors.append(float((kept.double() - wanted.double()).square().mean().sqrt() / wanted.double().std()))
+            step(optimizer, F.huber_loss(model(torch.randn(64, 4)), kept.float()))
+
+    measured = only(harness.trace_call(train), "PA413").evidence["target_error"]
+    assert measured == pytest.approx(max(errors[1:]), rel=1e-6)
+    assert measured > 0.1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_choices_changed_is_the_share_of_rows_that_choose_otherwise_in_float32(bias: bool) -> None:
+    shares: list[float] = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        gate = nn.Linear(32, 48, bias=bias)
+        optimizer = torch.optim.SGD(gate.parameters(), lr=1e-3)
+        for _ in range(3):
+            x = torch.randn(4096, 32)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                low = gate(x)
+            weights, chosen = low.float().softmax(-1).topk(3)
+            exact = F.linear(x.double(), gate.weight.double(), gate.bias.double() if bias else None).topk(3).indices
+            shares.append(float((chosen.sort().values != exact.sort().values).any(-1).double().mean()))
+            step(optimizer, weights.square().mean())
+
+    measured = only(harness.trace_call(train), "PA414").evidence["choices_changed"]
+    assert measured == pytest.approx(max(shares[1:]), rel=0.3)
+    assert measured > 0.005

@@ -15,13 +15,16 @@ from torch import Tensor
 
 from ...model.vocabulary import Role
 from .. import torch_private as private
-from ..events import Bus, StepOver
+from ..events import Boundary, Bus, StepOver
 from ..operands import tensors_of, trains
+from ..optable import LOSS_KERNELS, NORMS, REDUCING
 from ..process.ledger import Observation
 from .graph import GraphWalked, head
 from .tensors import Tensors
 
 MARK = "enters"
+COMPARISONS = LOSS_KERNELS | {"sub", "rsub"}
+"""Ops by which a loss holds a model's output against a target."""
 MANY = 8
 """Observations that one value carries."""
 
@@ -35,11 +38,26 @@ class Entering:
         """Some value of this step is marked."""
         self._waiting: dict[int, tuple[Observation, ...]] = {}
         """Autograd sequence number -> what is confirmed once that node is found below a loss."""
+        self._needs: dict[int, tuple[Observation, str]] = {}
+        """Observations that are nothing without this number."""
+        self._targets: set[int] = set()
+        """The `id` of those that count as targets only."""
+        self._reached: dict[int, Observation] = {}
+        """Those of them that reached a loss."""
+        bus.on(Boundary, self._boundary)
         bus.on(GraphWalked, self._graph_walked)
         bus.on(StepOver, self._step_over)
 
-    def mark(self, value: Any, seen: Observation) -> None:
-        """This value, or each of these, was made in the way that the observation says."""
+    def mark(self, value: Any, seen: Observation, measured: str = "", target: bool = False) -> None:
+        """This value, or each of these, was made in the way that the observation says.
+
+        With `measured` it takes a number of that name, too, before it is confirmed; with `target` the value itself has
+        to be compared with a model's output, not what was computed of it and of others.
+        """
+        if measured:
+            self._needs[id(seen)] = seen, measured
+        if target:
+            self._targets.add(id(seen))
         for tensor in tensors_of([value] if isinstance(value, Tensor) else value):
             self._put(tensor, (seen,))
 
@@ -48,7 +66,7 @@ class Entering:
         # The node of this op was made just before it ran, so it has the number before the next one.
         self._wait((seen,))
 
-    def through(self, args: Iterable[Any], out: Any) -> None:
+    def through(self, name: str, args: Iterable[Any], out: Any) -> None:
         """An op that computes `out` of such values, or in-place; one with a differentiable operand takes them in."""
         given = tensors_of(args)
         found: tuple[Observation, ...] = ()
@@ -56,6 +74,8 @@ class Entering:
             marks = self._tensors.of(tensor).marks
             if marks and MARK in marks and tensor.dtype.is_floating_point and not tensor.requires_grad:
                 found = _joined(found, marks[MARK])
+        if found and self._targets:
+            found = self._still_targets(name, given, found)
         if not found:
             return
         if trains(given):
@@ -64,6 +84,14 @@ class Entering:
             for tensor in tensors_of([out] if isinstance(out, Tensor) else out):
                 if tensor.dtype.is_floating_point:  # of a comparison nothing is left
                     self._put(tensor, found)
+
+    def _still_targets(self, name: str, given: list[Tensor], found: tuple[Observation, ...]) -> tuple[Observation, ...]:
+        """Without what is no target any more: an advantage of rewards, a mean, a weight of the loss."""
+        taken = trains(given)
+        alone = all(tensor.ndim == 0 or MARK in (self._tensors.of(tensor).marks or ()) for tensor in given)
+        if name in COMPARISONS if taken else alone and name not in REDUCING and name not in NORMS:
+            return found
+        return tuple(seen for seen in found if id(seen) not in self._targets)
 
     def _put(self, tensor: Tensor, found: tuple[Observation, ...]) -> None:
         known = self._tensors.learn(tensor)
@@ -80,9 +108,17 @@ class Entering:
             return
         for number in head(event.roots):
             for seen in self._waiting.pop(number, ()):
+                if id(seen) in self._needs:
+                    self._reached[id(seen)] = seen
+                    continue
                 seen.confirmed = True
                 if seen.role is Role.SOFTMAX:
                     seen.attrs["feeds"] = "loss"
+
+    def _boundary(self, event: Boundary) -> None:
+        """The numbers of the step have been read."""
+        for key, seen in self._reached.items():
+            seen.confirmed |= self._needs[key][1] in seen.evidence
 
     def _step_over(self, event: StepOver) -> None:
         self._waiting.clear()

@@ -201,7 +201,7 @@ class Flow:
         if kind is not None:
             self.inherit(kind, args, out)
             if self._entering.any:
-                self._entering.through(args, out)
+                self._entering.through(name, args, out)
         if isinstance(out, Tensor) and out.dtype in LOW:
             self.device = out.device.type
             if self.marked:
@@ -321,7 +321,7 @@ class Flow:
             self.inherit(kind, args, out)
             return
         if self._entering.any and self.window.phase == FORWARD:
-            self._entering.through(args, out)
+            self._entering.through(name, args, out)
         if kind != "reducing" and self.window.phase in (FORWARD, GRADIENTS):
             self.raised(name, args, out)
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..optable import COPIES, SELF_UPDATES
+from ..optable import COPIES, LOSS_KERNELS, SELF_UPDATES
 from ..trackers.entering import Entering
 from . import FORWARD, Registration, Watcher
 
-LOSSES = frozenset(
-    "mse_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss "
-    "xlogy dot".split()
-)
+LOSSES = LOSS_KERNELS | {"xlogy", "dot"}
 """Losses that are one op, and what they are written with."""
 WRITES = SELF_UPDATES | COPIES | {"index_put_", "index_copy_", "masked_fill_", "masked_scatter_", "scatter_"}
 
@@ -28,4 +25,4 @@ class EnteringLosses(Watcher):
 
     def through(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if self._entering.any:
-            self._entering.through(args, args[0] if name in WRITES else out)
+            self._entering.through(name, args, args[0] if name in WRITES else out)

@@ -36,8 +36,6 @@ class IndexSums(Watcher):
         self._ledger, self._flow, self._entering = ledger, flow, entering
         self._before: tuple[int, Tensor] | None = None
         """What lay in the memory that is added to: its address, and a float32 copy."""
-        self._without_gradient: dict[int, Observation] = {}
-        """Sums that count if a loss is made of them, and if their error is more than bearable."""
         self._embeddings: dict[tuple[int, int], Site | None] = {}
         """The line that looks rows up, by the shape of its table."""
 
@@ -59,8 +57,7 @@ class IndexSums(Watcher):
         use: Callable[[Observation, float, float], object] = self._confirm
         if not torch.is_grad_enabled():
             use = self._keep
-            self._entering.mark(out, seen)
-            self._without_gradient[id(seen)] = seen
+            self._entering.mark(out, seen, measured="sum_error")
         if seen.count > TIMES:
             return
         if not name.endswith("_"):
@@ -110,11 +107,6 @@ class IndexSums(Watcher):
             return False
         seen.evidence["sum_error"] = max(seen.evidence.get("sum_error", 0.0), share)
         return True
-
-    def complete(self, told: list[Observation]) -> None:
-        """What reached a loss but was bearably summed is no finding."""
-        for seen in self._without_gradient.values():
-            seen.confirmed &= "sum_error" in seen.evidence
 
     def _confirm(self, seen: Observation, error: float, norm: float) -> None:
         seen.confirmed |= self._keep(seen, error, norm)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
-from ..dtypes import LOW
+from ..dtypes import DTYPE_NAMES, LOW
 from ..operands import trains
 from ..optable import MATMULS, POINTWISE, REDUCING
 from ..process.ledger import Ledger
@@ -20,7 +20,7 @@ from . import FORWARD, OPTIMIZER, Registration, Watcher
 
 
 class Regions(Watcher):
-    """PA410, PA703 and PA708; also remembers what each cast was a cast of."""
+    """PA410, PA703, PA708 and PA712; also remembers what each cast was a cast of."""
 
     def __init__(self, ledger: Ledger, tensors: Tensors, flow: Flow, autocast: Autocast) -> None:
         self._tensors = tensors
@@ -33,6 +33,7 @@ class Regions(Watcher):
         yield OPTIMIZER, ("_to_copy",), self.cast, False
         yield FORWARD, POINTWISE | REDUCING, self.switched_off, True
         yield FORWARD, ("add", "sub", "mul", "div"), self.promotion, True
+        yield FORWARD, ("add", "sub", "mul", "div"), self.widened, False
         yield FORWARD, ("mean", "sum"), self.into_loss, True
         yield FORWARD, MATMULS, self.cached_weight, True
 
@@ -46,6 +47,22 @@ class Regions(Watcher):
                 self.flow.mark(out, no_grad_cast=True)
             if not trains(args) and self._tensors.is_parameter(source):
                 self.flow.mark(out, param=True)
+
+    def widened(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """A float32 parameter makes float32 of a low activation: of its memory, and of what is computed of it."""
+        one, other = args[0], args[1]
+        if out.dtype is not torch.float32 or not isinstance(one, Tensor) or not isinstance(other, Tensor):
+            return
+        low, wide = (one, other) if one.dtype in LOW else (other, one)
+        if low.dtype not in LOW or wide.dtype is not torch.float32 or not low.requires_grad or not wide.ndim:
+            return
+        if isinstance(wide, torch.nn.Parameter) and low.numel() == out.numel() > wide.numel():
+            detail = f"{DTYPE_NAMES[low.dtype]} values are promoted to float32 by a float32 parameter in {name}"
+            seen = self.flow.suspect_kind(
+                "widened", Kind.OP, Role.ACTIVATION, out.dtype, detail, op="promotion-by-parameter"
+            )
+            seen.confirmed = True
+            seen.bytes += out.nbytes
 
     def switched_off(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A low value is worked on inside autocast(enabled=False): nothing upcast it there."""
