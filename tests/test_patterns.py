@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from precaudit.patterns import Patterns
-from precaudit.static.files import Excluder
+from precaudit.static.files.discovery import Excluder
 
 TREES = int(os.environ.get("PRECAUDIT_TREES", "60"))
 """5,000 by hand: PRECAUDIT_TREES=5000 pytest tests/test_patterns.py."""

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from precaudit import settings
-from precaudit.static.fixes.rules import FIXES
+from precaudit.static.files.fixes.rules import FIXES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

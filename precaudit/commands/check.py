@@ -21,7 +21,7 @@ from precaudit.settings import Settings
 
 if TYPE_CHECKING:
     from precaudit.model.wire import Finding, Report
-    from precaudit.static.files import Discovery, Found
+    from precaudit.static.files.discovery import Discovery, Found
 
 EXIT_CLEAN, EXIT_FINDINGS, EXIT_INCONCLUSIVE = 0, 1, 5
 CLEAN = "no errors, no warnings · {count} · next: precaudit trace <your training command>"
@@ -87,7 +87,7 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
             click.echo(item.shown)
         sys.exit(EXIT_INCONCLUSIVE if discovered.barren else EXIT_CLEAN)
     if given["fix"] or given["diff"]:
-        from precaudit.static.fixes import fix_files
+        from precaudit.static.files.fixes import fix_files
 
         changed = fix_files(results, settings, write=given["fix"], unsafe=given["unsafe_fixes"])
         if given["diff"]:
@@ -138,9 +138,9 @@ def _merged(settings: Settings, given: dict[str, Any]) -> Settings:
 
 
 def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) -> tuple[Discovery, Results]:
-    from precaudit.static.cache import FOLDER, Cache
-    from precaudit.static.files import Discovery, Excluder, Found, discover
-    from precaudit.static.run import examine, examine_all
+    from precaudit.static.files.cache import FOLDER, Cache
+    from precaudit.static.files.discovery import Discovery, Excluder, Found, discover
+    from precaudit.static.files.run import examine, examine_all
 
     if "-" in names:
         if len(names) > 1:
@@ -172,7 +172,7 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
         return EXIT_CLEAN
     report = build(results, settings, read, skipped, conclusive and not unread, given["since"])
     if report.findings and not given["stdin"]:
-        from precaudit.static.fixes import mark_fixable
+        from precaudit.static.files.fixes import mark_fixable
 
         mark_fixable(results, report.findings, settings)
     if given["statistics"]:
@@ -202,7 +202,7 @@ def _unread(item: Found, result: dict[str, Any]) -> list[str]:
 def _nothing_in(name: str) -> str:
     if os.path.isdir(name):
         return "no Python file or training config here"
-    from precaudit.static.files import READ
+    from precaudit.static.files.discovery import READ
 
     return f"neither Python nor a training config ({', '.join(READ)})"
 

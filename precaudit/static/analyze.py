@@ -11,16 +11,16 @@ from pathlib import Path
 from precaudit.disk import read
 from precaudit.model.vocabulary import Fact
 from precaudit.static import detectors
-from precaudit.static.cache import digest
 from precaudit.static.decoding import SourceError, decode
+from precaudit.static.files.cache import digest
 from precaudit.static.imports import MAX_FOLDERS, locate, origins
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef, Value
 from precaudit.static.overlays.torch import conclusions
 from precaudit.static.overlays.torch_model import Torch
-from precaudit.static.prefilter import may_hold_a_finding, trains
-from precaudit.static.relevance import leads_to
+from precaudit.static.reach.relevance import leads_to
+from precaudit.static.reach.words import may_hold_a_finding, trains
 from precaudit.static.source import Source
 
 WORD = re.compile(r"[A-Za-z_]\w*")

@@ -14,7 +14,7 @@ from precaudit.notebook import place
 from precaudit.rulebook import Rulebook, load
 from precaudit.settings import Settings
 from precaudit.silence import PerFileIgnores, silence
-from precaudit.static.files import Found
+from precaudit.static.files.discovery import Found
 from precaudit.suppressions import Suppression
 
 Results = Sequence[tuple[Found, dict[str, Any]]]

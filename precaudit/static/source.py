@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from precaudit.disk import read
 from precaudit.static import nodes as cst
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
-from precaudit.static.outline import Outline
-from precaudit.static.prefilter import code_of
-from precaudit.static.relevance import live_names, relevant_names
-from precaudit.static.segments import reduce
+from precaudit.static.reach.outline import Outline
+from precaudit.static.reach.relevance import live_names, relevant_names
+from precaudit.static.reach.segments import reduce
+from precaudit.static.reach.words import code_of
 
 
 class Stretch(NamedTuple):

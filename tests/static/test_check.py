@@ -19,7 +19,7 @@ from precaudit.commands.check import check
 from precaudit.errors import ConfigError, OutputError, UsageError
 from precaudit.model.vocabulary import Fact
 from precaudit.static import analyze as analyze_module
-from precaudit.static import fixes
+from precaudit.static.files import fixes
 from precaudit.static.source import Source
 
 BAD = """import torch
@@ -305,7 +305,7 @@ def test_a_syntax_error_is_told_where_an_earlier_run_over_much_more_had_not_look
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "bad.py").write_text("def f(:\n")
-    monkeypatch.setattr("precaudit.static.run.COMPILED_TO", 1)
+    monkeypatch.setattr("precaudit.static.files.run.COMPILED_TO", 1)
     assert run(".").stderr == ""
     monkeypatch.undo()
     monkeypatch.chdir(project)

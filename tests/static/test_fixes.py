@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from precaudit.settings import Settings
-from precaudit.static.files import Found
-from precaudit.static.fixes import fix_text
+from precaudit.static.files.discovery import Found
+from precaudit.static.files.fixes import fix_text
 
 CASES = {
     "deprecated autocast": (

@@ -118,8 +118,8 @@ def test_a_file_without_findings_needs_neither_pydantic_nor_libcst(source: str) 
     runs(
         f"""
 from sys import modules
-from precaudit.static.run import examine
-from precaudit.static.files import Found
+from precaudit.static.files.run import examine
+from precaudit.static.files.discovery import Found
 result = examine(Found("train.py", "train.py"), b'''import torch
 with torch.autocast("cuda"):
     {source}

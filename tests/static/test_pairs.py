@@ -16,8 +16,8 @@ from precaudit import rulebook
 from precaudit.judge import judge
 from precaudit.model.vocabulary import fact_from_json
 from precaudit.model.wire import Severity
-from precaudit.static.files import Found
-from precaudit.static.run import examine
+from precaudit.static.files.discovery import Found
+from precaudit.static.files.run import examine
 
 NEAR = 3
 """Lines between a finding and its mark."""

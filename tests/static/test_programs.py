@@ -17,9 +17,9 @@ from precaudit import rulebook
 from precaudit.judge import judge
 from precaudit.model.vocabulary import fact_from_json
 from precaudit.model.wire import Severity
-from precaudit.static.cache import Cache
-from precaudit.static.files import Excluder, discover
-from precaudit.static.run import examine_all
+from precaudit.static.files.cache import Cache
+from precaudit.static.files.discovery import Excluder, discover
+from precaudit.static.files.run import examine_all
 
 
 def programs() -> Iterator[object]:

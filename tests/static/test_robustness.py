@@ -15,9 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from precaudit.static.cache import Cache
-from precaudit.static.files import Excluder, Found, discover
-from precaudit.static.run import examine, examine_all
+from precaudit.static.files.cache import Cache
+from precaudit.static.files.discovery import Excluder, Found, discover
+from precaudit.static.files.run import examine, examine_all
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import re
 import textwrap
 import weakref
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ import pytest
 from precaudit.model.vocabulary import Fact
 from precaudit.static import nodes as cst
 from precaudit.static.analyze import analyze
-from precaudit.static.outline import Outline
-from precaudit.static.prefilter import code_of, may_hold_a_finding, trains, triggers
+from precaudit.static.reach.outline import Outline
+from precaudit.static.reach.words import WORDS, code_of, has_literals, may_hold_a_finding, trains, triggers
 from precaudit.static.source import Source
 
 HERE = Path(__file__).parent
@@ -303,3 +304,17 @@ def test_documentation_is_no_reason_to_parse_nor_does_it_hide_what_is(quotes: st
 )
 def test_words_that_a_finding_can_start_from_are(line: str) -> None:
     assert triggers(code_of(line)) != []
+
+
+@pytest.mark.parametrize("pattern", WORDS)
+def test_what_a_word_matches_is_never_missed_by_the_search_for_substrings(pattern: str) -> None:
+    examples = """
+        x.half() | torch.half | 'half' | torch.float8_e4m3fn | torch.autocast( | GradScaler() | MixedPrecision(
+        'bf16-true' | fp16_compress_hook | bf16_compress_hook | bf16_master_weights_and_grads | bf16=True
+        precision="fp16" | torch.bfloat16
+        precision='16-mixed' | load_in_4bit=True | load_in_8bit | allow_fp16_x | fp16 = True | fp16=dict( | bf16=dict(
+        "fp16": 1 | 'bf16' : 1 | c['fp16'] = 1 | c["bf16"]=1
+    """.replace("\n", "|").split("|")
+    found = [text for text in examples if re.search(pattern, text)]
+    assert found
+    assert all(has_literals(text.encode()) and triggers(text) for text in found)

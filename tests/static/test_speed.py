@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from precaudit.static.cache import Cache
-from precaudit.static.files import Excluder, discover
-from precaudit.static.prefilter import may_hold_a_finding
-from precaudit.static.run import examine_all
+from precaudit.static.files.cache import Cache
+from precaudit.static.files.discovery import Excluder, discover
+from precaudit.static.files.run import examine_all
+from precaudit.static.reach.words import may_hold_a_finding
 
 TORCH = Path(torch.__file__).parent
 ROOT = Path(__file__).parents[2]

@@ -27,8 +27,8 @@ from precaudit.static.language.values import (
     join,
     unknown,
 )
-from precaudit.static.prefilter import trains
-from precaudit.static.relevance import COMMON
+from precaudit.static.reach.relevance import COMMON
+from precaudit.static.reach.words import trains
 from precaudit.static.source import Source
 
 BUDGET = 30_000

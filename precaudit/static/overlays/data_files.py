@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from precaudit.foreign import ForeignError, parse_json, parse_toml, parse_yaml
-from precaudit.static.configs import LARGEST_CONFIG
+from precaudit.static.files.configs import LARGEST_CONFIG
 from precaudit.static.language import calls
 from precaudit.static.language.values import (
     Class,

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static import configs
 from precaudit.static import nodes as cst
+from precaudit.static.files import configs
 from precaudit.static.language.values import Dict, Opaque, Optimizer, Spot, Value, constant, seq
 from precaudit.static.overlays import Call, data_files
 from precaudit.static.overlays.torch import modules

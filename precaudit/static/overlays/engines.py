@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static.prefilter import code_of
+from precaudit.static.reach.words import code_of
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precaudit.foreign import ForeignError, parse_json, parse_yaml
 from precaudit.model.vocabulary import Kind
-from precaudit.static import configs
+from precaudit.static.files import configs
 from precaudit.static.language.values import Const, Spot, Value, constant
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import NONE, Value, truth
-from precaudit.static.prefilter import code_of
+from precaudit.static.reach.words import code_of
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch

@@ -23,7 +23,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays.torch import operands, optimizers
-from precaudit.static.prefilter import code_of
+from precaudit.static.reach.words import code_of
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch

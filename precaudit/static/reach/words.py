@@ -5,26 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-TRIGGERS = re.compile(
-    r"float16|half(?:(?<=\.half)\(|(?<=torch\.half)\b|(?<=[\"']half)[\"'])|float8_|autocast(?<!\wautocast)\b|GradScaler"
-    r"|MixedPrecision|16-true|fp16_compress|bf16_compress|master_weights_and_grads"
-    r"|precision\s*=\s*[\"'](?:fp16|16-mixed)[\"']"
-    r"|load_in_4bit|load_in_8bit|allow_fp16_"
-    r"|fp16(?<!\wfp16)\s*=\s*(?:True|dict\()|bf16(?<!\wbf16)\s*=\s*(?:True|dict\()"
-    r"|fp16(?<=[\"']fp16)[\"'](?:\s*:|\]\s*=)|bf16(?<=[\"']bf16)[\"'](?:\s*:|\]\s*=)"
-)
+WORDS: dict[str, tuple[str, ...]] = {
+    "float16": ("float16",),
+    r"half(?:(?<=\.half)\(|(?<=torch\.half)\b|(?<=[\"']half)[\"'])": (".half", '"half', "'half"),
+    "float8_": ("float8_",),
+    r"autocast(?<!\wautocast)\b": ("autocast",),
+    "GradScaler": ("GradScaler",),
+    "MixedPrecision": ("MixedPrecision",),
+    "16-true": ("16-true",),
+    "fp16_compress|bf16_compress": ("16_compress",),
+    "master_weights_and_grads": ("_and_grads",),
+    r"precision\s*=\s*[\"'](?:fp16|16-mixed)[\"']": ("fp16", "16-mixed"),
+    "load_in_[48]bit": ("load_in_",),
+    "allow_fp16_": ("fp16",),
+    r"fp16(?<!\wfp16)\s*=\s*(?:True|dict\()": ("fp16",),
+    r"bf16(?<!\wbf16)\s*=\s*(?:True|dict\()": ("bf16",),
+    r"fp16(?<=[\"']fp16)[\"'](?:\s*:|\]\s*=)": ("fp16",),
+    r"bf16(?<=[\"']bf16)[\"'](?:\s*:|\]\s*=)": ("bf16",),
+}
 """Every finding needs a low-precision dtype, an autocast region or a loss scaler in its file.
 
-Each alternative begins with letters, so that the search skips quickly to where one may stand.
+The pattern of each word, which begins with letters so that a search skips quickly to where one may stand, and what
+its text contains one of: substrings are found much faster than patterns. A new word is a row here and nothing else.
 """
-LITERALS = {
-    "16": ("float16", "fp16", "bf16", "16-true", "16-mixed", "16_compress"),
-    "half": (".half", '"half', "'half"),
-    "": ("autocast", "GradScaler", "MixedPrecision", "float8_", "load_in_", "_and_grads"),
-}
-"""What every trigger contains one of, by what those have in common: substrings are found much faster than patterns."""
-SUBSTRINGS = [literal for literals in LITERALS.values() for literal in literals]
-IN_BYTES = [(part.encode(), [literal.encode() for literal in literals]) for part, literals in LITERALS.items()]
+TRIGGERS = re.compile("|".join(WORDS))
+SUBSTRINGS = sorted({literal for literals in WORDS.values() for literal in literals})
+COMMON = ("16", "half", "")
+"""Parts that several substrings share: a file without the part has none of them. Each counts for the first it has."""
+IN_BYTES = [
+    (part.encode(), [word.encode() for word in SUBSTRINGS if next(each for each in COMMON if each in word) == part])
+    for part in COMMON
+]
 OPTIMIZERS = (b"ptimizer", b"optim.", b"optim=", b"optim import", b"import optim")
 """How code speaks of optimizers, and not of what is optimized or optimal."""
 IGNORES = re.compile(rb"^[^#\n]*#.*(?:\bprecaudit\s*:|noqa: *PA)", re.MULTILINE)

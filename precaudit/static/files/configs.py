@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from precaudit.foreign import ForeignError, parse_json, parse_yaml
 from precaudit.model.vocabulary import Fact, Kind, Role, Scalar, Site
-from precaudit.static.files import Found
+from precaudit.static.files.discovery import Found
 
 DEEPSPEED_KEYS = frozenset(
     {

@@ -11,10 +11,10 @@ from precaudit.model.wire import Finding
 from precaudit.notebook import ENDING, Notebook, NotebookError, lines_of, place
 from precaudit.settings import Settings
 from precaudit.static.decoding import SourceError, decode
-from precaudit.static.files import CONFIGS, Found
+from precaudit.static.files.discovery import CONFIGS, Found
+from precaudit.static.files.fixes.edits import Edit, Tree, applied
+from precaudit.static.files.fixes.rules import FIXES
 from precaudit.static.findings import findings_of
-from precaudit.static.fixes.edits import Edit, Tree, applied
-from precaudit.static.fixes.rules import FIXES
 
 MAX_ROUNDS = 8
 """A fix can reveal the next; a file is fixed at most this often."""
@@ -153,7 +153,7 @@ def _mended(item: Found, settings: Settings) -> set[tuple[str, int | None, int |
 
 
 def _findings(item: Found, text: str, settings: Settings) -> list[Finding]:
-    from precaudit.static.run import examine
+    from precaudit.static.files.run import examine
 
     found = findings_of([(item, examine(item, text.encode("utf-8")))], settings)
     return [f for f in found if not f.suppressed and f.path == item.shown]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
-from precaudit.static.outline import Outline, Part
-from precaudit.static.relevance import COMMON
+from precaudit.static.reach.outline import Outline, Part
+from precaudit.static.reach.relevance import COMMON
 
 IMPLICIT = re.compile(r"^(?:__\w+__|forward)$")
 """Methods that run without being named."""

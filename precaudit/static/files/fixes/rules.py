@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from precaudit.model.wire import Finding
 from precaudit.static import nodes as cst
-from precaudit.static.fixes.edits import Edit, Tree
+from precaudit.static.files.fixes.edits import Edit, Tree
 from precaudit.static.language.statements import dotted
 
 

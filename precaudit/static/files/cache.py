@@ -8,7 +8,7 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.disk import read, write
-from precaudit.static.files import Found
+from precaudit.static.files.discovery import Found
 
 FOLDER = ".precaudit_cache"
 
@@ -22,7 +22,7 @@ def digest(raw: bytes) -> str:
 
 def _tool() -> str:
     """Changes whenever the code or a rule of this package does."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     stamp = [__version__]
     folders = [package, os.path.join(os.path.dirname(package), "rules")]
     while folders:

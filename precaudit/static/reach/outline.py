@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from precaudit.static.prefilter import code_of, triggers
+from precaudit.static.reach.words import code_of, triggers
 
 HEAD = r"(?P<decorator>@)|(?:async[ \t]+)?def[ \t]+(?P<function>\w+)|class[ \t]+(?P<klass>\w+)|[^\s)\]}\\]"
 TOP = re.compile(f"^(?:{HEAD})", re.MULTILINE)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from precaudit.static.outline import Outline, Part
-from precaudit.static.prefilter import trains
+from precaudit.static.reach.outline import Outline, Part
+from precaudit.static.reach.words import trains
 
 COMMON = frozenset(
     """

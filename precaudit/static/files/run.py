@@ -12,11 +12,11 @@ from typing import Any
 from precaudit.disk import read
 from precaudit.errors import internal_error
 from precaudit.static import named_files
-from precaudit.static.cache import Cache, digest
-from precaudit.static.files import CONFIGS, NOTEBOOK, Found
+from precaudit.static.files.cache import Cache, digest
+from precaudit.static.files.discovery import CONFIGS, NOTEBOOK, Found
 from precaudit.static.imports import imported, locate, origins
-from precaudit.static.prefilter import has_ignores, has_literals, may_hold_a_finding, trains
-from precaudit.static.relevance import leads_to
+from precaudit.static.reach.relevance import leads_to
+from precaudit.static.reach.words import has_ignores, has_literals, may_hold_a_finding, trains
 
 CONFIG_WORDS = re.compile(rb"(?:fp|bf)16|float16|16-true|half|precaudit")
 COMPILED_TO = 1_000_000
@@ -197,7 +197,7 @@ def examine(item: Found, raw: bytes, compiling: bool = True) -> Result:
 
     try:
         if item.path.name.endswith(CONFIGS):
-            from precaudit.static.configs import examine_config
+            from precaudit.static.files.configs import examine_config
 
             return {**examine_config(item, raw), "compiled": True}
         if item.path.name.endswith(NOTEBOOK):

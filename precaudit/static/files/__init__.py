@@ -1,0 +1,1 @@
+"""The files that are checked: found, examined once, remembered, mended."""

@@ -1,0 +1,1 @@
+"""Keeps of a file what leads to a trigger: a word from which a finding can start."""
