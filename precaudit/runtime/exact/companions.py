@@ -37,12 +37,12 @@ def wide(tensor: Tensor) -> Tensor:
 class Companion:
     """The float64 numbers of one storage."""
 
-    __slots__ = ("flat", "nbytes", "partial", "record", "storage", "unit")
+    __slots__ = ("dtype", "flat", "nbytes", "partial", "record", "storage", "unit")
 
     def __init__(self, tensor: Tensor, flat: Tensor | None, partial: bool) -> None:
         self.flat = flat
         """One float64 for each real number of the storage; two for a complex one. None where it holds what it holds."""
-        self.unit = _unit(tensor)
+        self.unit, self.dtype = _unit(tensor), tensor.dtype
         self.nbytes = tensor.untyped_storage().nbytes()
         self.storage = private.weak_storage_number(tensor)
         """While it is held, no other storage gets this one's address."""
@@ -52,13 +52,15 @@ class Companion:
         """The number of the operation that wrote it last."""
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether the storage is as large as it was, and this tensor reads it as numbers of the same size."""
-        return self.unit == _unit(tensor) and self.nbytes == tensor.untyped_storage().nbytes()
+        """Whether this tensor reads the storage as numbers of the same size."""
+        return tensor.dtype is self.dtype or self.unit == _unit(tensor)
 
     def view(self, tensor: Tensor) -> Tensor:
         """What stands for this tensor, which lies in the storage."""
         if self.flat is None:
             return wide(tensor)
+        if WIDE[tensor.dtype] is torch.float64 and not tensor.is_neg():
+            return self.flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         flat = self.flat.view(torch.complex128) if tensor.is_complex() else self.flat
         seen = flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         seen = seen.conj() if tensor.is_conj() else seen
@@ -89,9 +91,12 @@ class Companions:
 
     def find(self, tensor: Tensor) -> Companion | None:
         """The companion of the tensor's storage; None where it holds what it holds exactly."""
-        found = self._held.get(private.storage_key(tensor)) if self._held else None
+        if not self._held:
+            return None
+        key = private.storage_key(tensor)
+        found = self._held.get(key)
         if found is not None and not found.fits(tensor):
-            self._drop(private.storage_key(tensor))
+            self._drop(key)
             return None
         return found
 

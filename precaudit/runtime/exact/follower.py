@@ -30,6 +30,10 @@ Given = tuple[list[Any], dict[str, Any]]
 """Arguments of an op, positional and named."""
 
 
+Entries = dict[int, Companion]
+"""id of a tensor that an op is given -> the companion of its storage."""
+
+
 class Ready(NamedTuple):
     """What was learnt of an op before it ran."""
 
@@ -38,8 +42,8 @@ class Ready(NamedTuple):
     """The floating tensors that it writes to."""
     alone: Given | None = None
     """In float64, what it is really given; read before it is written over."""
-    known: tuple[bool, ...] = ()
-    """Of each lineage, whether it holds something that the op reads."""
+    entries: tuple[Entries, ...] = ()
+    """What each lineage then held of what it reads."""
 
 
 class Made(NamedTuple):
@@ -86,32 +90,33 @@ class Follower:
         if recipe.how != RUN or not targets:
             return Ready(recipe, targets)
         with self._guard.unseen():
-            known = tuple(_knows(lineage, args, kwargs) for lineage in (self.main, self.stage))
+            given = list(floats((*args, *kwargs.values())))
+            entries = (_entries(self.main, given), _entries(self.stage, given))
             for target in targets:
                 self.main.writable(target)
-                if known[1]:
+                if _differs(entries[1]):
                     self.stage.writable(target)
-            return Ready(recipe, targets, self._converted(recipe, args, kwargs, None), known)
+            return Ready(recipe, targets, _converted(recipe, args, kwargs, {}), entries)
 
     def after(self, ready: Ready, args: Any, kwargs: Any, out: Any) -> None:
         """It has run."""
         fresh = [] if ready.recipe.how == REAL else list(floats((out,)))
         if not fresh and not ready.targets:
             return
-        place = self._place(list(floats((*args, *kwargs.values()))))  # while gradients are on, if they are
+        given = list(floats((*args, *kwargs.values())))
+        place = self._place(given)  # while gradients are on, if they are
         with self._guard.unseen():
-            self._ran(ready, args, kwargs, out, place)
+            self._ran(ready, args, kwargs, out, place, given)
 
     # -- one op
 
-    def _ran(self, ready: Ready, args: Any, kwargs: Any, out: Any, place: Place) -> None:
+    def _ran(self, ready: Ready, args: Any, kwargs: Any, out: Any, place: Place, given: list[Tensor]) -> None:
         recipe = ready.recipe
         if recipe.how == REAL:
             for target in ready.targets:
                 _exact_as_it_is(self.main, target)
                 _exact_as_it_is(self.stage, target)
             return
-        given = list(floats((*args, *kwargs.values())))
         memory = {private.storage_key(one) for one in given}
         results = _flat(out)
         at = [at for at, one in enumerate(results) if isinstance(one, Tensor) and _is_new(one, memory)]
@@ -121,17 +126,20 @@ class Follower:
             return  # a view that its schema does not declare
         count = sum(one.numel() for one in reals)
         self.elements += count
-        entries = [entry for entry in map(self.main.find, given) if entry is not None]
+        if not ready.entries:
+            stages = {} if place.phase == PHASES[0] else _entries(self.stage, given)
+            ready = ready._replace(entries=(_entries(self.main, given), stages))
+        entries = ready.entries[0].values()
         partial = any(entry.partial for entry in entries)
         records = [entry.record for entry in entries]
         try:
             if recipe.how == LOST:
                 raise Refused
-            alone = ready.alone or self._converted(recipe, args, kwargs, None)
+            alone = ready.alone or _converted(recipe, args, kwargs, {})
             own = [*self._results(recipe, alone, made), *recipe.targets(*alone)]
-            exacts = self._followed(self.main, ready, args, kwargs, made, own, partial)
-            if place.phase != PHASES[0] or any(ready.known[1:]):
-                self._followed(self.stage, ready, args, kwargs, made, own, partial)
+            exacts = self._followed(0, ready, args, kwargs, made, own, partial)
+            if place.phase != PHASES[0] or ready.entries[1]:
+                self._followed(1, ready, args, kwargs, made, own, partial)
         except Exception as error:
             if is_programs_own(error):
                 raise
@@ -146,33 +154,37 @@ class Follower:
         self._noted(ready, given, made, own)
 
     def _followed(
-        self, lineage: Companions, ready: Ready, args: Any, kwargs: Any, made: Made, own: list[Tensor], partial: bool
+        self, which: int, ready: Ready, args: Any, kwargs: Any, made: Made, own: list[Tensor], partial: bool
     ) -> list[Tensor]:
         """Runs the op on the companions of one lineage; where none is given, they are what it gives alone."""
-        recipe, main = ready.recipe, lineage is self.main
-        known = ready.known[not main] if ready.known else _knows(lineage, args, kwargs)
-        if known:
+        recipe, lineage, entries = ready.recipe, (self.main, self.stage)[which], ready.entries[which]
+        if _differs(entries):
             for target in ready.targets:
-                lineage.writable(target)
-            given = self._converted(recipe, args, kwargs, lineage)
+                entry = lineage.writable(target)
+                if entry is not None:
+                    entries[id(target)] = entry
+            given = _converted(recipe, args, kwargs, entries)
             exacts = self._results(recipe, given, made)
-            memory = {private.storage_key(one) for one in floats((*given[0], *given[1].values()))}
-            theirs = not any(private.storage_key(one) in memory for one in exacts)
+            memory = {entry.flat.data_ptr() for entry in entries.values() if entry.flat is not None}
+            theirs = not any(one.untyped_storage().data_ptr() in memory for one in exacts)
         else:
-            exacts, theirs = own[: len(made.fresh)], main
+            exacts, theirs = own[: len(made.fresh)], which == 0
             for target, exact in zip(ready.targets, own[len(made.fresh) :], strict=True):
                 entry = lineage.writable(target)
                 if entry is not None:
                     entry.view(target).copy_(exact)
         for real, exact in zip(made.fresh, exacts, strict=True):
             lineage.keep(real, exact, partial, theirs)
-        found = [lineage.find(target) for target in ready.targets]
-        if None in found:
-            raise Refused
-        for entry in found:
-            if entry is not None:
-                entry.partial |= partial
-        return [*exacts, *(e.view(t) for e, t in zip(found, ready.targets, strict=True) if e is not None)]
+        if not ready.targets:
+            return exacts
+        views = []
+        for target in ready.targets:
+            entry = lineage.find(target)
+            if entry is None:
+                raise Refused
+            entry.partial |= partial
+            views.append(entry.view(target))
+        return [*exacts, *views]
 
     def _results(self, recipe: Recipe, given: Given, made: Made) -> list[Tensor]:
         """Runs the op, and gives back those of its results that stand for new ones of the real run."""
@@ -205,38 +217,47 @@ class Follower:
         if ready.recipe.name == "_log_softmax" and self.on_softmax is not None:
             self.on_softmax(given[0], made.fresh[0])
 
-    # -- arguments
 
-    def _converted(self, recipe: Recipe, args: Any, kwargs: Any, companions: Companions | None) -> Given:
-        """The arguments in float64: what stands for them in `companions`, or else what they are."""
-        widens = recipe.pointwise and not any(True for _ in floats((*args, *kwargs.values())))
-        written = {at for at, _ in recipe.written}
-
-        def convert(value: Any, at: Any) -> Any:
-            if isinstance(value, Tensor):
-                if value.dtype not in WIDE:
-                    if at in written:
-                        return value.detach().clone()
-                    return value.double() if widens and value.dtype is not torch.bool else value
-                if at in recipe.real:
-                    return value.detach().clone() if at in written else value.detach()
-                found = companions.of(value) if companions is not None else None
-                return wide(value) if found is None else found
-            if isinstance(value, (list, tuple)):
-                return [convert(item, at) for item in value]
-            return WIDE.get(value, value) if isinstance(value, torch.dtype) else value
-
-        names = {name: at for at, name in recipe.written}
-        given = {name: convert(value, names.get(name, name)) for name, value in kwargs.items()}
-        if recipe.name in FACTORIES:
-            given["dtype"] = torch.float64
-        return [convert(value, at) for at, value in enumerate(args)], given
+def _entries(lineage: Companions, given: list[Tensor]) -> Entries:
+    """The companions of what an op is given, where it has any."""
+    found: Entries = {}
+    for one in given if lineage else ():
+        entry = lineage.find(one)
+        if entry is not None:
+            found[id(one)] = entry
+    return found
 
 
-def _knows(lineage: Companions, args: Any, kwargs: Any) -> bool:
+def _differs(entries: Entries) -> bool:
     """Whether something that is given differs from what it should be."""
-    found = map(lineage.find, floats((*args, *kwargs.values()))) if lineage else ()
-    return any(entry is not None and entry.flat is not None for entry in found)
+    return any(entry.flat is not None for entry in entries.values())
+
+
+def _converted(recipe: Recipe, args: Any, kwargs: Any, entries: Entries) -> Given:
+    """The arguments in float64: what stands for them, or else what they are."""
+    widens = recipe.pointwise and not any(True for _ in floats((*args, *kwargs.values())))
+    names = {name: at for at, name in recipe.written} if kwargs else {}
+    written = frozenset(at for at, _ in recipe.written)
+    real = recipe.real
+
+    def convert(value: Any, at: Any) -> Any:
+        if isinstance(value, Tensor):
+            if at in real:
+                return value.detach().clone() if at in written else value.detach()
+            if value.dtype in WIDE:
+                found = entries.get(id(value))
+                return wide(value) if found is None else found.view(value)
+            if at in written:
+                return value.detach().clone()
+            return value.double() if widens and value.dtype is not torch.bool else value
+        if isinstance(value, (list, tuple)):
+            return [convert(item, at) for item in value]
+        return WIDE.get(value, value) if type(value) is torch.dtype else value
+
+    given = {name: convert(value, names.get(name, name)) for name, value in kwargs.items()}
+    if recipe.name in FACTORIES:
+        given["dtype"] = torch.float64
+    return [convert(value, at) for at, value in enumerate(args)], given
 
 
 def _exact_as_it_is(lineage: Companions, target: Tensor) -> None:

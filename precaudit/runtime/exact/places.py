@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Site
 from .. import torch_private as private
-from ..operations import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER
+from ..operations import BACKWARD, FORWARD, OPTIMIZER
 from ..sites import is_user_file, site_of
 from ..trackers.modules import Modules
 from ..trackers.window import Window
@@ -56,9 +56,6 @@ class Places:
         if torch.is_grad_enabled() and (phase == OPTIMIZER or (phase == BACKWARD and not self._window.creates_graph)):
             return FORWARD
         return phase
-
-    def after_backward(self) -> bool:
-        return self._window.phase in (GRADIENTS, OPTIMIZER)
 
     def clear(self) -> None:
         self._forward.clear()
