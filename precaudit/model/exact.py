@@ -11,7 +11,8 @@ class ExactLine(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     what: str
-    """"loss", "logits", "log-probabilities", "activation" of a module, "gradient" and "update" of a
+    """"loss", "logits", "log-probabilities", "activation" of a module, "before reduction" of all that this
+    rank gave to be added up over ranks, "gradient" and "update" of a
     parameter, "gradient norm" of all of one optimizer, its "state"."""
     name: str = ""
     """The parameter's or the module's; of state also the optimizer's own name for it."""

@@ -15,6 +15,7 @@ KINDS = {
     "log-probabilities": ("log-probabilities", "log-probabilities"),
     "logits": ("logits", "logits"),
     "activation": ("activation", "activations"),
+    "before reduction": ("before reduction", "before reduction"),
     "gradient": ("gradient", "gradients"),
     "gradient norm": ("gradient norm", "gradient norms"),
     "update": ("update", "updates"),
@@ -60,7 +61,8 @@ def budget(exact: ExactStep) -> list[Summed]:
 def _said(lines: Sequence[ExactLine]) -> str:
     if lines[0].what == "log-probabilities":
         return f"off by {number(max(line.absolute or 0.0 for line in lines))} nats on average"
-    known = sorted((line for line in lines if line.error is not None), key=lambda line: -(line.error or 0.0))
+    followed = (line for line in lines if line.error is not None and not line.partial)
+    known = sorted(followed, key=lambda line: -(line.error or 0.0))
     said = []
     if len(known) == 1:
         said.append(f"off by {share(known[0].error or 0.0)}")

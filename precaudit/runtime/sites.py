@@ -37,7 +37,7 @@ def is_user_file(filename: str) -> bool:
     if known is None:
         real = os.path.abspath(filename) if not filename.startswith("<") else filename
         known = _is_user[filename] = not (
-            filename.startswith("<frozen")
+            filename.startswith(("<frozen", "<eval_with_key>"))  # the second: code that torch.fx has made
             or filename == "<string>"
             or f"{os.sep}site-packages{os.sep}" in real
             or f"{os.sep}dist-packages{os.sep}" in real

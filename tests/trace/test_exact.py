@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from exact_programs import PROGRAMS, Program
 from torch import Tensor
 
+from precaudit.report import render
 from precaudit.runtime import session as sessions
 from precaudit.runtime.events import StepBegan, StepEnded
 from precaudit.runtime.exact.step import ExactStep
@@ -318,6 +320,13 @@ for _ in range(3):
 """
 
 
+def test_an_op_that_drops_at_random_inside_its_kernel_is_not_called_exact(tmp_path: Path) -> None:
+    exact = exact_of(RECURRENT.replace("net[1](net[0]", "net[1](nn.functional.rrelu(net[0]").replace(
+        "(5, 2, 4))[0])", "(5, 2, 4))[0], training=True))"
+    ), tmp_path)  # fmt: skip
+    assert exact.not_followed["rrelu_with_noise"] == 1
+
+
 def test_a_step_that_the_scaler_skipped_is_tried_again(tmp_path: Path) -> None:
     exact = exact_of(SKIPPED, tmp_path)
     assert exact.step == 3
@@ -380,3 +389,53 @@ def main():
 
 main()
 """
+
+
+def test_gradients_are_measured_before_their_reduction_and_not_known_after_it(tmp_path: Path) -> None:
+    exact = exact_of(REDUCED, tmp_path)
+    alone = exact_of(REDUCED.replace("torch.distributed.all_reduce(p.grad)", "pass"), tmp_path)
+    assert list(exact.not_followed) == ["c10d::allreduce_"]
+    before = next(line for line in exact.budget if line.what == "before reduction")
+    true = [line for line in alone.budget if line.what == "gradient"]
+    assert before.error == pytest.approx(
+        sum(line.absolute**2 for line in true) ** 0.5 / sum(line.size**2 for line in true) ** 0.5
+    )
+    assert all(line.partial for line in exact.budget if line.what in ("gradient", "gradient norm", "update", "state"))
+
+
+REDUCED = """
+import torch
+from torch import nn
+
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+optimizer = torch.optim.AdamW(net.parameters())
+for _ in range(4):
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(torch.randn(16, 8))
+    y.float().square().mean().backward()
+    for p in net.parameters():
+        torch.distributed.all_reduce(p.grad)
+    optimizer.step()
+    optimizer.zero_grad()
+torch.distributed.destroy_process_group()
+"""
+
+PAGE = Path(__file__).parents[2] / "docs" / "exact.md"
+EXAMPLE = re.compile(r"```text\n(exact step.*?)```", re.DOTALL)
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def test_the_example_of_the_docs_is_what_the_program_says() -> None:
+    """Its words to the letter, and its numbers as nearly as kernels of other machines agree."""
+    script = harness.FIXTURES / "PA101" / "bad.py"
+    report = harness.run(script, traced=True, exact=True).report
+    assert report is not None
+    text = render(report, "text", width=100).replace(str(script), "bad.py")
+    said = " ".join(text[text.index("exact step") :].split("\n\n")[0].split())
+    found = EXAMPLE.search(PAGE.read_text(encoding="utf-8"))
+    shown = " ".join(found[1].split()) if found is not None else ""
+    assert NUMBER.sub("#", shown) == NUMBER.sub("#", said), said
+    for one, other in zip(NUMBER.findall(shown), NUMBER.findall(said), strict=True):
+        assert float(one) == pytest.approx(float(other), rel=0.2), said

@@ -19,7 +19,8 @@ class Line(NamedTuple):
     """One quantity."""
 
     what: str
-    """"loss", "log-probabilities", "logits", "activation", "gradient", "gradient norm", "update", "state"."""
+    """"loss", "log-probabilities", "logits", "activation", "before reduction", "gradient", "gradient norm", "update" or
+    "state"."""
     name: str
     """The parameter's, the module's, or, of state, both the parameter's and the optimizer's own."""
     dtype: str
@@ -49,7 +50,10 @@ class Budget:
         """id of a parameter -> what it held before the step."""
         self._logits: tuple[int, Tensor, str] | None = None
         """The record of what a log-softmax was given, the mean error of what it gave, its dtype."""
+        self._reduced: list[tuple[float, float, bool]] = []
+        """Error and size of what was about to be added up over the ranks, and whether it was followed all the way."""
         follower.on_softmax = self._softmax
+        follower.on_reduction = self._reduction
 
     # -- what is measured when
 
@@ -57,6 +61,12 @@ class Budget:
         entry, exact = self._follower.main.find(logits), self._follower.main.of(gave)
         if entry is not None and exact is not None:
             self._logits = (entry.record, (wide(gave) - exact).abs().mean(), DTYPE_NAMES[logits.dtype])
+
+    def _reduction(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            line = self._line("reduced", "", tensor)
+            if line.error is not None and line.absolute is not None and line.size is not None:
+                self._reduced.append((line.absolute, line.size, line.partial))
 
     def loss(self, root: Tensor) -> None:
         self.lines.append(self._line("loss", "", root))
@@ -114,6 +124,10 @@ class Budget:
             record, nats, dtype = self._logits
             error = _known(distances[record]) if record >= 0 else None
             found += [Line("logits", "", dtype, error), Line("log-probabilities", "", dtype, None, float(nats))]
+        if self._reduced:
+            error, size = (math.hypot(*(one[at] for one in self._reduced)) for at in (0, 1))
+            partial = any(one[2] for one in self._reduced)
+            found.append(Line("before reduction", "", "", _known(relative(error, size, size)), error, size, partial))
         self.lines[:0] = found
 
     # -- comparing

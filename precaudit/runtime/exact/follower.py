@@ -75,6 +75,8 @@ class Follower:
         """Module -> the record of its last operation in forward."""
         self.on_softmax: Callable[[Tensor, Tensor], None] | None = None
         """Called with what a log-softmax was given, and with what it gave."""
+        self.on_reduction: Callable[[list[Tensor]], None] | None = None
+        """Called with what is about to be added up over the ranks."""
         self._recipes: dict[int, Recipe] = {}
 
     # -- what the mode tells
@@ -87,6 +89,9 @@ class Follower:
         if recipe.how == VIEW:
             return None
         targets = recipe.targets(args, kwargs) if recipe.written else []
+        if recipe.reduces and self.on_reduction is not None:
+            with self._guard.unseen():
+                self.on_reduction(list(floats(args[1:2])) or list(floats(args[:1])))
         if recipe.how != RUN or not targets:
             return Ready(recipe, targets)
         with self._guard.unseen():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..optable import REDUCTION_COLLECTIVES
 from .companions import WIDE
 
 VIEW, REAL, RUN, LOST = range(4)
@@ -21,6 +22,8 @@ VIEW, REAL, RUN, LOST = range(4)
 NOTHING = frozenset("resize_ resize_as_ set_ record_stream _local_scalar_dense is_same_size item".split())
 SHAPES = ("empty", "new_empty", "zeros", "new_zeros", "ones", "new_ones")
 """Beginnings of the names of ops whose result is no computed number, or 0 or 1."""
+SAMPLERS = frozenset("bernoulli normal multinomial poisson binomial _standard_gamma _sample_dirichlet".split())
+"""What gives nothing but random numbers; what drops some of its input at random, as fused attention may, gives more."""
 EXACT = frozenset("zero_ _foreach_zero_ _amp_update_scale_".split())
 FACTORIES = frozenset("full full_like new_full scalar_tensor arange linspace logspace range eye".split())
 UNSAID: dict[str, tuple[int, ...]] = dict.fromkeys(
@@ -46,6 +49,8 @@ class Recipe(NamedTuple):
     """Positions and names of floating arguments that are given as they are."""
     run: Run
     pointwise: bool
+    reduces: bool = False
+    """It adds up over ranks: what the others' exact numbers are is not known here."""
 
     def targets(self, args: Any, kwargs: Any) -> list[Tensor]:
         """The floating tensors that it writes to."""
@@ -60,15 +65,14 @@ def recipe_of(func: Any) -> Recipe:
         return Recipe(func, str(func), LOST, (), frozenset(), plainly, False)
     space, _, name = schema.name.partition("::")
     said = {at for at, arg in enumerate(schema.arguments) if arg.alias_info is not None and arg.alias_info.is_write}
-    collective = (0,) if "c10d" in space and schema.arguments else ()
+    collective = (0,) if "c10d" in space and (space == "c10d" or name.endswith("_")) else ()
     written = tuple((at, schema.arguments[at].name) for at in sorted({*said, *UNSAID.get(name, ()), *collective}))
     kept = AS_IT_IS if name.startswith(("_fused_", "_amp_foreach_non_finite")) else frozenset[str]()
     real = {key for at, arg in enumerate(schema.arguments) if arg.name in kept for key in (at, arg.name)}
     how = _how(func, space, name, bool(written), schema)
     shown = name if space == "aten" else schema.name
-    return Recipe(
-        func, shown, how, written, frozenset(real), FORMULAS.get(name, plainly), torch.Tag.pointwise in func.tags
-    )
+    run, pointwise = FORMULAS.get(name, plainly), torch.Tag.pointwise in func.tags
+    return Recipe(func, shown, how, written, frozenset(real), run, pointwise, name in REDUCTION_COLLECTIVES)
 
 
 def _how(func: Any, space: str, name: str, writes: bool, schema: Any) -> int:
@@ -78,7 +82,8 @@ def _how(func: Any, space: str, name: str, writes: bool, schema: Any) -> int:
     if name in EXACT:
         return REAL
     if torch.Tag.nondeterministic_seeded in func.tags and name not in FORMULAS:
-        return REAL
+        draws = name.endswith("_") or name.startswith("rand") or name.removesuffix("_like") in SAMPLERS
+        return REAL if draws else LOST
     if "c10d" in space or (private.is_foreign(func) and private.is_written_in_python(func)):
         return LOST
     return RUN
