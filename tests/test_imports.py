@@ -188,6 +188,20 @@ def test_no_function_of_the_runtime_is_too_long_to_be_read_at_once() -> None:
     assert wrong == []
 
 
+def test_nothing_is_told_under_a_tuple_that_begins_with_a_word() -> None:
+    """Two files that agree on a word are a protocol nobody declared: a key begins with a class, or is a NamedTuple."""
+    wrong = []
+    for path in sorted(RUNTIME.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            told = node.func if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
+            if told is None or told.attr not in ("once", "put", "get", "renew") or "ledger" not in ast.unparse(told):
+                continue
+            key = node.args[0]
+            if isinstance(key, ast.Tuple) and isinstance(key.elts[0], ast.Constant):
+                wrong.append(f"{path.relative_to(RUNTIME)}: {ast.unparse(key)}")
+    assert wrong == []
+
+
 def test_a_library_is_imported_only_by_the_part_that_owns_it() -> None:
     wrong = []
     for part, path in sources():

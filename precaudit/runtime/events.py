@@ -209,7 +209,7 @@ class AutocastEntered(NamedTuple):
     """An autocast region was entered, as a `with` or as a decorator does it."""
 
     region: Any
-    trains: bool
+    with_gradients: bool
     """Outside of no_grad."""
 
 

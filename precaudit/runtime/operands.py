@@ -17,7 +17,7 @@ def differentiable(args: Iterable[Any]) -> bool:
     return False
 
 
-def trains(args: Iterable[Any]) -> bool:
+def in_graph(args: Iterable[Any]) -> bool:
     """Whether this op is part of the graph that backward will walk."""
     return torch.is_grad_enabled() and differentiable(args)
 

@@ -20,7 +20,7 @@ NAMES = re.compile(r"(?:^|[._])(?:lora|adapter|ia3|prompt|prefix_enc|dora|loha|l
 """How adapter weights are called where no framework says which they are."""
 
 
-class Adapted:
+class Adapters:
     """Asked at step boundaries, about the parameters of one optimizer."""
 
     def __init__(self, bus: Bus, tensors: Tensors, modules: Modules) -> None:

@@ -39,7 +39,7 @@ class Autocast:
         """Regions entered without a dtype of their own."""
         self.declared: dict[tuple[str, Any], Site | None] = {}
         """(device, dtype) of every enabled region -> the line that entered the first of them."""
-        self._trains: set[tuple[str, Any]] = set()
+        self._with_gradients: set[tuple[str, Any]] = set()
         """Those that were entered outside no_grad."""
         bus.on(AutocastMade, self._made, always=True)
         bus.on(AutocastEntered, self._entered, always=True)
@@ -56,8 +56,8 @@ class Autocast:
         site = user_site() if (enabled and key not in self.declared) or (around and not enabled) else None
         by_library = enabled and entered_by_library()
         self.regions.append(Region(region.device, region.fast_dtype, enabled, around, site, by_library))
-        if enabled and event.trains:
-            self._trains.add(key)
+        if enabled and event.with_gradients:
+            self._with_gradients.add(key)
         if enabled and key not in self.declared:
             self.declared[key] = site
             if not self._given.get(region, True):
@@ -86,9 +86,9 @@ class Autocast:
         region = self.active()
         return region is None or not region.by_library
 
-    def trains_in(self) -> list[Any]:
+    def entered_with_gradients(self) -> list[Any]:
         """The dtypes of the regions that training may have gone through."""
-        return [dtype for on, dtype in self.declared if (on, dtype) in self._trains]
+        return [dtype for on, dtype in self.declared if (on, dtype) in self._with_gradients]
 
     def disabled_inside(self) -> bool:
         """Whether the innermost region turns off one that is around it."""
@@ -108,6 +108,6 @@ class Autocast:
         return [
             Declaration(role, DTYPE_NAMES[dtype], f"autocast({device!r})", site)
             for (device, dtype), site in self.declared.items()
-            if (device, dtype) in self._trains
+            if (device, dtype) in self._with_gradients
             for role in (Role.FORWARD_WEIGHT, Role.MATMUL_COMPUTE)
         ]

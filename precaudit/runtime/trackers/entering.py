@@ -16,7 +16,7 @@ from torch import Tensor
 from ...model.vocabulary import Role
 from .. import torch_private as private
 from ..events import Boundary, Bus, StepOver
-from ..operands import tensors_of, trains
+from ..operands import in_graph, tensors_of
 from ..optable import LOSS_KERNELS, NORMS, REDUCING
 from ..process.ledger import Observation
 from .graph import GraphWalked, head
@@ -78,7 +78,7 @@ class Entering:
             found = self._still_targets(name, given, found)
         if not found:
             return
-        if trains(given):
+        if in_graph(given):
             self._wait(found)
         else:
             for tensor in tensors_of([out] if isinstance(out, Tensor) else out):
@@ -87,7 +87,7 @@ class Entering:
 
     def _still_targets(self, name: str, given: list[Tensor], found: tuple[Observation, ...]) -> tuple[Observation, ...]:
         """Without what is no target any more: an advantage of rewards, a mean, a weight of the loss."""
-        taken = trains(given)
+        taken = in_graph(given)
         alone = all(tensor.ndim == 0 or MARK in (self._tensors.of(tensor).marks or ()) for tensor in given)
         if name in COMPARISONS if taken else alone and name not in REDUCING and name not in NORMS:
             return found

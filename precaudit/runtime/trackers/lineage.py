@@ -15,7 +15,7 @@ from ...model.vocabulary import FLOATING, Kind, Role, Site
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import BackwardEnded, Bus, StepOver
-from ..operands import differentiable, tensors_of, trains
+from ..operands import differentiable, in_graph, tensors_of
 from ..operations import (
     BACKWARD,
     FORWARD,
@@ -84,6 +84,17 @@ class Lineage:
     """It is multiplied on its way: a moving average or a momentum, not a sum."""
 
 
+class Suspicion(NamedTuple):
+    """What an observation of one op at one line is told under."""
+
+    what: str
+    """Tells apart what one line may be told of twice: a "softmax" and a "log_softmax"."""
+    kind: Kind
+    role: Role | None
+    dtype: Any
+    line: tuple[str, int]
+
+
 class CastOf(NamedTuple):
     """What a cast was made of."""
 
@@ -144,14 +155,14 @@ class Flow:
         kind = kind_of(op.name)
         if kind is not None:
             for phase in (FORWARD, GRADIENTS):
-                yield Heard(phase, partial(self.not_low, kind), OTHER_RESULTS)
+                yield Heard(phase, partial(self.other_result, kind), OTHER_RESULTS)
         if not op.aten:
             return
-        yield Heard(FORWARD, self.counts)
+        yield Heard(FORWARD, self.count)
         if op.name in CUDA_FLOAT32:
             yield Heard(FORWARD, self.on_cuda_float32)
         if kind is not None or not op.writes:
-            yield Heard(FORWARD, self.passes, LOW_RESULTS)
+            yield Heard(FORWARD, self.low_result, LOW_RESULTS)
         if op.name == "add":
             yield Heard(BACKWARD, self.in_hook, LOW_RESULTS)
 
@@ -188,14 +199,14 @@ class Flow:
 
     # -- the base reaction of the forward pass
 
-    def counts(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+    def count(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Every op is counted; one without gradient or role is counted as unattributed."""
         self.ops += 1
         self.cuda_float32 = False
         if not torch.is_grad_enabled():
             self.unattributed += 1
 
-    def passes(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+    def low_result(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A low-precision result, or one that is no floating value: marks go through, scalars are located."""
         kind = kind_of(name)
         if kind is not None:
@@ -213,7 +224,7 @@ class Flow:
                 if self.cuda_float32:
                     self.cuda_scalars.add(number)
             if kind == "pointwise" or name == "_to_copy":
-                self.descend(name, args, out)
+                self.follow(name, args, out)
 
     def on_cuda_float32(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """An op that CPU autocast leaves low and CUDA's does not: the result, and what promotes with it, is marked."""
@@ -252,9 +263,9 @@ class Flow:
         """A sum of a parameter's shape that a hook of the user's makes inside backward is one of gradients."""
         if self._micro_batches.has_shape(out) and in_user_hook():
             self.mark(out, grad=True)
-            self.descend(name, args, out)
+            self.follow(name, args, out)
 
-    def descend(self, name: str, args: Any, out: Tensor) -> None:
+    def follow(self, name: str, args: Any, out: Tensor) -> None:
         """Keeps which long-lived low-precision values a value without gradient was computed from, elementwise."""
         inputs = [arg for arg in args if isinstance(arg, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -313,7 +324,7 @@ class Flow:
             if line.generation >= 2 and from_gradient:
                 self.sums[line.start] = line
 
-    def not_low(self, kind: str, name: str, args: Any, kwargs: Any, out: Any) -> None:
+    def other_result(self, kind: str, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Marks go through integers, which positions are first, and through float32 values without gradient."""
         if not isinstance(out, Tensor):
             return
@@ -323,18 +334,18 @@ class Flow:
         if self._entering.any and self.window.phase == FORWARD:
             self._entering.through(name, args, out)
         if kind != "reducing" and self.window.phase in (FORWARD, GRADIENTS):
-            self.raised(name, args, out)
+            self.upcast(name, args, out)
 
-    def raised(self, name: str, args: Any, out: Tensor) -> None:
+    def upcast(self, name: str, args: Any, out: Tensor) -> None:
         """A float32 value without gradient: which low-precision ones it was computed from, elementwise.
 
         An average that is upcast, moved and rounded back at each step accumulates in the lower dtype all the same.
         What is only subtracted is no part of a sum: the rounded value in an error that is carried to the next step.
         """
-        if trains(args):  # nearly always
+        if in_graph(args):  # nearly always
             return
         inputs = tensors_of(args)
-        if trains(inputs):
+        if in_graph(inputs):
             return
         origins: frozenset[Record] = frozenset()
         from_parameter = from_gradient = decays = False
@@ -383,7 +394,7 @@ class Flow:
         self, what: str, kind: Kind, role: Role | None, dtype: Any, detail: str = "", **attrs: Any
     ) -> Observation:
         """The observation of this kind at this line, counted once more; made unconfirmed if it is new."""
-        key = (what, kind, role, dtype, self.line())
+        key = Suspicion(what, kind, role, dtype, self.line())
         seen = self.ledger.get(key)
         if seen is not None and not self.cuda_float32:
             seen.attrs.pop("only_on_cpu", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,13 @@ from .tensors import Tensors
 from .window import Window
 
 LARGEST_SANE_SCALE = 2.0**24
+
+
+class Float16Gradients(NamedTuple):
+    """What float16 gradients are told under: who scales the loss says that they are there, their values how small."""
+
+    scaled: bool
+    """A scaler or a framework scaled the loss."""
 
 
 @dataclass

@@ -191,7 +191,7 @@ class Steps:
     def _open_before_backward(self) -> None:
         window = self._window
         if window.attempts:
-            if window.round >= window.skip:
+            if window.steps_over >= window.skip:
                 self._open()
         elif not self.built and window.micro_batches > window.skip:
             # No Optimizer, and no step that shows: its ops may.

@@ -17,7 +17,7 @@ from ..events import (
     StepReturned,
     StepRuns,
 )
-from ..operands import trains
+from ..operands import in_graph
 from ..operations import BACKWARD, CLOSURE, FORWARD, GRADIENTS, OPTIMIZER, Moment
 from ..settings import Settings
 
@@ -56,7 +56,7 @@ class Window(Moment):
         """Root backward calls so far."""
         self.clock = 0
         """Calls of the autograd engine, `autograd.grad` among them: what lives through two of them is long-lived."""
-        self.round = 0
+        self.steps_over = 0
         """Steps that have ended: each optimizer made its attempt, or another backward came after at least one."""
         self._attempted: weakref.WeakSet[Any] = weakref.WeakSet()
         """Optimizers that made an attempt in the step that is going on."""
@@ -111,7 +111,7 @@ class Window(Moment):
             return CLOSURE
         if self.phase == BACKWARD:
             return BACKWARD if self.creates_graph else FORWARD
-        if self.phase == GRADIENTS and self.written_by_hand and trains(args):
+        if self.phase == GRADIENTS and self.written_by_hand and in_graph(args):
             self.phase = FORWARD
         return FORWARD if self.steps_unseen else self.phase
 
@@ -120,7 +120,7 @@ class Window(Moment):
     def root_backward(self) -> None:
         """Books a backward that training goes through."""
         if self._attempted:
-            self.round += 1
+            self.steps_over += 1
             self._attempted.clear()
         self.micro_batches += 1
         self.backward_since_step += 1
@@ -131,7 +131,7 @@ class Window(Moment):
             self.phase = FORWARD
         self.attempts += 1
         if optimizer in self._attempted:  # gradients that came without a backward of their own: functorch
-            self.round += 1
+            self.steps_over += 1
             self._attempted.clear()
         if not self._attempted:
             self._marks.append((time.perf_counter(), traced))
@@ -148,7 +148,7 @@ class Window(Moment):
 
     def restart(self) -> None:
         """Counts from the first step again: an Optimizer came that nobody saw being built."""
-        self.round = 0
+        self.steps_over = 0
         self._attempted.clear()
 
     @property
@@ -159,19 +159,19 @@ class Window(Moment):
     @property
     def step(self) -> int:
         """The number of the step that is going on, from 1."""
-        return self.round + 1
+        return self.steps_over + 1
 
     def everybody_attempted(self, known: Iterable[Any]) -> bool:
         """Whether each optimizer made its attempt in this step: in the first those that were built, then who steps."""
-        return all(optimizer in self._attempted for optimizer in (self.taken if self.round else known))
+        return all(optimizer in self._attempted for optimizer in (self.taken if self.steps_over else known))
 
     def should_open(self, known: Iterable[Any]) -> bool:
         """Whether the steps to skip are over; `known` are the optimizers that were built."""
-        return self.round + all(optimizer in self._attempted for optimizer in known) >= self.skip
+        return self.steps_over + all(optimizer in self._attempted for optimizer in known) >= self.skip
 
     def should_rest(self, known: Iterable[Any]) -> bool:
         """Whether the step that begins is neither the first nor the last of those to skip."""
-        over = self.round + all(optimizer in self._attempted for optimizer in known)
+        over = self.steps_over + all(optimizer in self._attempted for optimizer in known)
         return 0 < over < self.skip - 1
 
     def opened(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,15 @@ from ..trackers.optimizers import parameters
 from . import Watcher
 
 
+class Region(NamedTuple):
+    """What the regions of one device and dtype are told under."""
+
+    device: str
+    dtype: Any
+    given: bool
+    """The dtype is the script's own choice; else torch's default."""
+
+
 class AutocastRegions(Watcher):
     """Reads off the regions what the script declared."""
 
@@ -31,14 +41,14 @@ class AutocastRegions(Watcher):
         """A backward that the script calls inside of autocast."""
         if event.trains and self._is_on(event.found.leaves.values()):
             seen = Observation(Kind.BACKWARD, site=event.site, attrs={"autocast": True})
-            self._ledger.once(("autocast", "backward"), seen)
+            self._ledger.once((AutocastRegions, Kind.BACKWARD), seen)
 
     def _step_began(self, event: StepBegan) -> None:
         """A step that the script takes inside of autocast."""
         if self._is_on(parameters(event.optimizer)):
             name = type(event.optimizer).__name__
             seen = Observation(Kind.OPTIMIZER_STEP, site=user_site(), detail=name, attrs={"autocast": True})
-            self._ledger.once(("autocast", "step", id(event.optimizer)), seen)
+            self._ledger.once((AutocastRegions, Kind.OPTIMIZER_STEP, id(event.optimizer)), seen)
 
     def _is_on(self, tensors: Iterable[Tensor]) -> bool:
         """Whether the script left autocast on, on a device where these are."""
@@ -50,7 +60,7 @@ class AutocastRegions(Watcher):
         for (device, dtype), site in self._autocast.declared.items():
             if dtype is torch.float16:
                 self._ledger.put(
-                    ("region", device, dtype),
+                    Region(device, dtype, given=True),
                     Observation(Kind.AUTOCAST, "float16", Role.ACTIVATION, site, count=1, attrs={"prefer": "bfloat16"}),
                 )
         for (device, dtype), site in self._autocast.bare.items():
@@ -59,7 +69,7 @@ class AutocastRegions(Watcher):
             if given:
                 detail = f"it falls to {DTYPE_NAMES[dtype]}, other regions on {device} are {DTYPE_NAMES[given[0]]}"
                 self._ledger.put(
-                    ("bare", device, dtype),
+                    Region(device, dtype, given=False),
                     Observation(
                         Kind.AUTOCAST,
                         DTYPE_NAMES[dtype],

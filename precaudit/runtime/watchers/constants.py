@@ -88,7 +88,7 @@ class Constants(Watcher):
         site, number, dtype = eps
         feeds = GUARDED[name]
         seen = self._ledger.once(
-            ("eps", site, number, dtype),
+            (Constants, site, number, dtype),
             Observation(
                 Kind.CONSTANT,
                 DTYPE_NAMES[dtype],

@@ -18,7 +18,7 @@ from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.claims import Account
 from ..trackers.lineage import CastOf, Flow, Marks, kind_of
-from ..trackers.loss_scale import LossScale
+from ..trackers.loss_scale import Float16Gradients, LossScale
 from ..trackers.optimizers import parameters
 from ..trackers.samples import nonfinite, underflow
 from ..trackers.tensors import Tensors
@@ -101,9 +101,10 @@ class Gradients(Watcher):
                 self._reduction(tensor, name)
 
     def _reduction(self, tensor: Tensor, name: str) -> None:
-        seen = self.ledger.get(("reduction", tensor.dtype))
+        key = (Gradients, Role.GRADIENT_REDUCTION, tensor.dtype)
+        seen = self.ledger.get(key)
         if seen is None:
-            seen = self.ledger.put(("reduction", tensor.dtype), self._first_reduction(DTYPE_NAMES[tensor.dtype], name))
+            seen = self.ledger.put(key, self._first_reduction(DTYPE_NAMES[tensor.dtype], name))
         seen.count += 1
         seen.bytes += tensor.nbytes
 
@@ -150,7 +151,7 @@ class Gradients(Watcher):
             if "clipped" in self.flow.of(chosen):
                 self.flow.mark(out, clipped=self.flow.of(chosen)["clipped"])
         if isinstance(out, Tensor) and out.dtype in LOW and (kind_of(name) == "pointwise" or name == "_to_copy"):
-            self.flow.passes(name, args, kwargs, out)
+            self.flow.low_result(name, args, kwargs, out)
 
     def _changed(self, name: str, args: Any, out: Any) -> None:
         """Values computed from a gradient that may take its place: clamped, clipped by its norm, or multiplied."""
@@ -217,7 +218,7 @@ class Gradients(Watcher):
     def clip_is_scaled(self, gradient: Tensor, site: Site | None) -> None:
         """A clip at this line met gradients that carry the loss scale."""
         self.ledger.once(
-            ("clip", "scaled"),
+            (Gradients, Kind.CLIP),
             Observation(
                 Kind.CLIP,
                 DTYPE_NAMES.get(gradient.dtype, ""),
@@ -241,15 +242,15 @@ class Gradients(Watcher):
     def take_stock(self) -> None:
         """float16 gradients that are subnormal although the loss was scaled: the scale is too small."""
         share = self.subnormals / self.nonzeros if self.nonzeros else 0.0
-        for how in ("unscaled", "scaled"):
-            seen = self.ledger.get(("gradient", "float16", how))
+        for scaled in (False, True):
+            seen = self.ledger.get(Float16Gradients(scaled))
             if seen is None or not self.nonzeros:
                 continue
             seen.evidence["gradient_underflow"] = share
             seen.evidence["gradient_zeros"] = self.zeros / (self.zeros + self.nonzeros)
             falling = self._window.stuck  # skipped steps brought the scale down: PA210 says why
             # Without any scaling PA201 says it, with the same number.
-            if share >= UNDERFLOW and how == "scaled" and not falling:
+            if share >= UNDERFLOW and scaled and not falling:
                 seen.attrs["underflow"] = seen.confirmed = True
             seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 

@@ -76,7 +76,7 @@ class Hollow(Watcher):
 
     def _report(self, optimizer: Any, count: int, when: str, site: Site | None, attrs: dict[str, Any]) -> None:
         self._ledger.put(
-            ("hollow", id(optimizer)),
+            (Hollow, id(optimizer)),
             Observation(
                 Kind.HOLLOW,
                 "float32",

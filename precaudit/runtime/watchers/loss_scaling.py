@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ REFUSALS = {
     "No inf checks were recorded prior to update": "update-without-step",
 }
 """How GradScaler words a call out of order -> the misuse."""
+
+
+class Told(Enum):
+    """What is told of each scaler or optimizer, once of each."""
+
+    SCALE = auto()
+    NEEDLESS = auto()
+    EXTREME = auto()
+    SKIPPED = auto()
+    MISUSE = auto()
+    NO_UPDATE = auto()
+    PENALTY = auto()
+    UNSCALE = auto()
+    SCALED_STEP = auto()
 
 
 class LossScaling(Watcher):
@@ -84,7 +99,7 @@ class LossScaling(Watcher):
             return
         if event.differentiates:
             self._penalty = self._ledger.once(
-                ("penalty", id(scaler)),
+                (Told.PENALTY, id(scaler)),
                 Observation(
                     Kind.OP,
                     "float32",
@@ -129,7 +144,7 @@ class LossScaling(Watcher):
         if low:
             cause = self._modules.why_low(low[0])
             self._ledger.put(
-                ("unscale", id(optimizer)),
+                (Told.UNSCALE, id(optimizer)),
                 Observation(
                     Kind.UNSCALE,
                     "float16",
@@ -163,7 +178,7 @@ class LossScaling(Watcher):
         if not any(p.grad is not None and scale.is_on(p) for p in parameters(event.optimizer)):
             return
         self._ledger.once(
-            ("step", "scaled", id(event.optimizer)),
+            (Told.SCALED_STEP, id(event.optimizer)),
             Observation(
                 Kind.OPTIMIZER_STEP,
                 site=user_site(),
@@ -195,12 +210,12 @@ class LossScaling(Watcher):
         if "has already been called since the last update" in text or (late and scaled_since):
             seen = Observation(Kind.SCALER_STEP, site=user_site(), detail=text, count=1)
             seen.attrs["update"] = "missing"
-            self._ledger.put(("scaler", "missing-update", id(event.scaler)), seen)
+            self._ledger.put((Told.NO_UPDATE, id(event.scaler)), seen)
             self._bus.tell(MayEndNow())
 
     def _misuse(self, scaler: Any, misuse: str, site: Site | None, detail: str, raises: bool) -> None:
         self._ledger.once(
-            ("scaler", misuse, id(scaler)),
+            (Told.MISUSE, misuse, id(scaler)),
             Observation(Kind.SCALER_CALL, site=site, detail=detail, attrs={"misuse": misuse, "raises": raises}),
         )
 
@@ -212,22 +227,22 @@ class LossScaling(Watcher):
             self._scaler(scaler, self._loss_scale.state(scaler), self._modules.built_at.get(scaler))
 
     def _scaler(self, scaler: Any, state: ScalerState, site: Site | None) -> None:
-        def put(what: str, kind: Kind, dtype: str, **more: Any) -> None:
+        def put(what: Told, kind: Kind, dtype: str, **more: Any) -> None:
             self._ledger.put((what, id(scaler)), Observation(kind, dtype, Role.LOSS_SCALE, site, count=1, **more))
 
         scale = getattr(scaler, "_scale", None)
         if isinstance(scale, Tensor):
-            put("scale", Kind.HOLDS, DTYPE_NAMES[scale.dtype], bytes=4)
+            put(Told.SCALE, Kind.HOLDS, DTYPE_NAMES[scale.dtype], bytes=4)
         if state.saw_bfloat16 and not state.saw_float16:
             detail = "no float16 value lies between the loss and the parameters"
-            put("needless", Kind.LOSS_SCALING, "bfloat16", detail=detail, attrs={"needed": False})
+            put(Told.NEEDLESS, Kind.LOSS_SCALING, "bfloat16", detail=detail, attrs={"needed": False})
         interval = getattr(scaler, "_growth_interval", 0)
         start = getattr(scaler, "_init_scale", 1.0)
         if interval >= LONGEST_SANE_INTERVAL or not 1 <= start <= LARGEST_SANE_SCALE:
             detail = f"init_scale={start:g}, growth_interval={interval}"
             attrs = {"extreme": True, "dynamic": interval < LONGEST_SANE_INTERVAL, "scale": float(start)}
-            put("extreme", Kind.LOSS_SCALING, "float32", detail=detail, attrs=attrs)
-        self._ledger.observations.pop(("skipped", id(scaler)), None)
+            put(Told.EXTREME, Kind.LOSS_SCALING, "float32", detail=detail, attrs=attrs)
+        self._ledger.observations.pop((Told.SKIPPED, id(scaler)), None)
         skipped = state.skips.observation(self._window, site)
         if skipped is not None:
-            self._ledger.put(("skipped", id(scaler)), skipped)
+            self._ledger.put((Told.SKIPPED, id(scaler)), skipped)

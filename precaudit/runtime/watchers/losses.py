@@ -15,7 +15,7 @@ from ..sites import user_site
 from ..trackers.claims import Account
 from ..trackers.graph import GraphWalked, Walk, loss_factor
 from ..trackers.lineage import Flow
-from ..trackers.loss_scale import LossScale
+from ..trackers.loss_scale import Float16Gradients, LossScale
 from ..trackers.tensors import Tensors
 from ..trackers.window import Window
 from . import Watcher
@@ -66,7 +66,7 @@ class Losses(Watcher):
                 dtype = low[0][1]
             detail = f"{root.numel()} elements" if root.numel() != 1 else ""
             name = DTYPE_NAMES.get(dtype, str(dtype))
-            seen = self._ledger.once(("loss", dtype), Observation(Kind.HOLDS, name, Role.LOSS, site, detail=detail))
+            seen = self._ledger.once((Losses, dtype), Observation(Kind.HOLDS, name, Role.LOSS, site, detail=detail))
             if located:
                 seen.site = site
             seen.attrs["device"] = root.device.type
@@ -85,7 +85,7 @@ class Losses(Watcher):
             return
         if scaler is not None or self._account.scales_loss():
             self._ledger.once(
-                ("gradient", "float16", "scaled"),
+                Float16Gradients(scaled=True),
                 Observation(
                     Kind.HOLDS, "float16", Role.GRADIENT, user_site(), attrs={"loss_scaling": "scaled"}, confirmed=False
                 ),
@@ -95,7 +95,7 @@ class Losses(Watcher):
         if factor is None:
             return
         seen = self._ledger.once(
-            ("gradient", "float16", "unscaled"),
+            Float16Gradients(scaled=False),
             Observation(
                 Kind.HOLDS,
                 "float16",

@@ -223,7 +223,7 @@ class NonFinite(Watcher):
             if origin is not None and origin.operation:
                 attrs |= {"operation": origin.operation, "direction": origin.direction}
             self._ledger.put(
-                ("non-finite", what),
+                (NonFinite, what),
                 Observation(
                     Kind.NON_FINITE,
                     DTYPE_NAMES[mine[0].dtype],

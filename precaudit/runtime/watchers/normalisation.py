@@ -11,7 +11,7 @@ from torch import Tensor
 from ...model.vocabulary import Kind, Role
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
-from ..operands import trains
+from ..operands import in_graph
 from ..optable import BATCH_NORMS
 from ..process.ledger import Ledger, Observation
 from ..sites import enclosing_module, user_site
@@ -65,7 +65,7 @@ class Normalisation(Watcher):
 
     def statistic(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Of a whole batch it is one number: an advantage is divided by it, a norm that is trained never is."""
-        if not isinstance(args[0], Tensor) or (out.numel() == 1 and trains(args)):
+        if not isinstance(args[0], Tensor) or (out.numel() == 1 and in_graph(args)):
             return
         square = self.flow.of(args[0]).get("square")
         if square is None and name in ("var", "std"):
@@ -83,12 +83,12 @@ class Normalisation(Watcher):
             self._is_norm(statistic, args, out)
 
     def _suspect(self, name: str, args: Any, out: Tensor) -> Observation:
-        what = "norm" if trains(args) else "norm without gradient"
+        what = "norm" if in_graph(args) else "norm without gradient"
         return self.flow.suspect(what, Role.NORM_COMPUTATION, out.dtype, name, hand_written=True)
 
     def _is_norm(self, seen: Observation, args: Any, out: Tensor) -> None:
         """The root of a mean of squares: of a differentiable value at once, of another if it enters the loss."""
-        if trains(args):
+        if in_graph(args):
             self.flow.confirm(seen)
         else:
             self._entering.mark(out, seen)
@@ -112,7 +112,7 @@ class Normalisation(Watcher):
         declared = self._account.declared(Role.NORM_RUNNING_STATISTICS, name) if buffer.dtype in LOW else None
         made_so = declared is not None and declared.dtype == name
         seen = self._ledger.once(
-            ("running", buffer.dtype),
+            (Normalisation, buffer.dtype),
             Observation(
                 Kind.HOLDS,
                 name,

@@ -11,7 +11,7 @@ from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
 from ..process.ledger import Ledger, Observation
-from ..trackers.adapters import Adapted
+from ..trackers.adapters import Adapters
 from ..trackers.contents import Moments, OptimizerRead, made_at
 from ..trackers.modules import Modules
 from ..trackers.optimizers import nbytes
@@ -24,15 +24,15 @@ class OptimizerState(Watcher):
     """PA301, PA302 and PA305, as it is after each step."""
 
     def __init__(
-        self, bus: Bus, ledger: Ledger, tensors: Tensors, modules: Modules, adapted: Adapted, updates: Updates
+        self, bus: Bus, ledger: Ledger, tensors: Tensors, modules: Modules, adapters: Adapters, updates: Updates
     ) -> None:
         self._ledger, self._tensors, self._modules = ledger, tensors, modules
-        self._adapted, self._updates = adapted, updates
+        self._adapters, self._updates = adapters, updates
         bus.on(OptimizerRead, self._optimizer_read)
 
     def _optimizer_read(self, event: OptimizerRead) -> None:
         optimizer, rows = event.optimizer, dict[Any, Observation]()
-        adapters = bool(event.mine) and all(self._adapted.is_adapter(p) for p in event.mine)
+        adapters = bool(event.mine) and all(self._adapters.is_adapter(p) for p in event.mine)
         for (because, dtype), group in event.moments.items():
             seen = self._moments(optimizer, dtype, group, event.mine)
             seen.attrs["adapter_only"] = adapters

@@ -15,7 +15,7 @@ from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
 from ..process.ledger import Ledger, Observation
-from ..trackers.adapters import Adapted
+from ..trackers.adapters import Adapters
 from ..trackers.claims import Account
 from ..trackers.contents import OptimizerRead
 from ..trackers.loss_scale import LossScale
@@ -42,12 +42,12 @@ class OptimizerWeights(Watcher):
         tensors: Tensors,
         modules: Modules,
         account: Account,
-        adapted: Adapted,
+        adapters: Adapters,
         loss_scale: LossScale,
         updates: Updates,
     ) -> None:
         self._ledger, self._tensors, self._modules, self._account = ledger, tensors, modules, account
-        self._adapted, self._loss_scale, self._updates = adapted, loss_scale, updates
+        self._adapters, self._loss_scale, self._updates = adapters, loss_scale, updates
         bus.on(OptimizerRead, self._optimizer_read)
 
     def _optimizer_read(self, event: OptimizerRead) -> None:
@@ -85,7 +85,7 @@ class OptimizerWeights(Watcher):
                 self._compensated(event.kept, seen, params)
                 if role is Role.ADAPTER_PARAMETER and self._loss_scale.missing:
                     seen.attrs["loss_scaling"] = "none"
-            if role is Role.MASTER_WEIGHT and self._adapted.swapped(params):
+            if role is Role.MASTER_WEIGHT and self._adapters.swapped(params):
                 seen.attrs["swapped"] = True
             self._account.describe(seen, params)
             rows[OptimizerWeights, id(optimizer), role, dtype] = seen
@@ -134,7 +134,7 @@ class OptimizerWeights(Watcher):
         claimed = self._tensors.of(own).claimed
         if claimed is not None:
             return claimed
-        if self._adapted.is_adapter(parameter):
+        if self._adapters.is_adapter(parameter):
             return Role.ADAPTER_PARAMETER
         if own.dtype not in LOW:
             return Role.MASTER_WEIGHT

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...model.vocabulary import FLOATING, Kind, Role
 from ..dtypes import DTYPE_NAMES, LOW
-from ..operands import tensors_of, trains
+from ..operands import in_graph, tensors_of
 from ..optable import MATMULS, NORMS, POINTWISE
 from ..process.ledger import Ledger, Observation
 from ..sites import user_frame
@@ -89,12 +89,12 @@ class Ranges(Watcher):
 
     def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self.matmuls += 1
-        if isinstance(out, Tensor) and out.dtype is torch.float32 and trains(args):
+        if isinstance(out, Tensor) and out.dtype is torch.float32 and in_graph(args):
             self._float32_matmul()
 
     def _float32_matmul(self) -> None:
         """A float32 matmul that trains, in a run that declared mixed precision."""
-        declared = [dtype for dtype in self._autocast.trains_in() if dtype in LOW]
+        declared = [dtype for dtype in self._autocast.entered_with_gradients() if dtype in LOW]
         if declared:
             seen = self.flow.suspect_kind(
                 "float32 matmul",
@@ -108,7 +108,7 @@ class Ranges(Watcher):
 
     def result(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A float16 result whose largest values come near the end of the range."""
-        if out.dtype is not torch.float16 or not trains(args) or not out.numel() or not self.ledger.measures:
+        if out.dtype is not torch.float16 or not in_graph(args) or not out.numel() or not self.ledger.measures:
             return
         summed = name == "sum"
         self._order += 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
 from ..dtypes import DTYPE_NAMES, LOW
-from ..operands import trains
+from ..operands import in_graph
 from ..optable import MATMULS, POINTWISE, REDUCING
 from ..process.ledger import Ledger
 from ..trackers.autocast import Autocast
@@ -45,7 +45,7 @@ class Regions(Watcher):
             self.flow.mark(out, cast_of=CastOf(known, source.dtype, known.version if weight else 0))
             if weight and not torch.is_grad_enabled():
                 self.flow.mark(out, no_grad_cast=True)
-            if not trains(args) and self._tensors.is_parameter(source):
+            if not in_graph(args) and self._tensors.is_parameter(source):
                 self.flow.mark(out, param=True)
 
     def widened(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -66,11 +66,11 @@ class Regions(Watcher):
 
     def switched_off(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A low value is worked on inside autocast(enabled=False): nothing upcast it there."""
-        if not self._autocast.disabled_inside() or not trains(args):
+        if not self._autocast.disabled_inside() or not in_graph(args):
             return
         if any(isinstance(arg, Tensor) and arg.dtype in LOW for arg in args):
             site = self._autocast.regions[-1].site
-            key = ("switched off", site)
+            key = (Regions, site)
             if self._ledger.get(key) is None:
                 seen = self.flow.suspect_kind("switched off", Kind.AUTOCAST, Role.ACTIVATION, out.dtype, name)
                 seen.attrs.update(enabled=False, upcast=False)
@@ -82,7 +82,7 @@ class Regions(Watcher):
         given = [a for a in args[:2] if isinstance(a, Tensor)]
         other = [a for a in given if a.ndim == 0 and a.dtype is torch.float32 and not a.requires_grad]
         low = [a for a in given if a.ndim > 0 and a.dtype in LOW]
-        if other and low and trains(args):
+        if other and low and in_graph(args):
             detail = f"a 0-d float32 tensor in {name} does not promote the result"
             seen = self.flow.suspect_kind("promotion", Kind.OP, Role.LOSS, out.dtype, detail, op="no-promotion")
             self.flow.mark(out, unpromoted=seen)

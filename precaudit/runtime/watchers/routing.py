@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
-from ..operands import trains
+from ..operands import in_graph
 from ..process.ledger import Ledger, Observation
 from ..trackers.lineage import Flow
 from ..trackers.tensors import Place, Tensors
@@ -53,7 +53,7 @@ class Routing(Watcher):
             self._flow.mark(out, wide=Place(self._tensors.learn(args[0]), args[0]))
 
     def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if out.shape[-1] > WIDEST or not trains(args) or not self._ledger.measures:
+        if out.shape[-1] > WIDEST or not in_graph(args) or not self._ledger.measures:
             return
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         bias = tensors.pop(0) if name == "addmm" else tensors.pop() if len(tensors) > 2 else None

@@ -12,7 +12,7 @@ import torch
 from ...model.vocabulary import Kind, Role
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
-from ..operands import trains
+from ..operands import in_graph
 from ..process.ledger import Ledger, Observation
 from ..sites import is_user_file
 from ..trackers.autocast import Autocast
@@ -69,7 +69,7 @@ class Softmax(Watcher):
 
     def log_softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         seen = self.flow.suspect("log_softmax", Role.SOFTMAX, out.dtype, "log_softmax")
-        if not trains(args):
+        if not in_graph(args):
             self._entering.mark(out, seen)
         elif not seen.confirmed:
             self._log_softmaxes.append(seen)
@@ -86,7 +86,7 @@ class Softmax(Watcher):
 
     def logsumexp(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Confirmed by the next backward whose graph it is in."""
-        if trains(args):
+        if in_graph(args):
             seen = self.flow.suspect("logsumexp", Role.SOFTMAX, out.dtype, "logsumexp")
             if not seen.confirmed:
                 self._logsumexps.append(seen)
@@ -98,7 +98,7 @@ class Softmax(Watcher):
     def softmax(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """One that needs no gradient, a teacher's, may enter the loss all the same, if no matmul comes between."""
         seen = self.flow.suspect("softmax", Role.SOFTMAX, out.dtype, "softmax")
-        if trains(args):
+        if in_graph(args):
             self._entering.made_by_node(seen)
             self.flow.mark(out, softmax=seen)
         else:
@@ -132,7 +132,7 @@ class Softmax(Watcher):
         cast = self.flow.of(given).get("cast_of")
         low = cast.dtype if cast and cast.dtype in LOW else given.dtype
         under_autocast = self._autocast.active() is not None
-        if not trains(args) or (low not in LOW and not under_autocast):
+        if not in_graph(args) or (low not in LOW and not under_autocast):
             return
         seen = self.flow.suspect_kind(
             "bce",

@@ -21,7 +21,7 @@ from ...model.vocabulary import Part, Role
 from .. import torch_private as private
 from ..dtypes import LOW
 from ..events import BackwardBegan, BackwardEnded, Bus, StepBegan, StepEnded, StepUnseen
-from ..operands import tensors_of, trains
+from ..operands import in_graph, tensors_of
 from ..operations import BACKWARD, BEFORE_WRITE, CLOSURE, FORWARD, OPTIMIZER, Heard, Op, Operations
 from ..optable import ADDITIONS, COPIES, REDUCTION_COLLECTIVES
 from ..process.ledger import Ledger, Observation
@@ -116,7 +116,7 @@ class Updates(Watcher):
             # What other ranks add, what a bucket brings back, or a clip, is no part of this rank's sum: that ends here.
             self.finish({private.storage_key(target) for target in low})
         elif (
-            (phase == FORWARD and trains(args))
+            (phase == FORWARD and in_graph(args))
             or (phase == OPTIMIZER)
             or (phase == BACKWARD and not gradient and not self._tensors.is_parameter(low[0]))
         ):
@@ -139,7 +139,7 @@ class Updates(Watcher):
 
     def _follows(self, args: Any) -> bool:
         """Whether this op is part of an optimizer's step, not of the forward pass of a closure."""
-        return self._window.phase == OPTIMIZER and not trains(args)
+        return self._window.phase == OPTIMIZER and not in_graph(args)
 
     # -- steps
 

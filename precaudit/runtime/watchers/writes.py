@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..dtypes import LOW
 from ..events import Bus, GradientReset, GradientsRescaled
-from ..operands import sources_of, targets_of, trains
+from ..operands import in_graph, sources_of, targets_of
 from ..operations import BACKWARD, CLOSURE, FORWARD, GRADIENTS, OPTIMIZER, Heard, Op, Operations
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..sites import in_user_hook
@@ -82,7 +82,7 @@ class Writes(Watcher):
         if any(each.is_gradient for each in known):
             self._of_gradients(name, targets, args)
             return
-        if trains(args):
+        if in_graph(args):
             return
         if name in RESETS:
             for target in targets:
