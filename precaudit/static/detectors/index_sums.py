@@ -7,11 +7,11 @@ from precaudit.static.language.values import NONE, Mark, Seq, Tensor, Value, con
 from precaudit.static.overlays.events import Bus, Op
 
 CHOSEN: Mark[bool] = Mark(stays=True)
-"""Indices that name each row once: of an expert's tokens, of a permutation. A row then is a sum of few."""
+"""Indices that name each row once or a few times: a count, a permutation, an expert's tokens. A row is a sum of few."""
 
 
 def listen(bus: Bus) -> None:
-    bus.on("where nonzero topk argsort sort randperm unique", _chooses, low_only=False)
+    bus.on("arange where nonzero topk argsort sort randperm unique", _chooses, low_only=False)
     bus.on("index_add_ index_add scatter_add_ scatter_add", _summed)
     bus.on("index_put_", lambda op: _summed(op) if truth(op.argument(3, "accumulate") or NONE) else None)
     bus.on("scatter_reduce_ scatter_reduce", lambda op: _summed(op) if _sums(op) else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, float_constant, is_float
 from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.torch import training
 
 ARITHMETIC = "add sub mul div outer stack cat"
 """What positions are computed with; where they are only compared, none of it matters."""
@@ -96,4 +97,6 @@ def _index(op: Op) -> None:
 
 
 def _report(op: Op, spot: Spot, dtype: Dtypes | None, because: tuple[str, Spot | None], detail: str) -> None:
+    if training.in_a_test_alone(op.torch):
+        return
     op.torch.facts.add(Kind.HOLDS, spot, dtype, Role.POSITIONS, because, detail, representable=False)

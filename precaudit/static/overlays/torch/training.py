@@ -118,6 +118,12 @@ def pending(torch: Torch, state: State) -> set[int]:
     return keys - {key for key, condition in asked.items() if conditions.known(condition, assumed) is False}
 
 
+def in_a_test_alone(torch: Torch) -> bool:
+    """Whether a test runs what stands here, and trains nothing: with how many positions is its business."""
+    frames = [frame.function for frame in torch.interpreter.frames if frame.function is not None]
+    return not torch.training.in_earnest and any(function.name.value.startswith("test_") for function in frames)
+
+
 def has(state: State, kind: str) -> bool:
     return any(event[0] == kind for event in state)
 
