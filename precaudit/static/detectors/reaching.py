@@ -22,7 +22,7 @@ ROUNDED: Mark[Rounded] = Mark(stays=True)
 
 
 def listen(bus: Bus) -> None:
-    bus.on("mul div add sub neg sum mean flatten", _passed, low_only=False)
+    bus.on("mul div add sub neg sum mean flatten pow square abs", _passed, low_only=False)
     bus.on("backward", _reached, low_only=False)
 
 

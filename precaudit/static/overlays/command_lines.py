@@ -173,7 +173,6 @@ def argument(torch: Torch, function: Function, name: str) -> Value | None:
 CALLS: Mapping[str, Call] = {
     "argparse.ArgumentParser": parser,
     **dict.fromkeys(("tyro.cli", "simple_parsing.parse", "draccus.parse", "chz.entrypoint"), built),
-    "transformers.HfArgumentParser": dataclass_parser,
     "click.option": click_option,
     "click.Choice": click_choice,
     "typer.Option": typer_option,

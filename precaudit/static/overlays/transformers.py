@@ -25,7 +25,7 @@ from precaudit.static.language.values import (
     is_low,
     unknown,
 )
-from precaudit.static.overlays import Call, Method, bitsandbytes, checkpoints, deepspeed, launchers
+from precaudit.static.overlays import Call, Method, bitsandbytes, checkpoints, command_lines, deepspeed, launchers
 from precaudit.static.overlays.engines import masters_elsewhere
 from precaudit.static.overlays.torch import modules, operands, optimizers
 
@@ -184,7 +184,7 @@ def _argument(torch: Torch, node: Any, name: str) -> Spot:
 def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`HfArgumentParser((..., TrainingArguments))`: the arguments come from the command line."""
     torch.training.from_command_line.append(torch.spot(node))
-    return unknown()
+    return command_lines.dataclass_parser(torch, name, args, kwargs, node)
 
 
 def hook_arguments(cls: Class, name: str) -> dict[str, Value]:
