@@ -86,7 +86,7 @@ def _banner(command: Command, settings: TraceSettings) -> str:
     several = f"steps {first} {'and' if last == first + 1 else 'to'} {last} are watched"
     watched = several if last > first else f"step {first} is watched"
     if settings.exact:
-        watched += ", one of them in float64 too, in about ten times its time" if last > first else ", in float64 too"
+        watched += ", one of them in float64 too, in 8 to 50 times its time" if last > first else ", in float64 too"
     if settings.keep_going:
         return f"running {command.shown}: {watched}, then it runs on untraced"
     return f"running {command.shown}: {watched}, then it is stopped (--keep-going: it runs on)"

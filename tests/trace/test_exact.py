@@ -439,3 +439,15 @@ def test_the_example_of_the_docs_is_what_the_program_says() -> None:
     assert NUMBER.sub("#", shown) == NUMBER.sub("#", said), said
     for one, other in zip(NUMBER.findall(shown), NUMBER.findall(said), strict=True):
         assert float(one) == pytest.approx(float(other), rel=0.2), said
+
+
+def test_a_run_without_a_whole_step_says_so_and_keeps_nothing(tmp_path: Path) -> None:
+    """One step after the first backward that is seen: the forward pass of it was missed."""
+    script = tmp_path / "train.py"
+    script.write_text(BY_HAND.replace("range(6)", "range(2)"), encoding="utf-8")
+    report = harness.run(script, traced=True, exact=True).report
+    assert report is not None
+    assert report.exact is None
+    assert [note for note in report.coverage.notes if note.startswith("--exact")] == [
+        "--exact: no step was followed from its forward pass to its end; let it take more steps, or say --steps 3"
+    ]

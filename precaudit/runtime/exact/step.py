@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..events import BackwardBegan, Boundary, Bus, FactsTold, StepBegan, StepEnded, WindowOpened
+from ..events import BackwardBegan, Boundary, Bus, FactsTold, StepBegan, StepEnded, WindowClosed, WindowOpened
 from ..guard import Guard
 from ..operations import FORWARD, GRADIENTS, Companion, Operations
 from ..settings import Settings
@@ -63,6 +63,7 @@ class ExactStep(Companion):
             bus.on(StepEnded, self._step_ended)
             bus.on(GradientsReady, self._ready)
             bus.on(Boundary, self._boundary)
+            bus.on(WindowClosed, lambda event: self._give_up())
             bus.on(FactsTold, self._facts_told)
 
     # -- what the mode tells
@@ -136,6 +137,12 @@ class ExactStep(Companion):
             self._end()
         else:
             self._begin()
+
+    def _give_up(self) -> None:
+        """The window is over, and with it a step that has not ended: nothing of it is kept."""
+        self.following = False
+        self.follower.main.clear()
+        self.follower.stage.clear()
 
     def _end(self) -> None:
         self.following = False
