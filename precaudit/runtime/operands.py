@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dtypes import LOW
+
 
 def differentiable(args: Iterable[Any]) -> bool:
     """Whether a gradient could flow into this op through a direct argument."""
@@ -44,3 +46,14 @@ def sources_of(args: Any, index: int) -> list[Tensor]:
     """The tensors that make the one at this index: foreach ops take lists of each argument."""
     each = (arg[index : index + 1] if isinstance(arg, (list, tuple)) else (arg,) for arg in args)
     return [source for found in each for source in found if isinstance(source, Tensor)]
+
+
+def any_low(values: Any) -> bool:
+    """Whether a low-precision tensor is among these: where none is and nothing is followed, nothing can be lost."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.dtype in LOW:
+                return True
+        elif isinstance(value, (list, tuple)) and any_low(value):
+            return True
+    return False

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import torch_private as private
 from ..dtypes import LOW
 from ..guard import is_programs_own
+from ..operands import any_low
 from ..process.ledger import Ledger
 from . import samples
 from .kept import Numbers, columns, rows
@@ -126,6 +127,8 @@ def flat_step(optimizer: Any) -> FlatStep | None:
     if type(optimizer) not in ELEMENTWISE or private.acted_on_by_hooks(optimizer):
         return None
     try:
+        if not _keeps_low(optimizer):
+            return FlatStep(optimizer, [])
         by_kind: dict[Kind, list[Member]] = {}
         for kind, member in _members(optimizer):
             if kind.dtype in LOW or any(dtype in LOW for _, dtype in kind.state):
@@ -137,6 +140,13 @@ def flat_step(optimizer: Any) -> FlatStep | None:
         if is_programs_own(error):
             raise
         return None
+
+
+def _keeps_low(optimizer: Any) -> bool:
+    """Whether there is anything in it that an update could be lost of."""
+    if any(parameter.dtype in LOW for group in optimizer.param_groups for parameter in group["params"]):
+        return True
+    return any(any_low(state.values()) for state in optimizer.state.values())
 
 
 def _members(optimizer: Any) -> Iterator[tuple[Kind, Member]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -91,9 +92,7 @@ class Walk:
         dtype, single = None, True
         for meta in private.output_metadata(node):
             dtype = meta.dtype
-            size = 1
-            for length in meta.shape:
-                size *= int(length)
+            size = int(math.prod(meta.shape))
             tally = self.activations.get(dtype)
             if tally is None:
                 tally = self.activations[dtype] = [0, 0]
@@ -177,10 +176,11 @@ def walk(roots: Iterable[Tensor], node_budget: int = 200_000) -> Walk:
             path = found.follow_scalar(name, private.sequence_number(node), dtype, path)
         if name in COMPUTING:
             found.computes(name, node, dtype)
+        reads = name == CASTS or name == private.COMPILED_NODE
         for following, _ in node.next_functions:
             if following is None:
                 continue
-            if type(following).__name__ == LEAF:
+            if reads and type(following).__name__ == LEAF:
                 found.reads_leaf(name, following.variable, dtype)
             if following not in seen:
                 stack.append((following, path))

@@ -21,7 +21,7 @@ from ...model.vocabulary import Part, Role
 from .. import torch_private as private
 from ..dtypes import LOW
 from ..events import BackwardBegan, BackwardEnded, Bus, StepBegan, StepEnded, StepUnseen
-from ..operands import in_graph, tensors_of
+from ..operands import any_low, in_graph, tensors_of
 from ..operations import BACKWARD, BEFORE_WRITE, CLOSURE, FORWARD, OPTIMIZER, Heard, Op, Operations
 from ..optable import ADDITIONS, COPIES, REDUCTION_COLLECTIVES
 from ..process.ledger import Ledger, Observation
@@ -98,7 +98,7 @@ class Updates(Watcher):
 
     def before_write(self, func: Any, name: str, args: Any, kwargs: Any, out: None) -> None:
         """Follows an op that writes to what it is given, before it happens."""
-        if not samples.limit() or not (self.replay or _any_low(args) or kwargs):
+        if not samples.limit() or not (self.replay or any_low(args) or kwargs):
             return
         phase = self._window.phase
         if self._follows(args):
@@ -129,7 +129,7 @@ class Updates(Watcher):
         """Follows the values that a step computes."""
         if self._flat is not None:
             return
-        if (self.replay or _any_low((*args, out)) or kwargs) and self._follows(args):
+        if (self.replay or any_low((*args, out)) or kwargs) and self._follows(args):
             self.replay.made(func, name, args, kwargs, out)
 
     def by_kernel(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -287,14 +287,3 @@ class Updates(Watcher):
             sums = seen.role is Role.GRADIENT_ACCUMULATION and seen.attrs.get("what") != "buffer"
             if sums and seen.dtype != "float32":
                 self.of_sums(seen, self.sums)
-
-
-def _any_low(values: Any) -> bool:
-    """Whether a low-precision tensor is among these: where none is and nothing is followed, nothing can be lost."""
-    for value in values:
-        if isinstance(value, Tensor):
-            if value.dtype in LOW:
-                return True
-        elif isinstance(value, (list, tuple)) and _any_low(value):
-            return True
-    return False

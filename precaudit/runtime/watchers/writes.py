@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..dtypes import LOW
 from ..events import Bus, GradientReset, GradientsRescaled
-from ..operands import in_graph, sources_of, targets_of
+from ..operands import any_low, in_graph, sources_of, targets_of
 from ..operations import BACKWARD, CLOSURE, FORWARD, GRADIENTS, OPTIMIZER, Heard, Op, Operations
 from ..optable import COPIES, REDUCTION_COLLECTIVES, RESETS, SELF_UPDATES
 from ..sites import in_user_hook
@@ -135,15 +135,21 @@ class Writes(Watcher):
             self._gradients.wrote(name, targets, args)
 
     def _in_optimizer(self, name: str, targets: list[Tensor], args: Any) -> None:
-        for index, target in enumerate(targets):
-            if self._tensors.is_parameter(target):
-                self._parameters.book(name, target, sources_of(args[1:], index))
+        bare = not self._flow.marked and not any_low(args)
+        for index, (target, known) in enumerate(zip(targets, self._tensors.known(targets), strict=True)):
+            if known.copies_parameter and known.parameter is None:
+                known.moved_by_optimizer = True
+            if bare:  # nothing low, nothing marked: what it was computed from says nothing
+                if known.parameter is not None:
+                    self._parameters.book(name, target, [])
                 continue
-            self._factors.wrote(name, sources_of(args[1:], index))
+            sources = sources_of(args[1:], index)
+            if known.parameter is not None:
+                self._parameters.book(name, target, sources)
+                continue
+            self._factors.wrote(name, sources)
             if target.dtype in LOW:
-                self._compensation.wrote(name.removeprefix("_foreach_"), target, sources_of(args[1:], index))
-            if self._tensors.of(target).copies_parameter:
-                self._tensors.learn(target).moved_by_optimizer = True
+                self._compensation.wrote(name.removeprefix("_foreach_"), target, sources)
 
     def _forget(self, target: Tensor) -> None:
         """What is written over descends from nothing."""
