@@ -70,80 +70,72 @@ class Leaf(Place):
 class Record:
     """All that is known of one storage. A field that nobody filled says nothing: no default is there to guess by."""
 
-    __slots__ = (
-        "born_low", "by_optimizer", "cast", "cast_late", "claimed", "compensates", "copied_from",
-        "copies_parameter", "gradient_of", "gradients", "halved_at", "is_input", "is_loss", "is_master", "leaf",
-        "leaves", "lineage", "low_buffer", "made_at", "marks", "moved_by", "moved_by_optimizer", "parameter", "runs",
-        "slot", "storage", "sums_gradients", "table_since", "updates", "version", "writes",
-    )  # fmt: skip
+    # Most records have these alone; there are several for each parameter. What is rarely filled has its class's value.
+    __slots__ = ("__dict__", "by_optimizer", "gradient_of", "leaf", "marks", "parameter", "slot", "storage", "version")
 
     storage: int
     """torch's weak reference to the storage, as a number. While it is held, no other storage gets this address."""
     leaf: Leaf | None
     """The leaf whose memory this is, trained or not; the first of several."""
-    leaves: dict[int, Leaf] | None
+    leaves: dict[int, Leaf] | None = None
     """Where several leaves lie in this memory: which begins at which element."""
     parameter: Leaf | None
     """A leaf in this memory that backward reached, or that an optimizer steps on."""
     gradient_of: Leaf | None
     """The leaf whose `.grad` this is; the first of several."""
-    gradients: dict[int, Leaf] | None
+    gradients: dict[int, Leaf] | None = None
     """Where the `.grad` of several leaves lies in this memory: whose begins at which element."""
-    sums_gradients: bool
+    sums_gradients: bool = False
     """A framework sums gradients here, beside any `.grad`."""
-    is_input: bool
+    is_input: bool = False
     """A leaf that autograd.grad differentiated by, beside a loop that trains by `.backward()`."""
     by_optimizer: bool  # an optimizer steps on it or keeps it in its state
     slot: str | None
     """The optimizer's own name for a state: "exp_avg_sq"; "" where it has none."""
-    claimed: Role | None  # by the newest account of a framework
-    is_loss: bool  # backward was called on it
+    claimed: Role | None = None  # by the newest account of a framework
+    is_loss: bool = False  # backward was called on it
     # -- where it comes from
-    born_low: Cause | None
+    born_low: Cause | None = None
     """Where a module got it as a parameter in low precision."""
-    cast: Cause | None
+    cast: Cause | None = None
     """The cast of a module that made this parameter low."""
-    cast_late: Cause | None  # such a cast while an optimizer held it
-    halved_at: Site | None
+    cast_late: Cause | None = None  # such a cast while an optimizer held it
+    halved_at: Site | None = None
     """Where its own module's methods made it float16."""
-    low_buffer: Cause | None
+    low_buffer: Cause | None = None
     """Where a module got it as a buffer in low precision, or cast it."""
-    made_at: Site | None
+    made_at: Site | None = None
     """The user's line that made it low, without gradient."""
     # -- what it is used for
-    copies_parameter: bool
+    copies_parameter: bool = False
     """It began as a copy of a parameter, made without gradient."""
-    moved_by_optimizer: bool  # such a copy that the optimizer itself writes to
-    is_master: bool  # low-precision parameters are copied from it
-    compensates: bool  # what Kahan summation carries to the next step
-    runs: bool  # a normalisation's running statistics
-    table_since: int | None
+    moved_by_optimizer: bool = False  # such a copy that the optimizer itself writes to
+    is_master: bool = False  # low-precision parameters are copied from it
+    compensates: bool = False  # what Kahan summation carries to the next step
+    runs: bool = False  # a normalisation's running statistics
+    table_since: int | None = None
     """What may be a table by position: the clock when it was first met. It is there again at the next backward."""
     # -- what was written to a parameter
     version: int
     """Rises with every in-place write the trace saw."""
-    writes: set[str] | None
+    writes: set[str] | None = None
     """"update", "copy" (from a float32 master), "kahan", "stochastic"."""
-    copied_from: Record | None
+    copied_from: Record | None = None
     """The float32 memory that it was last copied from."""
-    moved_by: Record | None
+    moved_by: Record | None = None
     """The low-precision memory that was last added to it."""
-    updates: dict[tuple[int, int], Any] | None
+    updates: dict[tuple[int, int], Any] | None = None
     """What else is updated in place here, by offset and elements: a long_lived.Write of each."""
     # -- what its value descends from
     marks: dict[str, Any] | None
     """See lineage.SURVIVES."""
-    lineage: Any
+    lineage: Any = None
     """How often it was replaced by what was computed from it: a lineage.Lineage."""
 
     def __init__(self, storage: int) -> None:
         self.storage, self.version = storage, 1
-        self.leaf = self.leaves = self.parameter = self.gradient_of = self.gradients = self.slot = None
-        self.claimed = self.born_low = self.cast = self.cast_late = self.halved_at = self.low_buffer = None
-        self.made_at = self.table_since = self.writes = self.copied_from = self.moved_by = self.updates = None
-        self.marks = self.lineage = None
-        self.sums_gradients = self.is_input = self.by_optimizer = self.is_loss = self.copies_parameter = False
-        self.moved_by_optimizer = self.is_master = self.compensates = self.runs = False
+        self.leaf = self.parameter = self.gradient_of = self.slot = self.marks = None
+        self.by_optimizer = False
 
     def leaf_at(self, tensor: Tensor) -> Leaf | None:
         """The leaf that a tensor of this memory is, or is a view of."""
@@ -165,8 +157,10 @@ class Record:
         storage, self.storage = self.storage, 0
         if storage:
             private.free_weak_storage(storage)
-        self.leaf = self.leaves = self.parameter = self.gradient_of = self.gradients = None
-        self.copied_from = self.moved_by = self.updates = self.marks = self.lineage = None
+        self.leaf = self.parameter = self.gradient_of = self.marks = None
+        for name in OF_OTHERS:
+            if getattr(self, name) is not None:
+                setattr(self, name, None)
 
     @property
     def expired(self) -> bool:
@@ -178,6 +172,9 @@ class Record:
         """Whether this is some leaf's `.grad`, or a framework's sum of gradients."""
         return self.gradient_of is not None or self.sums_gradients
 
+
+OF_OTHERS = ("leaves", "gradients", "copied_from", "moved_by", "updates", "lineage")
+"""Fields that refer to other records."""
 
 NOBODY = Record(0)
 """The answer for memory of which nothing was learnt; never written to."""
