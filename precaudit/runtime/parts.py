@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import weakref
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
@@ -40,6 +41,13 @@ class Parts:
             self._begun.remove(kind)
         found: T = self._made[kind]
         return found
+
+    def let_go(self) -> None:
+        """Drops their weak references to the program's modules, optimizers and scalers, which can be counted."""
+        for part in self._made.values():
+            for held in list(getattr(part, "__dict__", {}).values()):
+                if isinstance(held, (weakref.WeakKeyDictionary, weakref.WeakSet)):
+                    held.clear()
 
 
 def find(folder: str, base: type[T]) -> list[type[T]]:

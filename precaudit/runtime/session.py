@@ -95,4 +95,5 @@ class Session:
             undo()
         self._undo.clear()
         self.parts.get(Tensors).forget_all()
+        self.parts.let_go()
         self._later = self.parts.get(StepTap).remove()

@@ -137,6 +137,12 @@ def local(tensor: Tensor) -> Tensor:
     return shard if isinstance(shard, Tensor) else own
 
 
+def without_graph(tensor: Tensor) -> Tensor | None:
+    """The rank's own plain tensor, detached; None for one whose class would hear of that: a user's wrapper."""
+    own = local(tensor)
+    return own.detach() if type(own) in PLAIN or is_plain(type(own)) else None
+
+
 def parts(tensor: Tensor) -> list[tuple[str, Tensor]]:
     """(attribute path, tensor) of what really holds this tensor's numbers: a wrapper's own `.dtype` is only its looks.
 

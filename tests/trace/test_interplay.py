@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -223,3 +224,57 @@ def test_low_sums_of_torch_func_gradients_are_gradient_accumulation() -> None:
             optimizer.step()
 
     assert [finding.rule for finding in traced(train).findings] == ["PA208"]
+
+
+def test_a_wrapper_class_hears_of_its_programs_ops_and_of_none_of_ours() -> None:
+    heard: list[str] = []
+
+    class Wrapper(torch.Tensor):
+        inner: torch.Tensor
+
+        @staticmethod
+        def __new__(cls, inner: torch.Tensor) -> Wrapper:
+            made = torch.Tensor._make_wrapper_subclass(
+                cls, inner.size(), dtype=inner.dtype, requires_grad=inner.requires_grad
+            )
+            made.inner = inner
+            return made
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            heard.append(str(func))
+            plain = [a.inner if isinstance(a, Wrapper) else a for a in args]
+            out = func(*plain, **(kwargs or {}))
+            if func._schema.name.endswith("_"):
+                return args[0]
+            return Wrapper(out) if isinstance(out, torch.Tensor) else out
+
+    def run() -> list[str]:
+        heard.clear()
+        torch.manual_seed(0)
+        parameter = nn.Parameter(Wrapper(torch.randn(4, 4)))
+        optimizer = torch.optim.SGD([parameter], 1e-2)
+        for _ in range(4):
+            (parameter * parameter).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return list(heard)
+
+    plain, watched = run(), []
+    traced(lambda: watched.extend(run()), keep_going=True)
+    assert watched == plain
+
+
+def test_after_the_window_no_reference_of_ours_is_left_on_the_programs_objects() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    objects = [model, *model.modules(), *model.parameters(), optimizer]
+    before = [weakref.getweakrefcount(one) for one in objects]
+
+    def train() -> None:
+        for _ in range(4):
+            model(torch.randn(2, 4)).sum().backward()
+            optimizer.step()
+
+    traced(train, keep_going=True)
+    assert [weakref.getweakrefcount(one) for one in objects] == before

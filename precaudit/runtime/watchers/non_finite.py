@@ -119,12 +119,14 @@ class NonFinite(Watcher):
         if not self.watches or value.numel() != 1 or value.dtype not in READABLE or private.is_capturing(value):
             return
         number, site, dtype = self._origins.last(value), user_site(), value.dtype
+        held = private.without_graph(value)
 
         def use(values: list[float]) -> None:
             if not math.isfinite(values[0]):
                 self._found.append(Found("loss", _word(values[0]), dtype, "", number, site))
 
-        self._ledger.defer([value.detach()], use)
+        if held is not None:
+            self._ledger.defer([held], use)
 
     def _pass_dropped(self, event: PassDropped) -> None:
         """A loop that leaves out such losses calls no backward: what a pass came to is looked at once it is dropped."""
@@ -145,7 +147,9 @@ class NonFinite(Watcher):
         by_hand = event.optimizer is self._steps.hand_written
         mine = self._writes.leaves() if by_hand else parameters(event.optimizer)
         if not event.skipped:
-            self._look("parameter", [(p, private.local(p.detach())) for p in mine], self._found)
+            self._look(
+                "parameter", [(p, held) for p in mine if (held := private.without_graph(p)) is not None], self._found
+            )
         elif self._window.stuck and self._scale_is_low(event.scaler):
             self.gradients(mine)
         else:

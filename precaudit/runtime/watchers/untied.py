@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ...model.vocabulary import Kind, Role, Site
 from ..dtypes import DTYPE_NAMES
-from ..events import Bus, ParameterRegistered, StepBegan
+from ..events import Bus, ParameterRegistered, StepBegan, TraceEnded
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.holders import Holders, Places, held_by
@@ -35,6 +35,7 @@ class Untied(Watcher):
         self._replaced: dict[tuple[int, str], Replaced] = {}
         bus.on(ParameterRegistered, self._parameter_registered)
         bus.on(StepBegan, self._step_began)
+        bus.on(TraceEnded, lambda event: self._replaced.clear())
 
     def _parameter_registered(self, event: ParameterRegistered) -> None:
         module, name, parameter = event
