@@ -51,14 +51,14 @@ def read_text(path: str | os.PathLike[str], limit: int = LARGEST) -> str:
         raise OSError(0, "not UTF-8 text", os.fspath(path)) from None
 
 
-def write(path: Path, content: str | bytes, below: Path) -> None:
+def write(path: Path, content: str | bytes, below: Path, mode: int | None = None) -> None:
     """Puts a file at a place below a folder, in one move: a reader sees the old content or the new, never half.
 
     What stands there is replaced, not written through: a link or a pipe that somebody planted leads nowhere. Folders
     are made; raises OSError, and leaves the old file, where one of them is a link, or the disk refuses.
     """
     make_folder(path.parent, below)
-    _replace(path, content)
+    _replace(path, content, mode)
 
 
 def write_named(path: Path, content: str | bytes) -> None:
@@ -119,7 +119,7 @@ def is_device(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _replace(target: Path, content: str | bytes) -> None:
+def _replace(target: Path, content: str | bytes, mode: int | None = None) -> None:
     """Writes beside the target, with its mode where it is a file, and renames."""
     temporary = None
     try:
@@ -128,7 +128,7 @@ def _replace(target: Path, content: str | bytes) -> None:
             file.write(_bytes(content))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _mode(target))
+        os.chmod(temporary, _mode(target) if mode is None else mode)
         os.replace(temporary, target)
     except OSError:
         if temporary is not None:

@@ -110,7 +110,7 @@ def run_check(path: Path) -> None:
 
     from precaudit.commands.check import check
 
-    CliRunner().invoke(check, ["--no-cache", str(path)])
+    CliRunner().invoke(check, ["--no-cache", "--jobs", "1", str(path)])
 
 
 def sentence(file: str) -> str:

@@ -50,6 +50,10 @@ def _names(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
 @click.option("--config", type=click.Path(), help="A pyproject.toml to read instead of the nearest.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the cache.")
 @click.option("--jobs", type=click.IntRange(0), default=0, help="Processes; 0 decides by the number of files.")
+@click.option("--file-seconds", type=click.IntRange(1), default=10, show_default=True, help="CPU time of one file.")
+@click.option(
+    "--file-memory", type=click.IntRange(64), default=512, show_default=True, help="MB that one file may take."
+)
 @click.option("--stdin-filename", default="stdin.py", help="The path to report for '-'.")
 @click.option("--diff", is_flag=True, help="Show what --fix would change.")
 @click.option("--fix", is_flag=True, help="Apply the safe fixes.")
@@ -153,7 +157,12 @@ def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) ->
     if given.get("show_files"):
         return discovered, []
     folder = None if given.get("no_cache") else Path(settings.cache_dir or settings.root / FOLDER)
-    return discovered, examine_all(discovered.found, Cache(folder), given.get("jobs", 0))
+    return discovered, examine_all(
+        discovered.found,
+        Cache(folder),
+        given.get("jobs", 0),
+        (given.get("file_seconds", 10), given.get("file_memory", 512)),
+    )
 
 
 def _report(discovered: Discovery, results: Results, settings: Settings, given: dict[str, Any]) -> int:

@@ -606,3 +606,42 @@ def test_a_link_in_the_cache_folder_is_not_written_through(project: Path) -> Non
     (project / ".precaudit_cache" / ".gitignore").symlink_to(project / "planted")
     assert run(".").exit_code == 1
     assert not (project / "planted").exists()
+
+
+@pytest.mark.parametrize("row", ["planted", "odd", "null", "text", "deep"])
+def test_a_cache_that_somebody_else_wrote_silences_nothing(
+    project: Path, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project / "home"))
+    (project / "a.py").write_text(BAD)
+    expected = run(".").stdout
+    (kept,) = (project / ".precaudit_cache").glob("check-*.json")
+    seal, _, rows = kept.read_text().partition("\n")
+    clean = {"compiled": True, "facts": [], "suppressions": []}
+    planted = {key: [*value[:4], clean] for key, value in json.loads(rows).items()}
+    texts = {
+        "planted": json.dumps(planted),
+        "odd": json.dumps({key: [*value[:4], {"facts": [{}]}] for key, value in planted.items()}),
+        "null": json.dumps(dict.fromkeys(planted)),
+        "text": "no JSON at all",
+        "deep": "[" * 200_000,
+    }
+    for front in (f"{seal}\n", "", "\n"):
+        kept.write_text(front + texts[row])
+        assert run(".").stdout == expected
+
+
+def test_a_cache_of_this_user_is_used_and_one_of_another_is_not(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from precaudit.static.files.cache import Cache
+
+    home = project / "home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    (project / "a.py").write_text(BAD)
+    run(".")
+    assert list(Cache(project / ".precaudit_cache")._rows) == [str(project / "a.py")]
+    key = home / "precaudit" / "key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    key.chmod(0o644)
+    assert Cache(project / ".precaudit_cache")._rows == {}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project / "another"))
+    assert Cache(project / ".precaudit_cache")._rows == {}

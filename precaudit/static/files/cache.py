@@ -1,16 +1,22 @@
-"""Results of earlier runs, by content hash, tool version and rules; JSON only, and safe to lose, share or corrupt."""
+"""Results of earlier runs, by content hash, tool version and rules; only those that this user wrote are believed."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from precaudit import __version__
-from precaudit.disk import read, write
+from precaudit.disk import opened, read, write
+from precaudit.foreign import ForeignError, parse_json
 from precaudit.static.files.discovery import Found
 
 FOLDER = ".precaudit_cache"
+LARGEST = 512_000_000
+"""Bytes: half a million files have a row each."""
+KEY = 32
+"""Bytes."""
 
 
 def digest(raw: bytes) -> str:
@@ -76,15 +82,11 @@ class Cache:
         self._file = folder / f"check-{_tool()}.json" if folder is not None else None
         self._rows: dict[str, list[Any]] = {}
         self._changed = False
-        if self._file is not None:
-            import json
-
-            try:
-                rows = json.loads(read(self._file))
-                if isinstance(rows, dict):
-                    self._rows = rows
-            except (OSError, ValueError):
-                pass
+        if self._file is not None and (key := _key()):
+            with suppress(OSError, ForeignError):
+                seal, _, rows = read(self._file, LARGEST).partition(b"\n")
+                if seal == _seal(key, self._file, rows):
+                    self._rows = parse_json(rows)
 
     def by_stat(self, item: Found, stat: os.stat_result) -> Any:
         """The result for a file whose size and time of change are as they were; None where it is not known."""
@@ -125,9 +127,39 @@ class Cache:
             return
         import json
 
-        try:
-            if not (self.folder / ".gitignore").exists():
+        key = _key(make=True)
+        rows = json.dumps(self._rows, separators=(",", ":")).encode()
+        with suppress(OSError):
+            if key and not (self.folder / ".gitignore").exists():
                 write(self.folder / ".gitignore", "*\n", self.folder.parent)
-            write(self._file, json.dumps(self._rows, separators=(",", ":")), self.folder.parent)
-        except OSError:
-            return
+            if key:
+                write(self._file, _seal(key, self._file, rows) + b"\n" + rows, self.folder.parent)
+
+
+def _key(make: bool = False) -> bytes:
+    """What this user's precaudit seals its caches with; empty where there is none, or none can be kept.
+
+    A project may come with a cache folder that somebody else filled, and a row in it silences findings.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(home, "precaudit", "key")
+    with suppress(OSError):
+        with opened(path) as file:
+            found, mine = file.read(KEY), os.fstat(file.fileno())
+        owner = os.geteuid() if hasattr(os, "geteuid") else mine.st_uid
+        # A key that others can read or change seals nothing.
+        if len(found) == KEY and mine.st_uid == owner and not mine.st_mode & 0o077:
+            return found
+    if make:
+        with suppress(OSError):
+            found = os.urandom(KEY)
+            write(path, found, Path(home), mode=0o600)
+            return found
+    return b""
+
+
+def _seal(key: bytes, file: Path, rows: bytes) -> bytes:
+    """What only who has the key can write above these rows."""
+    import hashlib
+
+    return hashlib.blake2b(file.name.encode() + b"\0" + rows, key=key, digest_size=32).hexdigest().encode()

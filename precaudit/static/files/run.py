@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from precaudit.disk import read
@@ -31,8 +32,13 @@ Result = dict[str, Any]
 Task = tuple[Found, bytes]
 
 
-def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tuple[Found, Result]]:
-    """Each file with its result: `facts` and `suppressions` as JSON values, or `error`, one line."""
+def examine_all(
+    found: Sequence[Found], cache: Cache, jobs: int = 0, limits: tuple[int, int] = (10, 512)
+) -> list[tuple[Found, Result]]:
+    """Each file with its result: `facts` and `suppressions` as JSON values, or `error`, one line.
+
+    `limits` are the CPU seconds and the megabytes that one file may take.
+    """
     results: list[Result] = [{} for _ in found]
     stats: list[os.stat_result | None] = []
     for item in found:
@@ -64,7 +70,7 @@ def examine_all(found: Sequence[Found], cache: Cache, jobs: int = 0) -> list[tup
             cache.put(item, stat, raw, known)
         results[number] = known
     tasks = [(found[number], raw) for number, raw, _ in waiting]
-    for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs, compiling), strict=True):
+    for (number, raw, stat), result in zip(waiting, _examine(tasks, jobs, compiling, limits), strict=True):
         results[number] = result
         if "error" not in result:
             cache.put(found[number], stat, raw, result)
@@ -144,48 +150,61 @@ MAX_SIBLINGS = 24
 """Files that are looked at for what a script imports."""
 
 
-def _examine(tasks: list[Task], jobs: int, compiling: bool) -> list[Result]:
-    """The results of files in several processes when there is enough to parse, the largest first."""
-    workers = jobs or min(os.cpu_count() or 1, 8)
-    size = sum(len(raw) for _, raw in tasks)
-    if workers == 1 or len(tasks) < 2 or (not jobs and size < PARALLEL_FROM):
+def _examine(tasks: list[Task], jobs: int, compiling: bool, limits: tuple[int, int]) -> list[Result]:
+    """The results of files in processes of their own, several when there is enough to parse; the largest first.
+
+    With one job they are examined here, where a parser that dies takes this process along.
+    """
+    if jobs == 1 or not tasks or not hasattr(os, "fork"):
         return _examine_here(compiling, tasks)
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from functools import partial
-
     import precaudit.static.analyze  # noqa: F401  once, for all processes
+    from precaudit.static.files import workers
 
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    size = sum(len(raw) for _, raw in tasks)
+    count = jobs or (min(os.cpu_count() or 1, 8) if size >= PARALLEL_FROM else 1)
     order = sorted(range(len(tasks)), key=lambda number: -len(tasks[number][1]))
-    shares = [order[start::workers] for start in range(workers)]
-    results: list[Result] = [{} for _ in tasks]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
-        examined = pool.map(partial(_examine_here, compiling), [[tasks[n] for n in share] for share in shares])
-        for share, found in zip(shares, examined, strict=True):
-            for number, result in zip(share, found, strict=True):
-                results[number] = result
-    return results
+    shares = [order[start::count] for start in range(count)]
+    collected = 0
+
+    def work(number: int) -> Result:
+        nonlocal collected
+        item, raw = tasks[number]
+        collected += len(raw)
+        if collected > COLLECT_EVERY:
+            gc.collect()
+            collected = 0
+        return examine(item, raw, compiling)
+
+    with _few_collections():
+        found = workers.each(shares, work, lambda why: {"error": why}, workers.Limits(*limits))
+    return [found[number] for number in range(len(tasks))]
 
 
-def _examine_here(compiling: bool, tasks: list[Task]) -> list[Result]:
-    """The results of files one by one, with Python's own collector off: trees are large and hold no cycles."""
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Python's own collector is off: trees are large and hold no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     gc.freeze()
     try:
-        results, held = [], 0
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+def _examine_here(compiling: bool, tasks: list[Task]) -> list[Result]:
+    """The results of files one by one."""
+    results, held = [], 0
+    with _few_collections():
         for item, raw in tasks:
             results.append(examine(item, raw, compiling))
             held += len(raw)
             if held > COLLECT_EVERY:
                 gc.collect()
                 held = 0
-        return results
-    finally:
-        gc.unfreeze()
-        if enabled:
-            gc.enable()
+    return results
 
 
 def examine(item: Found, raw: bytes, compiling: bool = True) -> Result:
