@@ -152,8 +152,10 @@ def parse(text: str, maybe_deep: bool = True) -> cst.Module:
         if tree is None:
             raise SourceError(f"{error.lineno or 1}:{error.offset or 1}: {error.msg}") from None
         return tree
-    except (RecursionError, MemoryError):
+    except RecursionError:
         raise SourceError("nested too deeply to parse") from None
+    except MemoryError:  # CPython's parser says so of its own stack too
+        raise SourceError("nested too deeply to parse, or more code than --file-memory allows") from None
     except ValueError as error:
         raise SourceError(f"cannot be parsed: {type(error).__name__}") from None
 

@@ -616,9 +616,8 @@ def test_a_cache_that_somebody_else_wrote_silences_nothing(
     (project / "a.py").write_text(BAD)
     expected = run(".").stdout
     (kept,) = (project / ".precaudit_cache").glob("check-*.json")
-    seal, _, rows = kept.read_text().partition("\n")
     clean = {"compiled": True, "facts": [], "suppressions": []}
-    planted = {key: [*value[:4], clean] for key, value in json.loads(rows).items()}
+    planted = {key: [*value[:4], clean] for key, value in json.loads(kept.read_text()).items()}
     texts = {
         "planted": json.dumps(planted),
         "odd": json.dumps({key: [*value[:4], {"facts": [{}]}] for key, value in planted.items()}),
@@ -626,8 +625,9 @@ def test_a_cache_that_somebody_else_wrote_silences_nothing(
         "text": "no JSON at all",
         "deep": "[" * 200_000,
     }
-    for front in (f"{seal}\n", "", "\n"):
-        kept.write_text(front + texts[row])
+    for seal in (kept.with_suffix(".seal").read_text(), "", "another"):
+        kept.write_text(texts[row])
+        kept.with_suffix(".seal").write_text(seal)
         assert run(".").stdout == expected
 
 

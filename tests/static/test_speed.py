@@ -59,7 +59,7 @@ def test_a_second_check_of_a_tree_imports_neither_libcst_nor_pydantic(tmp_path: 
     (tmp_path / "model.py").write_text("import torch\n\nmodel = torch.nn.Linear(4, 4).to(torch.float16)\n")
     (tmp_path / "plain.py").write_text("import torch\n\nmodel = torch.nn.Linear(4, 4)\n")
     code = (
-        "import sys\nfrom precaudit.cli import run\nassert run(['check']) == 0\n"
+        "import sys\nfrom precaudit.cli import run\nassert run(['check', '--jobs', '1']) == 0\n"
         "print(*sorted({'libcst', 'pydantic', 'rich'} & set(sys.modules)))\n"
     )
     loaded = []

@@ -84,8 +84,8 @@ class Cache:
         self._changed = False
         if self._file is not None and (key := _key()):
             with suppress(OSError, ForeignError):
-                seal, _, rows = read(self._file, LARGEST).partition(b"\n")
-                if seal == _seal(key, self._file, rows):
+                rows = read(self._file, LARGEST)
+                if read(self._file.with_suffix(".seal")) == _seal(key, self._file, rows):
                     self._rows = parse_json(rows)
 
     def by_stat(self, item: Found, stat: os.stat_result) -> Any:
@@ -133,7 +133,8 @@ class Cache:
             if key and not (self.folder / ".gitignore").exists():
                 write(self.folder / ".gitignore", "*\n", self.folder.parent)
             if key:
-                write(self._file, _seal(key, self._file, rows) + b"\n" + rows, self.folder.parent)
+                write(self._file, rows, self.folder.parent)
+                write(self._file.with_suffix(".seal"), _seal(key, self._file, rows), self.folder.parent)
 
 
 def _key(make: bool = False) -> bytes:
@@ -159,7 +160,7 @@ def _key(make: bool = False) -> bytes:
 
 
 def _seal(key: bytes, file: Path, rows: bytes) -> bytes:
-    """What only who has the key can write above these rows."""
+    """What only who has the key can write beside these rows."""
     import hashlib
 
     return hashlib.blake2b(file.name.encode() + b"\0" + rows, key=key, digest_size=32).hexdigest().encode()
