@@ -25,7 +25,16 @@ from precaudit.static.language.values import (
     is_low,
     unknown,
 )
-from precaudit.static.overlays import Call, Method, bitsandbytes, checkpoints, command_lines, deepspeed, launchers
+from precaudit.static.overlays import (
+    Call,
+    Method,
+    bitsandbytes,
+    checkpoints,
+    command_lines,
+    deepspeed,
+    launchers,
+    others,
+)
 from precaudit.static.overlays.engines import masters_elsewhere
 from precaudit.static.overlays.torch import modules, operands, optimizers
 
@@ -33,6 +42,8 @@ if TYPE_CHECKING:
     from precaudit.static.overlays.torch_model import Torch
 
 WORDS = framework("transformers").words
+MODELS = tuple(WORDS["models"])
+"""What the names of models end with."""
 WIDE_OPTIMIZERS = re.compile(WORDS["wide_optimizers"], re.IGNORECASE)
 """Values of TrainingArguments.optim whose state does not simply have the parameters' dtype."""
 
@@ -60,6 +71,33 @@ def from_pretrained(torch: Torch, name: str, args: list[Value], kwargs: dict[str
     return Opaque(store)
 
 
+def from_config(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`AutoModelForCausalLM.from_config(config, dtype=...)`: a model with random weights."""
+    torch.met("transformers")
+    wanted = operands.dtype_argument(torch, kwargs.get("dtype", kwargs.get("torch_dtype")))
+    dtype = operands.names(wanted) if wanted is not None else None
+    return Opaque({"dtype": dtype, "spot": torch.spot(node)}) if dtype is not None else built(torch, name, node)
+
+
+def model_class(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`LlamaForCausalLM(config)`; what else transformers has may do anything."""
+    if name.endswith(MODELS):
+        return built(torch, name, node)
+    return others.unfamiliar(torch, name, args, kwargs, node)
+
+
+def built(torch: Torch, name: str, node: Any) -> Value:
+    """A model with random weights, made in the default dtype; of a wide one it is not known what its config says."""
+    torch.met("transformers")
+    default = torch.default_dtype()
+    store: Store = {"dtype": default if is_low(default) else None}
+    made = torch.interpreter.world.get("default_spot")
+    if default is not None and is_low(default) and made is not None:
+        store["spot"] = made
+        torch.training.built_by_default.append((made, default, torch.spot(node), {"weights": Param(store)}))
+    return Opaque(store)
+
+
 def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Trainer(model, args)`."""
     torch.met("trainer")
@@ -75,7 +113,8 @@ def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
         torch.training.arguments.append(arguments)
         if isinstance(constant(model), str) and isinstance(arguments.store.get("model_init_kwargs"), Dict):
             model = _loaded_by_name(torch, arguments.store["model_init_kwargs"], arguments)
-        if model is not None and "peft_config" not in kwargs:
+        adapters = "peft_config" in kwargs and not isinstance(kwargs["peft_config"], Const)
+        if model is not None and not adapters:
             _trains(torch, model, arguments, "optimizers" in kwargs, node)
     return unknown()
 
@@ -196,10 +235,12 @@ def hook_arguments(cls: Class, name: str) -> dict[str, Value]:
 
 CALLS: Mapping[str, Call] = {
     "*.from_pretrained": from_pretrained,
+    "transformers.*.from_config": from_config,
+    "transformers.*": model_class,
     "transformers.HfArgumentParser": parser,
     "trl.TrlParser": parser,
-    **{f"transformers.{name}": trainer for name in WORDS["trainers"]},
-    **{f"transformers.{name}": training_arguments for name in WORDS["arguments"]},
+    **{f"transformers.{inner}{name}": trainer for name in WORDS["trainers"] for inner in ("", "*.")},
+    **{f"transformers.{inner}{name}": training_arguments for name in WORDS["arguments"] for inner in ("", "*.")},
 }
 BASES: Mapping[str, Call] = {f"transformers.{name}": trainer for name in WORDS["trainers"]}
 ON_UNKNOWN: Mapping[str, Method] = {"save_pretrained": save_pretrained}
