@@ -43,6 +43,7 @@ EVIDENCE: Mapping[str, Evidence] = {
     "applied_update_error": Evidence(Unit.SHARE, "the update applied differs from the exact one by {} of its norm"),
     "state_frozen": Evidence(Unit.SHARE, "{} of the elements could not move"),
     "gradient_underflow": Evidence(Unit.SHARE, "{} of the gradients underflow"),
+    "gradient_rounding": Evidence(Unit.SHARE, "rounding below the normal range moves them by {} of their norm"),
     "gradient_zeros": Evidence(Unit.SHARE, "{} of the gradients are zero"),
     "accumulation_loss": Evidence(Unit.SHARE, "the sum over micro-batches is off by {}"),
     "sum_error": Evidence(Unit.SHARE, "the sums are off by {} of their norm"),

@@ -463,3 +463,26 @@ def test_choices_changed_is_the_share_of_rows_that_choose_otherwise_in_float32(b
     measured = only(harness.trace_call(train), "PA414").evidence["choices_changed"]
     assert measured == pytest.approx(max(shares[1:]), rel=0.3)
     assert measured > 0.005
+
+
+def test_gradient_rounding_is_how_far_subnormal_gradients_are_from_float32_ones() -> None:
+    errors: list[float] = []
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(64, 32, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        for _ in range(3):
+            x, weights = torch.randn(16, 64).half(), (2e-7 * torch.randn(16, 32)).half()
+            optimizer.zero_grad()
+            out = F.linear(x, model.weight.half())
+            scaler.scale((out.float() * weights.float()).sum()).backward()
+            exact = weights.double().T @ x.double()
+            errors.append(float((model.weight.grad.double() - exact).norm() / exact.norm()))
+            scaler.step(optimizer)
+            scaler.update()
+
+    measured = only(harness.trace_call(train), "PA211").evidence["gradient_rounding"]
+    assert measured == pytest.approx(sum(errors[1:]) / len(errors[1:]), rel=0.1)
+    assert 1e-3 < measured < 0.1

@@ -71,7 +71,7 @@ def sums(flat: Tensor, sizes: list[int]) -> Tensor:
 
 
 def underflow(tensor: Tensor) -> list[Tensor]:
-    """Zeros, subnormals and other finite values among the sampled elements, which NaN is not; 0-d tensors, no sync."""
+    """Of the sampled elements: zeros, subnormals, finite ones that are not zero, their norm; 0-d tensors, no sync."""
     if not _limit:
         return []
     values = sample(tensor)
@@ -80,7 +80,8 @@ def underflow(tensor: Tensor) -> list[Tensor]:
     size = values.abs()
     nonzero = (size > 0) & torch.isfinite(values)
     subnormal = nonzero & (size < torch.finfo(values.dtype).smallest_normal)
-    return [(size == 0).sum(), subnormal.sum(), nonzero.sum()]
+    norm = torch.where(nonzero, values, 0).float().norm()
+    return [(size == 0).sum(), subnormal.sum(), nonzero.sum(), norm]
 
 
 def nonfinite(tensor: Tensor) -> list[Tensor]:

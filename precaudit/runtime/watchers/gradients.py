@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,7 +28,11 @@ from . import BACKWARD, FORWARD, GRADIENTS, Registration, Watcher
 
 SAMPLED_PER_STEP = 8
 UNDERFLOW = 0.3
-"""Share of subnormals among non-zero float16 gradients from which on the loss scale is called too small."""
+"""Share of subnormals among non-zero float16 gradients from which on the loss scale may be called too small."""
+HARM = 0.01
+"""What their rounding has to move the gradients by, of their norm: many tiny ones beside large ones do not matter."""
+SMALLEST = 2.0**-24
+"""float16's subnormal numbers lie so far apart."""
 SCALINGS = frozenset({"mul", "div", "_foreach_mul", "_foreach_div"})
 TO_ONE_NUMBER = frozenset({"sum", "mean", "amax", "max"})
 EXACT = frozenset({"amax", "max"})
@@ -58,6 +63,8 @@ class Gradients(Watcher):
         """A gradient norm became a Python number since backward."""
         self.sampled = 0
         self.zeros = self.subnormals = self.nonzeros = 0.0
+        self.moved: list[float] = []
+        """By how much of its norm each sampled gradient was moved where it is subnormal."""
         bus.on(BackwardEnded, self._backward_ended)
         bus.on(ScalerStepBegan, self._scaler_step_began)
         bus.on(Boundary, lambda event: self.take_stock())
@@ -86,6 +93,8 @@ class Gradients(Watcher):
         self.zeros += values[0]
         self.subnormals += values[1]
         self.nonzeros += values[2]
+        if values[3] > 0:  # a value is rounded to the nearest of two neighbours: SMALLEST / sqrt(12) off on average
+            self.moved.append(math.sqrt(values[1] / 12) * SMALLEST / values[3])
 
     def reduced(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A sum over ranks of parameters' gradients; counters, flags and norms are too small or not floating.
@@ -242,15 +251,18 @@ class Gradients(Watcher):
     def take_stock(self) -> None:
         """float16 gradients that are subnormal although the loss was scaled: the scale is too small."""
         share = self.subnormals / self.nonzeros if self.nonzeros else 0.0
+        harm = sum(self.moved) / len(self.moved) if self.moved else 0.0
         for scaled in (False, True):
-            seen = self.ledger.get(Float16Gradients(scaled))
-            if seen is None or not self.nonzeros:
+            key = Float16Gradients(scaled)
+            if key not in self.ledger.observations or not self.nonzeros:
                 continue
+            seen = self.ledger.observations[key]
             seen.evidence["gradient_underflow"] = share
+            seen.evidence["gradient_rounding"] = harm
             seen.evidence["gradient_zeros"] = self.zeros / (self.zeros + self.nonzeros)
             falling = self._window.stuck  # skipped steps brought the scale down: PA210 says why
             # Without any scaling PA201 says it, with the same number.
-            if share >= UNDERFLOW and scaled and not falling:
+            if share >= UNDERFLOW and harm >= HARM and scaled and not falling:
                 seen.attrs["underflow"] = seen.confirmed = True
             seen.count = 0  # values inside the graph; the role's row counts `.grad` tensors
 
