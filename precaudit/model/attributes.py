@@ -109,8 +109,9 @@ class ScalerCall(TypedDict, total=False):
     """A GradScaler method was called out of order."""
 
     misuse: Literal[
-        "update-per-optimizer", "backward-after-unscale", "unscale-twice", "update-without-step", "step-beside-scaler"
-    ]
+        "update-per-optimizer", "backward-after-unscale", "unscale-twice", "update-without-step", "step-beside-scaler",
+        "partly-scaled",
+    ]  # fmt: skip
     raises: bool
     """torch raises there: the program does not go on with wrong gradients."""
 

@@ -101,6 +101,8 @@ class LossScale:
         """The script asked for the scale since backward: it may unscale by hand."""
         self.rescaled = False
         """Gradients were multiplied by something that is not their own norm since the last step."""
+        self.adds_unscaled: Any = None
+        """The scaler on whose scaled gradients the backward that begins adds those of an unscaled loss."""
         self.missing = False
         """float16 gradients came from a loss that nothing scaled."""
         self.steps = 0
@@ -138,11 +140,14 @@ class LossScale:
 
     def _graph_walked(self, event: GraphWalked) -> None:
         """Backward reaches leaves from a loss that a scaler scaled, or from an unscaled one."""
-        self.read = False
+        was_read, self.read = self.read, False
         numbers = [number for _, number in event.found.scalars]
         of = (one for one, state in self.scalers.items() if not state.scaled_nodes.isdisjoint(numbers))
         scaler = self.of_backward = next(of, None)
+        self.adds_unscaled = None
         if scaler is None:
+            if event.trains and not was_read and not self.rescaled:
+                self.adds_unscaled = next(filter(None, map(self._scaler_on, event.found.leaves.values())), None)
             self._forget(event.found.leaves.values())
         else:
             self._reached(event.found)
@@ -211,6 +216,14 @@ class LossScale:
     def may_be_gone(self) -> bool:
         """The script may have taken the scale out by hand since backward."""
         return self.read or self.rescaled
+
+    def _scaler_on(self, leaf: Tensor) -> Any:
+        """The scaler whose scale this leaf's `.grad` carries; None where there is none, or it was reset."""
+        known = self._tensors.leaf(leaf)
+        if known is None or known.scaled is None or leaf.grad is None or not known.micro_batches:
+            return None
+        held = known.gradient is not None and known.gradient.record is self._tensors.of(private.local(leaf.grad))
+        return known.scaled[0]() if held else None
 
     def is_on(self, leaf: Tensor) -> bool:
         """Whether the gradient of this leaf carries a scale."""

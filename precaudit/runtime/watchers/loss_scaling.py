@@ -94,6 +94,9 @@ class LossScaling(Watcher):
         if self._penalty is not None:
             self._penalty.confirmed = True
             self._penalty = None
+        if self._loss_scale.adds_unscaled is not None:
+            detail = "the gradients of a loss that was not scaled are added to scaled ones"
+            self._misuse(self._loss_scale.adds_unscaled, "partly-scaled", user_site(), detail, raises=False)
         scaler = self._loss_scale.of_backward
         if scaler is None:
             return

@@ -112,8 +112,8 @@ class Losses(Watcher):
             self._hand_scaling = seen
 
     def before_step(self) -> None:
-        """A factor that nobody divided the gradients by was no loss scale."""
+        """A factor that nobody divided the gradients by was no loss scale; a scaler that steps divides by its own."""
         if self._hand_scaling is not None:
-            if self._window.tracing and not self._loss_scale.rescaled:
+            if self._window.tracing and not self._loss_scale.rescaled and not self._loss_scale.steps:
                 self._hand_scaling.confirmed = self._loss_scale.missing = True
             self._hand_scaling = None
