@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from precaudit.disk import read, rewrite
@@ -147,7 +148,10 @@ def _mended(item: Found, settings: Settings) -> set[tuple[str, int | None, int |
     item = Found(f"{item.file}.py", item.shown) if notebook is not None else item
     findings, tree = _findings(item, text, settings), Tree(text)
     edits = [(f, fix.make(f, tree)) for f in findings if (fix := FIXES.get(f.rule)) is not None and not fix.unsafe]
-    good = [f for f, made in edits if made and _better(item, applied(text, made), findings, settings)]
+    made = [(f, some) for f, some in edits if some]
+    good = [f for f, _ in made]
+    if made and not _all_better(item, text, [some for _, some in made], findings, settings):
+        good = [f for f, some in made if _better(item, applied(text, some), findings, settings)]
     firsts = notebook.firsts() if notebook is not None else []
     return {(f.rule, *(place(firsts, f.line or 1) if firsts else (None, f.line)), f.column) for f in good}
 
@@ -167,6 +171,21 @@ def _better(item: Found, text: str, before: list[Finding], settings: Settings) -
         return False
     after = _findings(item, text, settings)
     return len(after) < len(before) and {f.rule for f in after} <= {f.rule for f in before}
+
+
+def _all_better(
+    item: Found, text: str, fixes: Sequence[Sequence[Edit]], before: list[Finding], settings: Settings
+) -> bool:
+    """Whether all fixes made at once mend as many findings as there are fixes: one look instead of one for each."""
+    edits = sorted({edit for some in fixes for edit in some})
+    if any(first.end > second.start for first, second in pairwise(edits)):
+        return False
+    try:
+        Tree(changed := applied(text, edits))
+    except SourceError:
+        return False
+    after = _findings(item, changed, settings)
+    return len(after) == len(before) - len(fixes) and {f.rule for f in after} <= {f.rule for f in before}
 
 
 __all__ = ["Changed", "Edit", "fix_files", "fix_text", "mark_fixable"]
