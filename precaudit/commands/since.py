@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precaudit import git
 from precaudit.disk import read
 from precaudit.errors import UsageError
 from precaudit.notebook import ENDING, Notebook, NotebookError
@@ -32,7 +33,15 @@ def changed_since(revision: str, folder: Path) -> Changed:
         raise UsageError(wrong)
     start = _git(top, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", instead=wrong).strip()
     base = _git(top, "merge-base", start, "HEAD").strip() or start
-    options = ("--unified=0", "--no-color", "--no-ext-diff", "--no-renames", "--src-prefix=a/", "--dst-prefix=b/")
+    options = (
+        "--unified=0",
+        "--no-color",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--no-renames",
+        "--src-prefix=a/",
+        "--dst-prefix=b/",
+    )
     changed: dict[str, frozenset[int] | None] = {}
     for name, lines in _hunks(_git(top, "-c", "core.quotePath=off", "diff", *options, base, instead=wrong)):
         changed[os.path.join(top, name)] = frozenset(lines)
@@ -107,9 +116,8 @@ def _unquoted(name: str) -> str:
 
 def _git(folder: Path, *words: str, instead: str = "") -> str:
     """What git answers. Where it fails: UsageError with the words `instead`, or nothing where there are none."""
-    command: Sequence[str] = ["git", "-C", str(folder), *words]
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(git.command(folder, *words), capture_output=True, check=False)
     except OSError as error:
         raise UsageError(f"--since needs git, which cannot be started: {error.strerror}") from None
     if done.returncode:

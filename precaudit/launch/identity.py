@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from precaudit import git
 from precaudit.model.wire import Run
 
 PATIENCE = 3.0
@@ -61,7 +62,7 @@ def _git(folder: str, *words: str) -> str | None:
     """What git answers, without taking its locks; None where it does not."""
     try:
         done = subprocess.run(
-            ["git", "-C", folder, *words],
+            git.command(folder, *words),
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -17,6 +17,7 @@ from precaudit import disk
 from precaudit.commands.baseline import baseline
 from precaudit.commands.check import check
 from precaudit.errors import ConfigError, OutputError, UsageError
+from precaudit.launch.identity import begin
 from precaudit.model.vocabulary import Fact
 from precaudit.static import analyze as analyze_module
 from precaudit.static.files import fixes
@@ -645,3 +646,24 @@ def test_a_cache_of_this_user_is_used_and_one_of_another_is_not(project: Path, m
     assert Cache(project / ".precaudit_cache")._rows == {}
     monkeypatch.setenv("XDG_CACHE_HOME", str(project / "another"))
     assert Cache(project / ".precaudit_cache")._rows == {}
+
+
+@pytest.mark.parametrize("key", ["core.fsmonitor", "diff.external", "core.hooksPath"])
+def test_what_a_repository_has_configured_git_to_run_is_not_run(project: Path, key: str) -> None:
+    (project / "bad.py").write_text(GOOD)
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], check=True, capture_output=True)
+    hooks = project / "hooks"
+    hooks.mkdir()
+    for name in ("run", "post-index-change", "fsmonitor-watchman"):
+        (hooks / name).write_text(f"#!/bin/sh\ntouch {project}/was-run\n")
+        (hooks / name).chmod(0o755)
+    value = hooks if key == "core.hooksPath" else hooks / "run"
+    subprocess.run(["git", "config", key, str(value)], check=True)
+    (project / "bad.py").write_text(BAD)
+    assert rules("--since", "HEAD", ".") == [("PA101", 3), ("PA301", 4)]
+    begin([sys.executable])
+    assert not (project / "was-run").exists()
+    subprocess.run(["git", "diff"], capture_output=True, check=False)
+    subprocess.run(["git", "add", "."], capture_output=True, check=False)
+    assert (project / "was-run").exists(), "git itself would have run it"

@@ -1,4 +1,4 @@
-"""Applies certain fixes: LibCST finds the nodes, only their own text is replaced, and the result is checked again."""
+"""Applies certain fixes: the tree finds the nodes, only their own text is replaced, and the result is checked again."""
 
 from __future__ import annotations
 
