@@ -39,7 +39,7 @@ def main():
 
 main()
 """
-INSIDE = ("user_site", "user_frame", "site_of", "storage_key", "local", "parameters", "state_tensors", "trains", "walk")
+INSIDE = ("user_site", "user_frame", "site_of", "storage_key", "local", "parameters", "state_tensors", "in_graph", "walk")
 """Functions that taps, trackers and watchers call everywhere."""
 
 
