@@ -212,6 +212,11 @@ def trace_call(
     return report
 
 
+def keep_modules(session: Any) -> None:
+    """Lets names be asked once the window is over, when a trace has let go of the program's modules."""
+    session.parts.let_go = lambda: None
+
+
 def _start(settings: dict[str, Any]) -> Any:
     from precaudit.runtime import session
 

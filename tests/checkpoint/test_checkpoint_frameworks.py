@@ -138,6 +138,7 @@ for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         optimizer.zero_grad()
     state, optimizer_state = get_state_dict(model, optimizer)
     dcp.save({"app": {"model": state, "optim": optimizer_state}}, checkpoint_id=name)
+dist.barrier()
 dist.destroy_process_group()
 """
 

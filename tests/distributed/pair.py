@@ -142,6 +142,7 @@ def _both(module: str, function: str, options: Mapping[str, Any], sessions: Any)
     from precaudit.runtime.trackers.modules import Modules
 
     session = sessions.start({**harness.SETTINGS, "cwd": str(HERE)})
+    harness.keep_modules(session)
     try:
         torch.manual_seed(0)
         recipe = getattr(importlib.import_module(module), function)

@@ -75,6 +75,7 @@ def both(fresh_accelerate: None) -> Callable[[Callable[[], Any]], Run]:
             torch.set_num_threads(1)
             torch.manual_seed(0)
             session = runtime.start({**harness.SETTINGS, "cwd": os.getcwd()})
+            harness.keep_modules(session)
             try:
                 model, optimizer, losses_traced = train()
                 held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -39,7 +39,9 @@ def main():
 
 main()
 """
-INSIDE = ("user_site", "user_frame", "site_of", "storage_key", "local", "parameters", "state_tensors", "in_graph", "walk")
+INSIDE = (
+    "user_site", "user_frame", "site_of", "storage_key", "local", "parameters", "state_tensors", "in_graph", "walk",
+)  # fmt: skip
 """Functions that taps, trackers and watchers call everywhere."""
 
 

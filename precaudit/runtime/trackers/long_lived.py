@@ -61,7 +61,9 @@ class LongLived:
         for source in sources:
             origin = self._tensors.of(source)
             marks = origin.marks or NO_MARKS
-            if name in COPIES and write.memory in marks.get("from", ()):
+            # A master that was made from low weights and is copied back to them is no value of their own.
+            master = origin.parameter is not None or origin.by_optimizer
+            if name in COPIES and not master and write.memory in marks.get("from", ()):
                 write.updates_itself = True
             if origin.parameter is not None or "param" in marks:
                 write.sources.add("param")
