@@ -167,6 +167,9 @@ def bits(model: nn.Module) -> list[bytes]:
     return [p.detach().contiguous().view(torch.uint8).numpy().tobytes() for p in model.parameters()]
 
 
+STATE = ("optimizer_state", "master_weight")
+
+
 def survey(name: str, build: Build, dtype: torch.dtype) -> list[str]:
     """What the trace and inspection disagree on; empty where they agree and the runs are bit-identical."""
     inspected: Counter[str] = Counter()
@@ -179,7 +182,8 @@ def survey(name: str, build: Build, dtype: torch.dtype) -> list[str]:
     wrong = []
     # Parameters are counted from the first update that was seen; some optimizers warm up longer than the window.
     if told not in (inspected + weights, inspected) and name != "galore-torch":
-        wrong.append(f"reported {dict(told)}, inspected {dict(inspected)} beside {dict(weights)}")
+        rows = [f"{fact['role']}: {fact['count']} {fact['detail']}" for fact in report.facts if fact["role"] in STATE]
+        wrong.append(f"reported {dict(told)}, inspected {dict(inspected)} beside {dict(weights)}: {rows}")
     if bits(plain) != bits(models[0]):
         wrong.append("the traced run ended with other weights")
     wrong += [note for note in report.coverage.notes if "could not follow" in note]

@@ -57,6 +57,8 @@ class Steps:
         """The optimizers that were built, less those that step inside another one."""
         self.stepped: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         """The optimizers that made an attempt; `hand_written` among them."""
+        self.by_optimizer = False
+        """Some optimizer made an attempt; it may be gone since."""
         self.traced: dict[int, bool] = {}
         """Traced step -> whether an update was taken in it."""
         self.trains = False
@@ -158,6 +160,7 @@ class Steps:
             self.stepped.pop(self.hand_written, None)
             window.restart()
         self.stepped[optimizer] = True
+        self.by_optimizer |= optimizer is not self.hand_written
         window.attempt(optimizer, skipped, traced)
         if window.step <= window.skip:
             window.opened()

@@ -54,7 +54,7 @@ class Accumulators(Watcher):
 
     def observations(self) -> Iterable[Observation]:
         yield from self._found()
-        if not self._steps.optimizers():
+        if not self._steps.by_optimizer:
             yield from self._hand_updated()
 
     def _found(self) -> list[Observation]:
