@@ -203,6 +203,7 @@ def trace(
 def _held(lock: Lock, compared: Comparison, traced: Traced, update: bool) -> int:
     """Says what the run does otherwise than its lock, or renews the lock; the exit code."""
     from precaudit.contracts import hold
+    from precaudit.launch.verdict import FINDINGS
 
     code = traced.verdict.exit_code
     if not hold.seen_enough(traced.report):
@@ -226,7 +227,7 @@ def _held(lock: Lock, compared: Comparison, traced: Traced, update: bool) -> int
     for line in compared.left_out:
         print(f"  not compared: {line}", file=sys.stderr)
     print("  where that is meant, accept it with --update-lock", file=sys.stderr)
-    return code or 1
+    return code or FINDINGS
 
 
 def _show(traced: Traced, command: str, output_format: str, verbosity: int, show_again: str | None) -> None:

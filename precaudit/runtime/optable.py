@@ -1,4 +1,4 @@
-"""What each aten op is, as far as precision goes: the tables the op probe chooses its reaction from."""
+"""What each aten op is, as far as precision goes: the tables that taps, trackers and watchers choose ops by."""
 
 from __future__ import annotations
 

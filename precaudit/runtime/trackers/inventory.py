@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..dtypes import DTYPE_NAMES
 from ..events import Bus, StepEnded
+from .contents import Contents
 from .modules import Modules
-from .optimizers import parameters, state_tensors
+from .optimizers import parameters
 from .window import Window
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -26,8 +27,8 @@ Held = dict[str, str]
 class Inventory:
     """Reads each optimizer, and the modules that hold its parameters, once: when its first traced step is over."""
 
-    def __init__(self, bus: Bus, window: Window, modules: Modules) -> None:
-        self._window, self._modules = window, modules
+    def __init__(self, bus: Bus, window: Window, modules: Modules, contents: Contents) -> None:
+        self._window, self._modules, self._contents = window, modules, contents
         self._held: dict[str, Held] = {}
         self._read: set[int] = set()
         """Optimizers and outermost modules, by id: two that share one after the other tell their names alone."""
@@ -56,7 +57,7 @@ class Inventory:
             root = self._modules.around(self._modules.holder(parameter))[-1]
             if root is not None:
                 roots[id(root)] = root
-        for held in state_tensors(optimizer):
+        for held in self._contents.kept(optimizer):
             owner = names.get(id(held.parameter)) if held.parameter is not None else None
             self._note(owner or f"{kind}.{held.name}", f"{kind}.{held.name}", held.tensor)
         for key, root in roots.items():
