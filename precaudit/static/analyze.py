@@ -17,8 +17,9 @@ from precaudit.static.imports import MAX_FOLDERS, locate, origins
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef, Value
+from precaudit.static.overlays.answers import Answers
+from precaudit.static.overlays.run import Run
 from precaudit.static.overlays.torch import conclusions
-from precaudit.static.overlays.torch_model import Torch
 from precaudit.static.reach.relevance import leads_to
 from precaudit.static.reach.words import may_hold_a_finding, trains
 from precaudit.static.source import Source
@@ -35,8 +36,8 @@ MAX_SIBLING_BYTES = 60_000
 class Siblings:
     """Finds and runs the modules of the same project that a file imports."""
 
-    def __init__(self, torch: Torch, trains: bool) -> None:
-        self.torch = torch
+    def __init__(self, run: Run, trains: bool) -> None:
+        self.run = run
         self.trains = trains
         """Whether the file under check trains: for any other, modules in folders above and re-exports are not read."""
         self.loaded: dict[Path, ModuleRef | None] = {}
@@ -107,7 +108,7 @@ class Siblings:
         self.runs += 1
         store: Store = {}
         self.loaded[path] = ModuleRef(found, store)
-        self.torch.interpreter.run_module(found, store)
+        self.run.interpreter.run_module(found, store)
 
 
 def _hands_on(path: Path, raw: bytes) -> bool:
@@ -117,13 +118,13 @@ def _hands_on(path: Path, raw: bytes) -> bool:
 
 def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     """The Facts that this file proves, and [path, content hash] of each sibling module they also rest on."""
-    torch = Torch()
-    detectors.attach(torch.bus)
-    interpreter = torch.interpreter
-    siblings = Siblings(torch, trains(source.text.encode("utf-8", "replace")))
+    run = Run(Answers)
+    detectors.attach(run.bus)
+    interpreter = run.interpreter
+    siblings = Siblings(run, trains(source.text.encode("utf-8", "replace")))
     interpreter.find_module = siblings.find
     interpreter.find_name = siblings.find_name
-    torch.read_beside = siblings.read
+    run.read_beside = siblings.read
     store: Store = {}
     enabled, limit = gc.isenabled(), sys.getrecursionlimit()
     gc.disable()
@@ -136,9 +137,9 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
         interpreter.run_rest(source, store)
         if source.misread:
             return analyze(Source(source.path, source.text, source.file, whole=True))
-        conclusions.finish(torch)
-        torch.bus.finish(torch)
-        return torch.facts.resolve(torch.training.frameworks), [list(row) for row in siblings.hashes.items()]
+        conclusions.finish(run)
+        run.bus.finish(run)
+        return run.facts.resolve(run.training.frameworks), [list(row) for row in siblings.hashes.items()]
     finally:
         interpreter.forget()
         sys.setrecursionlimit(limit)

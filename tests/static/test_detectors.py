@@ -33,7 +33,7 @@ def listen(bus):
 
 def difference(op):
     if [MEAN.of(value) for value in op.operands] == ["of square", "squared"]:
-        op.torch.facts.add(Kind.OP, op.spot, op.result.dtype, op="variance-by-difference")
+        op.run.facts.add(Kind.OP, op.spot, op.result.dtype, op="variance-by-difference")
 '''
 
 SCRIPT = """

@@ -22,15 +22,15 @@ from precaudit.static.language.values import Context, DType, Instance, Opaque, R
 from precaudit.static.overlays.torch import modules, optimizers
 
 
-def trainer(torch, name, args, kwargs, node):
+def trainer(run, name, args, kwargs, node):
     return Instance(Ref("tinytrain.Trainer"), {"\\0low": "bfloat16"})
 
 
-def method(torch, receiver, name, args, kwargs, node):
+def method(run, receiver, name, args, kwargs, node):
     if name == "fit":
-        modules.cast_module(torch, args[0], DType(frozenset({receiver.store["\\0low"]})), node)
-        for _, param in modules.parameters(torch, args[0]):
-            optimizers.optimizer(torch, "torch.optim.AdamW", [param], {}, node)
+        modules.cast_module(run, args[0], DType(frozenset({receiver.store["\\0low"]})), node)
+        for _, param in modules.parameters(run, args[0]):
+            optimizers.optimizer(run, "torch.optim.AdamW", [param], {}, node)
     return unknown()
 
 

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 
-from precaudit.static.overlays.events import Bus
+from precaudit.static.overlays.bus import Bus
 
 
 @cache

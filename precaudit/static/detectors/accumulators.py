@@ -16,12 +16,13 @@ from precaudit.static.language.values import (
     Value,
     is_low,
 )
-from precaudit.static.overlays.events import Bus, Op, Update
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op, Update
 from precaudit.static.overlays.torch import handwritten, operands
 from precaudit.static.overlays.torch.opnames import LIKE, NEW
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 STATISTICS = re.compile(r"(?:running|moving)_(?:mean|var|std)")
 """What buffers of a normalisation written by hand are called."""
@@ -40,15 +41,15 @@ def listen(bus: Bus) -> None:
 
 def _updated(update: Update) -> None:
     """Which mistake it is to keep this low depends on what was added."""
-    torch, target, added, node, name, attribute = update
+    run, target, added, node, name, attribute = update
     if isinstance(target, Param):
         if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
-            if "learnt" in operands.marks_of([operands.as_tensor(torch, a) for a in added]):
-                handwritten.average(torch, target.dtype, target.store.get("spot") or torch.spot(node), node)
+            if "learnt" in operands.marks_of([operands.as_tensor(run, a) for a in added]):
+                handwritten.average(run, target.dtype, target.store.get("spot") or run.spot(node), node)
             else:
-                _buffer(torch, target, node)
+                _buffer(run, target, node)
             return
-        handwritten.parameter_written(torch, target, name, added, node)
+        handwritten.parameter_written(run, target, name, added, node)
         return
     if not isinstance(target, Tensor) or not target.low:
         return
@@ -56,20 +57,20 @@ def _updated(update: Update) -> None:
         if not any(isinstance(a, Tensor) and any(part is target for part in a.parts) for a in added):
             return
         name = "add"
-    if torch.interpreter.inside("forward") and not attribute:
+    if run.interpreter.inside("forward") and not attribute:
         return
-    marks = operands.marks_of([operands.as_tensor(torch, a) for a in added])
-    spot = target.origin or target.spot or torch.spot(node)
+    marks = operands.marks_of([operands.as_tensor(run, a) for a in added])
+    spot = target.origin or target.spot or run.spot(node)
     if "gradient" in target.marks and "created" not in target.marks:
         return
     if "gradient" in marks and not target.marks & {"created", "differentiable"}:
         return  # who knows what, perhaps a leaf that the loop perturbs
-    if handwritten.current_optimizer(torch) is not None or handwritten.compensating(torch):
+    if handwritten.current_optimizer(run) is not None or handwritten.compensating(run):
         return
     if "gradient" in marks and "differentiable" in target.marks:
         # A leaf that the loop itself trains, or perturbs: not a buffer for its gradients.
-        if name in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(torch, target):
-            handwritten.trained_by_hand(torch, target.dtype, spot, node)
+        if name in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(run, target):
+            handwritten.trained_by_hand(run, target.dtype, spot, node)
         return
     counts = target.zero_dim or "single" in target.marks
     squares = [a for a in added if SQUARE.of(a) or NORM.of(a)]
@@ -80,19 +81,19 @@ def _updated(update: Update) -> None:
         decays = "decayed" in target.marks or name in ("lerp", "addcmul")
         summed = Role.GRADIENT_NORM if target.zero_dim else Role.GRADIENT_ACCUMULATION
         role = Role.OPTIMIZER_STATE if decays else summed
-        torch.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", torch.spot(node)), "")
+        run.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", run.spot(node)), "")
     elif _takes_a_step(target, added):
-        because = ("differences of weights are added here", torch.spot(node))
-        torch.facts.add(Kind.HOLDS, spot, target.dtype, Role.OPTIMIZER_STATE, because, "")
+        because = ("differences of weights are added here", run.spot(node))
+        run.facts.add(Kind.HOLDS, spot, target.dtype, Role.OPTIMIZER_STATE, because, "")
     elif "weights" in marks and target.marks & {"weights", "created"} and (name in ("add", "lerp") or nears):
-        if "differentiable" not in marks or "detached" in marks or not torch.grad():
-            handwritten.average(torch, target.dtype, spot, node)
-    elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(torch, marks):
+        if "differentiable" not in marks or "detached" in marks or not run.grad():
+            handwritten.average(run, target.dtype, spot, node)
+    elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(run, marks):
         return
     elif not attribute and not counts and not any(isinstance(a, Tensor) for a in added):
         return  # a number, or who knows what, added to each element of a work space: not a counter
-    elif _lasting(torch, target, attribute):
-        _long_lived(torch, target.dtype, target.spot, _of_its_own(target), node)
+    elif _lasting(run, target, attribute):
+        _long_lived(run, target.dtype, target.spot, _of_its_own(target), node)
 
 
 def _difference(op: Op) -> None:
@@ -110,23 +111,23 @@ def _takes_a_step(target: Tensor, added: list[Value]) -> bool:
 def _recurrence(op: Op) -> None:
     """A recurrence keeps its running value low at each step."""
     if isinstance(op.result, Tensor):
-        op.torch.facts.add(Kind.HOLDS, op.spot, op.result.dtype, Role.REDUCTION, None, "", pattern="running")
+        op.run.facts.add(Kind.HOLDS, op.spot, op.result.dtype, Role.REDUCTION, None, "", pattern="running")
 
 
-def _of_this_pass(torch: Torch, marks: frozenset[str]) -> bool:
+def _of_this_pass(run: Run, marks: frozenset[str]) -> bool:
     """Whether what is added belongs to one forward pass: activations that are summed, not a loss that is logged."""
-    return "differentiable" in marks and "loss" not in marks and torch.grad()
+    return "differentiable" in marks and "loss" not in marks and run.grad()
 
 
-def _lasting(torch: Torch, target: Tensor, attribute: bool) -> bool:
+def _lasting(run: Run, target: Tensor, attribute: bool) -> bool:
     """Whether it is older than the present turn of a loop."""
-    now, then = torch.loops(), target.loops
+    now, then = run.loops(), target.loops
     return attribute or (len(now) >= len(then) and now != then)
 
 
-def _older(torch: Torch, target: Tensor) -> bool:
+def _older(run: Run, target: Tensor) -> bool:
     """Whether it is older than the present turn of the outermost loop."""
-    now = torch.loops()[:1]
+    now = run.loops()[:1]
     return bool(now) and now != target.loops[:1]
 
 
@@ -135,26 +136,26 @@ def _of_its_own(tensor: Tensor) -> Spot | None:
     return None if tensor.op in LIKE | NEW else tensor.origin
 
 
-def _buffer(torch: Torch, buffer: Param, node: Any) -> None:
+def _buffer(run: Run, buffer: Param, node: Any) -> None:
     if not STATISTICS.fullmatch(buffer.store.get("name") or ""):
-        _long_lived(torch, buffer.dtype, buffer.store.get("spot"), buffer.store.get("origin"), node)
+        _long_lived(run, buffer.dtype, buffer.store.get("spot"), buffer.store.get("origin"), node)
         return
-    torch.facts.add(
+    run.facts.add(
         Kind.HOLDS,
-        buffer.store.get("spot") or torch.spot(node),
+        buffer.store.get("spot") or run.spot(node),
         buffer.dtype,
         Role.NORM_RUNNING_STATISTICS,
-        ("they are updated here", torch.spot(node)),
+        ("they are updated here", run.spot(node)),
     )
 
 
-def _long_lived(torch: Torch, dtype: Dtypes | None, spot: Spot | None, origin: Spot | None, node: Any) -> None:
-    torch.facts.add(
+def _long_lived(run: Run, dtype: Dtypes | None, spot: Spot | None, origin: Spot | None, node: Any) -> None:
+    run.facts.add(
         Kind.HOLDS,
-        origin or spot or torch.spot(node),
+        origin or spot or run.spot(node),
         dtype,
         Role.ACCUMULATOR,
-        ("it is updated from itself here", torch.spot(node)),
+        ("it is updated from itself here", run.spot(node)),
         "",
         what="running",
     )

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from precaudit.model.vocabulary import LOW, Kind, Role
 from precaudit.static.language.values import ANY, Dict, Instance, Opaque, Seq, Spot, Tensor, Value
 from precaudit.static.overlays import records
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import modules, operands
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 SCALER = re.compile(r"scal|amp|extra|state|other|misc")
 """Keys under which something unknown may be a scaler's state."""
@@ -37,7 +38,7 @@ class Checkpoints:
 
     def _saved(self, op: Op) -> None:
         """`torch.save(value, path)`."""
-        value = _by_name(op.torch, op.operand(0))
+        value = _by_name(op.run, op.operand(0))
         if not isinstance(value, Dict) or value.kind != "dict":
             return
         if any(isinstance(v, Opaque) and _may_hold_scaler(k) for k, v in value.store.items()):
@@ -48,29 +49,29 @@ class Checkpoints:
             _low_weights_saved(op, list(value.store.values()))
             _low_state_saved(op, states)
 
-    def _end(self, torch: Torch) -> None:
-        stepped = torch.training.stepped_scalers
-        live = any(s.enabled is not False and id(s.store) in stepped for s in torch.training.scalers)
+    def _end(self, run: Run) -> None:
+        stepped = run.training.stepped_scalers
+        live = any(s.enabled is not False and id(s.store) in stepped for s in run.training.scalers)
         for spot in self._saves if live and not self._scaler_saved else ():
-            torch.facts.add(Kind.CHECKPOINT, spot, saves_optimizer=True, saves_scaler=False)
+            run.facts.add(Kind.CHECKPOINT, spot, saves_optimizer=True, saves_scaler=False)
 
 
-def _by_name(torch: Torch, value: Value) -> Value:
+def _by_name(run: Run, value: Value) -> Value:
     """A tuple or an object that is no module as the dict of what it holds."""
     if isinstance(value, Seq) and not value.open:
         return Dict(dict(enumerate(value.items)))
-    if isinstance(value, Instance) and not modules.is_module(torch, value):
+    if isinstance(value, Instance) and not modules.is_module(run, value):
         return records.as_dict(value)
     return value
 
 
 def _low_weights_saved(op: Op, entries: list[Value]) -> None:
     """Weights are written low beside the optimizer's state, and nowhere in float32: a resumed run begins from them."""
-    weights = [w for entry in entries for w in _weights(op.torch, entry)]
+    weights = [w for entry in entries for w in _weights(op.run, entry)]
     low = [w for w in weights if w.low]
     if low and len(low) == len(weights):
         because = ("the weights were cast here", low[0].spot)
-        op.torch.facts.add(Kind.CHECKPOINT, op.spot, low[0].dtype, Role.MASTER_WEIGHT, because, low=True)
+        op.run.facts.add(Kind.CHECKPOINT, op.spot, low[0].dtype, Role.MASTER_WEIGHT, because, low=True)
 
 
 def _low_state_saved(op: Op, states: list[Tensor]) -> None:
@@ -78,14 +79,14 @@ def _low_state_saved(op: Op, states: list[Tensor]) -> None:
     low = [t for t in states if t.dtype is not None and t.dtype & LOW]
     if low and low[0].dtype is not None:
         because = ("the optimizer's state was cast here", low[0].spot)
-        op.torch.facts.add(Kind.CHECKPOINT, op.spot, low[0].dtype & LOW, Role.OPTIMIZER_STATE, because, low=True)
+        op.run.facts.add(Kind.CHECKPOINT, op.spot, low[0].dtype & LOW, Role.OPTIMIZER_STATE, because, low=True)
 
 
-def _weights(torch: Torch, entry: Value) -> list[Tensor]:
+def _weights(run: Run, entry: Value) -> list[Tensor]:
     """The tensors of a state dict, of a dict made from one, or of a module that is saved whole."""
     held = list(entry.store.values()) if isinstance(entry, Dict) else []
-    if modules.is_module(torch, entry):
-        held = [operands.as_tensor(torch, param) for _, param in modules.parameters(torch, entry)]
+    if modules.is_module(run, entry):
+        held = [operands.as_tensor(run, param) for _, param in modules.parameters(run, entry)]
     return [v for v in held if isinstance(v, Tensor) and "weights" in v.marks]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, rounds_to
 from precaudit.static.language.values import Tensor, Value, float_constant
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch.opnames import POINTWISE
 
 ARITHMETIC = [name for name, kind in POINTWISE.items() if kind in ("Add", "Subtract", "Multiply")] + ["where"]
@@ -28,4 +29,4 @@ def _overflows(op: Op, value: Value | None) -> None:
     dtype = op.result.dtype if isinstance(op.result, Tensor) else None
     if number is not None and dtype and all(rounds_to(number, name) == "inf" for name in dtype):
         detail = f"{number:g} is not finite there"
-        op.torch.facts.add(Kind.CONSTANT, op.spot, dtype, None, None, detail, overflows=True)
+        op.run.facts.add(Kind.CONSTANT, op.spot, dtype, None, None, detail, overflows=True)

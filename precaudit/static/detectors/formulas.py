@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import Mark, Tensor, float_constant
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 EXPONENTIALS: Mark[str] = Mark(lambda one, other: one if one == other else None)
 """Exponentials that nothing was subtracted from, "exp", or their sum: the formula that its logarithm makes."""
@@ -34,13 +35,13 @@ def _logarithm(op: Op) -> None:
         return
     formula = EXPONENTIALS.of(tensor)
     if formula not in (None, "exp"):
-        op.torch.facts.add(Kind.OP, op.spot, result.dtype, op=formula)
+        op.run.facts.add(Kind.OP, op.spot, result.dtype, op=formula)
     if tensor.op == "sigmoid" and "differentiable" in result.marks:
-        op.torch.facts.add(Kind.OP, op.spot, result.dtype, op="log-sigmoid-by-hand")
+        op.run.facts.add(Kind.OP, op.spot, result.dtype, op="log-sigmoid-by-hand")
 
 
 def _on_probabilities(op: Op) -> None:
     given = op.operand(0)
     if isinstance(given, Tensor) and given.low and "probabilities" in given.marks:
-        spot, because = op.torch.loss_built or op.spot, ("the probabilities were computed here", given.spot)
-        op.torch.facts.add(Kind.OP, spot, given.dtype, None, because, "", op="bce-on-probabilities")
+        spot, because = op.run.loss_built or op.spot, ("the probabilities were computed here", given.spot)
+        op.run.facts.add(Kind.OP, spot, given.dtype, None, because, "", op="bce-on-probabilities")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, Value
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
 class Norm(NamedTuple):
@@ -64,7 +65,7 @@ class GradientNorms:
     def _used(self, op: Op, divisor: Value) -> None:
         norm = NORM.of(divisor)
         if norm is not None:
-            _report(op.torch, norm)
+            _report(op.run, norm)
 
     def _read(self, op: Op) -> None:
         norm = NORM.of(op.first)
@@ -75,14 +76,14 @@ class GradientNorms:
         if isinstance(op.first, Tensor) and "gradient" in op.first.marks:
             self._scaled = True
 
-    def _end(self, torch: Torch) -> None:
+    def _end(self, run: Run) -> None:
         for norm in self._numbers if self._scaled else ():
-            _report(torch, norm)
+            _report(run, norm)
 
 
-def _report(torch: Torch, norm: Norm) -> None:
+def _report(run: Run, norm: Norm) -> None:
     because = ("squared here", norm.squared)
     kernel = norm.squared is None
     past = "a norm past 65504 is inf" if kernel else "squares and their sum overflow past 65504"
     detail = past if norm.dtype == frozenset({"float16"}) else ""
-    torch.facts.add(Kind.HOLDS, norm.spot, norm.dtype, Role.GRADIENT_NORM, because, detail)
+    run.facts.add(Kind.HOLDS, norm.spot, norm.dtype, Role.GRADIENT_NORM, because, detail)

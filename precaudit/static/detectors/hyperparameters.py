@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import FLOATING, Kind, Role
 from precaudit.static.language.values import Dtypes, Mark, Seq, Spot, Tensor, Value, float_constant
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 DECAYS: Mark[tuple[Spot, float]] = Mark()
 """Where a row of numbers was made of which one is a decay that became 1.0, and that number."""
@@ -54,4 +55,4 @@ def _handed_over(op: Op) -> None:
 
 
 def _report(op: Op, spot: Spot, dtype: Dtypes | None, detail: str, key: str) -> None:
-    op.torch.facts.add(Kind.HOLDS, spot, dtype, Role.OPTIMIZER_STATE, None, detail, what="hyperparameter", key=key)
+    op.run.facts.add(Kind.HOLDS, spot, dtype, Role.OPTIMIZER_STATE, None, detail, what="hyperparameter", key=key)

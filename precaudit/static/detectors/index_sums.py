@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import NONE, Mark, Seq, Tensor, Value, constant, truth
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 CHOSEN: Mark[bool] = Mark(stays=True)
 """Indices that name each row once or a few times: a count, a permutation, an expert's tokens. A row is a sum of few."""
@@ -33,9 +34,9 @@ def _summed(op: Op) -> None:
     into, index = op.operand(0), op.argument(1, "indices") or op.argument(2, "index") or NONE
     if any(CHOSEN.of(value) for value in _indices(op, index)):
         return
-    if isinstance(into, Tensor) and into.low and "created" in into.marks and into.loops == op.torch.loops():
+    if isinstance(into, Tensor) and into.low and "created" in into.marks and into.loops == op.run.loops():
         because = ("it was made low here", into.origin or into.spot)
-        op.torch.facts.add(Kind.HOLDS, op.spot, into.dtype, Role.REDUCTION, because, "", pattern="running")
+        op.run.facts.add(Kind.HOLDS, op.spot, into.dtype, Role.REDUCTION, because, "", pattern="running")
 
 
 def _indices(op: Op, index: Value) -> list[Value]:

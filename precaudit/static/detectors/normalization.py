@@ -5,7 +5,8 @@ from __future__ import annotations
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.detectors import reaching
 from precaudit.static.language.values import Dtypes, Mark, Seq, Spot, Tensor, float_constant
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 SQUARE: Mark[Spot] = Mark()
 """Where the low square or variance stands that this statistic comes from."""
@@ -62,7 +63,7 @@ def _root(op: Op) -> None:
     if tensor.op in ("square", "pow"):
         return
     SCALE.put(op.result, square)
-    if op.torch.in_forward():
+    if op.run.in_forward():
         _report(op, square, tensor.dtype, "its root is taken here")
 
 
@@ -76,7 +77,7 @@ def _scaled(op: Op) -> None:
             continue
         if "gradient" in value.marks | scale.marks or value.zero_dim or "weights" in value.marks:
             continue
-        if "differentiable" in value.marks and op.torch.grad():
+        if "differentiable" in value.marks and op.run.grad():
             _report(op, square, scale.dtype, "something is divided by its root here")
         else:
             reaching.enters(op.result, reaching.Rounded(square, scale.dtype, _entered))
@@ -88,4 +89,4 @@ def _entered(op: Op, found: reaching.Rounded) -> None:
 
 def _report(op: Op, square: Spot, dtype: Dtypes | None, how: str) -> None:
     because = (how, op.spot)
-    op.torch.facts.add(Kind.HOLDS, square, dtype, Role.NORM_COMPUTATION, because, "", hand_written=True)
+    op.run.facts.add(Kind.HOLDS, square, dtype, Role.NORM_COMPUTATION, because, "", hand_written=True)

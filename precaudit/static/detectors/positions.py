@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, float_constant, is_float
-from precaudit.static.overlays.events import Bus, Op
-from precaudit.static.overlays.torch import training
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 ARITHMETIC = "add sub mul div outer stack cat"
 """What positions are computed with; where they are only compared, none of it matters."""
@@ -52,7 +52,7 @@ def _coordinates(op: Op) -> None:
     """Positions that do not fit are computed with: as coordinates, distances, offsets."""
     for tensor in op.tensors:
         found = TOO_MANY.of(tensor)
-        if found is not None and op.torch.training.in_earnest:
+        if found is not None and op.run.training.in_earnest:
             _report(op, *found, ("they are computed with here", op.spot), "positions are coordinates")
 
 
@@ -97,6 +97,6 @@ def _index(op: Op) -> None:
 
 
 def _report(op: Op, spot: Spot, dtype: Dtypes | None, because: tuple[str, Spot | None], detail: str) -> None:
-    if training.in_a_test_alone(op.torch):
+    if op.run.in_a_test_alone():
         return
-    op.torch.facts.add(Kind.HOLDS, spot, dtype, Role.POSITIONS, because, detail, representable=False)
+    op.run.facts.add(Kind.HOLDS, spot, dtype, Role.POSITIONS, because, detail, representable=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import Tensor
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch.opnames import POINTWISE
 
 
@@ -16,4 +17,4 @@ def _combined(op: Op) -> None:
     wide = next((t for t in op.tensors if t.zero_dim and "asked_float32" in t.marks), None)
     if wide is not None and isinstance(op.result, Tensor) and not op.result.zero_dim:
         because = ("it was made float32 here", wide.spot)
-        op.torch.facts.add(Kind.OP, op.spot, op.result.dtype, None, because, op="no-promotion")
+        op.run.facts.add(Kind.OP, op.spot, op.result.dtype, None, because, op="no-promotion")

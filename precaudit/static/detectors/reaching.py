@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from precaudit.static.language.values import Dtypes, Mark, Spot, Value
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 
 class Rounded(NamedTuple):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import Tensor, Value
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import casts
 from precaudit.static.overlays.torch.opnames import FLOAT32_MATH, LOSSES, SAME
 
@@ -19,27 +20,27 @@ def listen(bus: Bus) -> None:
 
 def _widened(op: Op, given: Value) -> None:
     """Autocast widens a value that was cast low by hand just before."""
-    region, result = op.torch.autocast(), op.result
+    region, result = op.run.autocast(), op.result
     if region is None or not isinstance(given, Tensor) or not isinstance(result, Tensor) or op.dtype_given:
         return
     if given.op == "cast" and given.low and "recast" in given.marks and result.dtype == frozenset({"float32"}):
-        casts.half_cast(op.torch, given.spot, given.dtype, region.spot)
+        casts.half_cast(op.run, given.spot, given.dtype, region.spot)
 
 
 def _low_in_a_disabled_region(op: Op) -> None:
     """Autocast is off, so that this is exact; and it is handed something low from outside."""
-    region, given = op.torch.disabled_region(), op.operand(0)
+    region, given = op.run.disabled_region(), op.operand(0)
     if region is None or region.spot is None or not isinstance(given, Tensor) or not given.low:
         return
-    if op.torch.outside_region(given, region):
+    if op.run.outside_region(given, region):
         because = ("low precision is used here", op.spot)
-        op.torch.facts.add(Kind.AUTOCAST, region.spot, given.dtype, None, because, "", enabled=False, upcast=False)
+        op.run.facts.add(Kind.AUTOCAST, region.spot, given.dtype, None, because, "", enabled=False, upcast=False)
 
 
 def _cross_entropy(op: Op) -> None:
     """PyTorch refuses binary_cross_entropy under autocast."""
-    region, given = op.torch.autocast(), op.first
+    region, given = op.run.autocast(), op.first
     if region is None or region.spot is None or region.enabled is False or not isinstance(given, Tensor):
         return
-    spot, dtype = op.torch.loss_built or op.spot, given.dtype
-    op.torch.facts.add(Kind.OP, spot, dtype or "", op="binary_cross_entropy", under_autocast=True)
+    spot, dtype = op.run.loss_built or op.spot, given.dtype
+    op.run.facts.add(Kind.OP, spot, dtype or "", op="binary_cross_entropy", under_autocast=True)

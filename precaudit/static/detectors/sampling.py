@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import Tensor
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 
 def listen(bus: Bus) -> None:
@@ -13,4 +14,4 @@ def listen(bus: Bus) -> None:
 
 def _logarithm(op: Op) -> None:
     if isinstance(op.first, Tensor) and isinstance(op.result, Tensor) and "uniform" in op.first.marks:
-        op.torch.facts.add(Kind.OP, op.spot, op.result.dtype, op="low-precision-sampling")
+        op.run.facts.add(Kind.OP, op.spot, op.result.dtype, op="low-precision-sampling")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.detectors import reaching
 from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch.opnames import LOSSES, POINTWISE
 
 SOFTMAX: Mark[tuple[Spot, Dtypes]] = Mark(stays=True)
@@ -57,7 +58,7 @@ def _consumed(op: Op, feeds: str) -> None:
         return
     if feeds == "loss" or "differentiable" in tensor.marks:
         because = (f"it feeds {feeds} here", op.spot)
-        op.torch.facts.add(Kind.HOLDS, found[0], tensor.dtype, Role.SOFTMAX, because, "", feeds=feeds)
+        op.run.facts.add(Kind.HOLDS, found[0], tensor.dtype, Role.SOFTMAX, because, "", feeds=feeds)
 
 
 def _logarithm(op: Op) -> None:
@@ -66,17 +67,17 @@ def _logarithm(op: Op) -> None:
         return
     if "differentiable" in result.marks:
         because = ("its input became low here", tensor.spot)
-        op.torch.facts.add(Kind.HOLDS, op.spot, result.dtype, Role.SOFTMAX, because, op.name, feeds="loss")
+        op.run.facts.add(Kind.HOLDS, op.spot, result.dtype, Role.SOFTMAX, because, op.name, feeds="loss")
 
 
 def _cross_entropy(op: Op) -> None:
     logits, result = op.operand(0), op.result
     if not isinstance(logits, Tensor) or not isinstance(result, Tensor):
         return
-    if op.torch.grad() and "differentiable" in logits.marks:
+    if op.run.grad() and "differentiable" in logits.marks:
         because = ("its input became low here", logits.spot)
         detail = "cross_entropy is computed on them"
-        op.torch.facts.add(
+        op.run.facts.add(
             Kind.HOLDS, op.spot, result.dtype, Role.SOFTMAX, because, detail, feeds="loss", by="cross_entropy"
         )
 
@@ -91,13 +92,13 @@ def _factor(op: Op) -> None:
 
 def _weighed(op: Op, found: reaching.Rounded) -> None:
     because = ("a loss weighed by them is differentiated here", op.spot)
-    op.torch.facts.add(Kind.HOLDS, found.spot, found.dtype, Role.SOFTMAX, because, "", feeds="loss")
+    op.run.facts.add(Kind.HOLDS, found.spot, found.dtype, Role.SOFTMAX, because, "", feeds="loss")
 
 
 def _target(op: Op) -> None:
     """The target of a loss that is a softmax in low precision."""
     target = op.argument(1, "target")
     found = (SOFTMAX.of(target) or LOG_TARGET.of(target)) if target is not None else None
-    if found is not None and op.torch.grad():
+    if found is not None and op.run.grad():
         because = ("they are the target of a loss here", op.spot)
-        op.torch.facts.add(Kind.HOLDS, *found, Role.SOFTMAX, because, "", feeds="loss")
+        op.run.facts.add(Kind.HOLDS, *found, Role.SOFTMAX, because, "", feeds="loss")

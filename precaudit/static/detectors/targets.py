@@ -5,7 +5,8 @@ from __future__ import annotations
 from precaudit.model.vocabulary import Kind
 from precaudit.static.detectors import reaching
 from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, float_constant
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 
 FAR: Mark[bool] = Mark(stays=True)
 """A constant much larger than the spread of what it was added to: only the last digits tell one value from another."""
@@ -47,7 +48,7 @@ def _cast(op: Op) -> None:
 def _compared(op: Op) -> None:
     target = op.argument(1, "target")
     found = TARGET.of(target) if target is not None else None
-    if found is not None and op.torch.grad():
+    if found is not None and op.run.grad():
         _report(op, *found)
 
 
@@ -61,4 +62,4 @@ def _subtracted(op: Op) -> None:
 
 def _report(op: Op, spot: Spot, dtype: Dtypes) -> None:
     because = ("a loss compares with them here", op.spot)
-    op.torch.facts.add(Kind.OP, spot, dtype, None, because, op="low-precision-target")
+    op.run.facts.add(Kind.OP, spot, dtype, None, because, op="low-precision-target")

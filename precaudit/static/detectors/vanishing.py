@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role, rounds_to
 from precaudit.static.language.values import Mark, Spot, Tensor, Value, float_constant
-from precaudit.static.overlays.events import Bus, Op
+from precaudit.static.overlays.bus import Bus
+from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import handwritten
 
 TINY: Mark[tuple[float, Spot]] = Mark(lambda one, other: one if other else None)
@@ -44,13 +45,13 @@ def _guards_nothing(op: Op, value: Value, feeds: str) -> None:
     if found is None or not isinstance(value, Tensor) or not value.low:
         return
     number, spot = found
-    if handwritten.current_optimizer(op.torch) is not None:
+    if handwritten.current_optimizer(op.run) is not None:
         because = ("it is to guard this", op.spot)
-        op.torch.facts.add(
+        op.run.facts.add(
             Kind.EPS, spot, value.dtype, Role.OPTIMIZER_STATE, because, f"eps={number:g}", rounds_to="zero"
         )
         return
     detail = f"{number:g} is 0 there"
-    op.torch.facts.add(
+    op.run.facts.add(
         Kind.CONSTANT, spot, value.dtype, None, None, detail, overflows=False, rounds_to="zero", feeds=feeds
     )

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from precaudit.static.language.values import Class, Function, Value
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
-Call = Callable[["Torch", str, list[Value], dict[str, Value], Any], Value]
+Call = Callable[["Run", str, list[Value], dict[str, Value], Any], Value]
 """torch, dotted name, arguments, keywords, node -> what the call returns."""
-Method = Callable[["Torch", Any, str, list[Value], dict[str, Value], Any], Value]
+Method = Callable[["Run", Any, str, list[Value], dict[str, Value], Any], Value]
 """torch, object, name of the method, arguments, keywords, node -> what the call returns."""
 
 
@@ -42,13 +42,13 @@ class Overlay(Protocol):
     def hook_arguments(self, cls: Class, name: str) -> dict[str, Value]:
         """What is known of the arguments with which the library calls this method of a class under check."""
 
-    def argument(self, torch: Torch, function: Function, name: str) -> Value | None:
+    def argument(self, run: Run, function: Function, name: str) -> Value | None:
         """What a decorator of the library hands to a function under this name where its caller does not."""
 
-    def returned(self, torch: Torch, cls: Class, name: str, value: Value, node: Any) -> None:
+    def returned(self, run: Run, cls: Class, name: str, value: Value, node: Any) -> None:
         """Notes what this method of a class under check gives back to the library."""
 
-    def finish(self, torch: Torch) -> None:
+    def finish(self, run: Run) -> None:
         """Says what only the whole file can tell."""
 
 

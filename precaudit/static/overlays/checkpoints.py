@@ -16,7 +16,7 @@ from precaudit.static.language.values import Dtypes, Opaque, Spot, Value, consta
 from precaudit.static.overlays.torch import modules
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 KNOWN = framework("transformers").words["checkpoints"]
 PINNED = re.compile(
@@ -25,7 +25,7 @@ PINNED = re.compile(
 REQUIREMENTS = ("requirements.txt", "pyproject.toml", "requirements-train.txt", "setup.cfg")
 
 
-def asked_for_none(torch: Torch, name: str, given: Value | None, spot: Spot) -> Dtypes | None:
+def asked_for_none(run: Run, name: str, given: Value | None, spot: Spot) -> Dtypes | None:
     """The dtype in which a checkpoint comes that is loaded as it is: low for certain, or None."""
     called = constant(given)
     if isinstance(called, str):
@@ -34,32 +34,32 @@ def asked_for_none(torch: Torch, name: str, given: Value | None, spot: Spot) -> 
             return None
         if "/" in called and any(fnmatchcase(lower, pattern) for pattern in KNOWN["low"]):
             return frozenset({"bfloat16"})
-    return saved_here(torch)
+    return saved_here(run)
 
 
-def saved_here(torch: Torch) -> Dtypes | None:
+def saved_here(run: Run) -> Dtypes | None:
     """The dtype of what this script itself saved before it loads, where all of that is low."""
-    saved = torch.training.saved_models
+    saved = run.training.saved_models
     dtype = saved[0] if saved else None
     for other in saved[1:]:
         dtype = join_dtypes(dtype, other)
     return dtype if is_low(dtype) else None
 
 
-def saves(torch: Torch, model: Value) -> None:
+def saves(run: Run, model: Value) -> None:
     """`model.save_pretrained(...)`: the checkpoint has the dtype of the model."""
     dtype: Dtypes | None = model.store.get("dtype") if isinstance(model, Opaque) else None
     if not isinstance(model, Opaque):
-        held = [param.dtype for _, param in modules.parameters(torch, model)]
+        held = [param.dtype for _, param in modules.parameters(run, model)]
         dtype = held[0] if held and all(other == held[0] for other in held) else None
-    torch.training.saved_models.append(dtype)
+    run.training.saved_models.append(dtype)
 
 
-def keeps_dtype(torch: Torch, spot: Any) -> bool:
+def keeps_dtype(run: Run, spot: Any) -> bool:
     """Whether the transformers that is pinned, or else installed, certainly takes the checkpoint's dtype."""
     from_version: int = KNOWN["keeps_dtype_from"]
     for name in REQUIREMENTS:
-        raw = torch.read_beside(spot.source, name)
+        raw = run.read_beside(spot.source, name)
         pinned = PINNED.search(raw.decode("utf-8", "replace")) if raw else None
         if pinned:
             return int(pinned[2]) >= from_version

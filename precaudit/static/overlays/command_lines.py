@@ -29,7 +29,7 @@ from precaudit.static.language.values import (
 from precaudit.static.overlays import Call, Method
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 LOW_NAME = re.compile(r"(?:torch\.)?(?:bf16|bfloat16|fp16|float16|half)|(?:bf)?16-(?:mixed|true)")
 """Words for a low dtype on a command line."""
@@ -38,7 +38,7 @@ CONFIGS = (".yaml", ".yml", ".json", ".toml")
 CLICK, TYPER, CHOICES = "click.option", "typer.Option", "click.Choice"
 
 
-def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def parser(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     arguments: dict[Any, Any] = {}
     parents = kwargs.get("parents")
     for parent in parents.items if isinstance(parents, Seq) else ():
@@ -48,7 +48,7 @@ def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
 
 
 def parser_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """argparse: `add_argument` remembers what a value can be, `parse_args` gives an object with these values."""
     arguments: Dict = receiver.store["\0arguments"]
@@ -59,16 +59,16 @@ def parser_method(
             (f for f in named if f.startswith("--")), named[0] if named else ""
         )
         key = str(given).lstrip("-").replace("-", "_")
-        value = possible(torch, kwargs, node)
+        value = possible(run, kwargs, node)
         if key in arguments.store:  # of another subcommand, or another spelling of the same
             value = join(arguments.store[key], value)
-        torch.interpreter.heap.put(arguments.store, key, value)
+        run.interpreter.heap.put(arguments.store, key, value)
         return unknown()
     if name in ("add_argument_group", "add_mutually_exclusive_group", "add_subparsers", "add_parser"):
         return receiver
     if name == "set_defaults":
         for key, value in kwargs.items():
-            torch.interpreter.heap.put(arguments.store, key, unless_told_otherwise(value))
+            run.interpreter.heap.put(arguments.store, key, unless_told_otherwise(value))
         return NONE
     if name in ("parse_args", "parse_known_args"):
         made = Instance(Ref("argparse.Namespace"), dict(arguments.store))
@@ -76,7 +76,7 @@ def parser_method(
     return unknown()
 
 
-def possible(torch: Torch, kwargs: dict[str, Value], node: Any) -> Value:
+def possible(run: Run, kwargs: dict[str, Value], node: Any) -> Value:
     """What an argument can be: one of its choices, or a default that names a low dtype; else nothing is known."""
     known = constants_of(kwargs.get("choices"))
     converted = kwargs.get("type")
@@ -90,7 +90,7 @@ def possible(torch: Torch, kwargs: dict[str, Value], node: Any) -> Value:
     if isinstance(converted, (Function, Class)):
         # A default is converted too where it is a string, as everything from the command line.
         return choice(
-            calls.call(torch.interpreter, converted, [v], {}, node) if isinstance(v, Const) else v for v in values
+            calls.call(run.interpreter, converted, [v], {}, node) if isinstance(v, Const) else v for v in values
         )
     return values[0]
 
@@ -116,14 +116,14 @@ def constants_of(value: Value | None) -> list[Value]:
     return []
 
 
-def built(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def built(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`tyro.cli(Config)`: an object of a dataclass, with its defaults unless the command line says otherwise."""
     if args and isinstance(args[0], (Class, Function)):
-        return calls.call(torch.interpreter, args[0], [], {}, node)
+        return calls.call(run.interpreter, args[0], [], {}, node)
     return unknown()
 
 
-def dataclass_parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def dataclass_parser(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`HfArgumentParser((A, B))`."""
     given = args[0] if args else kwargs.get("dataclass_types", unknown())
     held = given.items if isinstance(given, Seq) else (given,)
@@ -131,37 +131,37 @@ def dataclass_parser(torch: Torch, name: str, args: list[Value], kwargs: dict[st
 
 
 def dataclass_parser_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """`parse_args_into_dataclasses()`; of what a file says nothing is known, nor of a library's class."""
     if name != "parse_args_into_dataclasses":
         return unknown()
     made = [
-        calls.call(torch.interpreter, cls, [], {}, node) if isinstance(cls, Class) else unknown()
+        calls.call(run.interpreter, cls, [], {}, node) if isinstance(cls, Class) else unknown()
         for cls in receiver.store["\0classes"]
     ]
     return seq(made, "tuple")
 
 
-def click_option(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def click_option(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`@click.option("--dtype", "dtype", default=…)`: a decorator that hands this to the function."""
     names = [str(constant(a)) for a in args if isinstance(a, Const)]
     plain = next((n for n in names if not n.startswith("-")), None)
     long = next((n for n in names if n.startswith("--")), names[0] if names else "")
     key = plain or long.partition("/")[0].lstrip("-").replace("-", "_")
-    return Instance(Ref(CLICK), {"\0name": key, "\0value": possible(torch, kwargs, node)})
+    return Instance(Ref(CLICK), {"\0name": key, "\0value": possible(run, kwargs, node)})
 
 
-def click_choice(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def click_choice(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Instance(Ref(CHOICES), {"choices": args[0] if args else kwargs.get("choices", unknown())})
 
 
-def typer_option(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def typer_option(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`dtype: str = typer.Option("bfloat16")`: the default of a parameter."""
     return unless_told_otherwise(args[0] if args else kwargs.get("default", NONE))
 
 
-def argument(torch: Torch, function: Function, name: str) -> Value | None:
+def argument(run: Run, function: Function, name: str) -> Value | None:
     """What click hands to a function under this name; None where its options do not say."""
     for decorator in function.decorators:
         if isinstance(decorator, Instance) and decorator.library == CLICK and decorator.store["\0name"] == name:

@@ -24,9 +24,10 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import Call, Method, records
+from precaudit.static.overlays.torch import opaque
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 PATH, FILE, TEXT, CONFIG = "pathlib.Path", "builtins.open", "builtins.read", "omegaconf.DictConfig"
 HYDRA, STORE = "hydra.main", "hydra.core.config_store.ConfigStore"
@@ -38,7 +39,7 @@ def file_name(source: Any) -> Value:
     return Const(os.path.abspath(source.file)) if source.file is not None else unknown()
 
 
-def path(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def path(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Path("configs", name)`, `Path(__file__)`."""
     return _path(*map(text_of, args))
 
@@ -73,7 +74,7 @@ def path_attribute(value: Instance, name: str) -> Value | None:
 
 
 def path_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     known = text_of(receiver)
     if name in ("resolve", "absolute", "expanduser"):
@@ -93,7 +94,7 @@ def path_method(
     return unknown()
 
 
-def os_path(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def os_path(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`os.path.join`, `dirname` and their kin on names that are known."""
     last = name.rpartition(".")[2]
     known = [text_of(arg) for arg in args]
@@ -102,40 +103,40 @@ def os_path(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
         return Const(found) if isinstance(found, str) else seq(map(Const, found), "tuple")
     if last in ("abspath", "realpath", "expanduser", "expandvars") and args:
         return args[0]
-    return torch.opaque_result([*args, *kwargs.values()], node)
+    return opaque.result(run, [*args, *kwargs.values()], node)
 
 
-def as_text(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def as_text(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`os.fspath(path)`."""
     known = text_of(args[0]) if args else None
     return Const(known) if known is not None else unknown("string")
 
 
-def opened(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def opened(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`open(path)`."""
     return Instance(Ref(FILE), {"\0path": text_of(args[0]) if args else None})
 
 
 def file_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     return Instance(Ref(TEXT), receiver.store) if name == "read" else unknown()
 
 
-def loaded(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def loaded(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`yaml.safe_load(file)`, `json.load(file)`, `tomllib.load(file)`: what stands in the file, as values."""
     given = args[0] if args else unknown()
     known = text_of(given)
     if known is None or (isinstance(given, Const) and name != "toml.load"):
         return unknown()
-    found = parsed(torch, known, name.partition(".")[0].replace("tomllib", "toml"), node)
+    found = parsed(run, known, name.partition(".")[0].replace("tomllib", "toml"), node)
     return unknown() if found is None else found
 
 
-def parsed(torch: Torch, file: str, kind: str, node: Any) -> Value | None:
+def parsed(run: Run, file: str, kind: str, node: Any) -> Value | None:
     """The content of a file near the script as a value; None where it is not there or is no config."""
-    source = torch.spot(node).source
-    raw = torch.read_beside(source, file)
+    source = run.spot(node).source
+    raw = run.read_beside(source, file)
     if raw is None or len(raw) > LARGEST_CONFIG:
         return None
     try:
@@ -174,28 +175,28 @@ CONFIG_METHODS = frozenset("get items keys values pop copy update setdefault".sp
 """Those of a dict that a config has too."""
 
 
-def omegaconf(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def omegaconf(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`OmegaConf.load`, `create`, `structured`, `merge`, `to_container`; what comes from a command line is left out."""
     last = name.rpartition(".")[2]
     first = args[0] if args else unknown()
     if last == "load":
         known = text_of(first)
-        found = parsed(torch, known, "yaml", node) if known is not None else None
+        found = parsed(run, known, "yaml", node) if known is not None else None
         return configured(found) if found is not None else unknown()
     if last in ("create", "structured", "ConfigDict", "DictConfig", "EasyDict", "Box", "Munch"):
-        return _created(torch, first, kwargs, node) if args or kwargs else Instance(Ref(CONFIG))
+        return _created(run, first, kwargs, node) if args or kwargs else Instance(Ref(CONFIG))
     if last in ("from_cli", "from_dotlist"):
         return Instance(Ref(CONFIG))
     if last in ("merge", "unsafe_merge"):
-        return merged([_created(torch, arg, {}, node) for arg in args])
+        return merged([_created(run, arg, {}, node) for arg in args])
     if last in ("to_container", "to_object"):
         return plain(first)
     return unknown()
 
 
-def _created(torch: Torch, given: Value, kwargs: dict[str, Value], node: Any) -> Value:
+def _created(run: Run, given: Value, kwargs: dict[str, Value], node: Any) -> Value:
     if isinstance(given, Class):
-        given = calls.call(torch.interpreter, given, [], {}, node)
+        given = calls.call(run.interpreter, given, [], {}, node)
     if isinstance(given, Instance) and isinstance(given.cls, Class):
         given = records.as_dict(given)
     return configured(given) if not kwargs else configured(Dict(dict(kwargs)))
@@ -220,7 +221,7 @@ def merged(configs: list[Value]) -> Value:
     return Instance(Ref(CONFIG), store)
 
 
-def hydra_main(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def hydra_main(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`@hydra.main(config_path="conf", config_name="config")`: a decorator that hands a config to the function."""
     places = (
         ("version_base", "config_path", "config_name") if "version_base" in kwargs else ("config_path", "config_name")
@@ -231,7 +232,7 @@ def hydra_main(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
     )
 
 
-def config_store(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def config_store(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`ConfigStore.instance()`, and `store(name=…, node=Config)` on it."""
     if name.endswith(".instance"):
         return Instance(Ref(STORE))
@@ -239,32 +240,32 @@ def config_store(torch: Torch, name: str, args: list[Value], kwargs: dict[str, V
 
 
 def store_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     if name == "store":
         given = {**dict(zip(("group", "name", "node"), args, strict=False)), **kwargs}
         group = [str(constant(given["group"]))] if isinstance(given.get("group"), Const) else []
         key = "/".join([*group, str(constant(given.get("name")))])
-        torch.structured[key.removesuffix(".yaml")] = given.get("node", unknown())
+        run.structured[key.removesuffix(".yaml")] = given.get("node", unknown())
     return unknown()
 
 
-def argument(torch: Torch, function: Function, name: str) -> Value | None:
+def argument(run: Run, function: Function, name: str) -> Value | None:
     """The config that Hydra hands to a function as its first argument."""
     first = next(iter((*function.node.params.posonly_params, *function.node.params.params)), None)
     for decorator in function.decorators:
         if isinstance(decorator, Instance) and decorator.library == HYDRA and first and first.name.value == name:
             folder, config = (constant(decorator.store[key]) for key in ("\0path", "\0name"))
             if isinstance(config, str):
-                return _composed(torch, str(folder or ""), config.removesuffix(".yaml"), decorator.store["\0node"])
+                return _composed(run, str(folder or ""), config.removesuffix(".yaml"), decorator.store["\0node"])
     return None
 
 
-def _composed(torch: Torch, folder: str, name: str, node: Any, depth: int = 0) -> Value:
+def _composed(run: Run, folder: str, name: str, node: Any, depth: int = 0) -> Value:
     """A config of Hydra's: its defaults in their order, itself last or where `_self_` stands."""
-    if name in torch.structured:
-        return _created(torch, torch.structured[name], {}, node)
-    own = parsed(torch, os.path.join(folder, f"{name}.yaml"), "yaml", node)
+    if name in run.structured:
+        return _created(run, run.structured[name], {}, node)
+    own = parsed(run, os.path.join(folder, f"{name}.yaml"), "yaml", node)
     if not isinstance(own, Dict) or depth > 3:
         return unknown()
     defaults = own.store.pop("defaults", None)
@@ -279,14 +280,14 @@ def _composed(torch: Torch, folder: str, name: str, node: Any, depth: int = 0) -
             if group.startswith("hydra/") or constant(chosen) is None:
                 continue
             where, _, package = group.partition("@")
-            part = _composed(torch, folder, f"{where}/{constant(chosen)}", node, depth + 1)
+            part = _composed(run, folder, f"{where}/{constant(chosen)}", node, depth + 1)
             for key in reversed((package or where).split("/") if package != "_global_" else ()):
                 part = Instance(Ref(CONFIG), {key: part})
             layers.append(part)
         elif constant(entry) == "_self_":
             layers.append(configured(own))
         elif isinstance(constant(entry), str):
-            layers.append(_composed(torch, folder, str(constant(entry)), node, depth + 1))
+            layers.append(_composed(run, folder, str(constant(entry)), node, depth + 1))
     return merged(layers)
 
 

@@ -13,23 +13,23 @@ from precaudit.static.overlays import Call, data_files
 from precaudit.static.overlays.torch import modules
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def initialize(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def initialize(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`deepspeed.initialize(...)`, with its config as a dict of this file."""
     config = kwargs.get("config", kwargs.get("config_params"))
     if isinstance(config, Dict):
-        perhaps = {key for key in config.store if torch.interpreter.heap.perhaps(config.store, key)}
+        perhaps = {key for key in config.store if run.interpreter.heap.perhaps(config.store, key)}
         for remark in configs.deepspeed(plain(config), perhaps):
-            spot, because = _written(config, remark.keys) or torch.spot(node), ("it is used here", torch.spot(node))
-            torch.facts.add(remark.kind, spot, remark.dtype, remark.role, because, remark.detail, **remark.attrs)
-    torch.met("deepspeed")
-    torch.outside_scaling = True
+            spot, because = _written(config, remark.keys) or run.spot(node), ("it is used here", run.spot(node))
+            run.facts.add(remark.kind, spot, remark.dtype, remark.role, because, remark.detail, **remark.attrs)
+    run.met("deepspeed")
+    run.outside_scaling = True
     for value in (*args, *kwargs.values()):
         if isinstance(value, Optimizer):
             value.store["elsewhere"] = True
-        modules.escape(torch, value)
+        modules.escape(run, value)
     return seq([Opaque(), Opaque(), Opaque(), Opaque()], "tuple")
 
 
@@ -68,11 +68,11 @@ def plain(value: Value) -> Any:
     return constant(value)
 
 
-def read_config(torch: Torch, given: Value | None, node: Any) -> dict[str, Any]:
+def read_config(run: Run, given: Value | None, node: Any) -> dict[str, Any]:
     """A DeepSpeed config given as a dict or as the path of a JSON file near the script; empty where it is not known."""
     name = data_files.text_of(given) if given is not None else None
     if name is not None and name.endswith(".json"):
-        given = data_files.parsed(torch, name, "json", node)
+        given = data_files.parsed(run, name, "json", node)
     found = plain(given) if isinstance(given, Dict) else None
     return found if isinstance(found, dict) else {}
 

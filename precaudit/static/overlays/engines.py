@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from precaudit.static.reach.words import code_of
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 ENGINES = re.compile(r"deepspeed|fsdp|fully_?shard|megatron", re.IGNORECASE)
 """Engines that keep float32 masters themselves; which one runs is decided outside the file that mentions it."""
@@ -17,9 +17,9 @@ GIVEN = re.compile(r"[ \t]{0,9}(?::[\w.\[\] |]{0,80})?=(?!=)[ \t]{0,9}(None\b|Fa
 """What stands after `deepspeed` in `deepspeed=None` and after `use_fsdp` in `use_fsdp: bool = False`."""
 
 
-def masters_elsewhere(torch: Torch, node: Any) -> bool:
+def masters_elsewhere(run: Run, node: Any) -> bool:
     """Whether an engine that keeps float32 masters may train what stands in this file; one switched off does not."""
-    code = code_of(torch.spot(node).source.text)
+    code = code_of(run.spot(node).source.text)
     if not ENGINES.search(code):
         return False
     on: dict[str, bool] = {}

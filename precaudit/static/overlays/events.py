@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precaudit.static.language.values import DType, Opaque, Spot, Tensor, Value, unknown
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
 class Op(NamedTuple):
@@ -18,7 +16,7 @@ class Op(NamedTuple):
     In place (`x.add_(y)` is "add_") the result is the tensor as it is afterwards, under its old name.
     """
 
-    torch: Torch
+    run: Run
     name: str
     operands: list[Value]
     kwargs: dict[str, Value]
@@ -50,7 +48,7 @@ class Op(NamedTuple):
 
     @property
     def spot(self) -> Spot:
-        return self.torch.spot(self.node)
+        return self.run.spot(self.node)
 
     @property
     def low(self) -> bool:
@@ -72,47 +70,9 @@ class Update(NamedTuple):
     `how` is the operation, without its underscore; `kept`: it is an attribute or an item, not a name of a function.
     """
 
-    torch: Torch
+    run: Run
     target: Value
     added: list[Value]
     node: Any
     how: str
     kept: bool
-
-
-Act = Callable[[Op], None]
-
-
-class Bus:
-    """Who wants to hear of which operation, and of the end of a file."""
-
-    def __init__(self) -> None:
-        self.asked: defaultdict[str, list[Act]] = defaultdict(list)
-        self.updates: list[Callable[[Update], None]] = []
-        self.ends: list[Callable[[Torch], None]] = []
-
-    def on(self, names: str | Iterable[str], act: Act, low_only: bool = True) -> None:
-        """Has `act` called after each operation of these names; `low_only`: where its result is low."""
-        heard = (lambda op: act(op) if op.low else None) if low_only else act
-        for name in names.split() if isinstance(names, str) else names:
-            self.asked[name].append(heard)
-
-    def on_update(self, act: Callable[[Update], None]) -> None:
-        """Has `act` called whenever a tensor or a parameter is written from itself."""
-        self.updates.append(act)
-
-    def on_end(self, act: Callable[[Torch], None]) -> None:
-        """Has `act` called once the whole file has been run."""
-        self.ends.append(act)
-
-    def finish(self, torch: Torch) -> None:
-        for act in self.ends:
-            act(torch)
-
-    def tell(self, op: Op) -> None:
-        for act in self.asked.get(op.name, ()):
-            act(op)
-
-    def tell_update(self, update: Update) -> None:
-        for act in self.updates:
-            act(update)

@@ -13,7 +13,7 @@ from precaudit.static.files import configs
 from precaudit.static.language.values import Const, Spot, Value, constant
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 MODES = ("fp16", "fp16_full_eval", "bf16", "bf16_full_eval")
 MAX_SCRIPTS = 20
@@ -53,9 +53,9 @@ def left_to_the_script(config: Mapping[str, Any], arguments: Mapping[str, Value]
     yield from (r for r in configs.deepspeed(whole) if r.attrs.get("many_micro_batches") and r.keys[0] == "bf16")
 
 
-def compare(torch: Torch) -> None:
+def compare(run: Run) -> None:
     """Holds what the script asks for against the files that its launcher lines name."""
-    held = torch.training
+    held = run.training
     asked = [
         *((spot, {"mixed_precision": mode}) for spot, mode in held.accelerators),
         *((_spot(made), _precision(made.store)) for made in held.arguments if "\0spot" in made.store),
@@ -63,13 +63,13 @@ def compare(torch: Torch) -> None:
     if not asked and not held.from_command_line:
         return
     source = (asked[0][0] if asked else held.from_command_line[0]).source
-    for line in _lines(torch, source):
+    for line in _lines(run, source):
         for spot, wanted in asked:
-            _against_accelerate(torch, spot, wanted.get("mixed_precision", ""), line)
+            _against_accelerate(run, spot, wanted.get("mixed_precision", ""), line)
         for spot in held.from_command_line:
-            _against_deepspeed(torch, spot, line)
+            _against_deepspeed(run, spot, line)
             modes = [mode for mode in ("fp16", "bf16") if line.flags.get(mode) in TRUE]
-            _against_accelerate(torch, spot, modes[0] if len(modes) == 1 else "", line)
+            _against_accelerate(run, spot, modes[0] if len(modes) == 1 else "", line)
 
 
 def _spot(made: Any) -> Spot:
@@ -82,42 +82,42 @@ def _precision(store: Mapping[Any, Any]) -> dict[str, str]:
     return {"mixed_precision": on[0]} if len(on) == 1 else {}
 
 
-def _against_deepspeed(torch: Torch, spot: Spot, line: Line) -> None:
+def _against_deepspeed(run: Run, spot: Spot, line: Line) -> None:
     """`--deepspeed ds.json --bf16 True`: transformers refuses two that differ."""
-    config = _read(torch, spot, line.flags.get("deepspeed", ""))
+    config = _read(run, spot, line.flags.get("deepspeed", ""))
     for mode, wanted in enabled(config).items():
         if wanted != (line.flags.get(mode) in TRUE):
             told = (
                 f"{line.place}: {line.flags['deepspeed']} says {mode}.enabled: {str(wanted).lower()}, the flags do not"
             )
-            torch.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key=mode)
+            run.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key=mode)
             return
 
 
-def _against_accelerate(torch: Torch, spot: Spot, mode: str, line: Line) -> None:
+def _against_accelerate(run: Run, spot: Spot, mode: str, line: Line) -> None:
     """`accelerate launch --config_file fp16.yaml` of a script that asks for bfloat16 itself, which wins."""
     if mode not in ("fp16", "bf16"):
         return
-    config = _read(torch, spot, line.flags.get("config_file", ""))
+    config = _read(run, spot, line.flags.get("config_file", ""))
     other = line.flags.get("mixed_precision") or config.get("mixed_precision")
     if other in ("fp16", "bf16") and other != mode:
         by = line.flags.get("config_file") or "--mixed_precision"
         told = f"{line.place}: {by} says {other}, the script {mode}"
-        torch.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key="mixed_precision")
+        run.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key="mixed_precision")
         return
     inner = config.get("deepspeed_config")
     named = inner.get("deepspeed_config_file") if isinstance(inner, Mapping) else None
-    for other, wanted in enabled(_read(torch, spot, str(named or ""))).items():
+    for other, wanted in enabled(_read(run, spot, str(named or ""))).items():
         if wanted != (other == mode):
             told = f"{line.place}: {named} says {other}.enabled: {str(wanted).lower()}, the script {mode}"
-            torch.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key=other)
+            run.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key=other)
             return
 
 
-def _read(torch: Torch, spot: Spot, name: str) -> Mapping[str, Any]:
+def _read(run: Run, spot: Spot, name: str) -> Mapping[str, Any]:
     """A JSON or YAML file of settings by its path on a command line; empty where it cannot be read."""
     parse = parse_json if name.endswith(".json") else parse_yaml if name.endswith((".yaml", ".yml")) else None
-    raw = torch.read_beside(spot.source, name) if parse is not None else None
+    raw = run.read_beside(spot.source, name) if parse is not None else None
     if raw is None or parse is None or len(raw) > configs.LARGEST_CONFIG:
         return {}
     try:
@@ -127,7 +127,7 @@ def _read(torch: Torch, spot: Spot, name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _lines(torch: Torch, source: Any) -> Iterator[Line]:
+def _lines(run: Run, source: Any) -> Iterator[Line]:
     """The commands of shell scripts beside a script that run it."""
     if source.file is None:
         return
@@ -136,7 +136,7 @@ def _lines(torch: Torch, source: Any) -> Iterator[Line]:
     except OSError:
         return
     for name in names[:MAX_SCRIPTS]:
-        raw = torch.read_beside(source, name)
+        raw = run.read_beside(source, name)
         for number, line in _commands((raw or b"").decode("utf-8", "replace")):
             words = WORD.findall(line)
             if any(os.path.basename(word) == source.file.name for word in words):

@@ -23,7 +23,7 @@ from precaudit.static.overlays import Call, Method, runners
 from precaudit.static.overlays.torch import operands, scaling
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 LIGHTNING = framework("lightning")
 PLUGINS = [f"{package}.plugins{inner}" for package in LIGHTNING.named("packages") for inner in ("", ".precision")]
@@ -35,28 +35,26 @@ def is_lightning(cls: Class) -> bool:
     return any(base.endswith("LightningModule") for base in classes.library_bases(cls))
 
 
-def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def trainer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Trainer(precision=...)`."""
-    torch.met("lightning")
+    run.met("lightning")
     given = runners.precision_of(kwargs)
-    torch.training.mixed |= "\0rest" in kwargs or not _unmixed(given)
-    torch.training.precisions.append(given or NONE)
+    run.training.mixed |= "\0rest" in kwargs or not _unmixed(given)
+    run.training.precisions.append(given or NONE)
     made = Instance(Ref(name), {"\0trainer": True})
     if constant(given) in TRUE_HALF:
-        torch.training.true_half.append((torch.spot(node), constant(given), made.store))
+        run.training.true_half.append((run.spot(node), constant(given), made.store))
     return made
 
 
-def method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
-) -> Value:
+def method(run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A method of a Trainer: only `fit` trains."""
     if name == "fit":
-        torch.training.trained = True
-        torch.interpreter.heap.put(receiver.store, "\0trains", True)
-        _fit(torch, args[0] if args else kwargs.get("model", unknown()), node)
+        run.training.trained = True
+        run.interpreter.heap.put(receiver.store, "\0trains", True)
+        _fit(run, args[0] if args else kwargs.get("model", unknown()), node)
     elif name in ("predict", "test", "validate"):
-        torch.interpreter.heap.put(receiver.store, "\0predicts", True)
+        run.interpreter.heap.put(receiver.store, "\0predicts", True)
     return unknown()
 
 
@@ -72,44 +70,44 @@ def context(cls: Class, function: Function) -> Any:
     return None
 
 
-def returned(torch: Torch, cls: Class, name: str, value: Value, node: Any) -> None:
+def returned(run: Run, cls: Class, name: str, value: Value, node: Any) -> None:
     """The loss that Lightning gets from `training_step`."""
     if name == "training_step" and is_lightning(cls):
-        torch.met("lightning")
+        run.met("lightning")
         loss = value.store.get("loss") if isinstance(value, Dict) else value
         if isinstance(loss, Value):
-            torch.training.returned.append((operands.as_tensor(torch, loss), torch.spot(node)))
+            run.training.returned.append((operands.as_tensor(run, loss), run.spot(node)))
 
 
-def _fit(torch: Torch, module: Value, node: Any) -> None:
+def _fit(run: Run, module: Value, node: Any) -> None:
     """Runs what Lightning calls of a module that optimizes by itself, in the order in which it does."""
     if not isinstance(module, Instance) or constant(module.store.get("automatic_optimization")) is not False:
         return
     for name in ("configure_optimizers", "training_step"):
         found = classes.find_method(module.cls, name)
         if found is not None:
-            calls.call(torch.interpreter, classes.bind(found[0], module, found[1]), [], {}, node)
+            calls.call(run.interpreter, classes.bind(found[0], module, found[1]), [], {}, node)
 
 
 def manual_backward(
-    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """`self.manual_backward(loss)` scales the loss where the trainer is asked for float16."""
-    torch.met("lightning")
-    torch.outside_scaling = torch.training.trained = True
-    asked = [constant(given) for given in torch.training.precisions]
+    run.met("lightning")
+    run.outside_scaling = run.training.trained = True
+    asked = [constant(given) for given in run.training.precisions]
     if asked and all(LIGHTNING.dtypes("autocast").get(str(word)) == "float16" for word in asked):
-        scaling.runner_backward(torch, node)
-    elif not torch.training.mixed and args:
-        torch.training.begun.append((operands.as_tensor(torch, args[0]), torch.spot(node), True))
+        scaling.runner_backward(run, node)
+    elif not run.training.mixed and args:
+        run.training.begun.append((operands.as_tensor(run, args[0]), run.spot(node), True))
     return unknown()
 
 
 def clip_gradients(
-    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """`self.clip_gradients(optimizer, ...)` unscales first."""
-    scaling.runner_unscaled(torch)
+    scaling.runner_unscaled(run)
     return unknown()
 
 

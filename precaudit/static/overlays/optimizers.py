@@ -14,7 +14,7 @@ from precaudit.static.overlays import Call, others
 from precaudit.static.overlays.torch import modules, operands, optimizers
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 WORDS = framework("optimizers").words
 
@@ -28,51 +28,51 @@ def row(name: str) -> Mapping[str, Any]:
     return found
 
 
-def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def optimizer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A class of such a package; its functions, and classes that are no optimizers, do whatever they do."""
     known = row(name)
     if not name.rpartition(".")[2].lstrip("_")[:1].isupper() or known["state"] == "no optimizer":
-        return others.unfamiliar(torch, name, args, kwargs, node)
-    made = optimizers.optimizer(torch, name, args, kwargs, node)
+        return others.unfamiliar(run, name, args, kwargs, node)
+    made = optimizers.optimizer(run, name, args, kwargs, node)
     if isinstance(made, Optimizer):
         made.store.update({"adaptive": "eps" in kwargs, "keeps": known["state"]})
         asked = [kwargs[known[key]] for key in ("masters", "rounds") if known.get(key) in kwargs]
         if known["state"] == "engine" or "\0rest" in kwargs or any(truth(value) is not False for value in asked):
             made.store["elsewhere"] = True
         if "momentum" in known and "\0rest" not in kwargs:
-            _own_momentum(torch, made, known["momentum"], kwargs, node)
+            _own_momentum(run, made, known["momentum"], kwargs, node)
     return made
 
 
-def _own_momentum(torch: Torch, made: Optimizer, known: Mapping[str, str], kwargs: dict[str, Value], node: Any) -> None:
+def _own_momentum(run: Run, made: Optimizer, known: Mapping[str, str], kwargs: dict[str, Value], node: Any) -> None:
     """Momentum in a dtype of its own, whatever the parameters' is."""
     argument = known["argument"]
-    given = operands.dtype_argument(torch, kwargs.get(argument))
+    given = operands.dtype_argument(run, kwargs.get(argument))
     dtype = operands.names(given) if argument in kwargs else frozenset({known["default"]})
     if is_low(dtype):
         chosen = "explicit" if argument in kwargs else "framework"
         by = argument if argument in kwargs else f"{argument}, its own default"
         detail = f"{made.store['cls']} keeps its momentum in {by}"
-        torch.facts.add(
-            Kind.HOLDS, torch.spot(node), dtype, Role.OPTIMIZER_STATE, None, detail, what="moment", chosen=chosen
+        run.facts.add(
+            Kind.HOLDS, run.spot(node), dtype, Role.OPTIMIZER_STATE, None, detail, what="moment", chosen=chosen
         )
 
 
-def factory(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def factory(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`create_optimizer_v2(model, opt="adamw")`: an optimizer over the model's parameters, by its name."""
     known = WORDS["factories"][name]
     model = args[known["model"]] if args else unknown()
     cls = constant(kwargs.get(known["name"], args[1] if len(args) > 1 else None))
     if not isinstance(cls, str):
-        return others.unfamiliar(torch, name, args, kwargs, node)
+        return others.unfamiliar(run, name, args, kwargs, node)
     given = model
     if isinstance(model, Instance):
-        given = seq([param for _, param in modules.parameters(torch, model)])
+        given = seq([param for _, param in modules.parameters(run, model)])
     rest = {key: value for key, value in kwargs.items() if key != known["name"]}
-    return optimizer(torch, f"{name.rpartition('.')[0]}.{cls.title()}", [given], rest, node)
+    return optimizer(run, f"{name.rpartition('.')[0]}.{cls.title()}", [given], rest, node)
 
 
-def by_name(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def by_name(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`load_optimizer("adan")` gives the class."""
     cls = constant(args[0] if args else kwargs.get("optimizer"))
     return Ref(f"pytorch_optimizer.{cls.title()}") if isinstance(cls, str) else unknown()

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.static.language.values import Value
 from precaudit.static.overlays import Call
-from precaudit.static.overlays.torch import modules
+from precaudit.static.overlays.torch import modules, opaque
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def unfamiliar(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def unfamiliar(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A library that may do anything to a model handed to it, and to its dtypes."""
     for value in (*args, *kwargs.values()):
-        modules.escape(torch, value)
-    return torch.opaque_result([*args, *kwargs.values()], node)
+        modules.escape(run, value)
+    return opaque.result(run, [*args, *kwargs.values()], node)
 
 
-def harmless(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def harmless(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A library that does not change the dtype of a model handed to it."""
-    return torch.opaque_result([*args, *kwargs.values()], node)
+    return opaque.result(run, [*args, *kwargs.values()], node)
 
 
 CALLS: Mapping[str, Call] = {

@@ -26,32 +26,32 @@ from precaudit.static.language.values import (
 from precaudit.static.overlays import Call
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 FIELD, TUPLE, TUPLE_CLASS = "dataclasses.field", "collections.namedtuple", "collections.namedtuple()"
 MAX_NESTED = 6
 """Records inside one another that are followed."""
 
 
-def field(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def field(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`field(default=…)`, `Field(…)`: a default that each new object takes, or a function that makes one for it."""
     factory = kwargs.get("default_factory", kwargs.get("factory"))
     default = args[0] if args else kwargs.get("default")
     return Instance(Ref(FIELD), {"factory": factory} if factory is not None else {"default": default})
 
 
-def default_of(torch: Torch, declared: Value, node: Any) -> Value | None:
+def default_of(run: Run, declared: Value, node: Any) -> Value | None:
     """What a new object holds in a field that was declared so and is not given; None where it has no default."""
     if not isinstance(declared, Instance) or declared.library != FIELD:
         return declared
     factory = declared.store.get("factory")
     if factory is not None:
-        return calls.call(torch.interpreter, factory, [], {}, node)
+        return calls.call(run.interpreter, factory, [], {}, node)
     default: Value | None = declared.store.get("default")
     return None if isinstance(default, Const) and default.value is ... else default
 
 
-def class_made(torch: Torch, cls: Class) -> None:
+def class_made(run: Run, cls: Class) -> None:
     """The members of an enumeration are objects, each with its name and value."""
     if not any(base.rpartition(".")[2] in ENUMS for base in classes.library_bases(cls)):
         return
@@ -66,7 +66,7 @@ def class_made(torch: Torch, cls: Class) -> None:
 ENUMS = frozenset({"Enum", "StrEnum", "IntEnum"})
 
 
-def auto(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def auto(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Instance(Ref("enum.auto"))
 
 
@@ -87,35 +87,35 @@ def looked_up(cls: Class, args: list[Value], kwargs: dict[str, Value]) -> Value 
 
 
 def method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value | None:
     """A method that a record class has from its library; None for any other."""
     if name in ("_replace", "model_copy", "copy") and not args:
         changes = kwargs.get("update") if name != "_replace" else Dict(dict(kwargs))
-        return changed(torch, receiver, changes.store if isinstance(changes, Dict) else {}, node)
+        return changed(run, receiver, changes.store if isinstance(changes, Dict) else {}, node)
     if name in ("model_dump", "_asdict", "dict", "to_dict") and isinstance(receiver.cls, (Class, Ref)):
         return as_dict(receiver)
     return None
 
 
-def changed(torch: Torch, record: Instance, changes: dict[Any, Any], node: Any) -> Value:
+def changed(run: Run, record: Instance, changes: dict[Any, Any], node: Any) -> Value:
     """A new object with some fields changed; what was computed from them is computed again."""
     store = {**record.store, **{k: v for k, v in changes.items() if isinstance(k, str) and not k.startswith("\0")}}
     made = Instance(record.cls, store)
     post = classes.find_method(record.cls, "__post_init__")
     if post is not None:
-        calls.call(torch.interpreter, classes.bind(post[0], made, post[1]), [], {}, node)
+        calls.call(run.interpreter, classes.bind(post[0], made, post[1]), [], {}, node)
     return made
 
 
-def replaced(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def replaced(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`dataclasses.replace(record, field=…)`."""
     if not args or "\0rest" in kwargs or not all(isinstance(option, Instance) for option in options(args[0])):
         return unknown()
-    return choice(changed(torch, o, kwargs, node) for o in options(args[0]) if isinstance(o, Instance))
+    return choice(changed(run, o, kwargs, node) for o in options(args[0]) if isinstance(o, Instance))
 
 
-def dictionary(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def dictionary(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`asdict(record)`, `vars(args)`."""
     record = args[0] if args else unknown()
     if isinstance(record, Ref):
@@ -141,7 +141,7 @@ def _is_record(value: Value) -> bool:
     return not any(base.startswith("torch.") for base in classes.library_bases(value.cls))
 
 
-def named_tuple(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def named_tuple(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`namedtuple("Config", "lr dtype")`: a class by its field names."""
     given = args[1] if len(args) > 1 else kwargs.get("field_names", NONE)
     text = constant(given)
@@ -167,10 +167,10 @@ def items(value: Instance) -> list[Value] | None:
     return [held.get(name) or unknown() for name in classes.fields(value.cls)]
 
 
-def item(torch: Torch, value: Instance, index: Value, node: Any) -> Value:
+def item(run: Run, value: Instance, index: Value, node: Any) -> Value:
     """`record[0]` of a named tuple."""
     held = items(value)
-    return objects.get_item(torch.interpreter, seq(held, "tuple"), index, node) if held is not None else unknown()
+    return objects.get_item(run.interpreter, seq(held, "tuple"), index, node) if held is not None else unknown()
 
 
 CALLS: Mapping[str, Call] = {

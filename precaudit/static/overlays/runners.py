@@ -25,7 +25,7 @@ from precaudit.static.overlays.engines import masters_elsewhere
 from precaudit.static.overlays.torch import modules, scaling
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 CAST = {**framework("accelerate").dtypes("autocast"), **framework("lightning").dtypes("autocast")}
 """Their words for autocast -> its dtype."""
@@ -34,23 +34,23 @@ FLOAT16 = frozenset(word for word, dtype in CAST.items() if dtype == "float16")
 TRUE_HALF = ("16-true", "bf16-true")
 
 
-def loop_runner(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def loop_runner(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Accelerator(...)` and `Fabric(...)`: the loss is scaled by them where that is needed."""
-    torch.outside_scaling = True
+    run.outside_scaling = True
     store: dict[Any, Any] = {
         "device": Device(frozenset({"?"})),
         "\0plugins": [key for key in kwargs if "plugin" in key or key in ("strategy", "\0rest")],
     }
-    torch.met(name.rpartition(".")[2].lower().replace("accelerator", "accelerate"))
+    run.met(name.rpartition(".")[2].lower().replace("accelerator", "accelerate"))
     asked = precision_of(kwargs)
     precision = constant(asked)
     if precision in TRUE_HALF:
-        torch.training.true_half.append((torch.spot(node), precision, store))
+        run.training.true_half.append((run.spot(node), precision, store))
     mode = kwargs.get("mixed_precision", asked)
     if isinstance(mode, Const) and isinstance(mode.value, str):
         store["mixed_precision"] = mode
         if name.endswith("Accelerator"):
-            torch.training.accelerators.append((torch.spot(node), mode.value))
+            run.training.accelerators.append((run.spot(node), mode.value))
     return Instance(Ref(name), store)
 
 
@@ -64,50 +64,48 @@ def precision_of(kwargs: dict[str, Value]) -> Value | None:
     return kwargs.get("precision")
 
 
-def precision_plugin(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def precision_plugin(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`HalfPrecision("bf16-true")`, `MixedPrecision("16-mixed", "cuda")`: a precision as an object."""
     default = Const("16-true" if name.endswith("HalfPrecision") else None)
     return Instance(Ref(name), {"\0precision": args[0] if args else kwargs.get("precision", default)})
 
 
-def method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
-) -> Value:
+def method(run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A method of an Accelerator or a Fabric."""
     if name in ("prepare", "prepare_model", "prepare_optimizer", "prepare_data_loader", "setup", "setup_module"):
-        prepared = [_prepared(torch, receiver, value, node) for value in args]
+        prepared = [_prepared(run, receiver, value, node) for value in args]
         return prepared[0] if len(prepared) == 1 else seq(prepared, "tuple")
     if name in ("setup_optimizers", "setup_dataloaders", "prepare_scheduler"):
         return args[0] if len(args) == 1 else seq(args, "tuple")
     if name == "launch" and args:
-        return calls.call(torch.interpreter, args[0], [receiver, *args[1:]], kwargs, node)
+        return calls.call(run.interpreter, args[0], [receiver, *args[1:]], kwargs, node)
     if name == "backward":
-        torch.training.trained = True
+        run.training.trained = True
         receiver.store["\0trains"] = True
         if constant(receiver.store.get("mixed_precision")) in FLOAT16:
-            scaling.runner_backward(torch, node)
+            scaling.runner_backward(run, node)
         return unknown()
     if name in ("clip_grad_norm_", "clip_grad_value_", "clip_gradients", "unscale_gradients"):
-        scaling.runner_unscaled(torch)
+        scaling.runner_unscaled(run)
         return unknown()
     if name == "autocast":
         dtype = CAST.get(str(constant(receiver.store.get("mixed_precision"))))
         if dtype is None:
             return unknown("context")
-        return Autocast(frozenset({"cuda"}), frozenset({dtype}), True, torch.spot(node))
+        return Autocast(frozenset({"cuda"}), frozenset({dtype}), True, run.spot(node))
     if name in ("accumulate", "no_sync", "no_backward_sync", "main_process_first", "local_main_process_first"):
         return Context("null")
     return unknown()
 
 
-def _prepared(torch: Torch, receiver: Instance, value: Value, node: Any) -> Value:
+def _prepared(run: Run, receiver: Instance, value: Value, node: Any) -> Value:
     """What `prepare` gives back: the same optimizer; a model whose outputs are float32 again, so one not known."""
     if isinstance(value, Optimizer):
-        elsewhere = bool(receiver.store["\0plugins"]) or masters_elsewhere(torch, node)
+        elsewhere = bool(receiver.store["\0plugins"]) or masters_elsewhere(run, node)
         value.store["elsewhere" if elsewhere else "framework"] = True
         if not elsewhere and constant(receiver.store.get("mixed_precision")) in FLOAT16:
-            scaling.float16_gradients(torch, value, node)
+            scaling.float16_gradients(run, value, node)
         return value
-    if modules.is_module(torch, value) or isinstance(value, Opaque):
+    if modules.is_module(run, value) or isinstance(value, Opaque):
         return unknown()
     return value

@@ -30,13 +30,13 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import Call, Method, command_lines
-from precaudit.static.overlays.torch import modules, operands
+from precaudit.static.overlays.torch import modules, opaque, operands
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def arithmetic(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def arithmetic(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     name = name.removeprefix("math.")
     value = constant(args[0]) if args else None
     if isinstance(value, (int, float)) and name in ("sqrt", "log", "exp", "floor", "ceil", "log2"):
@@ -47,7 +47,7 @@ def arithmetic(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Val
     return Number()
 
 
-def partial(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def partial(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if not args:
         return unknown()
     return Instance(
@@ -55,27 +55,27 @@ def partial(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value]
     )
 
 
-def default_dict(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def default_dict(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`defaultdict(lambda: torch.zeros(1))`: each key holds such a tensor; of other factories nothing is known."""
-    made = calls.call(torch.interpreter, args[0], [], {}, node) if args and isinstance(args[0], Function) else None
+    made = calls.call(run.interpreter, args[0], [], {}, node) if args and isinstance(args[0], Function) else None
     return Dict({ANY: made}) if isinstance(made, Tensor) else unknown()
 
 
-def namespace(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def namespace(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Instance(Ref("types.SimpleNamespace"), {k: v for k, v in kwargs.items() if not k.startswith("\0")})
 
 
-def isinstance_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def isinstance_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if len(args) != 2:
         return unknown()
     classes = args[1].items if isinstance(args[1], Seq) else (args[1],)
-    verdicts = [_is_instance(torch, args[0], cls) for cls in classes]
+    verdicts = [_is_instance(run, args[0], cls) for cls in classes]
     if True in verdicts:
         return Const(True)
     return unknown() if None in verdicts else Const(False)
 
 
-def _is_instance(torch: Torch, value: Value, cls: Value) -> bool | None:
+def _is_instance(run: Run, value: Value, cls: Value) -> bool | None:
     """Whether an object is of a class, None where that is not known."""
     if isinstance(value, Instance):
         if isinstance(cls, Class):
@@ -88,7 +88,7 @@ def _is_instance(torch: Torch, value: Value, cls: Value) -> bool | None:
             if wanted in kinds:
                 return True
             if wanted == "Module":
-                return modules.is_module(torch, value)
+                return modules.is_module(run, value)
             groups = {
                 "_BatchNorm": modules.BATCH_NORMS,
                 "_NormBase": modules.BATCH_NORMS | modules.INSTANCE_NORMS,
@@ -96,7 +96,7 @@ def _is_instance(torch: Torch, value: Value, cls: Value) -> bool | None:
             }
             if wanted in groups:
                 return bool(kinds & groups[wanted])
-            return False if modules.is_module(torch, value) else None
+            return False if modules.is_module(run, value) else None
         return None
     if isinstance(value, Dict) and isinstance(cls, Ref) and cls.name.startswith("builtins."):
         return cls.name == "builtins.dict"
@@ -113,58 +113,58 @@ def _is_instance(torch: Torch, value: Value, cls: Value) -> bool | None:
     return None
 
 
-def zip_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    rows = [objects.concrete(torch.interpreter, a) for a in args]
+def zip_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    rows = [objects.concrete(run.interpreter, a) for a in args]
     if all(r is not None for r in rows) and rows:
         return seq([seq(row, "tuple") for row in zip(*(r for r in rows if r is not None), strict=False)], "iterator")
-    return seq([seq([objects.element(torch.interpreter, a) for a in args], "tuple")], "iterator", open=True)
+    return seq([seq([objects.element(run.interpreter, a) for a in args], "tuple")], "iterator", open=True)
 
 
-def enumerate_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    items = objects.concrete(torch.interpreter, args[0]) if args else None
+def enumerate_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    items = objects.concrete(run.interpreter, args[0]) if args else None
     if items is not None:
         return seq([seq([Const(i), item], "tuple") for i, item in enumerate(items)], "iterator")
-    item = objects.element(torch.interpreter, args[0]) if args else unknown()
+    item = objects.element(run.interpreter, args[0]) if args else unknown()
     return seq([seq([Number(), item], "tuple")], "iterator", open=True)
 
 
-def range_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def range_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     count = constant(args[0]) if len(args) == 1 else None
     if isinstance(count, int) and count <= 1:
         return seq([Const(0)] * max(count, 0), "range")
     return seq([Number()], "range", open=True)
 
 
-def listed(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def listed(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if not args:
         return seq([])
-    items = objects.concrete(torch.interpreter, args[0])
+    items = objects.concrete(run.interpreter, args[0])
     if items is not None:
         return seq(items)
-    return seq([objects.element(torch.interpreter, args[0])], open=True)
+    return seq([objects.element(run.interpreter, args[0])], open=True)
 
 
-def tuple_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    found = listed(torch, name, args, kwargs, node)
+def tuple_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    found = listed(run, name, args, kwargs, node)
     return seq(found.items, "tuple", found.open) if isinstance(found, Seq) else found
 
 
-def dict_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def dict_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     store: dict[Any, Any] = {}
     if args and isinstance(args[0], Dict):
         store.update(args[0].store)
     elif args:
-        pairs = objects.concrete(torch.interpreter, args[0])
+        pairs = objects.concrete(run.interpreter, args[0])
         for pair in pairs if pairs is not None else [unknown()]:
             key, value = pair.items if isinstance(pair, Seq) and len(pair.items) == 2 else (unknown(), unknown())
-            objects.set_item(torch.interpreter, Dict(store), key, value, node)
+            objects.set_item(run.interpreter, Dict(store), key, value, node)
     store.update({k: v for k, v in kwargs.items() if k != "\0rest"})
     if "\0rest" in kwargs:
         store[ANY] = unknown()
-    return Dict(store, spot=torch.spot(node))
+    return Dict(store, spot=run.spot(node))
 
 
-def number(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def number(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     value = constant(args[0]) if args else None
     if isinstance(value, (int, float, str)):
         try:
@@ -174,12 +174,12 @@ def number(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     return args[0] if args and isinstance(args[0], Number) else Number()
 
 
-def integer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def integer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     value = constant(args[0]) if args else None
     return Const(int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else Number()
 
 
-def length(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def length(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     value = args[0] if args else unknown()
     if isinstance(value, Seq) and not value.open:
         return Const(len(value.items))
@@ -188,33 +188,33 @@ def length(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     return Number()
 
 
-def getattr_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def getattr_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     named = args[1] if len(args) > 1 else unknown()
     if isinstance(named, Choice):
-        return choice(getattr_(torch, name, [args[0], option, *args[2:]], kwargs, node) for option in named.options)
+        return choice(getattr_(run, name, [args[0], option, *args[2:]], kwargs, node) for option in named.options)
     attribute = constant(named)
     if isinstance(attribute, str):
-        found = objects.get_attribute(torch.interpreter, args[0], attribute, node)
+        found = objects.get_attribute(run.interpreter, args[0], attribute, node)
         if isinstance(found, Bound) and len(args) > 2 and isinstance(args[0], Instance):
             return choice([args[2], unknown()])
         return found
     return unknown()
 
 
-def setattr_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def setattr_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     attribute = constant(args[1]) if len(args) > 2 else None
     if isinstance(attribute, str):
-        objects.set_attribute(torch.interpreter, args[0], attribute, args[2], node)
+        objects.set_attribute(run.interpreter, args[0], attribute, args[2], node)
     elif len(args) > 2:
-        modules.escape(torch, args[0])
+        modules.escape(run, args[0])
     return NONE
 
 
-def sum_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def sum_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if not args:
         return unknown()
-    item = objects.element(torch.interpreter, args[0])
-    tensor = operands.as_tensor(torch, item)
+    item = objects.element(run.interpreter, args[0])
+    tensor = operands.as_tensor(run, item)
     return (
         tensor
         if isinstance(tensor, Tensor)
@@ -224,117 +224,117 @@ def sum_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], n
     )
 
 
-def extreme(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def extreme(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     values = [constant(a) for a in args]
     if len(values) > 1 and all(isinstance(v, (int, float)) for v in values):
         return args[0] if len(set(values)) == 1 else Number()
     return Number()
 
 
-def same(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def same(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return args[0] if args else unknown()
 
 
-def next_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    return objects.element(torch.interpreter, args[0]) if args else unknown()
+def next_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return objects.element(run.interpreter, args[0]) if args else unknown()
 
 
-def filter_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def filter_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if len(args) != 2:
         return unknown()
-    items = objects.concrete(torch.interpreter, args[1])
+    items = objects.concrete(run.interpreter, args[1])
     kept: list[Value] = []
     open_ = items is None
-    for item in items if items is not None else [objects.element(torch.interpreter, args[1])]:
-        verdict = truth(calls.call(torch.interpreter, args[0], [item], {}, node))
+    for item in items if items is not None else [objects.element(run.interpreter, args[1])]:
+        verdict = truth(calls.call(run.interpreter, args[0], [item], {}, node))
         if verdict is not False:
             kept.append(item)
             open_ = open_ or verdict is None
     return seq(kept, "iterator", open_)
 
 
-def map_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def map_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if len(args) != 2:
         return unknown()
-    items = objects.concrete(torch.interpreter, args[1])
+    items = objects.concrete(run.interpreter, args[1])
     found = [
-        calls.call(torch.interpreter, args[0], [item], {}, node)
-        for item in (items if items is not None else [objects.element(torch.interpreter, args[1])])
+        calls.call(run.interpreter, args[0], [item], {}, node)
+        for item in (items if items is not None else [objects.element(run.interpreter, args[1])])
     ]
     return seq(found, "iterator", items is None)
 
 
-def nothing(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def nothing(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return NONE
 
 
-def string(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def string(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     given = args[0] if args else None
     value = given.store.get("\0path") if isinstance(given, Instance) else constant(given)
     return Const(str(value)) if isinstance(value, (str, int)) else unknown("string")
 
 
-def spawned(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def spawned(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`torch.multiprocessing.spawn(work, args)` calls `work(rank, *args)` in each process."""
     work = args[0] if args else kwargs.get("fn", unknown())
     given = args[1] if len(args) > 1 else kwargs.get("args", seq([]))
-    _called(torch, work, [Number()], given, {}, node)
+    _called(run, work, [Number()], given, {}, node)
     return unknown()
 
 
-def process(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def process(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Process(target=work, args=…)`, `Thread(…)`: it runs once it is started, which nobody leaves out."""
     named = kwargs.get("kwargs")
-    _called(torch, kwargs.get("target", unknown()), [], kwargs.get("args", seq([])), named, node)
+    _called(run, kwargs.get("target", unknown()), [], kwargs.get("args", seq([])), named, node)
     return unknown()
 
 
-def _called(torch: Torch, work: Value, front: list[Value], given: Value, named: Any, node: Any) -> None:
-    items = objects.concrete(torch.interpreter, given)
+def _called(run: Run, work: Value, front: list[Value], given: Value, named: Any, node: Any) -> None:
+    items = objects.concrete(run.interpreter, given)
     known = {k: v for k, v in named.store.items() if isinstance(k, str)} if isinstance(named, Dict) else {}
     rest = items if items is not None else [Seq({"items": (unknown(),), "open": True}, "star")]
     if isinstance(work, (Function, Class, Instance)):
-        calls.call(torch.interpreter, work, [*front, *rest], known, node)
+        calls.call(run.interpreter, work, [*front, *rest], known, node)
 
 
-def executor(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def executor(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Instance(Ref("concurrent.futures.Executor"))
 
 
 def executor_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """`submit(work, *args)` calls it."""
     if name == "submit" and args:
-        calls.call(torch.interpreter, args[0], args[1:], kwargs, node)
-    return map_(torch, name, args, {}, node) if name == "map" else unknown()
+        calls.call(run.interpreter, args[0], args[1:], kwargs, node)
+    return map_(run, name, args, {}, node) if name == "map" else unknown()
 
 
-def environment(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def environment(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`os.environ.get("DTYPE", "bfloat16")`: the default, where it names a low dtype."""
     return command_lines.unless_told_otherwise(args[1] if len(args) > 1 else kwargs.get("default", NONE))
 
 
-def evaluated(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def evaluated(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`eval("torch.bfloat16")` of a known dotted name."""
     first, *rest = str(constant(args[0]) if args else "").split(".")
-    found = torch.interpreter.scope.find(first)
+    found = run.interpreter.scope.find(first)
     if found is None or not all(part.isidentifier() for part in rest):
         return unknown()
     for part in rest:
-        found = objects.get_attribute(torch.interpreter, found, part, node)
+        found = objects.get_attribute(run.interpreter, found, part, node)
     return found
 
 
-def bool_(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def bool_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     known = truth(args[0]) if args else False
     return unknown() if known is None else Const(known)
 
 
-def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def other(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """Any other builtin; a method of one, such as `dict.fromkeys`, is a call of which nothing is known."""
     if name.count(".") > 1:
-        return torch.opaque_result([*args, *kwargs.values()], node)
+        return opaque.result(run, [*args, *kwargs.values()], node)
     return unknown(*(operands.marks_of(args) & operands.KEPT))
 
 

@@ -39,7 +39,7 @@ from precaudit.static.overlays.engines import masters_elsewhere
 from precaudit.static.overlays.torch import modules, operands, optimizers
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 WORDS = framework("transformers").words
 MODELS = tuple(WORDS["models"])
@@ -48,182 +48,182 @@ WIDE_OPTIMIZERS = re.compile(WORDS["wide_optimizers"], re.IGNORECASE)
 """Values of TrainingArguments.optim whose state does not simply have the parameters' dtype."""
 
 
-def from_pretrained(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def from_pretrained(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A model that a framework loads: its parameters have the dtype asked for, or one that is not known."""
     if name.startswith("transformers."):
-        torch.met("transformers")
+        run.met("transformers")
     given = kwargs.get("dtype", kwargs.get("torch_dtype"))
-    wanted = operands.dtype_argument(torch, given)
+    wanted = operands.dtype_argument(run, given)
     dtype = operands.names(wanted) if wanted is not None else None
     store: dict[Any, Any] = {"dtype": dtype}
     if {"quantization_config", "load_in_8bit", "load_in_4bit", "\0rest"} & set(kwargs):
         store["dtype"] = None
-        bitsandbytes.loaded(torch, kwargs, store)
+        bitsandbytes.loaded(run, kwargs, store)
         if bitsandbytes.is_kbit(kwargs):
-            store.update({"\0kbit": True, "\0loaded": torch.spot(node)})
+            store.update({"\0kbit": True, "\0loaded": run.spot(node)})
     elif dtype is not None:
-        store["spot"] = torch.spot(node)
+        store["spot"] = run.spot(node)
     elif (given is None or constant(given) == "auto") and name.startswith("transformers."):
         path = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        comes = checkpoints.asked_for_none(torch, name, path, torch.spot(node))
+        comes = checkpoints.asked_for_none(run, name, path, run.spot(node))
         if comes is not None:
-            store["\0comes"] = (comes, torch.spot(node), given is not None)
+            store["\0comes"] = (comes, run.spot(node), given is not None)
     return Opaque(store)
 
 
-def from_config(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def from_config(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`AutoModelForCausalLM.from_config(config, dtype=...)`: a model with random weights."""
-    torch.met("transformers")
-    wanted = operands.dtype_argument(torch, kwargs.get("dtype", kwargs.get("torch_dtype")))
+    run.met("transformers")
+    wanted = operands.dtype_argument(run, kwargs.get("dtype", kwargs.get("torch_dtype")))
     dtype = operands.names(wanted) if wanted is not None else None
-    return Opaque({"dtype": dtype, "spot": torch.spot(node)}) if dtype is not None else built(torch, name, node)
+    return Opaque({"dtype": dtype, "spot": run.spot(node)}) if dtype is not None else built(run, name, node)
 
 
-def model_class(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def model_class(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`LlamaForCausalLM(config)`; what else transformers has may do anything."""
     if name.endswith(MODELS):
-        return built(torch, name, node)
-    return others.unfamiliar(torch, name, args, kwargs, node)
+        return built(run, name, node)
+    return others.unfamiliar(run, name, args, kwargs, node)
 
 
-def built(torch: Torch, name: str, node: Any) -> Value:
+def built(run: Run, name: str, node: Any) -> Value:
     """A model with random weights, made in the default dtype; of a wide one it is not known what its config says."""
-    torch.met("transformers")
-    default = torch.default_dtype()
+    run.met("transformers")
+    default = run.default_dtype()
     store: Store = {"dtype": default if is_low(default) else None}
-    made = torch.interpreter.world.get("default_spot")
+    made = run.interpreter.world.get("default_spot")
     if default is not None and is_low(default) and made is not None:
         store["spot"] = made
-        torch.training.built_by_default.append((made, default, torch.spot(node), {"weights": Param(store)}))
+        run.training.built_by_default.append((made, default, run.spot(node), {"weights": Param(store)}))
     return Opaque(store)
 
 
-def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def trainer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Trainer(model, args)`."""
-    torch.met("trainer")
+    run.met("trainer")
     arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
     model = kwargs.get("model", args[0] if args else None)
     made = kwargs.get("model_init")
     if isinstance(made, Function) and (model is None or constant(model) is None):
-        model = calls.call(torch.interpreter, made, [], {}, node)
-    torch.training.trained = True
+        model = calls.call(run.interpreter, made, [], {}, node)
+    run.training.trained = True
     if model is not None:
-        bitsandbytes.learns(torch, model)
+        bitsandbytes.learns(run, model)
     if isinstance(arguments, Instance):
-        torch.training.arguments.append(arguments)
+        run.training.arguments.append(arguments)
         if isinstance(constant(model), str) and isinstance(arguments.store.get("model_init_kwargs"), Dict):
-            model = _loaded_by_name(torch, arguments.store["model_init_kwargs"], arguments)
+            model = _loaded_by_name(run, arguments.store["model_init_kwargs"], arguments)
         adapters = "peft_config" in kwargs and not isinstance(kwargs["peft_config"], Const)
         if model is not None and not adapters:
-            _trains(torch, model, arguments, "optimizers" in kwargs, node)
+            _trains(run, model, arguments, "optimizers" in kwargs, node)
     return unknown()
 
 
-def _loaded_by_name(torch: Torch, keywords: Dict, arguments: Instance) -> Value:
+def _loaded_by_name(run: Run, keywords: Dict, arguments: Instance) -> Value:
     """The model that a trainer loads itself, by name, with keywords from its arguments."""
-    wanted = operands.dtype_argument(torch, keywords.store.get("dtype", keywords.store.get("torch_dtype")))
+    wanted = operands.dtype_argument(run, keywords.store.get("dtype", keywords.store.get("torch_dtype")))
     spot = keywords.spot or arguments.store.get("\0spot")
     return Opaque({"dtype": operands.names(wanted) if wanted is not None else None, "spot": spot})
 
 
-def _trains(torch: Torch, model: Value, arguments: Instance, own_optimizer: bool, node: Any) -> None:
+def _trains(run: Run, model: Value, arguments: Instance, own_optimizer: bool, node: Any) -> None:
     """A framework's trainer builds its optimizer on the model's parameters as they are."""
     engines = [
         arguments.store.get(key) for key in ("deepspeed", "fsdp", "parallelism_config") if key in arguments.store
     ]
-    if any(not (isinstance(e, Const) and not e.value) for e in engines) or masters_elsewhere(torch, node):
+    if any(not (isinstance(e, Const) and not e.value) for e in engines) or masters_elsewhere(run, node):
         return
     fp16 = constant(arguments.store.get("fp16")) is True
-    because = ("the trainer is built here", torch.spot(node))
-    for _, param in modules.parameters(torch, model):
+    because = ("the trainer is built here", run.spot(node))
+    for _, param in modules.parameters(run, model):
         if not optimizers.trainable(param):
             continue
         if param.dtype is None and "\0comes" in param.store:
-            as_it_comes(torch, param.store, because)
+            as_it_comes(run, param.store, because)
         if not is_low(param.dtype) or not param.dtype:
             continue
         adapters = optimizers.is_adapter(param)
         attrs: dict[str, Any] = {"trainer_fp16": True} if fp16 and param.dtype == frozenset({"float16"}) else {}
         if adapters:
             attrs["allowed_because"] = "adapter-only"
-        spot = param.store.get("spot") or torch.spot(node)
+        spot = param.store.get("spot") or run.spot(node)
         detail = "the trainer's optimizer updates them in place"
-        torch.facts.add(Kind.HOLDS, spot, param.dtype, Role.MASTER_WEIGHT, because, detail, **attrs)
+        run.facts.add(Kind.HOLDS, spot, param.dtype, Role.MASTER_WEIGHT, because, detail, **attrs)
         optim = arguments.store.get("optim", Const("adamw_torch"))
         if isinstance(optim, Const) and not WIDE_OPTIMIZERS.search(str(optim.value)) and not own_optimizer:
             detail = "the trainer's AdamW keeps its state in the parameters' dtype"
-            torch.facts.add(Kind.HOLDS, spot, param.dtype, Role.OPTIMIZER_STATE, because, detail, chosen="framework")
+            run.facts.add(Kind.HOLDS, spot, param.dtype, Role.OPTIMIZER_STATE, because, detail, chosen="framework")
         return
 
 
-def as_it_comes(torch: Torch, store: Store, because: tuple[str, Spot | None]) -> None:
+def as_it_comes(run: Run, store: Store, because: tuple[str, Spot | None]) -> None:
     """A model that from_pretrained was told no dtype of is trained: in the checkpoint's own."""
     dtype, spot, auto = store["\0comes"]
-    certain = auto or checkpoints.keeps_dtype(torch, spot)
+    certain = auto or checkpoints.keeps_dtype(run, spot)
     detail = "from_pretrained keeps the checkpoint's dtype" + ("" if auto else ", from transformers 5 on")
     chosen = "framework" if certain else "default"
-    torch.facts.add(Kind.HOLDS, spot, dtype, Role.MASTER_WEIGHT, because, detail, chosen=chosen)
+    run.facts.add(Kind.HOLDS, spot, dtype, Role.MASTER_WEIGHT, because, detail, chosen=chosen)
 
 
 def save_pretrained(
-    torch: Torch, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """A checkpoint is written, perhaps to be loaded again."""
-    checkpoints.saves(torch, receiver)
+    checkpoints.saves(run, receiver)
     return unknown()
 
 
-def finish(torch: Torch) -> None:
+def finish(run: Run) -> None:
     """Optimizers over a model that was loaded in its checkpoint's dtype, and what launcher lines say."""
-    launchers.compare(torch)
-    for made in torch.training.optimizers:
+    launchers.compare(run)
+    for made in run.training.optimizers:
         if made.store.get("elsewhere"):
             continue
         for param in made.store["params"]:
             if isinstance(param, Param) and param.dtype is None and "\0comes" in param.store:
                 if optimizers.trainable(param):
-                    as_it_comes(torch, param.store, ("the optimizer is built here", made.store["spot"]))
+                    as_it_comes(run, param.store, ("the optimizer is built here", made.store["spot"]))
                 break
 
 
-def training_arguments(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def training_arguments(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """TrainingArguments and TRL's configs; a DeepSpeed file that they name must ask for the same precision."""
     fp16, bf16 = constant(kwargs.get("fp16")), constant(kwargs.get("bf16"))
     if fp16 is True and bf16 is True:
-        torch.facts.add(Kind.CONFIG, torch.spot(node), "", None, None, "fp16 and bf16 are both on", conflict=True)
+        run.facts.add(Kind.CONFIG, run.spot(node), "", None, None, "fp16 and bf16 are both on", conflict=True)
     if "\0rest" not in kwargs and name.startswith("transformers."):
-        _compare(torch, kwargs, node)
-    return Instance(Ref("transformers.TrainingArguments"), {**kwargs, "\0spot": torch.spot(node)})
+        _compare(run, kwargs, node)
+    return Instance(Ref("transformers.TrainingArguments"), {**kwargs, "\0spot": run.spot(node)})
 
 
-def _compare(torch: Torch, kwargs: dict[str, Value], node: Any) -> None:
+def _compare(run: Run, kwargs: dict[str, Value], node: Any) -> None:
     """transformers refuses a DeepSpeed config whose fp16.enabled or bf16.enabled is not what the arguments say."""
-    config = deepspeed.read_config(torch, kwargs.get("deepspeed"), node)
+    config = deepspeed.read_config(run, kwargs.get("deepspeed"), node)
     if not config:
         return
-    torch.met("deepspeed")
-    spot = _argument(torch, node, "deepspeed")
+    run.met("deepspeed")
+    spot = _argument(run, node, "deepspeed")
     asked = {key: constant(kwargs[key]) for key in launchers.MODES if key in kwargs}
     for mode, wanted in launchers.enabled(config).items():
         given = [asked[key] for key in (mode, f"{mode}_full_eval") if key in asked]
         if all(isinstance(value, bool) for value in given) and wanted != any(given):
             told = f"the DeepSpeed config says {mode}.enabled: {str(wanted).lower()}, the arguments {mode}={not wanted}"
-            torch.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key=mode)
+            run.facts.add(Kind.CONFIG, spot, "", None, None, told, mismatch=True, key=mode)
             return
     for remark in launchers.left_to_the_script(config, kwargs):
-        torch.facts.add(remark.kind, spot, remark.dtype, remark.role, None, remark.detail, **remark.attrs)
+        run.facts.add(remark.kind, spot, remark.dtype, remark.role, None, remark.detail, **remark.attrs)
 
 
-def _argument(torch: Torch, node: Any, name: str) -> Spot:
+def _argument(run: Run, node: Any, name: str) -> Spot:
     """Where a call is given this keyword, or the call."""
     given = [arg for arg in node.args if arg.keyword is not None and arg.keyword.value == name]
-    return torch.spot(given[0] if given else node)
+    return run.spot(given[0] if given else node)
 
 
-def parser(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def parser(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`HfArgumentParser((..., TrainingArguments))`: the arguments come from the command line."""
-    torch.training.from_command_line.append(torch.spot(node))
-    return command_lines.dataclass_parser(torch, name, args, kwargs, node)
+    run.training.from_command_line.append(run.spot(node))
+    return command_lines.dataclass_parser(run, name, args, kwargs, node)
 
 
 def hook_arguments(cls: Class, name: str) -> dict[str, Value]:

@@ -10,14 +10,14 @@ from precaudit.static.language.values import Value
 from precaudit.static.overlays import Call, transformers
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def trainer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def trainer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """TRL's trainers prepare a k-bit model themselves."""
-    torch.met("trl")
-    torch.training.trainer_prepares = True
-    return transformers.trainer(torch, name, args, kwargs, node)
+    run.met("trl")
+    run.training.trainer_prepares = True
+    return transformers.trainer(run, name, args, kwargs, node)
 
 
 CALLS: Mapping[str, Call] = {

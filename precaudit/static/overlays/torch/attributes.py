@@ -40,7 +40,7 @@ from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import flags, modules, operands, opnames, optimizers, scaling
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
 def reference(name: str, spot: Spot) -> Value:
@@ -56,16 +56,16 @@ def reference(name: str, spot: Spot) -> Value:
     return Ref(name)
 
 
-def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
+def attribute(run: Run, value: Value, name: str, node: Any) -> Value:
     """An attribute that the object's own store does not have."""
     if isinstance(value, Param):
-        return _param_attribute(torch, value, name, node)
+        return _param_attribute(run, value, name, node)
     if isinstance(value, Tensor):
-        return _tensor_attribute(torch, value, name, node)
+        return _tensor_attribute(run, value, name, node)
     if isinstance(value, Opaque):
-        return _opaque_attribute(torch, value, name)
+        return _opaque_attribute(run, value, name)
     if isinstance(value, Instance):
-        if modules.is_module(torch, value) and name in ("module", "_orig_mod", "base_model"):
+        if modules.is_module(run, value) and name in ("module", "_orig_mod", "base_model"):
             return value
         if value.library == data_files.PATH and (found := data_files.path_attribute(value, name)) is not None:
             return found
@@ -97,11 +97,11 @@ def attribute(torch: Torch, value: Value, name: str, node: Any) -> Value:
     if isinstance(value, Function):
         return unknown()
     if isinstance(value, Bound) and isinstance(value.receiver, Opaque):
-        return attribute(torch, operands.held(value), name, node)
+        return attribute(run, operands.held(value), name, node)
     return Bound(value, name)
 
 
-def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
+def _param_attribute(run: Run, value: Param, name: str, node: Any) -> Value:
     if name == "data":
         return replace(value, detached=True)
     if name == "requires_grad":
@@ -114,16 +114,16 @@ def _param_attribute(torch: Torch, value: Param, name: str, node: Any) -> Value:
     if "attr:" + name in value.store:
         kept: Value = value.store["attr:" + name]
         return kept
-    tensor = operands.as_tensor(torch, value)
+    tensor = operands.as_tensor(run, value)
     if name in ("shape", "device", "dtype", "ndim", "T", "mT", "is_leaf", "grad_fn", "is_cuda", "layout"):
-        return _tensor_attribute(torch, tensor, name, node) if isinstance(tensor, Tensor) else unknown()
+        return _tensor_attribute(run, tensor, name, node) if isinstance(tensor, Tensor) else unknown()
     if name in value.store and name not in ("dtype", "spot", "origin", "kind", "positions", "created", "zero_dim"):
         stored: Value = value.store[name]
         return stored
     return Bound(value, name)
 
 
-def _tensor_attribute(torch: Torch, value: Tensor, name: str, node: Any) -> Value:
+def _tensor_attribute(run: Run, value: Tensor, name: str, node: Any) -> Value:
     if name == "dtype":
         return DType(value.dtype, value.origin, read=True) if value.dtype else unknown("dtype")
     if name == "shape":
@@ -143,7 +143,7 @@ def _tensor_attribute(torch: Torch, value: Tensor, name: str, node: Any) -> Valu
     return Bound(value, name)
 
 
-def _opaque_attribute(torch: Torch, value: Opaque, name: str) -> Value:
+def _opaque_attribute(run: Run, value: Opaque, name: str) -> Value:
     if name in ("shape",):
         return seq([Number()], "shape", open=True)
     if name == "dtype" and value.dtype is not None:
@@ -163,56 +163,56 @@ def _opaque_attribute(torch: Torch, value: Opaque, name: str) -> Value:
     return Bound(value, name)
 
 
-def attribute_set(torch: Torch, target: Value, name: str, value: Value, node: Any) -> None:
-    put = torch.interpreter.heap.put
+def attribute_set(run: Run, target: Value, name: str, value: Value, node: Any) -> None:
+    put = run.interpreter.heap.put
     if isinstance(target, Param):
         if name == "requires_grad":
             put(target.store, "requires_grad", truth(value))
         elif name == "data":
-            tensor = operands.as_tensor(torch, value)
+            tensor = operands.as_tensor(run, value)
             put(target.store, "dtype", tensor.dtype if isinstance(tensor, Tensor) else None)
-            put(target.store, "spot", torch.spot(node))
+            put(target.store, "spot", run.spot(node))
         elif name == "grad":
-            scaling.gradients_cleared(torch)
-            scaling.gradient_replaced(torch, value, node)
+            scaling.gradients_cleared(run)
+            scaling.gradient_replaced(run, value, node)
         else:
             put(target.store, "attr:" + name, value)
         return
     if isinstance(target, Ref) and target.name.startswith("torch.backends."):
-        flags.flag_set(torch, f"{target.name}.{name}", value, node)
+        flags.flag_set(run, f"{target.name}.{name}", value, node)
     if isinstance(target, Instance):
-        _replaced_parameter(torch, target, name, value, node)
+        _replaced_parameter(run, target, name, value, node)
     if isinstance(target, Opaque):
         if name == "requires_grad":
             put(target.store, "requires_grad", truth(value))
         else:
             put(target.store, "attr:" + name, value)
     if isinstance(target, Tensor) and name == "grad":
-        scaling.gradient_written(torch, node)
+        scaling.gradient_written(run, node)
 
 
-def _replaced_parameter(torch: Torch, target: Instance, name: str, value: Value, node: Any) -> None:
+def _replaced_parameter(run: Run, target: Instance, name: str, value: Value, node: Any) -> None:
     """A parameter of one module given to another is tied; a fresh one in its place breaks the tie."""
     before = target.store.get(name)
     if not isinstance(value, Param) or not isinstance(before, Param):
         return
     if before.store.get("tied") and value.store.get("fresh"):
-        untied = torch.training.untied
+        untied = run.training.untied
         if any(old is before.store and new is value.store for old, new, *_ in untied):
-            torch.training.untied = [entry for entry in untied if entry[0] is not before.store]  # tied again
+            run.training.untied = [entry for entry in untied if entry[0] is not before.store]  # tied again
         else:
-            untied.append((before.store, value.store, torch.spot(node), value.dtype))
+            untied.append((before.store, value.store, run.spot(node), value.dtype))
     elif not value.store.get("fresh"):
-        torch.interpreter.heap.put(value.store, "tied", True)
+        run.interpreter.heap.put(value.store, "tied", True)
 
 
-def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
+def item(run: Run, value: Value, index: Value, node: Any) -> Value:
     if isinstance(value, (Param, Bound)):
-        value = operands.as_tensor(torch, value)
+        value = operands.as_tensor(run, value)
     if isinstance(value, Tensor):
         return replace(value, zero_dim=False)
     if isinstance(value, Ref) and value.name.endswith(".__dict__") and isinstance(index, Const):
-        return reference(f"{value.name.removesuffix('.__dict__')}.{index.value}", torch.spot(node))
+        return reference(f"{value.name.removesuffix('.__dict__')}.{index.value}", run.spot(node))
     if isinstance(value, Instance):
         kind = modules.short(value.cls)
         key = constant(index)
@@ -230,8 +230,8 @@ def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
         if isinstance(value.cls, Class):
             method = classes.find_method(value.cls, "__getitem__")
             if method is not None:
-                return calls.call(torch.interpreter, classes.bind(method[0], value, method[1]), [index], {}, node)
-        return records.item(torch, value, index, node)
+                return calls.call(run.interpreter, classes.bind(method[0], value, method[1]), [index], {}, node)
+        return records.item(run, value, index, node)
     if isinstance(value, Opaque):
         key = constant(index)
         if isinstance(key, (str, int)) and ("item", key) in value.store:
@@ -241,11 +241,11 @@ def item(torch: Torch, value: Value, index: Value, node: Any) -> Value:
     return unknown()
 
 
-def item_set(torch: Torch, target: Value, index: Value, value: Value, node: Any) -> None:
+def item_set(run: Run, target: Value, index: Value, value: Value, node: Any) -> None:
     if isinstance(target, Instance) and modules.short(target.cls) in modules.CONTAINERS:
         key = constant(index)
         names = [k for k in target.store if isinstance(k, str) and not k.startswith("\0")]
-        put = torch.interpreter.heap.put
+        put = run.interpreter.heap.put
         if isinstance(key, int) and "\0open" not in target.store and -len(names) <= key < len(names):
             put(target.store, names[key], value)
         else:
@@ -254,23 +254,23 @@ def item_set(torch: Torch, target: Value, index: Value, value: Value, node: Any)
     elif isinstance(target, Opaque):
         key = constant(index)
         if isinstance(key, (str, int)):
-            torch.interpreter.heap.put(target.store, ("item", key), value)
+            run.interpreter.heap.put(target.store, ("item", key), value)
     elif isinstance(target, Tensor):
-        torch.bus.tell(Op(torch, "__setitem__", [target, index, value], {}, [target, value], target, node))
+        run.bus.tell(Op(run, "__setitem__", [target, index, value], {}, [target, value], target, node))
 
 
-def children(torch: Torch, value: Instance) -> list[Value] | None:
+def children(run: Run, value: Instance) -> list[Value] | None:
     """The items of a module container that are all known."""
-    kind = modules.short(value.cls) or (modules.library_kind(torch, value) if isinstance(value.cls, Class) else "")
+    kind = modules.short(value.cls) or (modules.library_kind(run, value) if isinstance(value.cls, Class) else "")
     if kind in ("Sequential", "ModuleList", "ParameterList") and "\0open" not in value.store:
         found = modules.members(value)
         return found if len(found) <= 32 else None
     return records.items(value)
 
 
-def element(torch: Torch, value: Value) -> Value:
+def element(run: Run, value: Value) -> Value:
     if isinstance(value, (Tensor, Param)):
-        tensor = operands.as_tensor(torch, value)
+        tensor = operands.as_tensor(run, value)
         return replace(tensor, zero_dim=False) if isinstance(tensor, Tensor) else unknown()
     if isinstance(value, Instance):
         children = modules.members(value) if modules.short(value.cls) in modules.CONTAINERS else []

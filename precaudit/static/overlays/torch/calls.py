@@ -36,165 +36,165 @@ from precaudit.static.overlays.torch import (
 )
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def same_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def same_model(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A wrapper that gives back the model it was given, as far as dtypes go."""
     return args[0] if args else kwargs.get("module", unknown())
 
 
-def ddp(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def ddp(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`DistributedDataParallel(model)`, whose buckets may have a policy like FSDP's."""
-    torch.met("ddp")
+    run.met("ddp")
     policy = kwargs.get("mixed_precision")
     if isinstance(policy, Instance):
-        torch.training.policies_used.add(id(policy.store))
-    return same_model(torch, name, args, kwargs, node)
+        run.training.policies_used.add(id(policy.store))
+    return same_model(run, name, args, kwargs, node)
 
 
-def clip(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    scaling.clip(torch, args, kwargs, node)
-    return Tensor(frozenset({"float32"}), torch.spot(node), "norm", zero_dim=True)
+def clip(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    scaling.clip(run, args, kwargs, node)
+    return Tensor(frozenset({"float32"}), run.spot(node), "norm", zero_dim=True)
 
 
-def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    regions.deprecated(torch, name, node)
-    return scaling.scaler(torch, name, args, kwargs, node)
+def scaler(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    regions.deprecated(run, name, node)
+    return scaling.scaler(run, name, args, kwargs, node)
 
 
-def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def optimizer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A class of torch.optim; schedulers and weight averages are none."""
     if name.rpartition(".")[2][:1].isupper() and "lr_scheduler" not in name and "swa" not in name:
-        return optimizers.optimizer(torch, name, args, kwargs, node)
-    return other(torch, name, args, kwargs, node)
+        return optimizers.optimizer(run, name, args, kwargs, node)
+    return other(run, name, args, kwargs, node)
 
 
-def collective(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def collective(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A function of torch.distributed itself, not of the packages inside it."""
     if name.count(".") > 2:
-        return other(torch, name, args, kwargs, node)
-    reduction.reduced(torch, name.rpartition(".")[2], args, kwargs, node)
+        return other(run, name, args, kwargs, node)
+    reduction.reduced(run, name.rpartition(".")[2], args, kwargs, node)
     return unknown()
 
 
-def first(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def first(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return args[0] if args else unknown()
 
 
-def functional(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def functional(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """A function on tensors; a name that ends in `_` works in place."""
     last = name.rpartition(".")[2]
     short = {"vector_norm": "norm", "matrix_norm": "norm"}.get(last, last)
-    _foreach(torch, short, args, node)
+    _foreach(run, short, args, node)
     out = kwargs.get("out")
     rest = {key: value for key, value in kwargs.items() if key != "out"}
-    result = ops.apply(torch, short.rstrip("_") if short.endswith("_") else short, args, rest, node)
-    return result if out is None else _written_over(torch, operands.as_tensor(torch, out), result, node)
+    result = ops.apply(run, short.rstrip("_") if short.endswith("_") else short, args, rest, node)
+    return result if out is None else _written_over(run, operands.as_tensor(run, out), result, node)
 
 
-def _written_over(torch: Torch, out: Value, result: Value, node: Any) -> Value:
+def _written_over(run: Run, out: Value, result: Value, node: Any) -> Value:
     """What `out=` names from now on: the result in the storage that was there, of which nothing is left."""
     if not isinstance(out, Tensor) or not isinstance(result, Tensor):
         return result
     marks = result.marks - {"float16", "bfloat16"} | (result.marks & out.marks & {"created"})
-    written = replace(result, dtype=out.dtype, marks=marks, loops=torch.loops())
+    written = replace(result, dtype=out.dtype, marks=marks, loops=run.loops())
     target = next((arg.value for arg in node.args if arg.keyword is not None and arg.keyword.value == "out"), None)
     if isinstance(target, (cst.Name, cst.Subscript)):
-        objects.assign(torch.interpreter, target, written)
+        objects.assign(run.interpreter, target, written)
     return written
 
 
-def other(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def other(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """Something else in torch: `torch.xyz` works on tensors, what lies deeper is not known."""
     if name.count(".") == 1:
-        return functional(torch, name, args, kwargs, node)
+        return functional(run, name, args, kwargs, node)
     return unknown(*(operands.marks_of(args) & operands.KEPT))
 
 
-def _foreach(torch: Torch, name: str, args: list[Value], node: Any) -> None:
+def _foreach(run: Run, name: str, args: list[Value], node: Any) -> None:
     """`torch._foreach_add_(targets, others)` and its kin change each target in place."""
     if not name.startswith("_foreach") or not name.endswith("_") or not args:
         return
     if "gradient" in operands.marks_of(args[:1]):
-        scaling.gradient_written(torch, node)
+        scaling.gradient_written(run, node)
     short = name.removeprefix("_foreach_").rstrip("_")
-    others = [objects.element(torch.interpreter, a) if isinstance(a, Seq) else a for a in args[1:]]
+    others = [objects.element(run.interpreter, a) if isinstance(a, Seq) else a for a in args[1:]]
     if short in ("add", "sub", "lerp", "addcmul", "addcdiv", "copy"):
-        for target in options(objects.element(torch.interpreter, args[0])):
-            updates.update(torch, target, others, node, short, True)
+        for target in options(objects.element(run.interpreter, args[0])):
+            updates.update(run, target, others, node, short, True)
 
 
-def nn(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def nn(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """An object of a class in torch.nn."""
     last = name.rpartition(".")[2]
     if not last[:1].isupper():
-        return other(torch, name, args, kwargs, node)
+        return other(run, name, args, kwargs, node)
     if last == "Parameter":
-        return _parameter(torch, args, kwargs, node)
+        return _parameter(run, args, kwargs, node)
     if last == "Buffer":
-        return modules.buffer(operands.as_tensor(torch, args[0]) if args else unknown(), "")
+        return modules.buffer(operands.as_tensor(run, args[0]) if args else unknown(), "")
     store: dict[Any, Any] = {}
     if last == "Upsample":
         store["\0mode"] = kwargs.get("mode", NONE)
     if "reduction" in kwargs:
         store["\0reduction"] = kwargs["reduction"]
     if last.endswith("Loss"):
-        store["\0spot"] = torch.spot(node)
-    modules.build(torch, last, args, kwargs, node, store)
+        store["\0spot"] = run.spot(node)
+    modules.build(run, last, args, kwargs, node, store)
     return Instance(Ref(name), store)
 
 
-def _parameter(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    data = operands.as_tensor(torch, args[0] if args else kwargs.get("data", unknown()))
+def _parameter(run: Run, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    data = operands.as_tensor(run, args[0] if args else kwargs.get("data", unknown()))
     wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else Const(True))
     dtype = data.dtype if isinstance(data, Tensor) else None
     origin = data.origin if isinstance(data, Tensor) else None
     zero_dim = isinstance(data, Tensor) and data.zero_dim
-    return modules.new_param(dtype, truth(wanted), torch.spot(node), origin=origin, fresh=True, zero_dim=zero_dim)
+    return modules.new_param(dtype, truth(wanted), run.spot(node), origin=origin, fresh=True, zero_dim=zero_dim)
 
 
-def deepcopy(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    return modules.deepcopy(torch, args[0]) if args else unknown()
+def deepcopy(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return modules.deepcopy(run, args[0]) if args else unknown()
 
 
-def save(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def save(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     value = args[0] if args else kwargs.get("obj", unknown())
-    torch.bus.tell(Op(torch, "save", [value], kwargs, [value], value, node))
+    run.bus.tell(Op(run, "save", [value], kwargs, [value], value, node))
     return NONE
 
 
-def autograd_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    root = operands.as_tensor(torch, args[0] if args else kwargs.get("outputs", unknown()))
+def autograd_grad(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    root = operands.as_tensor(run, args[0] if args else kwargs.get("outputs", unknown()))
     keys = [int(m.split(":")[1]) for m in operands.marks_of([root]) if m.startswith("scaler:")]
     if keys:
-        backward.scaled_backward(torch, keys, node)
+        backward.scaled_backward(run, keys, node)
     marks = {"gradient"}
     if keys and truth(kwargs.get("create_graph", Const(False))):
         marks |= {"penalty"}
-        torch.training.penalty = torch.spot(node)
-    found = Tensor(None, torch.spot(node), "grad", frozenset(marks), low_at=torch.spot(node))
+        run.training.penalty = run.spot(node)
+    found = Tensor(None, run.spot(node), "grad", frozenset(marks), low_at=run.spot(node))
     return seq([found], "tuple", open=True)
 
 
-def backward_of(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def backward_of(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     root = args[0] if args else kwargs.get("tensors", unknown())
     handed = len(args) > 1 or "grad_tensors" in kwargs
     for item in root.items if isinstance(root, Seq) else (root,):
-        (backward.from_gradient if handed else backward.backward)(torch, item, node)
+        (backward.from_gradient if handed else backward.backward)(run, item, node)
     return NONE
 
 
-def set_default_dtype(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    wanted = operands.dtype_argument(torch, args[0] if args else None)
+def set_default_dtype(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    wanted = operands.dtype_argument(run, args[0] if args else None)
     dtype = operands.names(wanted) if wanted is not None else None
-    torch.interpreter.heap.put(torch.interpreter.world, "default_dtype", dtype)
-    torch.interpreter.heap.put(torch.interpreter.world, "default_spot", torch.spot(node))
+    run.interpreter.heap.put(run.interpreter.world, "default_dtype", dtype)
+    run.interpreter.heap.put(run.interpreter.world, "default_spot", run.spot(node))
     return NONE
 
 
-def finfo(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    wanted = operands.dtype_argument(torch, args[0] if args else None)
+def finfo(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    wanted = operands.dtype_argument(run, args[0] if args else None)
     dtype = operands.names(wanted) if wanted is not None else None
     store: dict[Any, Any] = {}
     if dtype is not None and len(dtype) == 1 and next(iter(dtype)) in FLOATING:
@@ -211,18 +211,18 @@ def finfo(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], 
     return Instance(Ref("torch.finfo"), store)
 
 
-def checkpoint(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def checkpoint(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if not args:
         return unknown()
     return calls.call(
-        torch.interpreter, args[0], args[1:], {k: v for k, v in kwargs.items() if k not in ("use_reentrant",)}, node
+        run.interpreter, args[0], args[1:], {k: v for k, v in kwargs.items() if k not in ("use_reentrant",)}, node
     )
 
 
-def averaged_model(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def averaged_model(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if not args:
         return unknown()
-    copied = modules.deepcopy(torch, args[0])
-    for _, param in modules.parameters(torch, copied):
-        torch.interpreter.heap.put(param.store, "spot", torch.spot(node))
+    copied = modules.deepcopy(run, args[0])
+    for _, param in modules.parameters(run, copied):
+        run.interpreter.heap.put(param.store, "spot", run.spot(node))
     return copied

@@ -23,16 +23,16 @@ from precaudit.static.language.values import (
 from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def half_cast(torch: Torch, spot: Spot | None, dtype: Dtypes | None, region: Spot | None) -> None:
+def half_cast(run: Run, spot: Spot | None, dtype: Dtypes | None, region: Spot | None) -> None:
     """A value was cast low by hand inside a region, so that an operation in float32 gets rounded values."""
     if spot is not None and region is not None:
-        torch.facts.add(Kind.CAST, spot, dtype, None, ("the region begins here", region), under_autocast=True)
+        run.facts.add(Kind.CAST, spot, dtype, None, ("the region begins here", region), under_autocast=True)
 
 
-def to(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def to(run: Run, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`.to(dtype)`, `.to(device)`, `.to(device, dtype)`, `.to(other)` of a tensor."""
     target = kwargs.get("dtype")
     if target is None:
@@ -46,10 +46,10 @@ def to(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> 
                 target = arg if "dtype" in arg.marks else None
                 if target is None and not isinstance(arg, Device) and "device" not in arg.marks:
                     return _unknown_cast(args[0])
-    dtype = operands.dtype_argument(torch, target)
+    dtype = operands.dtype_argument(run, target)
     if dtype is None:
         return args[0]
-    return cast(torch, args[0], dtype, node)
+    return cast(run, args[0], dtype, node)
 
 
 def _unknown_cast(value: Value) -> Value:
@@ -58,10 +58,10 @@ def _unknown_cast(value: Value) -> Value:
     return value
 
 
-def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
+def cast(run: Run, value: Value, dtype: DType, node: Any) -> Value:
     """A tensor cast to a dtype. An opaque value becomes a tensor of that dtype, or stays a module."""
     if isinstance(value, Opaque):
-        return Opaque(value.store, operands.names(dtype), value.marks, torch.spot(node))
+        return Opaque(value.store, operands.names(dtype), value.marks, run.spot(node))
     if not isinstance(value, Tensor):
         return unknown()
     marks = value.marks
@@ -73,13 +73,13 @@ def cast(torch: Torch, value: Value, dtype: DType, node: Any) -> Value:
         marks |= {"counts"} if "small" in marks or value.dtype == frozenset({"bool"}) else {"counts", "positions"}
     if not is_float(target):
         marks -= {"differentiable", "float16", "bfloat16", "cumulated"}
-    spot = torch.spot(node)
-    region = torch.autocast()
-    if is_low(target) and region is not None and region.enabled and torch.grad() and "differentiable" in marks:
+    spot = run.spot(node)
+    region = run.autocast()
+    if is_low(target) and region is not None and region.enabled and run.grad() and "differentiable" in marks:
         if value.dtype == frozenset({"float32"}):
             marks |= {"recast"}
         elif value.low and value.dtype == region.dtype and not target & (value.dtype or frozenset()):
-            half_cast(torch, spot, target, region.spot)
+            half_cast(run, spot, target, region.spot)
     low_at = value.low_at
     if is_low(target) and marks & {"positions", "schedule"}:
         low_at = low_at or spot

@@ -19,13 +19,13 @@ from precaudit.static.language.values import (
 from precaudit.static.overlays.torch import operands, opnames
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def create(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """zeros, full, arange, zeros_like, tensor, …"""
-    spot = torch.spot(node)
-    wanted = operands.dtype_argument(torch, kwargs.get("dtype"))
+    spot = run.spot(node)
+    wanted = operands.dtype_argument(run, kwargs.get("dtype"))
     source = args[0] if args else None
     dtype: Dtypes | None
     origin = None
@@ -38,9 +38,9 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
         origin = source.origin if isinstance(source, Tensor) else None
     elif name in ("arange", "tensor", "full", "scalar_tensor"):
         value = args[1] if name == "full" and len(args) > 1 else kwargs.get("fill_value", source)
-        dtype = _literal_dtype(torch, args if name == "arange" else [value])
+        dtype = _literal_dtype(run, args if name == "arange" else [value])
     else:
-        dtype = torch.default_dtype()
+        dtype = run.default_dtype()
     if name in opnames.LIKE or name in opnames.NEW:
         zero_dim = isinstance(source, Tensor) and source.zero_dim and name in opnames.LIKE
     elif name in ("tensor", "scalar_tensor"):
@@ -76,17 +76,17 @@ def create(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
         name,
         frozenset(marks),
         zero_dim,
-        torch.loops(),
+        run.loops(),
         low_at=low_at,
         origin=origin if is_low(dtype) else None,
     )
 
 
-def _literal_dtype(torch: Torch, values: Sequence[Value | None]) -> Dtypes | None:
+def _literal_dtype(run: Run, values: Sequence[Value | None]) -> Dtypes | None:
     found: Dtypes = frozenset()
     for value in values:
         if isinstance(value, Seq):
-            inner = _literal_dtype(torch, list(value.items))
+            inner = _literal_dtype(run, list(value.items))
             if inner is None:
                 return None
             found |= inner
@@ -95,7 +95,7 @@ def _literal_dtype(torch: Torch, values: Sequence[Value | None]) -> Dtypes | Non
         elif isinstance(value, Const) and isinstance(value.value, int):
             found |= {"int64"}
         elif isinstance(value, Const) and isinstance(value.value, float):
-            default = torch.default_dtype()
+            default = run.default_dtype()
             if default is None:
                 return None
             found |= default

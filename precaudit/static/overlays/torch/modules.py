@@ -36,7 +36,7 @@ from precaudit.static.language.values import (
 from precaudit.static.overlays.torch import casts, handwritten, operands, opnames, ops, optimizers, reduction, scaling
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 NN = "torch.nn."
 WEIGHTED = {
@@ -120,7 +120,7 @@ def short(cls: Value) -> str:
     return ""
 
 
-def library_kind(torch: Torch, value: Instance) -> str:
+def library_kind(run: Run, value: Instance) -> str:
     """The torch.nn class this object is or derives from."""
     if isinstance(value.cls, Ref):
         return short(value.cls)
@@ -130,7 +130,7 @@ def library_kind(torch: Torch, value: Instance) -> str:
     return ""
 
 
-def is_module(torch: Torch, value: Value) -> bool:
+def is_module(run: Run, value: Value) -> bool:
     if not isinstance(value, Instance):
         return False
     if isinstance(value.cls, Ref):
@@ -146,16 +146,16 @@ def new_param(dtype: Dtypes | None, requires_grad: bool | None, spot: Spot | Non
     return Param({"dtype": dtype, "requires_grad": requires_grad, "spot": spot, **more})
 
 
-def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], node: Any, into: Store) -> None:
+def build(run: Run, kind: str, args: list[Value], kwargs: dict[str, Value], node: Any, into: Store) -> None:
     """Fills in the parameters, buffers and children that a torch.nn constructor makes."""
-    spot = torch.spot(node)
-    given = operands.dtype_argument(torch, kwargs.get("dtype"))
-    dtype = operands.names(given) if given is not None else torch.default_dtype()
+    spot = run.spot(node)
+    given = operands.dtype_argument(run, kwargs.get("dtype"))
+    dtype = operands.names(given) if given is not None else run.default_dtype()
     made = spot if given is not None else None
     if given is None and is_low(dtype):
-        made = torch.interpreter.world.get("default_spot")
+        made = run.interpreter.world.get("default_spot")
         if made is not None and dtype is not None:
-            torch.training.built_by_default.append((made, dtype, spot, into))
+            run.training.built_by_default.append((made, dtype, spot, into))
     origin = given.origin if given is not None else None
     chosen = given is not None and not given.read
     if chosen and origin is not None and made is not None and origin.function not in ("", made.function):
@@ -181,10 +181,10 @@ def build(torch: Torch, kind: str, args: list[Value], kwargs: dict[str, Value], 
             into["running_mean"] = new_param(dtype, False, made, kind="buffer")
             into["running_var"] = new_param(dtype, False, made, kind="buffer")
     elif kind in CONTAINERS:
-        _fill_container(torch, kind, args, into)
+        _fill_container(run, kind, args, into)
 
 
-def _fill_container(torch: Torch, kind: str, args: list[Value], into: Store) -> None:
+def _fill_container(run: Run, kind: str, args: list[Value], into: Store) -> None:
     items: list[tuple[str, Value]] = []
     open_ = False
     for arg in args:
@@ -212,32 +212,32 @@ def members(value: Instance) -> list[Value]:
     return [v for k, v in value.store.items() if isinstance(k, str) and not k.startswith("\0") and isinstance(v, Value)]
 
 
-def walk(torch: Torch, value: Value, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Value]]:
+def walk(run: Run, value: Value, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Value]]:
     """Every module and parameter under a module, with its name, itself first."""
     seen = set() if seen is None else seen
     if isinstance(value, Instance):
-        if id(value.store) in seen or not is_module(torch, value):
+        if id(value.store) in seen or not is_module(run, value):
             return
         seen.add(id(value.store))
         yield prefix, value
         for name, child in list(value.store.items()):
             if isinstance(name, str) and not name.startswith("\0"):
-                yield from walk(torch, child, f"{prefix}.{name}" if prefix else name, seen)
+                yield from walk(run, child, f"{prefix}.{name}" if prefix else name, seen)
     elif isinstance(value, (Param, Opaque)):
         if id(value.store) not in seen:
             seen.add(id(value.store))
             yield prefix, value
     elif isinstance(value, Choice):
         for option in value.options:
-            yield from walk(torch, option, prefix, seen)
+            yield from walk(run, option, prefix, seen)
 
 
-def parameters(torch: Torch, value: Value, buffers: bool = False) -> list[tuple[str, Param]]:
+def parameters(run: Run, value: Value, buffers: bool = False) -> list[tuple[str, Param]]:
     """Named parameters of a module, those of opaque children as one parameter each."""
     if isinstance(value, Opaque):
         return [("", Param(value.store, ""))]
     found = []
-    for name, item in walk(torch, value):
+    for name, item in walk(run, value):
         if (isinstance(item, Param) and (item.store.get("kind") == "buffer") == buffers) or (
             isinstance(item, Opaque) and not buffers
         ):
@@ -245,19 +245,19 @@ def parameters(torch: Torch, value: Value, buffers: bool = False) -> list[tuple[
     return found
 
 
-def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
+def cast_module(run: Run, value: Value, dtype: DType, node: Any) -> None:
     """Casts every floating parameter and buffer of a module in place, as `Module.to(dtype)` does."""
     target = operands.names(dtype)
-    spot = torch.spot(node)
+    spot = run.spot(node)
     stores = []
     if isinstance(value, Opaque):
         stores = [value.store]
     else:
-        for _, item in walk(torch, value):
+        for _, item in walk(run, value):
             if isinstance(item, (Param, Opaque)):
                 stores.append(item.store)
-    put = torch.interpreter.heap.put
-    by_itself = _halves_itself(torch, value)
+    put = run.interpreter.heap.put
+    by_itself = _halves_itself(run, value)
     for store in stores:
         current = store.get("dtype")
         if current is not None and not is_float(current):
@@ -268,12 +268,12 @@ def cast_module(torch: Torch, value: Value, dtype: DType, node: Any) -> None:
         if by_itself:
             put(store, "half_call", spot)
     if is_low(target):
-        optimizers.cast_after_optimizer(torch, stores, target, spot)
+        optimizers.cast_after_optimizer(run, stores, target, spot)
 
 
-def _halves_itself(torch: Torch, value: Value) -> bool:
+def _halves_itself(run: Run, value: Value) -> bool:
     """Whether a module is cast by its own method, before or when its training starts."""
-    frames = torch.interpreter.frames
+    frames = run.interpreter.frames
     if not frames or not isinstance(value, Instance) or not isinstance(frames[-1].receiver, Instance):
         return False
     function = frames[-1].function
@@ -281,109 +281,107 @@ def _halves_itself(torch: Torch, value: Value) -> bool:
     return begins and frames[-1].receiver.store is value.store
 
 
-def set_trainable(torch: Torch, value: Value, requires_grad: bool | None) -> None:
-    put = torch.interpreter.heap.put
+def set_trainable(run: Run, value: Value, requires_grad: bool | None) -> None:
+    put = run.interpreter.heap.put
     stores = [value.store] if isinstance(value, (Opaque, Param)) else []
     if isinstance(value, Instance):
-        stores = [i.store for _, i in walk(torch, value) if isinstance(i, (Param, Opaque))]
+        stores = [i.store for _, i in walk(run, value) if isinstance(i, (Param, Opaque))]
     for store in stores:
         if store.get("kind") != "buffer":
             put(store, "requires_grad", requires_grad)
 
 
-def set_training(torch: Torch, value: Value, training: bool | None) -> None:
-    put = torch.interpreter.heap.put
+def set_training(run: Run, value: Value, training: bool | None) -> None:
+    put = run.interpreter.heap.put
     if isinstance(value, Opaque):
         put(value.store, "training", training)
-    for _, item in walk(torch, value):
+    for _, item in walk(run, value):
         if isinstance(item, Instance):
             put(item.store, "\0training", training)
 
 
-def escape(torch: Torch, value: Value, depth: int = 0) -> None:
+def escape(run: Run, value: Value, depth: int = 0) -> None:
     """A module was handed to code that cannot be followed: its dtypes and frozen flags are no longer known."""
-    put = torch.interpreter.heap.put
+    put = run.interpreter.heap.put
     if isinstance(value, Seq) and depth < 3:
         for item in value.items:
-            escape(torch, item, depth + 1)
+            escape(run, item, depth + 1)
     stores = [value.store] if isinstance(value, (Opaque, Param)) else []
-    if isinstance(value, Instance) and is_module(torch, value):
-        stores = [i.store for _, i in walk(torch, value) if isinstance(i, (Param, Opaque))]
+    if isinstance(value, Instance) and is_module(run, value):
+        stores = [i.store for _, i in walk(run, value) if isinstance(i, (Param, Opaque))]
     for store in stores:
         if "dtype" in store or "requires_grad" in store:
             put(store, "dtype", None)
             put(store, "requires_grad", None)
         if "\0quant" in store:
-            torch.training.quantised_bases.add(store["\0quant"])
+            run.training.quantised_bases.add(store["\0quant"])
 
 
-def call_library(
-    torch: Torch, value: Instance, kind: str, args: list[Value], kwargs: dict[str, Value], node: Any
-) -> Value:
+def call_library(run: Run, value: Instance, kind: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """The result of calling a torch.nn module of this kind."""
     store = value.store
-    first = operands.as_tensor(torch, args[0]) if args else operands.as_tensor(torch, kwargs.get("input", unknown()))
+    first = operands.as_tensor(run, args[0]) if args else operands.as_tensor(run, kwargs.get("input", unknown()))
     if kind == "Sequential":
-        return _call_sequential(torch, value, args, node)
+        return _call_sequential(run, value, args, node)
     if kind in WEIGHTED:
         name, weights = WEIGHTED[kind]
         params = [store[w] for w in weights if w in store]
-        result = ops.apply(torch, "linear" if name in ("lstm", "gru", "rnn") else name, [first, *params], {}, node)
+        result = ops.apply(run, "linear" if name in ("lstm", "gru", "rnn") else name, [first, *params], {}, node)
         if kind in ("LSTM", "GRU", "RNN", "MultiheadAttention"):
             return seq([result, seq([result], "tuple", open=True) if kind == "LSTM" else result], "tuple")
         return result
     if kind in ("Embedding", "EmbeddingBag"):
-        weight = operands.as_tensor(torch, store.get("weight", unknown()))
+        weight = operands.as_tensor(run, store.get("weight", unknown()))
         if isinstance(weight, Tensor):
-            return ops.result_of(torch, "embedding", weight.dtype, [weight], node)
+            return ops.result_of(run, "embedding", weight.dtype, [weight], node)
         return unknown()
     if kind in NORMS:
         params = [store[w] for w in ("weight", "bias") if w in store]
-        result = ops.apply(torch, NORMS[kind], [first], {}, node)
+        result = ops.apply(run, NORMS[kind], [first], {}, node)
         if isinstance(result, Tensor) and params:
-            marks = operands.marks_of([operands.as_tensor(torch, p) for p in params]) & {"differentiable"}
+            marks = operands.marks_of([operands.as_tensor(run, p) for p in params]) & {"differentiable"}
             return Tensor(result.dtype, result.spot, result.op, result.marks | marks)
         return result
     if kind in BATCH_NORMS:
-        running_statistics(torch, value, node)
-        return ops.apply(torch, "batch_norm", [first], {}, node)
+        running_statistics(run, value, node)
+        return ops.apply(run, "batch_norm", [first], {}, node)
     if kind in INSTANCE_NORMS:
-        return ops.apply(torch, "instance_norm", [first], {}, node)
+        return ops.apply(run, "instance_norm", [first], {}, node)
     if kind in FUNCTIONAL:
         extra = {key[1:]: store[key] for key in ("\0reduction",) if key in store}
         if "\0spot" in store:
-            torch.loss_built = store["\0spot"]
-        rest = [operands.as_tensor(torch, a) for a in args[1:]]
-        result = ops.apply(torch, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
-        torch.loss_built = None
+            run.loss_built = store["\0spot"]
+        rest = [operands.as_tensor(run, a) for a in args[1:]]
+        result = ops.apply(run, FUNCTIONAL[kind], [first, *rest], {**kwargs, **extra}, node)
+        run.loss_built = None
         return result
     return unknown(*(operands.marks_of([first, *args]) & operands.KEPT))
 
 
-def running_statistics(torch: Torch, value: Instance, node: Any) -> None:
+def running_statistics(run: Run, value: Instance, node: Any) -> None:
     """A BatchNorm whose statistics are low is called in training mode."""
     stats = value.store.get("running_var")
     if not isinstance(stats, Param) or not is_low(stats.dtype) or value.store.get("\0training", True) is not True:
         return
-    if not torch.grad():
+    if not run.grad():
         return
-    torch.facts.add(
+    run.facts.add(
         Kind.HOLDS,
-        stats.store.get("spot") or torch.spot(node),
+        stats.store.get("spot") or run.spot(node),
         stats.dtype,
         Role.NORM_RUNNING_STATISTICS,
-        ("they are updated here", torch.spot(node)),
+        ("they are updated here", run.spot(node)),
     )
 
 
-def _call_sequential(torch: Torch, value: Instance, args: list[Value], node: Any) -> Value:
+def _call_sequential(run: Run, value: Instance, args: list[Value], node: Any) -> Value:
     result = args[0] if args else unknown()
     for child in members(value):
-        result = calls.call(torch.interpreter, child, [result], {}, node)
+        result = calls.call(run.interpreter, child, [result], {}, node)
     return result
 
 
-def deepcopy(torch: Torch, value: Value, memo: dict[int, Value] | None = None) -> Value:
+def deepcopy(run: Run, value: Value, memo: dict[int, Value] | None = None) -> Value:
     """A copy with parameters and children of its own."""
     memo = {} if memo is None else memo
     if isinstance(value, Instance):
@@ -392,7 +390,7 @@ def deepcopy(torch: Torch, value: Value, memo: dict[int, Value] | None = None) -
         made = Instance(value.cls, {})
         memo[id(value.store)] = made
         for key, item in value.store.items():
-            made.store[key] = deepcopy(torch, item, memo) if isinstance(item, Value) else item
+            made.store[key] = deepcopy(run, item, memo) if isinstance(item, Value) else item
         return made
     if isinstance(value, Param):
         if id(value.store) not in memo:
@@ -403,69 +401,67 @@ def deepcopy(torch: Torch, value: Value, memo: dict[int, Value] | None = None) -
             memo[id(value.store)] = Opaque(dict(value.store), value.dtype, value.marks)
         return memo[id(value.store)]
     if isinstance(value, Seq):
-        return Seq({**value.store, "items": tuple(deepcopy(torch, i, memo) for i in value.items)}, value.kind)
+        return Seq({**value.store, "items": tuple(deepcopy(run, i, memo) for i in value.items)}, value.kind)
     if isinstance(value, Choice):
-        return Choice(tuple(deepcopy(torch, o, memo) for o in value.options))
+        return Choice(tuple(deepcopy(run, o, memo) for o in value.options))
     return value
 
 
-def method(
-    torch: Torch, value: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
-) -> Value | None:
+def method(run: Run, value: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value | None:
     """A torch.nn.Module method on a module or on something that may be one; None where it is no such method."""
     if name in opnames.CASTS and opnames.CASTS[name] in ("float16", "bfloat16", "float32", "float64"):
-        dtype = DType(frozenset({opnames.CASTS[name]}), torch.spot(node))
-        cast_module(torch, value, dtype, node)
-        return casts.cast(torch, value, dtype, node) if isinstance(value, Opaque) else value
+        dtype = DType(frozenset({opnames.CASTS[name]}), run.spot(node))
+        cast_module(run, value, dtype, node)
+        return casts.cast(run, value, dtype, node) if isinstance(value, Opaque) else value
     if name == "to" or (name == "type" and args):
-        return _to(torch, value, args, kwargs, node)
+        return _to(run, value, args, kwargs, node)
     if name in ("cuda", "cpu", "xpu", "npu", "to_empty", "share_memory", "compile", "gradient_checkpointing_enable"):
         return value
     if name in ("requires_grad_", "freeze", "unfreeze"):
         wanted = args[0] if args else kwargs.get("requires_grad", Const(name != "freeze"))
-        set_trainable(torch, value, truth(wanted))
+        set_trainable(run, value, truth(wanted))
         return value
     if name in ("train", "eval"):
         mode = args[0] if args else kwargs.get("mode", Const(True))
-        set_training(torch, value, truth(mode) if name == "train" else False)
+        set_training(run, value, truth(mode) if name == "train" else False)
         return value
     if name in CARE and isinstance(value, Opaque) and "\0kbit" in value.store:
-        torch.interpreter.heap.put(value.store, "\0cared", True)
+        run.interpreter.heap.put(value.store, "\0cared", True)
     if name in ("parameters", "named_parameters", "buffers", "named_buffers"):
-        found = parameters(torch, value, buffers="buffers" in name)
+        found = parameters(run, value, buffers="buffers" in name)
         items: list[Value] = [p for _, p in found]
         if name.startswith("named"):
             items = [seq([Const(n) if n else unknown(), p], "tuple") for n, p in found]
         return seq(items, "iterator", open=isinstance(value, Opaque))
     if name in ("modules", "named_modules", "children", "named_children"):
-        return _modules(torch, value, name)
+        return _modules(run, value, name)
     if name == "state_dict":
-        return _state_dict(torch, value)
+        return _state_dict(run, value)
     if name == "update_parameters":
-        _averaged(torch, value, node)
+        _averaged(run, value, node)
         return Const(None)
     if name == "load_state_dict" and isinstance(value, Instance) and args and isinstance(args[0], Dict):
         if any(isinstance(t, Tensor) and _is_average(t, value) for t in args[0].store.values()):
-            _averaged(torch, value, node)
+            _averaged(run, value, node)
         return unknown()
     if name in ("apply", "_apply"):
-        for _, item in list(walk(torch, value)):
+        for _, item in list(walk(run, value)):
             if isinstance(item, (Instance, Opaque)) and args and isinstance(args[0], Function):
-                calls.call(torch.interpreter, args[0], [item], {}, node)
+                calls.call(run.interpreter, args[0], [item], {}, node)
         return value
     if name == "register_buffer" and isinstance(value, Instance):
-        _register(torch, value, args, kwargs)
+        _register(run, value, args, kwargs)
         return Const(None)
     if name in ("register_parameter", "add_module", "register_module") and isinstance(value, Instance):
         key = constant(args[0]) if args else None
         if isinstance(key, str) and len(args) > 1:
-            torch.interpreter.heap.put(value.store, key, args[1])
+            run.interpreter.heap.put(value.store, key, args[1])
         return Const(None)
     if name in ("append", "extend", "insert", "add") and isinstance(value, Instance) and short(value.cls) in CONTAINERS:
         added = args[-1] if args else unknown()
         items = list(added.items) if isinstance(added, Seq) and name == "extend" else [added]
         for item in items:
-            torch.interpreter.heap.put(value.store, str(len(members(value))), item)
+            run.interpreter.heap.put(value.store, str(len(members(value))), item)
         return value
     if name in ("items", "values", "keys") and isinstance(value, Instance) and short(value.cls) in CONTAINERS:
         pairs = [(k, v) for k, v in value.store.items() if isinstance(v, Value) and not str(k).startswith("\0")]
@@ -475,10 +471,10 @@ def method(
     if name == "get_submodule":
         return unknown()
     if name in ("register_comm_hook",):
-        reduction.comm_hook(torch, [*args, *kwargs.values()], node)
+        reduction.comm_hook(run, [*args, *kwargs.values()], node)
         return Const(None)
     if name == "zero_grad":
-        scaling.gradients_cleared(torch)
+        scaling.gradients_cleared(run)
         return Const(None)
     if name in (
         "load_state_dict",
@@ -490,11 +486,11 @@ def method(
     return None
 
 
-def _averaged(torch: Torch, value: Value, node: Any) -> None:
+def _averaged(run: Run, value: Value, node: Any) -> None:
     """A module's weights become an average of themselves and of others'."""
-    for _, param in parameters(torch, value):
+    for _, param in parameters(run, value):
         if is_low(param.dtype):
-            handwritten.average(torch, param.dtype, param.store.get("spot") or torch.spot(node), node)
+            handwritten.average(run, param.dtype, param.store.get("spot") or run.spot(node), node)
 
 
 def _is_average(tensor: Tensor, module: Instance) -> bool:
@@ -506,28 +502,28 @@ def _owner(module: Instance) -> str:
     return f"of:{id(module.store)}"
 
 
-def _to(torch: Torch, value: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def _to(run: Run, value: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     target = kwargs.get("dtype")
     for arg in args:
         if isinstance(arg, DType) or (isinstance(arg, Choice) and all(isinstance(o, DType) for o in arg.options)):
             target = arg
         elif isinstance(arg, Tensor):
             target = DType(arg.dtype or frozenset())
-    dtype = operands.dtype_argument(torch, target)
+    dtype = operands.dtype_argument(run, target)
     if dtype is not None:
-        cast_module(torch, value, dtype, node)
+        cast_module(run, value, dtype, node)
         if isinstance(value, Opaque):
-            return casts.cast(torch, value, dtype, node)
+            return casts.cast(run, value, dtype, node)
     elif isinstance(value, Opaque) and any(isinstance(a, Opaque) for a in args):
         return Opaque(value.store, None, value.marks)
     return value
 
 
-def _modules(torch: Torch, value: Value, name: str) -> Value:
+def _modules(run: Run, value: Value, name: str) -> Value:
     if isinstance(value, Opaque):
         item: Value = unknown()
         return seq([seq([unknown(), item], "tuple") if name.startswith("named") else item], "iterator", open=True)
-    found = [(n, m) for n, m in walk(torch, value) if isinstance(m, (Instance, Opaque))]
+    found = [(n, m) for n, m in walk(run, value) if isinstance(m, (Instance, Opaque))]
     if "children" in name:
         direct = list(value.store.values()) if isinstance(value, Instance) else []
         found = [(n, m) for n, m in found if any(m is d for d in direct)]
@@ -537,9 +533,9 @@ def _modules(torch: Torch, value: Value, name: str) -> Value:
     return seq(items, "iterator")
 
 
-def _state_dict(torch: Torch, value: Value) -> Value:
+def _state_dict(run: Run, value: Value) -> Value:
     store: Store = {"\0module": True}
-    tensors = [operands.as_tensor(torch, p) for _, p in parameters(torch, value)]
+    tensors = [operands.as_tensor(run, p) for _, p in parameters(run, value)]
     if tensors and isinstance(value, Instance):
         marks = frozenset({"weights", _owner(value)})
         tensors = [replace(t, marks=marks) for t in tensors if isinstance(t, Tensor)]
@@ -549,11 +545,11 @@ def _state_dict(torch: Torch, value: Value) -> Value:
     return Dict(store, "state_dict")
 
 
-def _register(torch: Torch, value: Instance, args: list[Value], kwargs: dict[str, Value]) -> None:
+def _register(run: Run, value: Instance, args: list[Value], kwargs: dict[str, Value]) -> None:
     name = constant(args[0] if args else kwargs.get("name"))
     tensor = args[1] if len(args) > 1 else kwargs.get("tensor", unknown())
     if isinstance(name, str):
-        torch.interpreter.heap.put(value.store, name, buffer(tensor, name))
+        run.interpreter.heap.put(value.store, name, buffer(tensor, name))
 
 
 def buffer(tensor: Value, name: str) -> Value:

@@ -23,7 +23,7 @@ from precaudit.static.language.values import (
 from precaudit.static.overlays.torch import opnames
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
 OF_FUNCTIONS = "input x A tensors tensor outputs optimizer data d modules model".split()
@@ -39,18 +39,18 @@ def in_front(names: Sequence[str], args: list[Value], kwargs: dict[str, Value]) 
     return [kwargs[first]], {name: value for name, value in kwargs.items() if name != first}
 
 
-def as_tensor(torch: Torch, value: Value) -> Value:
+def as_tensor(run: Run, value: Value) -> Value:
     """A parameter read as a tensor; a choice of tensors as one; anything else as it is."""
     if type(value) is Tensor:
         return value
     if isinstance(value, Param):
-        return _read_parameter(torch, value)
+        return _read_parameter(run, value)
     if isinstance(value, Bound):
         return held(value)
     if isinstance(value, Opaque) and value.dtype is not None:
         return Tensor(value.dtype, value.spot, "", value.marks)
     if isinstance(value, Choice):
-        tensors = [as_tensor(torch, option) for option in value.options]
+        tensors = [as_tensor(run, option) for option in value.options]
         known = [t for t in tensors if isinstance(t, Tensor)]
         if len(known) == len(tensors):
             dtype = known[0].dtype
@@ -69,10 +69,10 @@ def held(value: Bound) -> Value:
     return found
 
 
-def _read_parameter(torch: Torch, value: Param) -> Tensor:
+def _read_parameter(run: Run, value: Param) -> Tensor:
     marks = {"weights"}
     dtype = value.dtype
-    tracked = torch.grad() and not value.detached
+    tracked = run.grad() and not value.detached
     if value.store.get("kind") != "buffer":
         marks.add("learnt")
     if value.store.get("kind") != "buffer" and value.trainable is not False and tracked:
@@ -99,7 +99,7 @@ def marks_of(values: Iterable[Value]) -> frozenset[str]:
     return found
 
 
-def dtype_argument(torch: Torch, value: Value | None) -> DType | None:
+def dtype_argument(run: Run, value: Value | None) -> DType | None:
     """The dtype that a `dtype=` argument gives; a DType with no names where it is given and not known."""
     if value is None or (isinstance(value, Const) and value.value is None):
         return None
@@ -109,7 +109,7 @@ def dtype_argument(torch: Torch, value: Value | None) -> DType | None:
         name = opnames.DTYPE_NAMES.get(value.value.removeprefix("torch."))
         return DType(frozenset({name})) if name else DType(frozenset())
     if isinstance(value, Choice):
-        found = [dtype_argument(torch, option) for option in value.options]
+        found = [dtype_argument(run, option) for option in value.options]
         if all(d is not None and d.names for d in found):
             return DType(frozenset().union(*(d.names for d in found if d)))
     return DType(frozenset())

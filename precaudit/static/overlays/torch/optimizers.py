@@ -29,10 +29,10 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays.events import Op
-from precaudit.static.overlays.torch import training
+from precaudit.static.overlays.torch import paths
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 ADAPTIVE = frozenset(
     {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "SparseAdam", "Rprop", "ASGD"}
@@ -42,7 +42,7 @@ ADAPTIVE = frozenset(
 ADAPTER = re.compile(r"lora|adapter|\bia3\b|prompt", re.IGNORECASE)
 
 
-def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def optimizer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`torch.optim.<name>(params, ...)` and its kin."""
     given = args[0] if args else kwargs.get("params", unknown())
     short = name.rsplit(".", 1)[-1]
@@ -50,22 +50,22 @@ def optimizer(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Valu
     if short == "Adagrad" and "eps" not in kwargs:
         eps = Const(1e-10)
     store: Store = {
-        "params": tuple(collect(torch, given)),
+        "params": tuple(collect(run, given)),
         "cls": short,
         "library": name,
-        "spot": torch.spot(node),
+        "spot": run.spot(node),
         "eps": eps,
         "momentum": kwargs.get("momentum", args[2] if short == "SGD" and len(args) > 2 else Const(0)),
         "adaptive": short in ADAPTIVE,
-        "loops": torch.loops(),
+        "loops": run.loops(),
     }
     made = Optimizer(store)
-    torch.training.optimizers.append(made)
-    torch.bus.tell(Op(torch, "optimizer", args, kwargs, [*args, *kwargs.values()], made, node))
+    run.training.optimizers.append(made)
+    run.bus.tell(Op(run, "optimizer", args, kwargs, [*args, *kwargs.values()], made, node))
     return made
 
 
-def collect(torch: Torch, value: Value, depth: int = 0) -> list[Value]:
+def collect(run: Run, value: Value, depth: int = 0) -> list[Value]:
     """The parameters in a list, a group dict, named pairs or a generator of them."""
     if depth > 4:
         return []
@@ -75,11 +75,11 @@ def collect(torch: Torch, value: Value, depth: int = 0) -> list[Value]:
         return [value]
     if isinstance(value, Dict):
         inner = value.store.get("params") or value.store.get(ANY)
-        return collect(torch, inner, depth + 1) if inner is not None else []
+        return collect(run, inner, depth + 1) if inner is not None else []
     if isinstance(value, Seq):
-        return [p for item in value.items for p in collect(torch, item, depth + 1)]
+        return [p for item in value.items for p in collect(run, item, depth + 1)]
     if isinstance(value, Choice):
-        found = [collect(torch, option, depth + 1) for option in value.options]
+        found = [collect(run, option, depth + 1) for option in value.options]
         return [p for group in found for p in group]
     return []
 
@@ -112,44 +112,44 @@ def _slot(made: Value) -> Tensor:
     return Tensor(frozenset({"float32"}) if wide else None, marks=frozenset({"optimizer_state"}))
 
 
-def state_written(torch: Torch, state: Dict, key: Any, fact: tuple[Any, ...] | None) -> None:
+def state_written(run: Run, state: Dict, key: Any, fact: tuple[Any, ...] | None) -> None:
     """Remembers that a slot was replaced by a low tensor, or by any other; it counts when the optimizer steps again."""
-    for made in torch.training.optimizers:
+    for made in run.training.optimizers:
         held = made.store.get("state")
         if isinstance(held, Dict) and held.store["each"] is state:
             kept = tuple(entry for entry in made.store.get("low_slots", ()) if entry[0] != key)
-            torch.interpreter.heap.put(made.store, "low_slots", (*kept, (key, fact)) if fact else kept)
+            run.interpreter.heap.put(made.store, "low_slots", (*kept, (key, fact)) if fact else kept)
 
 
-def cast_after_optimizer(torch: Torch, stores: list[Store], dtype: Dtypes | None, spot: Spot) -> None:
+def cast_after_optimizer(run: Run, stores: list[Store], dtype: Dtypes | None, spot: Spot) -> None:
     """Remembers a cast of parameters that an optimizer already holds; it counts when that optimizer steps again."""
     identities = {id(store) for store in stores}
-    for made in torch.training.optimizers:
+    for made in run.training.optimizers:
         held = [p for p in made.store["params"] if isinstance(p, Param) and id(p.store) in identities]
         if any(p.trainable is True for p in held):
-            torch.interpreter.heap.put(made.store, "cast_after", (spot, dtype))
+            run.interpreter.heap.put(made.store, "cast_after", (spot, dtype))
 
 
-def step(torch: Torch, made: Value, node: Any) -> None:
+def step(run: Run, made: Value, node: Any) -> None:
     """`optimizer.step()`, called by the user and not by a scaler."""
-    under_autocast(torch, node)
-    states = torch.interpreter.paths
-    pending = [s for s in states if training.pending(torch, s)]
-    untouched = all(not training.has(s, "unscaled") and not training.has(s, "manual") for s in states)
+    under_autocast(run, node)
+    states = run.interpreter.paths
+    pending = [s for s in states if paths.pending(run, s)]
+    untouched = all(not paths.has(s, "unscaled") and not paths.has(s, "manual") for s in states)
     if pending and untouched and len(pending) == len(states):
-        torch.facts.add(Kind.OPTIMIZER_STEP, torch.spot(node), gradients="scaled", autocast=False)
+        run.facts.add(Kind.OPTIMIZER_STEP, run.spot(node), gradients="scaled", autocast=False)
     again = ("scaler-stepped", id(made.store)) if isinstance(made, Optimizer) else None
     if states and again is not None and all(again in s for s in states):
-        torch.facts.add(Kind.SCALER_CALL, torch.spot(node), misuse="step-beside-scaler", raises=False)
-    stepped(torch, made, node)
+        run.facts.add(Kind.SCALER_CALL, run.spot(node), misuse="step-beside-scaler", raises=False)
+    stepped(run, made, node)
 
 
-def under_autocast(torch: Torch, node: Any) -> None:
-    region = torch.autocast()
+def under_autocast(run: Run, node: Any) -> None:
+    region = run.autocast()
     if region is not None and region.spot is not None and region.enabled is not False:
-        torch.facts.add(
+        run.facts.add(
             Kind.OPTIMIZER_STEP,
-            torch.spot(node),
+            run.spot(node),
             "",
             None,
             ("the region begins here", region.spot),
@@ -158,16 +158,16 @@ def under_autocast(torch: Torch, node: Any) -> None:
         )
 
 
-def stepped(torch: Torch, made: Value, node: Any) -> None:
+def stepped(run: Run, made: Value, node: Any) -> None:
     """The optimizer's update ran: its parameters' dtypes at this moment are what it updates."""
-    torch.training.updated = True
+    run.training.updated = True
     if isinstance(made, Optimizer):
-        examine(torch, made)
+        examine(run, made)
         cast = made.store.get("cast_after")
         if cast is not None:
             spot, dtype = cast
             if is_low(dtype):
-                torch.facts.add(
+                run.facts.add(
                     Kind.CAST,
                     spot,
                     dtype,
@@ -176,14 +176,14 @@ def stepped(torch: Torch, made: Value, node: Any) -> None:
                     after_optimizer=True,
                 )
         for _, (spot, dtype, because, detail, attrs) in made.store.get("low_slots", ()):
-            torch.facts.add(Kind.HOLDS, spot, dtype, Role.OPTIMIZER_STATE, because, detail, **attrs)
+            run.facts.add(Kind.HOLDS, spot, dtype, Role.OPTIMIZER_STATE, because, detail, **attrs)
         made.store["examined"] = True
 
 
-def examine(torch: Torch, made: Optimizer) -> None:
+def examine(run: Run, made: Optimizer) -> None:
     """Low trainable parameters in an optimizer: no master weights, low state, eps that vanishes."""
     store = made.store
-    facts = torch.facts
+    facts = run.facts
     low: list[Any] = []
     for param in store["params"]:
         dtype = param.dtype
@@ -213,7 +213,7 @@ def examine(torch: Torch, made: Optimizer) -> None:
         **attrs,
     )
     if adapters and dtype == frozenset({"float16"}):
-        torch.training.low_adapters.append((spot, made_low))
+        run.training.low_adapters.append((spot, made_low))
     half_call = first.store.get("half_call") if isinstance(first, Param) else None
     if half_call is not None and dtype == frozenset({"float16"}):
         facts.add(Kind.CONFIG, half_call, dtype, None, ("the optimizer is built here", spot), precision="half-call")
@@ -253,11 +253,11 @@ def _follows(store: Store) -> bool:
     return momentum or store["adaptive"] or store["cls"] in ("Muon", "Adafactor")
 
 
-def trains(torch: Torch, model: Opaque) -> bool:
+def trains(run: Run, model: Opaque) -> bool:
     """Whether a model of unknown insides is float16 and in the hands of an optimizer."""
     if model.store.get("dtype") != frozenset({"float16"}):
         return False
-    held = [p for made in torch.training.optimizers for p in made.store["params"] if isinstance(p, Param)]
+    held = [p for made in run.training.optimizers for p in made.store["params"] if isinstance(p, Param)]
     return any(p.store is model.store and trainable(p) for p in held)
 
 
@@ -267,7 +267,7 @@ def trainable(param: Param) -> bool:
     return param.trainable is True
 
 
-def used_in_region(torch: Torch, region: Autocast | None) -> None:
+def used_in_region(run: Run, region: Autocast | None) -> None:
     """Autocast cached its copy of a weight in this region."""
     if region is not None and region.enabled and region.caches:
-        torch.training.regions_used[id(region)] = region
+        run.training.regions_used[id(region)] = region

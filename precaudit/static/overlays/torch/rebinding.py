@@ -20,33 +20,33 @@ from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import operands, ops, scaling, updates
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
-def augmented(torch: Torch, op: str, target: Value, value: Value, node: Any) -> Value:
+def augmented(run: Run, op: str, target: Value, value: Value, node: Any) -> Value:
     """`target op= value`."""
-    torch.training.updated |= "gradient" in operands.marks_of([operands.as_tensor(torch, value)])
-    attribute = outlives_its_loop(torch, node.target)
+    run.training.updated |= "gradient" in operands.marks_of([operands.as_tensor(run, value)])
+    attribute = outlives_its_loop(run, node.target)
     short = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div"}.get(op, op)
-    tensor = operands.as_tensor(torch, target)
+    tensor = operands.as_tensor(run, target)
     if isinstance(target, Param):
-        updates.update(torch, target, [value], node, short, attribute)
+        updates.update(run, target, [value], node, short, attribute)
         return target
     if isinstance(tensor, Tensor):
         if "gradient" in tensor.marks:
-            scaling.gradient_written(torch, node)
-        updates.update(torch, tensor, [value], node, short, attribute)
-        result = ops.binary(torch, op, tensor, value, node)
+            scaling.gradient_written(run, node)
+        updates.update(run, tensor, [value], node, short, attribute)
+        result = ops.binary(run, op, tensor, value, node)
         decayed = {"decayed"} if op == "Multiply" else set()
         notes = result.notes if isinstance(result, Tensor) else tensor.notes
         return replace(tensor, marks=tensor.marks | operands.marks_of([result]) | decayed, notes=notes)
-    result = expressions.binary(torch.interpreter, op, target, value, node)
-    return updates.begun(torch, target, result) if op == "Add" and isinstance(result, Tensor) else result
+    result = expressions.binary(run.interpreter, op, target, value, node)
+    return updates.begun(run, target, result) if op == "Add" and isinstance(result, Tensor) else result
 
 
-def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value:
+def rebinding(run: Run, target: Any, expression: Any, value: Value) -> Value:
     """`x = f(x)`: an update of x from itself, when x is a term on the right or a part of it: one storage."""
-    tensor = operands.as_tensor(torch, value)
+    tensor = operands.as_tensor(run, value)
     if not isinstance(tensor, Tensor) or not tensor.low:
         return value
     if isinstance(expression, cst.IfExp):
@@ -55,33 +55,33 @@ def rebinding(torch: Torch, target: Any, expression: Any, value: Value) -> Value
     terms = _terms(expression)
     mine = [t for t in terms if _same_expression(t, target)]
     if not mine and isinstance(target, cst.Attribute) and tensor.zero_dim:
-        held = torch.interpreter.eval(target)
+        held = run.interpreter.eval(target)
         if held == NONE:
-            return updates.begun(torch, held, tensor)
+            return updates.begun(run, held, tensor)
     if not (len(terms) > 1 if mine else len(tensor.parts) > 1 and not isinstance(target, cst.Name)):
         return value
-    held = _present(torch.interpreter.eval(target))
-    before = operands.as_tensor(torch, held)
+    held = _present(run.interpreter.eval(target))
+    before = operands.as_tensor(run, held)
     if mine and _adds(expression):
-        tensor = updates.begun(torch, before, tensor)
+        tensor = updates.begun(run, before, tensor)
     if not isinstance(before, Tensor) or not before.low:
         return tensor
     if mine:
-        others = [torch.interpreter.eval(t) for t in terms if t not in mine]
+        others = [run.interpreter.eval(t) for t in terms if t not in mine]
     elif any(part is before for part in tensor.parts):
         others = [part for part in tensor.parts if part is not before]
     else:
         return value
-    attribute = outlives_its_loop(torch, target)
-    if torch.in_forward() and isinstance(target, cst.Name) and torch.loops() and _recurs(expression, target):
-        if _fed_by_its_loop(torch, expression, target):
-            torch.bus.tell(Op(torch, "recurrence", [tensor], {}, [tensor], tensor, expression))
+    attribute = outlives_its_loop(run, target)
+    if run.in_forward() and isinstance(target, cst.Name) and run.loops() and _recurs(expression, target):
+        if _fed_by_its_loop(run, expression, target):
+            run.bus.tell(Op(run, "recurrence", [tensor], {}, [tensor], tensor, expression))
         return value
     how = "lerp" if mine and _decays(expression, target) else "add" if not mine or _adds(expression) else "mul"
     if isinstance(held, Param) and held.store.get("kind") == "buffer":
-        updates.update(torch, held, others, expression, how, attribute)
+        updates.update(run, held, others, expression, how, attribute)
         return value
-    updates.update(torch, before, others, expression, how, attribute)
+    updates.update(run, before, others, expression, how, attribute)
     kept = before.marks & {"created", "weights"}
     if not kept:
         return value
@@ -93,27 +93,27 @@ def _present(value: Value) -> Value:
     return choice(o for o in value.options if o != NONE) if isinstance(value, Choice) else value
 
 
-def rebuilding(torch: Torch, expression: Any, names: frozenset[str], value: Value) -> Value:
+def rebuilding(run: Run, expression: Any, names: frozenset[str], value: Value) -> Value:
     """An item of a list that is rebuilt from its older self."""
     for term in _terms(expression):
         if isinstance(term, cst.Name) and term.value in names:
-            before = operands.as_tensor(torch, torch.interpreter.eval(term))
+            before = operands.as_tensor(run, run.interpreter.eval(term))
             if isinstance(before, Tensor) and before.low and before.marks & {"created", "weights"}:
-                return rebinding(torch, term, expression, value)
+                return rebinding(run, term, expression, value)
     return value
 
 
-def outlives_its_loop(torch: Torch, target: Any) -> bool:
+def outlives_its_loop(run: Run, target: Any) -> bool:
     """Whether a target is kept somewhere: an attribute, an item of a container; not a stretch of a local tensor."""
     while isinstance(target, cst.Call) and isinstance(target.func, cst.Attribute):
         target = target.func.value  # the tensor that a view is of
     if isinstance(target, cst.Attribute):
         if target.attr.value in ("T", "mT", "data", "real"):
-            return outlives_its_loop(torch, target.value)
+            return outlives_its_loop(run, target.value)
         return True
     if isinstance(target, cst.Subscript):
-        held = torch.interpreter.eval(target.value)
-        return outlives_its_loop(torch, target.value) if isinstance(held, (Tensor, Param)) else True
+        held = run.interpreter.eval(target.value)
+        return outlives_its_loop(run, target.value) if isinstance(held, (Tensor, Param)) else True
     return False
 
 
@@ -154,36 +154,36 @@ def _recurs(node: Any, target: Any) -> bool:
     return any(_is_product_of(side, target) for side in (node.left, node.right))
 
 
-def _fed_by_its_loop(torch: Torch, node: Any, target: Any) -> bool:
+def _fed_by_its_loop(run: Run, node: Any, target: Any) -> bool:
     """Whether each turn of this function's own loop adds another piece of the input: steps of time, not layers."""
-    loops = torch.interpreter.frames[-1].loops
-    new = _bound_in(torch, loops[-1].node, target) if loops else set()
+    loops = run.interpreter.frames[-1].loops
+    new = _bound_in(run, loops[-1].node, target) if loops else set()
     for term in _terms(node) if new else ():
-        if not _same_expression(term, target) and not new.isdisjoint(_words(torch, term)):
-            value = operands.as_tensor(torch, torch.interpreter.eval(term))
+        if not _same_expression(term, target) and not new.isdisjoint(_words(run, term)):
+            value = operands.as_tensor(run, run.interpreter.eval(term))
             if not isinstance(value, Tensor) or "weights" not in value.marks:
                 return True
     return False
 
 
-def _bound_in(torch: Torch, loop: Any, target: Any) -> set[str]:
+def _bound_in(run: Run, loop: Any, target: Any) -> set[str]:
     """The names that a loop binds, and those that it assigns from them and not from the target."""
     if not isinstance(loop, (cst.For, cst.While)):
         return set()
-    found = set(_words(torch, loop.target)) if isinstance(loop, cst.For) else set()
+    found = set(_words(run, loop.target)) if isinstance(loop, cst.For) else set()
     for line in loop.body.body:
         for small in line.body if isinstance(line, cst.SimpleStatementLine) else ():
             if isinstance(small, cst.AugAssign) and isinstance(loop, cst.While):
-                found |= set(_words(torch, small.target))
+                found |= set(_words(run, small.target))
             elif isinstance(small, cst.Assign) and not _same_expression(small.targets[0].target, target):
-                read = set(_words(torch, small.value))
+                read = set(_words(run, small.value))
                 if read & found and target.value not in read:
-                    found |= set(_words(torch, small.targets[0].target))
+                    found |= set(_words(run, small.targets[0].target))
     return found
 
 
-def _words(torch: Torch, node: Any) -> list[str]:
-    return re.findall(r"\w+", torch.interpreter.text(node))
+def _words(run: Run, node: Any) -> list[str]:
+    return re.findall(r"\w+", run.interpreter.text(node))
 
 
 def _same_expression(one: Any, other: Any) -> bool:

@@ -21,53 +21,53 @@ from precaudit.static.language.values import (
 from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 
 COMPRESSED = {"fp16_compress": "float16", "bf16_compress": "bfloat16"}
 """What the names of torch's compressing hooks, and of its wrappers around other hooks, begin with."""
 
 
-def comm_hook(torch: Torch, values: list[Value], node: Any) -> None:
+def comm_hook(run: Run, values: list[Value], node: Any) -> None:
     """`model.register_comm_hook(state, hook)`: torch's own hooks by name, others by running them."""
     for value in values:
         if isinstance(value, Function) or (isinstance(value, Instance) and isinstance(value.cls, Class)):
             bucket = Instance(Ref(BUCKET))
-            calls.call(torch.interpreter, value, [unknown(), bucket], {}, node)
+            calls.call(run.interpreter, value, [unknown(), bucket], {}, node)
             continue
         name = value.name.rsplit(".", 1)[-1] if isinstance(value, Ref) else ""
         dtype = next((dtype for front, dtype in COMPRESSED.items() if name.startswith(front)), None)
         if dtype:
-            torch.facts.add(
-                Kind.HOLDS, torch.spot(node), dtype, Role.GRADIENT_REDUCTION, None, name, chosen="explicit", by="hook"
+            run.facts.add(
+                Kind.HOLDS, run.spot(node), dtype, Role.GRADIENT_REDUCTION, None, name, chosen="explicit", by="hook"
             )
 
 
 BUCKET = "torch.distributed.GradBucket"
 
 
-def wrapped_hook(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def wrapped_hook(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`fp16_compress_wrapper(hook)`: the hook of that name."""
     return Ref(name)
 
 
 def bucket_method(
-    torch: Torch, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """What a communication hook reads off the bucket that it is called with."""
     if name in ("buffer", "gradients"):
-        gradient = Tensor(None, torch.spot(node), "grad", frozenset({"gradient"}))
+        gradient = Tensor(None, run.spot(node), "grad", frozenset({"gradient"}))
         return gradient if name == "buffer" else seq([gradient], open=True)
     return unknown()
 
 
-def mixed_precision(torch: Torch, args: list[Value], kwargs: dict[str, Value], spot: Spot) -> None:
+def mixed_precision(run: Run, args: list[Value], kwargs: dict[str, Value], spot: Spot) -> None:
     """FSDP's MixedPrecision and MixedPrecisionPolicy: an unset reduce_dtype is param_dtype."""
-    param = operands.dtype_argument(torch, kwargs.get("param_dtype", args[0] if args else None))
-    reduce = operands.dtype_argument(torch, kwargs.get("reduce_dtype", args[1] if len(args) > 1 else None))
+    param = operands.dtype_argument(run, kwargs.get("param_dtype", args[0] if args else None))
+    reduce = operands.dtype_argument(run, kwargs.get("reduce_dtype", args[1] if len(args) > 1 else None))
     dtype = operands.names(reduce) if reduce is not None else operands.names(param)
     if is_low(dtype):
-        torch.facts.add(
+        run.facts.add(
             Kind.HOLDS,
             spot,
             dtype,
@@ -78,16 +78,16 @@ def mixed_precision(torch: Torch, args: list[Value], kwargs: dict[str, Value], s
         )
 
 
-def reduced(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
+def reduced(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
     """A collective of torch.distributed: gradients that are summed between ranks in low precision."""
     if not name.startswith(("all_reduce", "reduce", "_reduce_scatter")):
         return
-    values = [operands.as_tensor(torch, a) for a in (*args[:2], *kwargs.values())]
+    values = [operands.as_tensor(run, a) for a in (*args[:2], *kwargs.values())]
     for value in values:
         if isinstance(value, Tensor) and value.low and "gradient" in value.marks:
-            torch.facts.add(
+            run.facts.add(
                 Kind.HOLDS,
-                torch.spot(node),
+                run.spot(node),
                 value.dtype,
                 Role.GRADIENT_REDUCTION,
                 None,

@@ -23,11 +23,11 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.overlays.torch import operands, training
+from precaudit.static.overlays.torch import operands, paths
 from precaudit.static.overlays.torch.autocast import table
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 NO_GRAD = ("torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "torch.autograd.grad_mode.no_grad")
 DEPRECATED = {
@@ -38,9 +38,9 @@ DEPRECATED = {
 }
 
 
-def autocast_region(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def autocast_region(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`torch.autocast(...)` in any of its spellings."""
-    deprecated(torch, name, node)
+    deprecated(run, name, node)
     rest = list(args)
     if name.startswith(("torch.cuda.", "torch.cpu.")):
         devices = frozenset({name.split(".")[1]})
@@ -51,7 +51,7 @@ def autocast_region(torch: Torch, name: str, args: list[Value], kwargs: dict[str
         dtype_at, enabled_at = 1, 2
     enabled = kwargs.get("enabled", rest[enabled_at] if len(rest) > enabled_at else Const(True))
     dtype_value = kwargs.get("dtype", rest[dtype_at] if len(rest) > dtype_at else None)
-    wanted = operands.dtype_argument(torch, dtype_value)
+    wanted = operands.dtype_argument(run, dtype_value)
     if wanted is None:
         known = devices & {"cuda", "cpu"}
         dtype: Dtypes | None = frozenset(table(d).default_dtype for d in (known or {"cuda", "cpu"}))
@@ -64,23 +64,21 @@ def autocast_region(torch: Torch, name: str, args: list[Value], kwargs: dict[str
         dtype, state = None, None
     last = max(enabled_at, dtype_at) + 1
     cached = kwargs.get("cache_enabled", rest[last] if len(rest) > last else Const(True))
-    region = Autocast(devices, dtype, state, torch.spot(node), wanted is not None, truth(cached) is True)
+    region = Autocast(devices, dtype, state, run.spot(node), wanted is not None, truth(cached) is True)
     if state is not False and dtype == frozenset({"float16"}):
-        torch.float16_region = region.spot
-        if wanted is not None and torch.training.saw_scaler and region.spot is not None:
-            torch.facts.add(Kind.AUTOCAST, region.spot, dtype, enabled=True, prefer="bfloat16")
+        run.float16_region = region.spot
+        if wanted is not None and run.training.saw_scaler and region.spot is not None:
+            run.facts.add(Kind.AUTOCAST, region.spot, dtype, enabled=True, prefer="bfloat16")
     return region
 
 
-def deprecated(torch: Torch, name: str, node: Any) -> None:
+def deprecated(run: Run, name: str, node: Any) -> None:
     """torch.cuda.amp.*: reported unless the code asks for the version or catches the failure first."""
-    if name in DEPRECATED and not torch.interpreter.guarded():
-        torch.facts.add(
-            Kind.CALL, torch.spot(node), "", None, None, f"use {DEPRECATED[name]}", api=name, deprecated=True
-        )
+    if name in DEPRECATED and not run.interpreter.guarded():
+        run.facts.add(Kind.CALL, run.spot(node), "", None, None, f"use {DEPRECATED[name]}", api=name, deprecated=True)
 
 
-def enter(torch: Torch, value: Value, node: Any) -> tuple[Value | None, Value]:
+def enter(run: Run, value: Value, node: Any) -> tuple[Value | None, Value]:
     """What a `with` item does to what follows, and what it binds."""
     if isinstance(value, Choice):
         regions = [o for o in value.options if isinstance(o, Autocast)]
@@ -91,9 +89,9 @@ def enter(torch: Torch, value: Value, node: Any) -> tuple[Value | None, Value]:
                 dtype = None if dtype is None or other.dtype is None else dtype | other.dtype
             enabled = first.enabled if len(regions) == len(value.options) else None
             return replace(first, dtype=dtype, enabled=enabled), value
-        return (_unknown_region(torch, node) if any(isinstance(o, Opaque) for o in value.options) else None), value
+        return (_unknown_region(run, node) if any(isinstance(o, Opaque) for o in value.options) else None), value
     if isinstance(value, Autocast):
-        return _entered(torch, value), value
+        return _entered(run, value), value
     if isinstance(value, Context):
         return value, value
     if isinstance(value, Function) and value.kind == "manager":
@@ -103,29 +101,29 @@ def enter(torch: Torch, value: Value, node: Any) -> tuple[Value | None, Value]:
     if isinstance(value, Instance) and isinstance(value.cls, Class):
         method = classes.find_method(value.cls, "__enter__")
         if method is not None:
-            bound = calls.call(torch.interpreter, classes.bind(method[0], value, method[1]), [], {}, node)
+            bound = calls.call(run.interpreter, classes.bind(method[0], value, method[1]), [], {}, node)
             return None, bound
         return None, value
     if isinstance(value, Opaque):
-        return _unknown_region(torch, node), unknown()
+        return _unknown_region(run, node), unknown()
     if isinstance(value, Instance) and value.library == "contextlib.ExitStack":
-        return _unknown_region(torch, node), value
+        return _unknown_region(run, node), value
     return None, value
 
 
-def _entered(torch: Torch, region: Autocast) -> Autocast:
+def _entered(run: Run, region: Autocast) -> Autocast:
     """The region as it runs: one without a dtype inside another of the same device keeps that one's dtype."""
-    outer = torch.autocast()
+    outer = run.autocast()
     if outer is not None and not region.dtype_given and region.enabled is not False:
         if outer.devices == region.devices and outer.enabled is not False:
             return replace(region, dtype=outer.dtype)
         return replace(region, dtype=None)
     if region.enabled:
-        torch.training.regions.append(region)
+        run.training.regions.append(region)
     return region
 
 
-def _unknown_region(torch: Torch, node: Any) -> Value | None:
+def _unknown_region(run: Run, node: Any) -> Value | None:
     """A context manager that cannot be followed may be an autocast region of any dtype."""
     return Autocast(frozenset({"?"}), None, None, None)
 
@@ -143,39 +141,39 @@ def device_types(value: Value | None) -> frozenset[str]:
     return frozenset({"?"})
 
 
-def no_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def no_grad(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     if args and isinstance(args[0], Function):
         return args[0]
     return Context("no_grad")
 
 
-def enable_grad(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def enable_grad(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Context("enable_grad")
 
 
-def set_grad_enabled(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def set_grad_enabled(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     on = truth(args[0]) if args else None
     return Context("enable_grad" if on else "no_grad") if on is not None else Context("null")
 
 
-def null(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def null(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Context("null")
 
 
-def exit_stack(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def exit_stack(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`ExitStack()`: of the regions that it enters, those are known that it enters in its own `with`."""
     return Instance(Ref("contextlib.ExitStack"), {})
 
 
-def enter_context(torch: Torch, value: Value, node: Any) -> Value:
+def enter_context(run: Run, value: Value, node: Any) -> Value:
     """`stack.enter_context(region)`; under a condition, the region may be on or off."""
-    region, bound = enter(torch, value, node)
-    if isinstance(region, Autocast) and any(training.has(s, "assume") for s in torch.interpreter.paths):
+    region, bound = enter(run, value, node)
+    if isinstance(region, Autocast) and any(paths.has(s, "assume") for s in run.interpreter.paths):
         region = replace(region, enabled=None if region.enabled else region.enabled)
     if region is not None and not isinstance(region, Function):
-        torch.interpreter.contexts.append(region)
+        run.interpreter.contexts.append(region)
     return bound
 
 
-def device(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def device(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     return Device(device_types(args[0] if args else None))

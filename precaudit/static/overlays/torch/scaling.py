@@ -24,10 +24,10 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays.events import Op
-from precaudit.static.overlays.torch import operands, optimizers, training
+from precaudit.static.overlays.torch import handwritten, operands, optimizers, paths
 
 if TYPE_CHECKING:
-    from precaudit.static.overlays.torch_model import Torch
+    from precaudit.static.overlays.run import Run
 
 EXTREME_SCALE = 2.0**24
 
@@ -40,25 +40,25 @@ SINCE_CLEARED = frozenset({"clipped", "summed", "runner-scaled", "scaler-stepped
 State = frozenset[Any]
 
 
-def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+def scaler(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`GradScaler(...)`."""
     given = kwargs.get("enabled")
     enabled = True if given is None else truth(given)
     if "\0rest" in kwargs:
         enabled = None
-    made = Scaler({"sharded": name.endswith("ShardedGradScaler")}, enabled, torch.spot(node))
+    made = Scaler({"sharded": name.endswith("ShardedGradScaler")}, enabled, run.spot(node))
     if enabled is None and isinstance(node, cst.Call):
         for asked in (arg for arg in node.args if arg.keyword is not None and arg.keyword.value == "enabled"):
-            torch.training.enabled_if[id(made.store)] = conditions.formula(torch.interpreter, asked.value)
-    torch.training.scalers.append(made)
+            run.training.enabled_if[id(made.store)] = conditions.formula(run.interpreter, asked.value)
+    run.training.scalers.append(made)
     if enabled is not False:
-        torch.training.saw_scaler = True
+        run.training.saw_scaler = True
     growth = float_constant(kwargs.get("growth_interval"))
     factor = float_constant(kwargs.get("growth_factor"))
     if enabled is not False and ((growth is not None and growth >= FIXED_INTERVAL) or factor == 1.0):
-        torch.facts.add(
+        run.facts.add(
             Kind.LOSS_SCALING,
-            torch.spot(node),
+            run.spot(node),
             "",
             Role.LOSS_SCALE,
             None,
@@ -71,9 +71,9 @@ def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
         scale = next((a for a in args if float_constant(a) is not None), None)
     value = float_constant(scale)
     if value is not None and value > EXTREME_SCALE and enabled is not False:
-        torch.facts.add(
+        run.facts.add(
             Kind.LOSS_SCALING,
-            torch.spot(node),
+            run.spot(node),
             "",
             Role.LOSS_SCALE,
             None,
@@ -85,37 +85,37 @@ def scaler(torch: Torch, name: str, args: list[Value], kwargs: dict[str, Value],
     return made
 
 
-def scaler_method(torch: Torch, made: Scaler, name: str, args: list[Value], node: Any) -> Value:
+def scaler_method(run: Run, made: Scaler, name: str, args: list[Value], node: Any) -> Value:
     """A method of a GradScaler."""
     if name == "scale":
-        return _scale(torch, made, args, node)
+        return _scale(run, made, args, node)
     if name == "unscale_":
-        _unscale(torch, made, args[0] if args else unknown(), node)
+        _unscale(run, made, args[0] if args else unknown(), node)
     elif name == "step":
-        _step(torch, made, args[0] if args else unknown(), node)
+        _step(run, made, args[0] if args else unknown(), node)
     elif name == "update":
-        _advance(torch, made, node)
+        _advance(run, made, node)
     elif name == "get_scale":
         return Number(from_scale=True)
     elif name == "state_dict":
-        torch.bus.tell(Op(torch, "scaler.state_dict", [made], {}, [made], made, node))
+        run.bus.tell(Op(run, "scaler.state_dict", [made], {}, [made], made, node))
         return StateDict("scaler")
     elif name == "is_enabled":
         return Const(made.enabled) if made.enabled is not None else unknown()
     return unknown()
 
 
-def _scale(torch: Torch, made: Scaler, args: list[Value], node: Any) -> Value:
-    loss = operands.as_tensor(torch, args[0]) if args else unknown()
+def _scale(run: Run, made: Scaler, args: list[Value], node: Any) -> Value:
+    loss = operands.as_tensor(run, args[0]) if args else unknown()
     if made.enabled is False:
         return loss
     marks = operands.marks_of([loss])
-    penalty = torch.training.penalty
+    penalty = run.training.penalty
     if "penalty" in marks and penalty is not None:
-        because = ("they are penalised in the loss here", torch.spot(node))
-        torch.facts.add(Kind.OP, penalty, "", None, because, op="gradient-penalty-scaled")
+        because = ("they are penalised in the loss here", run.spot(node))
+        run.facts.add(Kind.OP, penalty, "", None, because, op="gradient-penalty-scaled")
     kinds = {"float16" if "float16" in marks else "bfloat16" if "bfloat16" in marks else "unknown"}
-    torch.training.losses.setdefault(id(made.store), set()).update(kinds)
+    run.training.losses.setdefault(id(made.store), set()).update(kinds)
     if isinstance(loss, Tensor):
         from dataclasses import replace
 
@@ -128,85 +128,85 @@ def _identity(optimizer: Value) -> int:
     return id(found.store) if isinstance(found, (Optimizer, Instance, Opaque)) else id(found)
 
 
-def _unscale(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
+def _unscale(run: Run, made: Scaler, optimizer: Value, node: Any) -> None:
     key, which = id(made.store), _identity(optimizer)
-    states = torch.interpreter.paths
+    states = run.interpreter.paths
     event = ("unscaled", key, which)
     always = ("unscaled-always", key, which)
     if states and (all(event in s for s in states) or any(always in s for s in states)):
-        misuse(torch, "unscale-twice", node, True)
+        misuse(run, "unscale-twice", node, True)
     # What no condition guards happens in each turn of the loop, whether or not a step follows.
-    training.update(torch, lambda s: s | {event} | ({always} if torch.interpreter.each_turn(s) else frozenset()))
-    float16_gradients(torch, optimizer, node)
+    paths.update(run, lambda s: s | {event} | ({always} if run.interpreter.each_turn(s) else frozenset()))
+    float16_gradients(run, optimizer, node)
 
 
-def float16_gradients(torch: Torch, optimizer: Value, node: Any) -> None:
+def float16_gradients(run: Run, optimizer: Value, node: Any) -> None:
     params: tuple[Value, ...] = ()
     for option in options(optimizer):
         if isinstance(option, Optimizer):
             params = option.store["params"]
         elif isinstance(option, Instance) and "param_groups" in option.store:
-            params = tuple(optimizers.collect(torch, option.store["param_groups"]))
+            params = tuple(optimizers.collect(run, option.store["param_groups"]))
     for param in params:
         if isinstance(param, Param) and param.dtype == frozenset({"float16"}) and optimizers.trainable(param):
             made_low = param.store.get("origin") if "float16" in (param.store.get("dtype") or ()) else None
             spot = param.store.get("spot") or made_low
-            torch.facts.add(
+            run.facts.add(
                 Kind.UNSCALE,
-                spot or torch.spot(node),
+                spot or run.spot(node),
                 "float16",
                 None,
-                ("they are unscaled here", torch.spot(node)),
+                ("they are unscaled here", run.spot(node)),
                 'PyTorch raises "Attempting to unscale FP16 gradients."',
             )
             return
 
 
-def misuse(torch: Torch, word: str, node: Any, raises: bool) -> None:
-    torch.facts.add(Kind.SCALER_CALL, torch.spot(node), misuse=word, raises=raises)
+def misuse(run: Run, word: str, node: Any, raises: bool) -> None:
+    run.facts.add(Kind.SCALER_CALL, run.spot(node), misuse=word, raises=raises)
 
 
-def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
+def _step(run: Run, made: Scaler, optimizer: Value, node: Any) -> None:
     key, which = id(made.store), _identity(optimizer)
-    torch.training.stepped_scalers.add(key)
-    float16_gradients(torch, optimizer, node)
-    optimizers.under_autocast(torch, node)
+    run.training.stepped_scalers.add(key)
+    float16_gradients(run, optimizer, node)
+    optimizers.under_autocast(run, node)
     for option in options(optimizer):
-        optimizers.stepped(torch, option, node)
+        optimizers.stepped(run, option, node)
         if isinstance(option, Instance):
-            _step_of_a_wrapper(torch, option, key, which, node)
+            _step_of_a_wrapper(run, option, key, which, node)
     if made.enabled is False:
         return
-    states = torch.interpreter.paths
+    states = run.interpreter.paths
     clipped = [e for s in states for e in s if e[0] == "clipped" and e[1] == key]
     for event in clipped:
-        torch.facts.add(
+        run.facts.add(
             Kind.CLIP,
-            torch.known_spot(event[2]),
+            run.known_spot(event[2]),
             "",
             Role.GRADIENT,
-            ("the scaler steps here", torch.spot(node)),
+            ("the scaler steps here", run.spot(node)),
             "",
             scaled=True,
         )
     again = ("stepped", key, which)
     if states and all(again in s for s in states):
-        torch.facts.add(Kind.SCALER_STEP, torch.spot(node), update="missing")
+        run.facts.add(Kind.SCALER_STEP, run.spot(node), update="missing")
     elif any(again in s for s in states):
-        torch.training.never_updated.append((key, torch.spot(node)))
+        run.training.never_updated.append((key, run.spot(node)))
     stale = [e for s in states for e in s if e[0] == "updated" and e[1] == key]
     if stale and all(any(e[0] == "updated" and e[1] == key for e in s) for s in states):
-        torch.facts.add(
+        run.facts.add(
             Kind.SCALER_CALL,
-            torch.known_spot(stale[0][2]),
+            run.known_spot(stale[0][2]),
             "",
             None,
-            ("this optimizer's gradients carry the scale from before that update", torch.spot(node)),
+            ("this optimizer's gradients carry the scale from before that update", run.spot(node)),
             misuse="update-per-optimizer",
             raises=False,
         )
-    training.update(
-        torch,
+    paths.update(
+        run,
         lambda s: (
             frozenset(e for e in s if not (e[0] in ("pending", "clipped", "manual") and e[1] in (key, None)))
             | {again, ("scaler-stepped", which)}
@@ -214,20 +214,20 @@ def _step(torch: Torch, made: Scaler, optimizer: Value, node: Any) -> None:
     )
 
 
-def _step_of_a_wrapper(torch: Torch, wrapper: Instance, key: int, which: int, node: Any) -> None:
+def _step_of_a_wrapper(run: Run, wrapper: Instance, key: int, which: int, node: Any) -> None:
     """Runs `wrapper.step()` as a scaler does: the gradients in its param_groups have been unscaled by then."""
     event = ("unscaled", key, which)
-    by_hand = all(event in s for s in torch.interpreter.paths)
-    training.update(torch, lambda s: s | {event})
-    torch.run_step(wrapper, node)
+    by_hand = all(event in s for s in run.interpreter.paths)
+    paths.update(run, lambda s: s | {event})
+    handwritten.step(run, wrapper, node)
     if not by_hand:
-        training.update(torch, lambda s: s - {event})
+        paths.update(run, lambda s: s - {event})
 
 
-def _advance(torch: Torch, made: Scaler, node: Any) -> None:
+def _advance(run: Run, made: Scaler, node: Any) -> None:
     key = id(made.store)
-    torch.training.updates.add(key)
-    states = torch.interpreter.paths
+    run.training.updates.add(key)
+    states = run.interpreter.paths
     relevant = [s for s in states if any(e[0] == "pending" and e[1] == key for e in s)]
     if (
         made.enabled
@@ -235,11 +235,11 @@ def _advance(torch: Torch, made: Scaler, node: Any) -> None:
         and len(relevant) == len(states)
         and not any(e[0] in ("stepped", "unscaled") for s in states for e in s)
     ):
-        misuse(torch, "update-without-step", node, True)
-    torch.remember(node)
+        misuse(run, "update-without-step", node, True)
+    run.remember(node)
     event = ("updated", key, id(node))
-    training.update(
-        torch,
+    paths.update(
+        run,
         lambda s: (
             frozenset(e for e in s if e[0] not in ("stepped", "unscaled", "unscaled-always") or e[1] != key)
             | ({event} if any(e[0] == "stepped" and e[1] == key for e in s) else frozenset())
@@ -247,57 +247,57 @@ def _advance(torch: Torch, made: Scaler, node: Any) -> None:
     )
 
 
-def clip(torch: Torch, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
+def clip(run: Run, args: list[Value], kwargs: dict[str, Value], node: Any) -> None:
     """Gradients are clipped: noted on each path, and reported when the scaler steps on that path."""
     limit = kwargs.get("max_norm", kwargs.get("clip_value", args[1] if len(args) > 1 else None))
     if isinstance(limit, Number) and limit.from_scale:
         return
     if limit is not None and float_constant(limit) == float("inf"):
         return
-    states = torch.interpreter.paths
+    states = run.interpreter.paths
     by_runner = [e for s in states for e in s if e[0] == "runner-scaled"]
-    if by_runner and all(training.has(s, "runner-scaled") for s in states):
-        because = ("the loss is scaled here", torch.known_spot(by_runner[0][1]))
-        torch.facts.add(Kind.CLIP, torch.spot(node), "", Role.GRADIENT, because, "", scaled=True)
+    if by_runner and all(paths.has(s, "runner-scaled") for s in states):
+        because = ("the loss is scaled here", run.known_spot(by_runner[0][1]))
+        run.facts.add(Kind.CLIP, run.spot(node), "", Role.GRADIENT, because, "", scaled=True)
         return
-    pending = [s for s in states if training.pending(torch, s)]
-    if not pending or any(training.has(s, "unscaled") or training.has(s, "manual") for s in pending):
+    pending = [s for s in states if paths.pending(run, s)]
+    if not pending or any(paths.has(s, "unscaled") or paths.has(s, "manual") for s in pending):
         return
-    torch.remember(node)
+    run.remember(node)
 
     def change(state: State) -> State:
-        keys = training.pending(torch, state)
+        keys = paths.pending(run, state)
         return state | {("clipped", key, id(node)) for key in keys}
 
-    training.update(torch, change)
+    paths.update(run, change)
 
 
-def gradients_cleared(torch: Torch) -> None:
+def gradients_cleared(run: Run) -> None:
     """`zero_grad()` or `p.grad = None`."""
-    torch.training.cleared = True
-    training.update(torch, lambda s: frozenset(e for e in s if e[0] not in SINCE_CLEARED))
+    run.training.cleared = True
+    paths.update(run, lambda s: frozenset(e for e in s if e[0] not in SINCE_CLEARED))
 
 
-def runner_backward(torch: Torch, node: Any) -> None:
+def runner_backward(run: Run, node: Any) -> None:
     """`accelerator.backward(loss)` in float16, which scales the loss."""
-    torch.remember(node)
-    training.update(torch, lambda s: s | {("runner-scaled", id(node))})
+    run.remember(node)
+    paths.update(run, lambda s: s | {("runner-scaled", id(node))})
 
 
-def runner_unscaled(torch: Torch) -> None:
+def runner_unscaled(run: Run) -> None:
     """`accelerator.clip_grad_norm_(...)` and its like unscale first."""
-    training.update(torch, lambda s: frozenset(e for e in s if e[0] != "runner-scaled"))
+    paths.update(run, lambda s: frozenset(e for e in s if e[0] != "runner-scaled"))
 
 
-def gradient_replaced(torch: Torch, value: Value, node: Any) -> None:
+def gradient_replaced(run: Run, value: Value, node: Any) -> None:
     """Gradients were replaced: by a share of themselves that depends on their size, or by anything else."""
-    if "ratio" in operands.marks_of([operands.as_tensor(torch, value)]):
-        clip(torch, [], {}, node)
+    if "ratio" in operands.marks_of([operands.as_tensor(run, value)]):
+        clip(run, [], {}, node)
     else:
-        gradient_written(torch, node)
+        gradient_written(run, node)
 
 
-def gradient_written(torch: Torch, node: Any) -> None:
+def gradient_written(run: Run, node: Any) -> None:
     """Gradients were changed in place by hand, perhaps to unscale them."""
-    if any(training.has(s, "pending") for s in torch.interpreter.paths):
-        training.update(torch, lambda s: s | {("manual", None)})
+    if any(paths.has(s, "pending") for s in run.interpreter.paths):
+        paths.update(run, lambda s: s | {("manual", None)})
