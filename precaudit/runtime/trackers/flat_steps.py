@@ -22,7 +22,7 @@ from ..guard import is_programs_own
 from ..operands import any_low
 from ..process.ledger import Ledger
 from . import samples
-from .kept import Numbers, columns, rows
+from .kept import Numbers, columns, rows, shares
 
 ELEMENTWISE = frozenset(
     getattr(torch.optim, name)
@@ -33,8 +33,10 @@ STATELESS = frozenset({torch.optim.SGD})
 NUMBERS = frozenset("step mu_product eta mu".split())
 """State that is one number for a parameter."""
 
-Use = Callable[[Tensor, Any, str, Numbers], None]
-"""Gets the numbers of one tensor: whose it is, its dtype, and the name of the state, "" for the parameter itself."""
+OfParameter = Callable[[Tensor, Numbers], None]
+"""Gets the numbers of one parameter."""
+OfState = Callable[[str, Any, float, float], None]
+"""Gets name and dtype of some state, how many elements of it should have moved, and how many of these did not."""
 
 
 class Member(NamedTuple):
@@ -44,6 +46,11 @@ class Member(NamedTuple):
     state: dict[str, Any]
     elements: int
     """Of which the sample consists."""
+
+    @property
+    def stands_for(self) -> float:
+        """Elements of it for each one of the sample."""
+        return float(self.parameter.numel() / self.elements)
 
 
 class Kind(NamedTuple):
@@ -79,15 +86,15 @@ class FlatStep:
     def __init__(self, optimizer: Any, chunks: list[Chunk]) -> None:
         self._optimizer, self._chunks = optimizer, chunks
 
-    def measure(self, ledger: Ledger, use: Use) -> None:
-        """The step is over: takes it again in float32, and compares. `use` is called at the next settle."""
+    def measure(self, ledger: Ledger, of_parameter: OfParameter, of_state: OfState) -> None:
+        """The step is over: takes it again in float32, and compares. What it is given is called at the next settle."""
         chunks, self._chunks = self._chunks, []
         while chunks:  # what each of them holds is let go of before the next
             chunk = chunks.pop()
             twin, exact = self._again(chunk)
-            self._compare(ledger, chunk, "", chunk.parameter, exact, use)
+            _compare_parameters(ledger, chunk, exact, of_parameter)
             for name, before in chunk.state.items():
-                self._compare(ledger, chunk, name, before, twin[name], use)
+                _compare_state(ledger, chunk, name, before, twin[name], of_state)
 
     def _again(self, chunk: Chunk) -> tuple[dict[str, Any], Tensor]:
         """The state and the parameters that float32 makes of a chunk."""
@@ -102,24 +109,41 @@ class FlatStep:
         private.unhooked_step(type(optimizer))(twin)
         return twin.state[exact], exact
 
-    @staticmethod
-    def _compare(ledger: Ledger, chunk: Chunk, name: str, before: Tensor, exact: Tensor, use: Use) -> None:
-        if before.dtype not in LOW:
-            return
-        held = [(one.state.get(name) if name else one.parameter) for one in chunk.members]
-        sizes = [one.elements for one in chunk.members]
-        if not all(isinstance(t, Tensor) and t.dtype is before.dtype for t in held):
-            return
-        after = _flat(held)
-        if after.numel() != exact.numel():  # resized since
-            return
-        stand_for = [one.parameter.numel() / one.elements for one in chunk.members]
 
-        def read(values: list[float]) -> None:
-            for one, numbers in zip(chunk.members, rows(values, stand_for), strict=True):
-                use(one.parameter, before.dtype, name, numbers)
+def _compare_parameters(ledger: Ledger, chunk: Chunk, exact: Tensor, use: OfParameter) -> None:
+    after = _after([one.parameter for one in chunk.members], chunk.parameter)
+    if after is None:
+        return
 
-        ledger.defer(columns(exact, _widened(before), after, sizes), read)
+    def read(values: list[float]) -> None:
+        for one, numbers in zip(chunk.members, rows(values, [one.stands_for for one in chunk.members]), strict=True):
+            use(one.parameter, numbers)
+
+    ledger.defer(columns(exact, _widened(chunk.parameter), after, [one.elements for one in chunk.members]), read)
+
+
+def _compare_state(ledger: Ledger, chunk: Chunk, name: str, before: Tensor, exact: Tensor, use: OfState) -> None:
+    """Of state nobody asks whose it is: where each element stands for as many, one sum is that of all."""
+    after = _after([one.state.get(name) for one in chunk.members], before)
+    if after is None:
+        return
+    stand_for = {one.stands_for for one in chunk.members}
+    sizes = [one.elements for one in chunk.members] if len(stand_for) > 1 else [before.numel()]
+
+    def read(values: list[float]) -> None:
+        for index, should in enumerate(values[: len(sizes)]):
+            of = chunk.members[index].stands_for
+            use(name, before.dtype, of * should, of * (should - values[len(sizes) + index]))
+
+    ledger.defer(shares(exact, _widened(before), after, sizes), read)
+
+
+def _after(held: list[Any], before: Tensor) -> Tensor | None:
+    """What these hold by now; None where nothing can be lost of it, or it is not what it was."""
+    if before.dtype not in LOW or not all(isinstance(t, Tensor) and t.dtype is before.dtype for t in held):
+        return None
+    after = _flat(held)
+    return after if after.numel() == before.numel() else None  # else resized since
 
 
 def flat_step(optimizer: Any) -> FlatStep | None:

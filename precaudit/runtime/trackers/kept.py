@@ -59,21 +59,35 @@ class Totals:
 
 
 def columns(exact: Tensor, before: Tensor, after: Tensor, sizes: list[int]) -> list[Tensor]:
-    """The five sums of each tensor, by column; the tensors lie one after the other in these flat ones.
+    """Sums for each tensor, by column, as `rows` reads them; the tensors lie one after the other in these flat ones.
 
     `exact` and `before` are wide, `after` is as the program keeps it.
     """
     wide = after.to(exact.dtype)
-    step, error = exact - before, exact - wide
-    should = step != 0
-    stuck = should & (wide == before)
-    if len(sizes) == 1:
-        return [should.sum(), stuck.sum(), *(torch.dot(each, each) for each in (error, step, exact))]
-    each = (should.to(exact.dtype), stuck.to(exact.dtype), error.square(), step.square(), exact.square())
+    should = _differ(exact, before)
+    moved = _differ(wide, before).mul_(should)
+    each = [should, moved, *((x - y).square_() for x, y in ((exact, wide), (exact, before))), exact.square()]
     return [sums(column, sizes) for column in each]
 
 
 def rows(values: list[float], stand_for: list[float]) -> list[Numbers]:
     """The numbers of each tensor, from the five columns read one after the other, and what each element stands for."""
     count = len(stand_for)
-    return [Numbers(*(of * value for value in values[at::count])) for at, of in enumerate(stand_for)]
+    found = []
+    for at, of in enumerate(stand_for):
+        should, moved, *squares = values[at::count]
+        found.append(Numbers(of * should, of * (should - moved), *(of * value for value in squares)))
+    return found
+
+
+def shares(exact: Tensor, before: Tensor, after: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Of each tensor, how many elements should have moved, and how many of these did: inf and nan do neither."""
+    should, step = _differ(exact, before), exact - before
+    should.mul_(step.sub_(step).eq_(0.0))
+    moved = _differ(after.to(exact.dtype), before).mul_(should)
+    return [sums(should, sizes), sums(moved, sizes)]
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """1 where they differ and 0 elsewhere, as numbers: to count what is bool takes ten times as long."""
+    return torch.ne(one, other, out=torch.empty_like(one))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 SAMPLE = 65_536
-LONG = 1 << 14
-"""From so many elements on a tensor is summed up by itself."""
-MANY = 1 << 20
-"""Elements of shorter ones that are summed up together."""
+LONG = 1 << 15
+"""From so many elements on a tensor is looked at by itself."""
+MANY = 1 << 16
+"""Elements of shorter ones that are looked at together: what is computed of so many stays in a core's cache."""
 _limits = {"off": 0, "sample": SAMPLE, "full": sys.maxsize}
 _limit = SAMPLE
 
@@ -66,6 +66,8 @@ def batches(sizes: Iterable[int]) -> Iterator[list[int]]:
 
 def sums(flat: Tensor, sizes: list[int]) -> Tensor:
     """The sum of each of these many neighbouring stretches of a flat tensor."""
+    if len(sizes) == 1:
+        return flat.sum().reshape(1)
     lengths = torch.tensor(sizes, device=flat.device)
     return torch.segment_reduce(flat, "sum", lengths=lengths, unsafe=True)
 

@@ -26,7 +26,7 @@ from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
 from ..trackers.origins import READABLE, Origin, Origins
 from ..trackers.parameter_writes import ParameterWrites
-from ..trackers.samples import LONG, batches, sums
+from ..trackers.samples import batches, sums
 from ..trackers.steps import Steps
 from ..trackers.window import MANY_SKIPS, Window
 from . import Watcher
@@ -36,6 +36,8 @@ WORST = ("loss", "gradient", "parameter")
 ROLES = {"loss": Role.LOSS, "gradient": Role.GRADIENT, "parameter": Role.MASTER_WEIGHT}
 LOW_SCALE = 1024.0
 """A loss scale that few models need to come below: gradients that overflow at it were not lifted there by it."""
+LONG = 1 << 10
+"""From so many elements on a norm of its own is cheaper than a copy beside others."""
 NAMED = 3
 """Parameters that are named before the rest is counted."""
 

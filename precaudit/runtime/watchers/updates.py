@@ -168,11 +168,12 @@ class Updates(Watcher):
         if flat is not None:
             of_state = self._state.setdefault(event.optimizer, {})
 
-            def use(parameter: Tensor, dtype: Any, name: str, numbers: Numbers) -> None:
-                total = of_state.setdefault((name, dtype), Totals()) if name else self._of(parameter)
-                total.add(numbers)
+            def use_state(name: str, dtype: Any, should: float, stuck: float) -> None:
+                total = of_state.setdefault((name, dtype), Totals())
+                total.should_move += should
+                total.stuck += stuck
 
-            flat.measure(self._ledger, use)
+            flat.measure(self._ledger, lambda parameter, numbers: self._of(parameter).add(numbers), use_state)
         elif self.replay and not self.replay.spoiled:
             self._measure_step(event.optimizer)
         self.replay.begin()
