@@ -32,6 +32,7 @@ ELSEWHERE = {
     "runtime/sitecustomize.py": "in the traced process, where nothing may be imported",
     "runtime/process/peers.py": "in the traced process: the files by which ranks stop together",
     "runtime/process/rankfile.py": "in the traced process: what it saw",
+    "runtime/recorder.py": "in the traced process: what it computes, for --verify-undisturbed",
 }
 """File -> why it opens or writes by itself."""
 OURS = {"disk.read_text", "read_text"}

@@ -99,7 +99,7 @@ def test_the_runtime_uses_torch_the_standard_library_and_the_vocabulary_only() -
 RUNTIME = ROOT / "runtime"
 BASE = {
     "dtypes", "events", "guard", "imports", "modes", "observation", "operands", "operations", "optable", "parts",
-    "patching", "process.ledger", "settings", "sites", "torch_private",
+    "patching", "process.ledger", "recorder", "settings", "sites", "torch_private",
 }  # fmt: skip
 """Files of the runtime that know of no tap, tracker or watcher; they use each other only."""
 MAY_KNOW: dict[str, set[str]] = {

@@ -90,6 +90,8 @@ class ConfiguredCommand(click.Command):
               help="The lock it is held to.  [default: precision.lock]")  # fmt: skip
 @click.option("--update-lock", is_flag=True, help="Write the lock anew, and show what changed.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End the command then.")
+@click.option("--verify-undisturbed", is_flag=True,
+              help="Run it again untraced, and compare all that it computes bit by bit.")  # fmt: skip
 @click.option("--no-inject", is_flag=True, help="Leave PYTHONPATH alone: the command itself runs precaudit.run.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the findings.")
 @click.option("-v", "--verbose", count=True, help="Also notes and details.")
@@ -112,6 +114,7 @@ def trace(
     lock_path: Path | None,
     update_lock: bool,
     timeout: float | None,
+    verify_undisturbed: bool,
     no_inject: bool,
     quiet: bool,
     verbose: int,
@@ -159,8 +162,9 @@ def trace(
         if line:
             say(line)
     wanted = TraceSettings(
-        cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager, exact=exact
-    )
+        cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager, exact=exact,
+        record=verify_undisturbed,
+    )  # fmt: skip
     with nullcontext() if hindered else run_folder(home, wanted, resolved.shown) as ranks:
         traced = trace_command(
             resolved,
@@ -237,13 +241,15 @@ def _show(traced: Traced, command: str, output_format: str, verbosity: int, show
     """
     report, line = traced.report, traced.verdict.line
     if report.facts or output_format != "text" or not line:
-        notes = [note for note in report.coverage.notes if note != line]
+        notes = [note for note in report.coverage.notes if note not in (line, traced.verified)]
         coverage = report.coverage.model_copy(update={"notes": notes})
         shown = report if output_format != "text" else report.model_copy(update={"coverage": coverage})
         if output_format == "text":
             # The command may have left the cursor behind a progress bar.
             print(file=sys.stderr)
         print_report(shown, output_format, sys.stderr, verbosity, show_again)
+    if traced.verified:
+        say(traced.verified)
     if line:
         say(line)
     elif report.coverage.stopped and verbosity >= 0:

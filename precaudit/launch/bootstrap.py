@@ -42,6 +42,10 @@ class TraceSettings:
     eager: bool = False
     exact: bool = False
     ranks_folder: str = ""
+    record: bool = False
+    """What the program computes is hashed, to be compared with another run."""
+    watch: bool = True
+    """The program is traced; without, it is at most recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +156,5 @@ def write_settings(folder: Path, settings: TraceSettings) -> None:
     raw = asdict(settings)
     raw["peers_folder"] = str(folder / "ranks")
     raw["ranks_folder"] = settings.ranks_folder or raw["peers_folder"]
+    raw["record_folder"] = str(folder) if settings.record else None
     (folder / "settings.json").write_text(json.dumps(raw), encoding="utf-8")

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,9 @@ from precaudit.errors import UsageError
 
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL, when --timeout has passed."""
+
+LOOK = 0.2
+"""Seconds between two questions whether the command has run far enough."""
 
 FORWARDED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -41,11 +44,17 @@ class Ended:
         return f"ended with exit code {self.code}"
 
 
-def run_command(argv: Sequence[str], environment: Mapping[str, str], timeout: float | None = None) -> Ended:
+def run_command(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    timeout: float | None = None,
+    until: Callable[[], bool] | None = None,
+) -> Ended:
     """Starts the command on our own stdin, stdout and stderr, and waits for it, not for what it leaves behind.
 
     Ctrl-C goes to the command alone (the terminal sends it to both); SIGTERM and SIGHUP are passed on to it.
-    After `timeout` seconds the command and its descendants get SIGTERM, and SIGKILL after a grace of 5 s.
+    After `timeout` seconds, or once `until` says so, the command and its descendants get SIGTERM, and SIGKILL after a
+    grace of 5 s.
     """
     began = time.monotonic()
     children: list[subprocess.Popen[bytes]] = []
@@ -57,7 +66,7 @@ def run_command(argv: Sequence[str], environment: Mapping[str, str], timeout: fl
             raise UsageError(f"{argv[0]}: cannot be started: {error.strerror}") from None
         children.append(child)
         try:
-            code = child.wait(timeout)
+            code = child.wait(timeout) if until is None else _wait(child, timeout, until)
         except subprocess.TimeoutExpired:
             timed_out = True
             code = _end(child)
@@ -83,6 +92,20 @@ def _signals_for(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait(child: subprocess.Popen[bytes], timeout: float | None, until: Callable[[], bool]) -> int:
+    """Waits for the end, or ends it when `until` says so. Raises TimeoutExpired."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = LOOK if deadline is None else min(LOOK, max(0.0, deadline - time.monotonic()))
+        try:
+            return child.wait(left)
+        except subprocess.TimeoutExpired:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
+        if until():
+            return _end(child)
 
 
 def _end(child: subprocess.Popen[bytes]) -> int:

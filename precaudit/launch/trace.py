@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from precaudit import __version__, judge
-from precaudit.launch import identity, roll, verdict
+from precaudit.launch import identity, roll, verdict, verify
 from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_folder
 from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_losses, read_peers, read_ranks
@@ -42,6 +42,8 @@ class Traced:
 
     report: Report
     verdict: verdict.Verdict
+    verified: str = ""
+    """What --verify-undisturbed found, in a sentence; empty where nobody asked."""
 
 
 def trace_command(
@@ -73,11 +75,44 @@ def trace_command(
         notes += roll.call(merged, read_peers(private.ranks), ends)
         marks = private.marks()
         lost = read_losses(ranks)
+        records = verify.read_records(private.path)
     merged.finish()
     merged.coverage.notes += notes
     traced = conclude(command, settings, choice, book, merged, ended, marks, lost)
     traced.report.run = started.ended(merged.python, merged.versions)
-    return traced
+    if not settings.record:
+        return traced
+    return _verified(traced, records, lambda: run_plain(command, settings, environment, records, timeout, announce))
+
+
+def _verified(traced: Traced, records: verify.Records, run_again: Callable[[], verify.Records]) -> Traced:
+    """The same trace with a note on whether it changed what the program computes; exit code 3 where it did."""
+    plain = run_again() if records.processes else verify.Records()
+    differ = bool(records.processes and verify.compare(records, plain).difference)
+    line, disturbed = verify.says(records, plain, run_again() if differ else None)
+    traced.report.coverage.notes.append(line)
+    return replace(
+        traced,
+        verified=line,
+        verdict=replace(traced.verdict, exit_code=verdict.INTERNAL) if disturbed else traced.verdict,
+    )
+
+
+def run_plain(
+    command: Command,
+    settings: TraceSettings,
+    environment: Mapping[str, str],
+    traced: verify.Records,
+    timeout: float | None,
+    announce: Callable[[str], None],
+) -> verify.Records:
+    """Runs the command once more without the trace, as far as a traced run of it came, and gives back its record."""
+    announce(f"running {command.shown} once more, without the trace, to compare bit by bit")
+    with private_folder(replace(settings, watch=False)) as private:
+        far_enough = lambda: verify.read_records(private.path).covers(traced)  # noqa: E731
+        child_environment = {**private.environment(environment), "PRECAUDIT_FOLDER": str(private.path)}
+        run_command(command.argv, child_environment, timeout, far_enough)
+        return verify.read_records(private.path)
 
 
 def _banner(command: Command, settings: TraceSettings) -> str:

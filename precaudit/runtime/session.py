@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import recorder
 from . import torch_private as private
 from .events import Bus, TraceEnded
 from .frameworks.account import Frameworks
@@ -49,6 +50,7 @@ ORDER = (
 
 def start(settings: Mapping[str, Any]) -> Session:
     """Begins to watch this process. Called once, when torch has been imported."""
+    recorder.start(settings)
     session = Session(settings)
     session.install()
     return session

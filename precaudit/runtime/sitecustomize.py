@@ -76,7 +76,7 @@ class TorchWatcher:
 
 
 def start_runtime(folder: str, package: str) -> None:
-    """Imports `<package>.runtime.session` and calls its `start` with the launcher's settings."""
+    """Calls `start` of `<package>.runtime.session`, or of the recorder alone, with the launcher's settings."""
     import importlib
     import importlib.util
     import json
@@ -94,7 +94,8 @@ def start_runtime(folder: str, package: str) -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[package] = module
         spec.loader.exec_module(module)
-    importlib.import_module(package + ".runtime.session").start(settings)
+    part = "session" if settings.get("watch", True) else "recorder"
+    importlib.import_module(f"{package}.runtime.{part}").start(settings)
 
 
 def release(version: str) -> "tuple[int, int]":

@@ -297,11 +297,27 @@ def unhooked_step(kind: type) -> Callable[..., Any]:
 
 
 def acted_on_by_hooks(optimizer: Any) -> bool:
-    """Whether a hook of the program's may act inside this optimizer's step: any besides the one pair of ours."""
-    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    of_all = max(len(optimizers._global_optimizer_pre_hooks), len(optimizers._global_optimizer_post_hooks))
-    return bool(own) or of_all > 1
+    """Whether a hook of the program's may act inside this optimizer's step."""
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return True
+    of_all = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+    return any(getattr(hook, "__module__", "") not in _OURS for hooks in of_all for hook in hooks.values())
 
+
+def hooks_are_compiled() -> bool:
+    """Whether compiled code is guarded by the tables of global optimizer hooks: taking one out has it compiled anew."""
+    frames, dynamo = sys.modules.get("torch._C._dynamo.eval_frame"), sys.modules.get("torch._dynamo.convert_frame")
+    entries = getattr(frames, "_debug_get_cache_entry_list", None)
+    compiled = getattr(getattr(dynamo, "input_codes", None), "seen", ())
+    if entries is None:
+        return bool(compiled)
+    codes = [code for code in (held() for held in compiled) if code is not None]
+    guards = (str(getattr(entry, "guard_manager", "_global_optimizer")) for code in codes for entry in entries(code))
+    return any("_global_optimizer" in text for text in guards)
+
+
+_OURS = {__name__.replace("torch_private", name) for name in ("taps.optimizers", "recorder")}
+"""The modules whose hooks look, and change nothing."""
 
 _STEP = torch.optim.Optimizer.profile_hook_step(lambda optimizer: None).__code__
 

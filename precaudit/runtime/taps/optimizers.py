@@ -37,7 +37,10 @@ class StepTap(Tap):
         """Takes the hooks out; where torch walks through them just now, at the next backward, or by what is returned.
 
         The walk would break off, and the user's own hooks go unheard. Call it when nothing else is patched any more.
+        Where compiled code is guarded by the table of hooks they stay, tell nobody any more, and nothing is recompiled.
         """
+        if private.hooks_are_compiled():
+            return lambda: None
         if self._called:
             return private.before_next_backward(self._take_out)
         self._take_out()
