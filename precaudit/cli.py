@@ -16,6 +16,7 @@ from precaudit.errors import INTERNAL_ERROR, PrecauditError, internal_error
 COMMANDS: Mapping[str, str] = {
     "check": "precaudit.commands.check:check",
     "trace": "precaudit.commands.trace:trace",
+    "preflight": "precaudit.commands.preflight:preflight",
     "lock": "precaudit.commands.lock:lock",
     "diff": "precaudit.commands.diff:diff",
     "checkpoint": "precaudit.commands.checkpoint:checkpoint",

@@ -39,11 +39,12 @@ MAY_USE: dict[str, set[str]] = {
     "contracts": {"disk", "errors", "foreign", "launch", "model"},
     "report": {"disk", "errors", "judge", "model", "notebook", "rulebook", "settings"},
     "runtime": {"model"},
+    "preflight": {"runtime"},
 }  # fmt: skip
 """Part -> the other parts it may import."""
 
 OWNERS = {
-    "torch": {"runtime", "integrations"},
+    "torch": {"runtime", "preflight", "integrations"},
     "libcst": {"static"},
     "rich": {"report"},
     "click": {"cli", "commands"},

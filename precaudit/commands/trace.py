@@ -119,6 +119,7 @@ def trace(
     quiet: bool,
     verbose: int,
     command: tuple[str, ...],
+    preflight: dict[str, str] | None = None,
 ) -> int:
     """Run COMMAND, a training script or what starts one, and report its precision.
 
@@ -163,7 +164,7 @@ def trace(
             say(line)
     wanted = TraceSettings(
         cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager, exact=exact,
-        record=verify_undisturbed,
+        record=verify_undisturbed, preflight=preflight,
     )  # fmt: skip
     with nullcontext() if hindered else run_folder(home, wanted, resolved.shown) as ranks:
         traced = trace_command(

@@ -25,6 +25,8 @@ RUNTIME = Path(precaudit.__file__).parent / "runtime"
 
 BOOTSTRAP = RUNTIME / "sitecustomize.py"
 
+PREFLIGHT = RUNTIME.parent / "preflight"
+
 MODEL = [Path(precaudit.__file__).parent / "model" / name for name in ("vocabulary.py", "evidence.py", "frameworks.py")]
 """What the runtime uses of the model: words and tables, standard library only."""
 
@@ -46,6 +48,8 @@ class TraceSettings:
     """What the program computes is hashed, to be compared with another run."""
     watch: bool = True
     """The program is traced; without, it is at most recorded."""
+    preflight: Mapping[str, str] | None = None
+    """The device that is stood in for, where there is none: {"device": "h100"}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,8 @@ def _furnish(path: Path, settings: TraceSettings) -> None:
     inside = path / PACKAGE
     # With their dates, so that what pip has compiled stays valid.
     shutil.copytree(RUNTIME, inside / "runtime", ignore=shutil.ignore_patterns(BOOTSTRAP.name))
+    if settings.preflight is not None:
+        shutil.copytree(PREFLIGHT, inside / "preflight")
     (inside / "model").mkdir()
     for package in (inside, inside / "model"):
         (package / "__init__.py").touch()

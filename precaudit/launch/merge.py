@@ -10,7 +10,7 @@ from typing import Any
 from precaudit.model.evidence import joined_parts, worst
 from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Fact, Kind, Part, Role, fact_from_json
-from precaudit.model.wire import Coverage, Held, RankFile
+from precaudit.model.wire import Coverage, Held, Preflight, RankFile
 
 COMPARED = frozenset(
     {
@@ -138,6 +138,8 @@ class Merged:
         """Ranks the others stopped without waiting for."""
         self._statuses: list[tuple[int, str]] = []
         self._inventory: dict[str, Held] = {}
+        self.preflight: Preflight | None = None
+        """Of the first rank that was read; what others assumed is not added."""
         self.python = ""
         self.versions: dict[str, str] = {}
 
@@ -150,6 +152,7 @@ class Merged:
         self.python = self.python or one.python
         self._take_inventory(one.inventory)
         self.versions = one.versions | self.versions
+        self.preflight = self.preflight or one.preflight
         if one.status == "watching":
             self.unfinished.add(one.rank)
         if one.exact is not None and (self.exact is None or one.exact.rank < self.exact.rank):

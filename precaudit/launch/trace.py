@@ -17,7 +17,7 @@ from precaudit.launch.merge import Merged
 from precaudit.launch.roll import Ends
 from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Fact, Role, Site
-from precaudit.model.wire import Finding, Report, Tool
+from precaudit.model.wire import Assumed, Finding, Preflight, Report, Tool
 from precaudit.rulebook import Rulebook
 from precaudit.silence import CommentsBelow, PerFileIgnores, silence
 
@@ -122,9 +122,10 @@ def _banner(command: Command, settings: TraceSettings) -> str:
     watched = several if last > first else f"step {first} is watched"
     if settings.exact:
         watched += ", one of them in float64 too, in 8 to 50 times its time" if last > first else ", in float64 too"
+    gpu = " as on a GPU, on this CPU" if settings.preflight is not None else ""
     if settings.keep_going:
-        return f"running {command.shown}: {watched}, then it runs on untraced"
-    return f"running {command.shown}: {watched}, then it is stopped (--keep-going: it runs on)"
+        return f"running {command.shown}{gpu}: {watched}, then it runs on untraced"
+    return f"running {command.shown}{gpu}: {watched}, then it is stopped (--keep-going: it runs on)"
 
 
 def conclude(
@@ -161,6 +162,8 @@ def conclude(
         merged.coverage.notes += [f"the tracer failed in one process: {last_line(text)}" for text in marks.problems]
     if outcome.line:
         merged.coverage.notes.append(outcome.line)
+    preflight = _relative_preflight(merged.preflight, settings.cwd)
+    merged.coverage.notes += assumed_in_words(preflight.assumed) if preflight is not None else []
     report = Report(
         tool=Tool(version=__version__),
         command="trace",
@@ -171,6 +174,7 @@ def conclude(
         facts=[fact.as_json() for fact in facts],
         exact=_relative_exact(merged.exact, settings.cwd),
         inventory=merged.inventory,
+        preflight=preflight,
         exit_code=ended.code,
     )
     return Traced(report, outcome)
@@ -216,6 +220,31 @@ def _relative_exact(exact: ExactStep | None, cwd: str) -> ExactStep | None:
         site = _relative_site(Site(row.path, row.line or 0, 0, 0, 0, ""), cwd) if row.path else None
         row.path = site.path if site is not None else None
     return exact
+
+
+MOST_ASSUMED = 5
+"""Notes of this kind; the JSON report has all."""
+
+
+def assumed_in_words(rows: Sequence[Assumed]) -> list[str]:
+    """What a preflight made up, a note for each; of many, the first."""
+    said = []
+    for row in rows[:MOST_ASSUMED]:
+        where = f" ({row.path}:{row.line}{f', {row.count} times' if row.count > 1 else ''})" if row.path else ""
+        said.append(f"assumed: {row.what}{where}")
+    left = len(rows) - len(said)
+    return [*said, *([f"assumed: {left} more answer{'s' if left > 1 else ''}, in the JSON report"] if left else [])]
+
+
+def _relative_preflight(preflight: Preflight | None, cwd: str) -> Preflight | None:
+    """What was assumed, its lines named in the same way."""
+    if preflight is None:
+        return None
+    rows = []
+    for row in preflight.assumed:
+        site = _relative_site(Site(row.path, row.line, 0, 0, 0, ""), cwd) if row.path else None
+        rows.append(row.model_copy(update={"path": site.path if site is not None else ""}))
+    return preflight.model_copy(update={"assumed": rows})
 
 
 def _relative(fact: Fact, cwd: str) -> Fact:

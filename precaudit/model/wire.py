@@ -224,6 +224,30 @@ class Coverage(BaseModel):
     """torch, device, autocast, optimizer, frameworks: the line a report opens with."""
 
 
+class Assumed(Strict):
+    """An answer that a preflight made up, and how often somebody asked for it."""
+
+    what: str
+    path: str
+    line: int
+    """0 where no line of the program was running."""
+    count: int
+
+
+class Preflight(Strict):
+    """What of a run without a GPU is real, and what is assumed."""
+
+    device: str
+    """As `--device` names it."""
+    device_name: str
+    memory: int
+    """Bytes of the device."""
+    values: Literal["cpu"]
+    """Where numbers came from: a CPU computed them."""
+    real: list[str]
+    assumed: list[Assumed]
+
+
 class Tool(Strict):
     name: str = "precaudit"
     version: str
@@ -271,6 +295,8 @@ class Report(BaseModel):
     drift: list[str] = []
     """What the run did otherwise than its precision.lock says, where it was held to one."""
     run: Run | None = None
+    preflight: Preflight | None = None
+    """What was real and what assumed, where a device was stood in for."""
     exit_code: int | None = None
     """The traced command's own exit code, where one was run."""
 
@@ -294,6 +320,7 @@ class RankFile(BaseModel):
     facts: list[dict[str, Any]] = []
     exact: ExactStep | None = None
     inventory: list[Held] = []
+    preflight: Preflight | None = None
     python: str = ""
     versions: dict[str, str] = {}
     """torch and the frameworks that were loaded."""

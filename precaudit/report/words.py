@@ -137,7 +137,7 @@ def count_of(report: Report, severity: Severity) -> int:
 def opening(report: Report) -> list[str]:
     """The parts of the line a report opens with: versions, set-up, ranks, steps or files."""
     setup = dict(report.coverage.setup)
-    parts = [f"precaudit {report.tool.version}"]
+    parts = [*preflight(report), f"precaudit {report.tool.version}"]
     if version := setup.pop("torch", ""):
         parts.append(f"torch {version}")
     autocast = setup.pop("autocast", "")
@@ -156,6 +156,13 @@ def opening(report: Report) -> list[str]:
     if report.command in ("check", "audit", "checkpoint"):
         parts.append(plural(cover.files, "file"))
     return [visible(part) for part in parts]
+
+
+def preflight(report: Report) -> list[str]:
+    """What of a run without a GPU is real, in parts; nothing where there was one, or none was needed."""
+    if report.preflight is None:
+        return []
+    return ["preflight: CUDA's dtypes on a CPU; values are the CPU's", f"as on one {report.preflight.device_name}"]
 
 
 def _steps(report: Report) -> str:

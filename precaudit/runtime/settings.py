@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
 class Settings(NamedTuple):
@@ -22,6 +23,8 @@ class Settings(NamedTuple):
     """torch.compile does nothing."""
     exact: bool = False
     """One step runs with a float64 companion beside every floating number."""
+    preflight: Callable[[], dict[str, Any]] | None = None
+    """Tells what of this run is real and what assumed, where a layer below the trace stands in for a device."""
     ranks_folder: str | None = None
     """Where what each process saw is written; None: nowhere."""
     peers_folder: str | None = None

@@ -94,6 +94,9 @@ def start_runtime(folder: str, package: str) -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[package] = module
         spec.loader.exec_module(module)
+    if settings.get("preflight"):
+        layer = importlib.import_module(package + ".preflight.layer").start(settings["preflight"])
+        settings["preflight"] = layer.told
     part = "session" if settings.get("watch", True) else "recorder"
     importlib.import_module(f"{package}.runtime.{part}").start(settings)
 

@@ -63,6 +63,7 @@ class RankFile:
         inventory: Inventory,
     ) -> None:
         self._bus, self._guard, self._folder, self._ledger = bus, guard, settings.ranks_folder, ledger
+        self._preflight = settings.preflight
         self._peers, self._account, self._window, self._steps = peers, account, window, steps
         self._flow, self._autocast, self._compiled = flow, autocast, compiled
         self._long_steps, self._passes, self._exact, self._inventory = long_steps, passes, exact, inventory
@@ -130,6 +131,7 @@ class RankFile:
             "facts": facts,
             "exact": self._exact.content(rank),
             "inventory": self._inventory.rows(),
+            "preflight": self._preflight() if self._preflight is not None else None,
             "python": sys.version.split()[0],
             "versions": _versions(),
         }

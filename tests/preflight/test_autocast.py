@@ -1,0 +1,116 @@
+"""autocast("cuda") follows CUDA's lists, autocast("cpu") its own, and each says what it is asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_autocast_tables import CALLS, PAIRS, TABLES, first
+
+from precaudit.preflight.layer import Layer
+
+
+def made(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+    return lambda *shape: torch.rand(*shape).to("cuda", dtype)
+
+
+UNLIKE = {"lstm", "gru", "rnn", "stft"}
+"""What docs/preflight.md says is otherwise: recurrent layers run outside of cuDNN, and the CPU has no half FFT."""
+
+
+@pytest.mark.parametrize("op", [op for op in TABLES["cuda"]["lower"] if op not in UNLIKE])
+def test_what_cuda_lowers_is_low(op: str, layer: Layer) -> None:
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        out = first(CALLS[op](made(torch.float32)))
+    assert (out.dtype, out.device.type) == (torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("op", [op for op in TABLES["cuda"]["float32"] if op not in UNLIKE])
+def test_what_cuda_widens_is_float32(op: str, layer: Layer) -> None:
+    with torch.no_grad(), torch.autocast("cuda", torch.float16):
+        assert first(CALLS[op](made(torch.float16))).dtype in (torch.float32, torch.complex64)
+
+
+@pytest.mark.parametrize("op", TABLES["cuda"]["promote"])
+def test_what_cuda_promotes_is_as_wide_as_its_widest(op: str, layer: Layer) -> None:
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        low, wide = made(torch.bfloat16)(3, 3), made(torch.float32)(3, 3)
+        assert first(PAIRS[op](low, wide)).dtype is torch.float32
+        assert first(PAIRS[op](wide, low)).dtype is torch.float32
+
+
+def test_what_cuda_refuses_is_refused(layer: Layer) -> None:
+    with torch.autocast("cuda"), pytest.raises(RuntimeError, match="unsafe to autocast"):
+        CALLS["binary_cross_entropy"](made(torch.float32))
+
+
+def test_cross_entropy_keeps_its_log_softmax_low(layer: Layer) -> None:
+    logits, target = torch.randn(4, 8, device="cuda", dtype=torch.bfloat16), torch.zeros(4, dtype=torch.long)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = F.cross_entropy(logits, target, reduction="none")
+    inside = F.nll_loss(F.log_softmax(logits, -1).float(), target, reduction="none")
+    assert loss.dtype is torch.float32
+    assert torch.equal(loss, inside)
+    assert not torch.equal(loss, F.cross_entropy(logits.float(), target, reduction="none"))
+
+
+def test_autocast_of_the_cpu_is_what_it_was() -> None:
+    from precaudit.preflight.layer import start
+
+    def table() -> dict[str, str]:
+        out = {}
+        for op, call in CALLS.items():
+            torch.manual_seed(0)
+            try:
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    out[op] = str(first(call(lambda *shape: torch.rand(*shape).to(torch.bfloat16))).dtype)
+            except RuntimeError as error:
+                out[op] = str(error)[:40]
+        return out
+
+    before = table()
+    layer = start({"device": "h100"})
+    try:
+        assert table() == before
+    finally:
+        layer.remove()
+
+
+def test_each_device_says_its_own_state(layer: Layer) -> None:
+    on, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+    with torch.autocast("cuda", torch.float16):
+        assert (on("cuda"), on("cpu"), on(), dtype("cuda"), dtype("cpu")) == (
+            True,
+            False,
+            True,
+            torch.float16,
+            torch.bfloat16,
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            low = torch.mm(made(torch.float32)(2, 2), made(torch.float32)(2, 2))
+        with torch.autocast("cuda", enabled=False):
+            wide = torch.mm(made(torch.float32)(2, 2), made(torch.float32)(2, 2))
+    with torch.autocast("cpu"):
+        assert (on("cuda"), on("cpu")) == (False, True)
+    assert (on("cuda"), on("cpu")) == (False, False)
+    assert (low.dtype, wide.dtype) == (torch.float16, torch.float32)
+
+
+def test_custom_fwd_casts_its_inputs(layer: Layer) -> None:
+    seen = []
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+        def forward(ctx, x):  # type: ignore[no-untyped-def]
+            seen.extend([x.dtype, torch.is_autocast_enabled("cuda")])
+            return x * 2
+
+        @staticmethod
+        @torch.amp.custom_bwd(device_type="cuda")
+        def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+            return gradient * 2
+
+    with torch.autocast("cuda", torch.float16):
+        Double.apply(torch.ones(2, device="cuda", dtype=torch.float16))
+    assert seen == [torch.float32, False]

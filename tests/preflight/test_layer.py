@@ -1,0 +1,130 @@
+"""A preflight is one layer: what it changes it puts back, and what is not for a device is as it was."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from precaudit.commands.preflight import DEVICES as NAMES
+from precaudit.preflight.devices import DEVICES
+from precaudit.preflight.layer import Layer, start
+
+OWNERS = (
+    "torch", "torch.cuda", "torch.cuda.nvtx", "torch.cuda.memory", "torch.cuda.graphs", "torch.accelerator",
+    "torch.Tensor",
+    "torch.nn.Module", "torch.nn.DataParallel", "torch.nn.functional", "torch.autograd", "torch.autograd.graph",
+    "torch.backends.cudnn", "torch.distributed", "torch.distributed.distributed_c10d",
+    "torch.utils._device.DeviceContext", "threading.Thread",
+)  # fmt: skip
+
+
+def contents() -> dict[str, Any]:
+    """Every name of whatever a preflight changes something in, and torch's kernels and modes."""
+    found: dict[str, Any] = {}
+    for dotted in OWNERS:
+        try:
+            owner: Any = importlib.import_module(dotted)
+        except ImportError:
+            module, _, name = dotted.rpartition(".")
+            owner = getattr(importlib.import_module(module), name)
+        found |= {f"{dotted}.{name}": value for name, value in vars(owner).items() if not name.startswith("__")}
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name in torch._C._dispatch_get_all_op_names():
+        found[name] = has(name, "CUDA"), has(name, "AutocastCPU")
+    found["function modes"] = torch._C._len_torch_function_stack()
+    found["dispatch modes"] = torch._C._len_torch_dispatch_stack()
+    return found
+
+
+def test_nothing_is_left_of_it() -> None:
+    before = contents()
+    layer = start({"device": "h100"})
+    during = contents()
+    layer.remove()
+    after = contents()
+    assert sum(during[name] is not before.get(name) and during[name] != before.get(name) for name in during) > 200
+    assert {
+        name
+        for name in after
+        if name not in before or (after[name] is not before[name] and after[name] != before[name])
+    } == set()
+    assert before.keys() == after.keys()
+
+
+def test_the_command_offers_each_device_that_there_is() -> None:
+    assert tuple(DEVICES) == tuple(sorted(NAMES, key=list(DEVICES).index))
+    assert set(NAMES) == set(DEVICES)
+
+
+def test_a_tensor_is_where_it_was_made_or_moved(layer: Layer) -> None:
+    here = torch.zeros(3)
+    there = here.to("cuda")
+    assert (here.device, here.is_cuda, here.is_cpu, here.get_device()) == (torch.device("cpu"), False, True, -1)
+    assert (there.device, there.is_cuda, there.is_cpu, there.get_device()) == (torch.device("cuda:0"), True, False, 0)
+    assert there.type() == "torch.cuda.FloatTensor"
+    assert isinstance(there, torch.cuda.FloatTensor)
+    assert not isinstance(here, torch.cuda.FloatTensor)
+    assert {t.device.type for t in (there * 2, there[1:], there.T, there.sum(), torch.cat([there, there]))} == {"cuda"}
+    assert {t.device.type for t in (here * 2, there.cpu(), there.to("cpu"), torch.zeros(3))} == {"cpu"}
+    assert there.to("cuda") is there
+
+
+def test_moving_copies_and_staying_does_not(layer: Layer) -> None:
+    here = torch.zeros(3)
+    there = here.cuda()
+    there += 1
+    back = there.cpu()
+    there += 1
+    assert (here.tolist(), back.tolist(), there.tolist()) == ([0.0] * 3, [1.0] * 3, [2.0] * 3)
+
+
+def test_gradients_and_optimizer_state_are_where_the_parameter_is(layer: Layer) -> None:
+    with torch.device("cuda"):
+        model = torch.nn.Linear(3, 3)
+    seen = []
+    model.weight.register_hook(lambda gradient: seen.append(gradient.device.type))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(2, 3, device="cuda")).sum().backward()
+    optimizer.step()
+    assert seen == ["cuda"]
+    assert model.weight.grad is not None
+    assert model.weight.grad.device == torch.device("cuda:0")
+    assert {v.device.type for v in optimizer.state[model.weight].values()} == {"cuda"}
+
+
+def test_optimizers_choose_foreach_as_on_a_gpu(layer: Layer) -> None:
+    from torch.optim.optimizer import _default_to_fused_or_foreach
+
+    parameter = torch.nn.Parameter(torch.ones(3, device="cuda"))
+    assert _default_to_fused_or_foreach([parameter], False) == (False, True)
+
+
+def test_another_thread_sees_the_same(layer: Layer) -> None:
+    seen: list[Any] = []
+
+    def look() -> None:
+        made = torch.tensor([1.0], device="cuda") * 2
+        with torch.autocast("cuda", torch.bfloat16):
+            seen.extend([made.device.type, torch.mm(made.view(1, 1), made.view(1, 1)).dtype])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == ["cuda", torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_answers_as_itself(name: str) -> None:
+    layer, device = start({"device": name}), DEVICES[name]
+    try:
+        told = torch.cuda.get_device_properties(0)
+        assert torch.cuda.get_device_capability() == (device.major, device.minor) == (told.major, told.minor)
+        assert torch.cuda.get_device_name() == device.name
+        assert torch.cuda.mem_get_info()[1] == told.total_memory == device.memory
+        assert torch.cuda.is_bf16_supported(including_emulation=False) is (name != "v100")
+    finally:
+        layer.remove()

@@ -1,0 +1,58 @@
+"""Training scripts for a GPU, unmodified: which role holds which dtype, and which rules speak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import harness
+import pytest
+
+from precaudit.model.wire import Report
+
+F32, F16, BF16 = {"float32"}, {"float16"}, {"bfloat16"}
+AMP = {"master_weight": F32, "optimizer_state": F32, "loss": F32, "gradient": F32}
+"""What the textbook wants of every recipe with autocast."""
+
+
+def held(report: Report) -> dict[str, set[str]]:
+    """Role -> the dtypes it held."""
+    found: dict[str, set[str]] = {}
+    for row in report.roles:
+        if row.dtype is not None:
+            found.setdefault(row.role, set()).add(row.dtype)
+    return found
+
+
+RIGHT = {
+    ("imagenet.py",): {
+        **AMP, "loss_scale": F32, "matmul_compute": F16, "forward_weight": F32 | F16, "norm_running_statistics": F32,
+    },
+    ("gpt.py", "bfloat16"): {**AMP, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_computation": F32},
+    ("gpt.py", "float16"): {
+        **AMP, "loss_scale": F32, "matmul_compute": F16, "forward_weight": F32 | F16, "norm_computation": F32,
+    },
+    ("dcgan.py",): {**AMP, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_running_statistics": F32},
+    ("ddp.py",): {**AMP, "loss_scale": F32, "matmul_compute": F16, "gradient_reduction": F32},
+}  # fmt: skip
+WRONG = {
+    ("imagenet.py", "wrong"): {"PA101", "PA301", "PA402"},
+    ("gpt.py", "wrong"): {"PA101", "PA301"},
+    ("dcgan.py", "wrong"): {"PA101", "PA301", "PA402"},
+    ("ddp.py", "hook"): {"PA501"},
+}
+
+
+@pytest.mark.parametrize("words", RIGHT, ids=" ".join)
+def test_a_right_script_holds_cudas_dtypes_and_no_rule_speaks(
+    words: tuple[str, ...], preflight: Callable[..., Report]
+) -> None:
+    report = preflight(*words)
+    table = held(report)
+    assert {role: table.get(role) for role in RIGHT[words]} == RIGHT[words]
+    assert harness.loud(report) == {}
+    assert report.coverage.setup["device"] == "cuda"
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], preflight: Callable[..., Report]) -> None:
+    assert WRONG[words] <= set(harness.loud(preflight(*words)))
