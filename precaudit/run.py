@@ -71,7 +71,7 @@ def _command(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
             theirs.append(f"{word}={value}" if value else word)
             continue
         if word == "--keep-going":
-            settings["keep_going"] = True
+            settings["keep_going"] = settings["looks_on"] = True
         elif word in OPTIONS:
             value = value or (rest.pop(0) if rest else "")
             if not value.isdigit():

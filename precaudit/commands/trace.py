@@ -30,6 +30,20 @@ class Count(click.IntRange):
     name = "whole number"
 
 
+class StepNumbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers of steps: "1000,5000"."""
+
+    name = "steps"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = value if isinstance(value, list) else str(value).split(",")
+        if not all(str(word).strip().isdigit() and int(word) > 0 for word in words):
+            self.fail(f"'{value}' are no step numbers; write them as in --at 1000,5000", param, context)
+        return tuple(sorted({int(word) for word in words}))
+
+
 class ConfiguredCommand(click.Command):
     """Takes its defaults from `[tool.precaudit]` and `[tool.precaudit.trace]` of the nearest pyproject.toml."""
 
@@ -62,7 +76,8 @@ class ConfiguredCommand(click.Command):
     "--skip", type=Count(0), metavar="N", default=1, show_default=True, help="Steps to let pass before tracing."
 )
 @click.option("--steps", type=Count(1), metavar="N", default=2, show_default=True, help="Steps to trace.")
-@click.option("--keep-going", is_flag=True, help="Let the command run on, untraced, after the traced steps.")
+@click.option("--at", type=StepNumbers(), metavar="N,M", default=(), help="Trace two steps from each of these on, too.")
+@click.option("--keep-going", is_flag=True, help="Let the command run on after them, and look again where it changes.")
 @click.option("--eager", is_flag=True, help="Turn torch.compile off, to see each operation of compiled regions.")
 @click.option("--exact", is_flag=True, help="Compute one step in float64 beside itself: what did it lose, and where?")
 @click.option(
@@ -99,6 +114,7 @@ class ConfiguredCommand(click.Command):
 def trace(
     skip: int,
     steps: int,
+    at: tuple[int, ...],
     keep_going: bool,
     eager: bool,
     exact: bool,
@@ -163,9 +179,18 @@ def trace(
         if line:
             say(line)
     wanted = TraceSettings(
-        cwd=os.getcwd(), skip=skip, steps=steps, keep_going=keep_going, values=values, eager=eager, exact=exact,
-        record=verify_undisturbed, preflight=preflight,
-    )  # fmt: skip
+        cwd=os.getcwd(),
+        skip=skip,
+        steps=steps,
+        keep_going=keep_going,
+        looks_on=keep_going,
+        at=at,
+        values=values,
+        eager=eager,
+        exact=exact,
+        record=verify_undisturbed,
+        preflight=preflight,
+    )
     with nullcontext() if hindered else run_folder(home, wanted, resolved.shown) as ranks:
         traced = trace_command(
             resolved,

@@ -40,6 +40,8 @@ class TraceSettings:
     steps: int = 2
     attempts: int = 25
     keep_going: bool = False
+    looks_on: bool = False
+    at: tuple[int, ...] = ()
     values: str = "sample"
     eager: bool = False
     exact: bool = False

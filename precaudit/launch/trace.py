@@ -122,9 +122,11 @@ def _banner(command: Command, settings: TraceSettings) -> str:
     watched = several if last > first else f"step {first} is watched"
     if settings.exact:
         watched += ", one of them in float64 too, in 8 to 50 times its time" if last > first else ", in float64 too"
+    if settings.at:
+        watched += f", and two steps from {', '.join(map(str, settings.at))} on"
     gpu = " as on a GPU, on this CPU" if settings.preflight is not None else ""
     if settings.keep_going:
-        return f"running {command.shown}{gpu}: {watched}, then it runs on untraced"
+        return f"running {command.shown}{gpu}: {watched}, then it runs on; what changes later is looked at again"
     return f"running {command.shown}{gpu}: {watched}, then it is stopped (--keep-going: it runs on)"
 
 

@@ -244,6 +244,32 @@ class Saved(NamedTuple):
     content: Any
 
 
+class OptimizerLoaded(NamedTuple):
+    """An optimizer's `load_state_dict` was called with this."""
+
+    optimizer: Any
+    content: Any
+
+
+class LooksAgain(NamedTuple):
+    """Between windows: something happened for which the trace is to look more closely."""
+
+
+class GlanceBegan(NamedTuple):
+    """Between windows, what is done with these storages is looked at until the next backward."""
+
+    storages: frozenset[int]
+
+
+class Glanced(NamedTuple):
+    """It was."""
+
+    done: frozenset[tuple[str, bool]]
+    """(operation, whether it writes to one of them)"""
+    operations: int
+    """How many ran meanwhile."""
+
+
 class CompileCalled(NamedTuple):
     """`torch.compile` was called."""
 
@@ -396,7 +422,7 @@ class TraceEnded(NamedTuple):
 RARE = frozenset(
     {
         ParameterRegistered, BufferRegistered, ModuleRegistered, ModuleCast, StateLoaded, DefaultDtypeSet, WrapperMade,
-        OptimizerBuilt, ScalerBuilt, CompileCalled, GraphCompiled, FactsAsked, FactsTold,
+        OptimizerBuilt, OptimizerLoaded, ScalerBuilt, Saved, CompileCalled, GraphCompiled, FactsAsked, FactsTold,
     }
 )  # fmt: skip
 """Events of no step: all their listeners hear them while the bus rests, too."""

@@ -17,6 +17,10 @@ class Settings(NamedTuple):
     """Steps after which it ends whatever was seen."""
     keep_going: bool = False
     """The program runs on after the window."""
+    looks_on: bool = False
+    """What happens after the window is watched for: sentinels stay in, and further windows open."""
+    at: tuple[int, ...] = ()
+    """Steps with which further windows begin."""
     values: str = "sample"
     """Elements of tensors that are looked at: "off", "sample" or "full"."""
     eager: bool = False

@@ -15,6 +15,7 @@ from ..events import BackwardBegan, Bus, TraceEnded, WindowClosed
 from ..guard import Guard
 from ..patching import Undo
 from ..settings import Settings
+from ..trackers.late import Late
 from ..trackers.passes import Passes
 from ..trackers.window import Window
 from .ledger import Ledger
@@ -35,10 +36,12 @@ class Ending:
         peers: Peers,
         ledger: Ledger,
         passes: Passes,
+        late: Late,
         rank_file: RankFile,
     ) -> None:
         self._bus, self._guard, self._settings, self._window = bus, guard, settings, window
         self._peers, self._ledger, self._passes, self._rank_file = peers, ledger, passes, rank_file
+        self._late = late
         self._alone_since = 0
         """The backward at which this rank met all its peers finished."""
         self._trainer = os.getpid()
@@ -74,7 +77,15 @@ class Ending:
         return self._window.clock - self._alone_since >= self._settings.attempts
 
     def close(self) -> None:
-        """The window is over: nothing more is traced, and the process stops as soon as no other rank needs it."""
+        """The window is over: nothing more is traced, and the process stops as soon as no other rank needs it.
+
+        Where the trace looks on, what it saw is written, and it goes on as it was.
+        """
+        if self._late.on:
+            self._rank_file.window_over()
+            if self._settings.keep_going:
+                self._peers.window_over(False)
+            return
         self._rank_file.freeze()
         self._rank_file.write()
         self._bus.tell(TraceEnded())

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...model.vocabulary import Kind, Role
+from ...model.vocabulary import Kind, Role, Site
 from ..events import BackwardEnded, Bus, FactsAsked, FactsTold, GoesOn, MayEndNow
 from ..exact.step import ExactStep
 from ..guard import Guard
@@ -19,8 +19,10 @@ from ..trackers.autocast import Autocast
 from ..trackers.claims import Account
 from ..trackers.compiled import Compiled
 from ..trackers.inventory import Inventory
+from ..trackers.late import Late
 from ..trackers.lineage import Flow
 from ..trackers.long_steps import LongSteps
+from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
 from ..trackers.passes import Passes
 from ..trackers.steps import Steps
@@ -61,12 +63,15 @@ class RankFile:
         passes: Passes,
         exact: ExactStep,
         inventory: Inventory,
+        late: Late,
+        modules: Modules,
     ) -> None:
         self._bus, self._guard, self._folder, self._ledger = bus, guard, settings.ranks_folder, ledger
         self._preflight = settings.preflight
         self._peers, self._account, self._window, self._steps = peers, account, window, steps
         self._flow, self._autocast, self._compiled = flow, autocast, compiled
         self._long_steps, self._passes, self._exact, self._inventory = long_steps, passes, exact, inventory
+        self._late, self._modules = late, modules
         self._status = "watching"
         self._final: dict[str, Any] | None = None
         self._path = ""
@@ -89,9 +94,16 @@ class RankFile:
 
     def _goes_on(self) -> None:
         """Each step that was looked at is in the file before the next begins; the number of others, now and then."""
+        if self._late.on:  # between windows it is renewed by what happens
+            return
         if not self._bus.rests or time.monotonic() - self._written > SELDOM:
             with self._guard.unseen():
                 self.write()
+
+    def window_over(self) -> None:
+        """Writes what a window saw; the run is watched on."""
+        self._status = "finished"
+        self.write()
 
     def freeze(self) -> None:
         """Keeps what is known now: the window has closed."""
@@ -156,11 +168,17 @@ class RankFile:
                 *self._long_steps.notes(),
                 *self._passes.notes(),
                 *self._exact.notes(),
+                *self._late.notes(self._never_stepped()),
             ],
             "not_observed": self._why_not(),
             "overhead": window.overhead(),
             "setup": self._setup(optimizers),
         }
+
+    def _never_stepped(self) -> list[tuple[Any, Site | None]]:
+        """The optimizers that exist and did not step, with the lines that made them; asked once a window is over."""
+        waiting = self._steps.waiting() if self._status != "watching" else []
+        return [(optimizer, self._modules.built_at.get(optimizer)) for optimizer in waiting]
 
     def _setup(self, optimizers: list[Any]) -> dict[str, str]:
         names = sorted({type(optimizer).__name__ for optimizer in optimizers})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..dtypes import LOW
-from ..events import BirthsMatter, BirthsOver, Bus, OpRefused, OpsPaused, OpsResumed, WindowOpened
+from ..events import BirthsMatter, BirthsOver, Bus, OpRefused, OpsPaused, OpsResumed, RestBegan, WindowOpened
 from ..guard import Guard
 from ..modes import Modes, OurMode
 from ..operations import EARLY, FORWARD, Asked, Moment, Op, Operations, Plan
@@ -118,6 +118,7 @@ class OpTap(Tap):
         bus.on(BirthsMatter, lambda event: self._put_in(self._early))
         bus.on(BirthsOver, lambda event: self._take_out(self._early))
         bus.on(WindowOpened, lambda event: self._put_in(self._full))
+        bus.on(RestBegan, lambda event: self._take_out(self._full))
         bus.on(OpsPaused, lambda event: self._take_out(self._full))
         bus.on(OpsResumed, lambda event: self._put_in(self._full))
 

@@ -13,6 +13,7 @@ from ..events import (
     Boundary,
     Bus,
     GoesOn,
+    LooksAgain,
     MicroBatchBegan,
     OptimizerBuilt,
     RestBegan,
@@ -30,9 +31,10 @@ from ..events import (
     WindowClosed,
     WindowOpened,
 )
-from ..operations import BACKWARD
+from ..operations import BACKWARD, FORWARD
 from .by_hand import ByHand
 from .claims import Account
+from .late import Late, Next
 from .optimizers import parameters
 from .unseen_steps import UnseenSteps
 from .window import Window
@@ -49,8 +51,10 @@ class HandWritten:
 class Steps:
     """Turns what torch tells of backward and of optimizers into attempts, boundaries, and the window's two ends."""
 
-    def __init__(self, bus: Bus, window: Window, unseen: UnseenSteps, by_hand: ByHand, account: Account) -> None:
-        self._bus, self._window, self._unseen, self._account = bus, window, unseen, account
+    def __init__(
+        self, bus: Bus, window: Window, unseen: UnseenSteps, by_hand: ByHand, account: Account, late: Late
+    ) -> None:
+        self._bus, self._window, self._unseen, self._account, self._late = bus, window, unseen, account, late
         self.hand_written = HandWritten()
         self.by_hand = by_hand
         self.built: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -80,6 +84,7 @@ class Steps:
         bus.on(StepReturned, self._step_returned, always=True)
         bus.on(ScalerStepBegan, self._scaler_step_began, always=True)
         bus.on(ScalerStepEnded, self._scaler_step_ended, always=True)
+        bus.on(LooksAgain, lambda event: self._looks_again(), always=True)
         bus.on(StepSkipped, lambda event: self._attempt(event.optimizer, True), always=True)
 
     # -- what torch tells
@@ -179,20 +184,47 @@ class Steps:
         self._attempting.clear()
         self._bus.tell(Boundary(attempting))
         self._bus.tell(StepOver())
-        waiting = sum(other not in self.stepped for other in self.built)
+        waiting = len(self.waiting())
         if traced and self._window.should_close(waiting):
-            self._bus.tell(WindowClosed())
-            return
-        if not traced and self._window.should_open(self.built):
+            self._close(waiting)
+        elif not traced and self._late.on:
+            self._look_on(waiting)
+        elif not traced and self._window.should_open(self.built):
             self._open()
         elif not traced:
             self._rest(self._window.should_rest(self.built))
         self._bus.tell(GoesOn())
 
+    def _close(self, waiting: int) -> None:
+        """The window is over; where the trace looks on, it rests."""
+        looks_on = self._late.window_over(waiting)
+        self._bus.tell(WindowClosed())
+        if looks_on:
+            self._window.closed()
+            self._rest(True)
+
+    def _looks_again(self) -> None:
+        """What happens between two steps need not wait for the end of the next."""
+        if self._window.phase == FORWARD and not self._attempting and not self._window.tracing:
+            self._look_on(len(self.waiting()), at_boundary=False)
+
+    def _look_on(self, waiting: int, at_boundary: bool = True) -> None:
+        """Between windows: the next one opens or comes nearer, or nothing is left to wait for."""
+        following = self._late.next(waiting)
+        if following is Next.OPEN:
+            self._open()
+        elif following is Next.END:
+            if at_boundary:
+                self._close(0)
+        else:
+            self._rest(following is Next.REST)
+
     # -- the window
 
     def _open_before_backward(self) -> None:
         window = self._window
+        if self._late.on:
+            return
         if window.attempts:
             if window.steps_over >= window.skip:
                 self._open()
@@ -212,6 +244,7 @@ class Steps:
 
     def _open(self) -> None:
         self._rest(False)
+        self._window.windows += 1
         self._window.opened()
         self._window.tracing = True
         self._bus.tell(WindowOpened())
@@ -222,6 +255,10 @@ class Steps:
     def no_optimizer(self) -> bool:
         """The loop updates its parameters itself, as far as is known: no optimizer was built, and none has stepped."""
         return not self.built and not self.optimizers()
+
+    def waiting(self) -> list[Any]:
+        """The optimizers that were built and have not stepped."""
+        return [optimizer for optimizer in self.built if optimizer not in self.stepped]
 
     def optimizers(self) -> list[Any]:
         """The optimizers that made an attempt."""

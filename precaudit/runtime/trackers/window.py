@@ -60,6 +60,8 @@ class Window(Moment):
         """Steps that have ended: each optimizer made its attempt, or another backward came after at least one."""
         self._attempted: weakref.WeakSet[Any] = weakref.WeakSet()
         """Optimizers that made an attempt in the step that is going on."""
+        self._somebody_attempted = False
+        """Some optimizer did; it may be gone since."""
         self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.backward_since_step = 0
         self.micro_batches_of_step = 0
@@ -67,6 +69,13 @@ class Window(Moment):
         self.every_micro_batch_counts = False
         """Something is summed in low precision from one micro-batch to the next: what each adds is measured."""
         self.micro_batches_before = 0
+        self.windows = 0
+        """Windows that were opened, this one among them."""
+        self.awaited: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Optimizers for which a window after the first was opened."""
+        self._opened_at = 0
+        self._micro_batches_earlier = 0
+        """Root backward calls of the windows that are over."""
         self._before: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._marks: list[tuple[float, bool]] = []
         bus.on(BackwardBegan, self._backward_began, always=True)
@@ -119,9 +128,8 @@ class Window(Moment):
 
     def root_backward(self) -> None:
         """Books a backward that training goes through."""
-        if self._attempted:
-            self.steps_over += 1
-            self._attempted.clear()
+        if self._somebody_attempted:
+            self._next()
         self.micro_batches += 1
         self.backward_since_step += 1
 
@@ -131,11 +139,11 @@ class Window(Moment):
             self.phase = FORWARD
         self.attempts += 1
         if optimizer in self._attempted:  # gradients that came without a backward of their own: functorch
-            self.steps_over += 1
-            self._attempted.clear()
-        if not self._attempted:
+            self._next()
+        if not self._somebody_attempted:
             self._marks.append((time.perf_counter(), traced))
         self._attempted.add(optimizer)
+        self._somebody_attempted = True
         self.micro_batches_of_step = self.backward_since_step or self.micro_batches_of_step
         self.backward_since_step = 0
         if skipped:
@@ -150,6 +158,13 @@ class Window(Moment):
         """Counts from the first step again: an Optimizer came that nobody saw being built."""
         self.steps_over = 0
         self._attempted.clear()
+        self._somebody_attempted = False
+
+    def _next(self) -> None:
+        """A step is over."""
+        self.steps_over += 1
+        self._attempted.clear()
+        self._somebody_attempted = False
 
     @property
     def stuck(self) -> bool:
@@ -160,6 +175,11 @@ class Window(Moment):
     def step(self) -> int:
         """The number of the step that is going on, from 1."""
         return self.steps_over + 1
+
+    @property
+    def next_step(self) -> int:
+        """Asked at a step's end: the number of the one that begins with the next backward."""
+        return self.step + self._somebody_attempted
 
     def everybody_attempted(self, known: Iterable[Any]) -> bool:
         """Whether each optimizer made its attempt in this step: in the first those that were built, then who steps."""
@@ -176,13 +196,20 @@ class Window(Moment):
 
     def opened(self) -> None:
         """What happened up to now is not part of the traced steps."""
+        self._opened_at = self.step
         self.micro_batches_before = self.micro_batches
         self._before = weakref.WeakKeyDictionary(self.taken)
+
+    def closed(self) -> None:
+        """The window is over, and another one may open later."""
+        self._micro_batches_earlier = self.micro_batches_inside
+        self.tracing = False
 
     @property
     def micro_batches_inside(self) -> int:
         """Root backward calls of the traced steps; of all steps where tracing has not begun."""
-        return self.micro_batches - self.micro_batches_before
+        now = self.micro_batches - self.micro_batches_before if self.tracing or not self.windows else 0
+        return self._micro_batches_earlier + now
 
     def should_close(self, waiting: int) -> bool:
         """Whether every optimizer has taken its steps, or patience has run out.
@@ -190,13 +217,19 @@ class Window(Moment):
         `waiting` optimizers were built and have not stepped: a generator is waited for through its critic's steps,
         one that is never used is not.
         """
-        if self.step >= self.limit:
+        taken = {optimizer: steps - self._before.get(optimizer, 0) for optimizer, steps in self.taken.items()}
+        if self.windows > 1:  # for one that has just begun: others may be through with their work
+            stepped = [steps for steps in taken.values() if steps]
+            through = bool(stepped) and min(stepped) >= self.steps
+            late = self.step - self._opened_at >= self.limit
+            return late or (through and all(taken.get(each, 0) >= self.steps for each in self.awaited))
+        if self.step >= self.limit + max(0, self.skip - 1):
             return True
         if not self.taken:
             return self.micro_batches > (self.skip + self.steps) * 4
         if waiting and self.step < PATIENCE:
             return False
-        return min(steps - self._before.get(optimizer, 0) for optimizer, steps in self.taken.items()) >= self.steps
+        return min(taken.values()) >= self.steps
 
     def overhead(self) -> dict[str, float]:
         """Median seconds between steps, untraced and traced; what was not measured is left out."""

@@ -41,7 +41,8 @@ class Checkpoints(Watcher):
                     Kind.CHECKPOINT,
                     DTYPE_NAMES[low[0].dtype],
                     site=user_site(),
-                    detail=f"{len(low)} tensors of optimizer state were lowered on the way into the file",
+                    detail=f"{len(low)} tensors of optimizer state were lowered on the way into the file, "
+                    f"after step {self._window.next_step - 1}",
                     attrs={"low": True, "saves_optimizer": True},
                 ),
             )
