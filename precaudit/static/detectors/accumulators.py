@@ -40,57 +40,79 @@ def listen(bus: Bus) -> None:
 
 
 def _updated(update: Update) -> None:
-    """Which mistake it is to keep this low depends on what was added."""
-    run, target, added, node, name, attribute = update
+    """Something is written from itself: a parameter, a buffer, or a low tensor."""
+    run, target = update.run, update.target
     if isinstance(target, Param):
-        if target.store.get("kind") == "buffer" and is_low(target.dtype) and name in ("add", "sub", "lerp"):
-            if "learnt" in operands.marks_of([operands.as_tensor(run, a) for a in added]):
-                handwritten.average(run, target.dtype, target.store.get("spot") or run.spot(node), node)
-            else:
-                _buffer(run, target, node)
-            return
-        handwritten.parameter_written(run, target, name, added, node)
-        return
-    if not isinstance(target, Tensor) or not target.low:
-        return
-    if name == "copy":
-        if not any(isinstance(a, Tensor) and any(part is target for part in a.parts) for a in added):
-            return
-        name = "add"
-    if run.interpreter.inside("forward") and not attribute:
-        return
-    marks = operands.marks_of([operands.as_tensor(run, a) for a in added])
-    spot = target.origin or target.spot or run.spot(node)
+        _parameter_updated(update, target)
+    elif isinstance(target, Tensor) and target.low and _keeps(update, target):
+        # A copy is an update where what is copied was computed from the target.
+        how = "add" if update.how == "copy" else update.how
+        marks = operands.marks_of([operands.as_tensor(run, a) for a in update.added])
+        if "gradient" in marks:
+            _takes_gradients(update, target, how, marks)
+        else:
+            _takes_values(update, target, how, marks)
+
+
+def _parameter_updated(update: Update, target: Param) -> None:
+    run, _, added, node, how, _ = update
+    if target.store.get("kind") != "buffer" or not is_low(target.dtype) or how not in ("add", "sub", "lerp"):
+        handwritten.parameter_written(run, target, how, added, node)
+    elif "learnt" in operands.marks_of([operands.as_tensor(run, a) for a in added]):
+        handwritten.average(run, target.dtype, target.store.get("spot") or run.spot(node), node)
+    else:
+        _buffer(run, target, node)
+
+
+def _keeps(update: Update, target: Tensor) -> bool:
+    """Whether the target is kept by the script itself: no part of a forward pass, of an optimizer, of gradients."""
+    run = update.run
+    if update.how == "copy" and not any(_comes_from(a, target) for a in update.added):
+        return False
+    if run.interpreter.inside("forward") and not update.kept:
+        return False
     if "gradient" in target.marks and "created" not in target.marks:
-        return
-    if "gradient" in marks and not target.marks & {"created", "differentiable"}:
+        return False
+    return handwritten.current_optimizer(run) is None and not handwritten.compensating(run)
+
+
+def _comes_from(value: Value, target: Tensor) -> bool:
+    return isinstance(value, Tensor) and any(part is target for part in value.parts)
+
+
+def _takes_gradients(update: Update, target: Tensor, how: str, marks: frozenset[str]) -> None:
+    """Gradients are added to it: a step that is taken by hand, a norm of them, a moment, or their sum."""
+    run, _, added, node, _, _ = update
+    if not target.marks & {"created", "differentiable"}:
         return  # who knows what, perhaps a leaf that the loop perturbs
-    if handwritten.current_optimizer(run) is not None or handwritten.compensating(run):
-        return
-    if "gradient" in marks and "differentiable" in target.marks:
+    spot = target.origin or target.spot or run.spot(node)
+    if "differentiable" in target.marks:
         # A leaf that the loop itself trains, or perturbs: not a buffer for its gradients.
-        if name in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(run, target):
+        if how in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(run, target):
             handwritten.trained_by_hand(run, target.dtype, spot, node)
         return
-    counts = target.zero_dim or "single" in target.marks
-    squares = [a for a in added if SQUARE.of(a) or NORM.of(a)]
-    if "gradient" in marks and squares and target.zero_dim:
+    if target.zero_dim and any(SQUARE.of(a) or NORM.of(a) for a in added):
         return  # a norm of the gradients, not their sum
-    nears = name == "sub" and any(isinstance(a, Tensor) and any(p is target for p in a.parts) for a in added)
-    if "gradient" in marks:
-        decays = "decayed" in target.marks or name in ("lerp", "addcmul")
-        summed = Role.GRADIENT_NORM if target.zero_dim else Role.GRADIENT_ACCUMULATION
-        role = Role.OPTIMIZER_STATE if decays else summed
-        run.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", run.spot(node)), "")
-    elif _takes_a_step(target, added):
+    decays = "decayed" in target.marks or how in ("lerp", "addcmul")
+    summed = Role.GRADIENT_NORM if target.zero_dim else Role.GRADIENT_ACCUMULATION
+    role = Role.OPTIMIZER_STATE if decays else summed
+    run.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", run.spot(node)), "")
+
+
+def _takes_values(update: Update, target: Tensor, how: str, marks: frozenset[str]) -> None:
+    """Anything else is added to it: steps of an outer optimizer, weights to an average, whatever is counted."""
+    run, _, added, node, _, attribute = update
+    spot = target.origin or target.spot or run.spot(node)
+    nears = how == "sub" and any(_comes_from(a, target) for a in added)
+    if _takes_a_step(target, added):
         because = ("differences of weights are added here", run.spot(node))
         run.facts.add(Kind.HOLDS, spot, target.dtype, Role.OPTIMIZER_STATE, because, "")
-    elif "weights" in marks and target.marks & {"weights", "created"} and (name in ("add", "lerp") or nears):
+    elif "weights" in marks and target.marks & {"weights", "created"} and (how in ("add", "lerp") or nears):
         if "differentiable" not in marks or "detached" in marks or not run.grad():
             handwritten.average(run, target.dtype, spot, node)
-    elif "created" not in target.marks or name not in ("add", "sub", "lerp") or _of_this_pass(run, marks):
+    elif "created" not in target.marks or how not in ("add", "sub", "lerp") or _of_this_pass(run, marks):
         return
-    elif not attribute and not counts and not any(isinstance(a, Tensor) for a in added):
+    elif not (attribute or target.zero_dim or "single" in target.marks or any(isinstance(a, Tensor) for a in added)):
         return  # a number, or who knows what, added to each element of a work space: not a counter
     elif _lasting(run, target, attribute):
         _long_lived(run, target.dtype, target.spot, _of_its_own(target), node)

@@ -80,37 +80,42 @@ def _is_instance(run: Run, value: Value, cls: Value) -> bool | None:
     if isinstance(value, Instance):
         if isinstance(cls, Class):
             return cls in classes.mro(value.cls)
-        if isinstance(cls, Ref):
-            wanted = cls.name.rsplit(".", 1)[-1]
-            if not cls.name.startswith("torch.nn"):
-                return None if not value.library else False
-            kinds = {modules.short(value.cls)} | {b.rsplit(".", 1)[-1] for b in classes.library_bases(value.cls)}
-            if wanted in kinds:
-                return True
-            if wanted == "Module":
-                return modules.is_module(run, value)
-            groups = {
-                "_BatchNorm": modules.BATCH_NORMS,
-                "_NormBase": modules.BATCH_NORMS | modules.INSTANCE_NORMS,
-                "_ConvNd": {k for k in modules.WEIGHTED if k.startswith("Conv")},
-            }
-            if wanted in groups:
-                return bool(kinds & groups[wanted])
-            return False if modules.is_module(run, value) else None
+        return _is_of_torch(run, value, cls.name) if isinstance(cls, Ref) else None
+    if not isinstance(cls, Ref):
         return None
-    if isinstance(value, Dict) and isinstance(cls, Ref) and cls.name.startswith("builtins."):
-        return cls.name == "builtins.dict"
-    if isinstance(value, Seq) and value.kind in ("list", "tuple") and isinstance(cls, Ref):
-        return cls.name == f"builtins.{value.kind}" if cls.name.startswith("builtins.") else None
-    if isinstance(value, (Tensor, Param)) and isinstance(cls, Ref):
-        if cls.name in ("torch.Tensor",):
-            return True
-        if cls.name.endswith("nn.Parameter"):
-            return isinstance(value, Param)
-        return False
-    if isinstance(value, Const) and isinstance(cls, Ref) and cls.name.startswith("builtins."):
-        return type(value.value).__name__ == cls.name[9:]
-    return None
+    if isinstance(value, (Tensor, Param)):
+        return cls.name == "torch.Tensor" or (cls.name.endswith("nn.Parameter") and isinstance(value, Param))
+    builtin = cls.name.removeprefix("builtins.") if cls.name.startswith("builtins.") else None
+    if builtin is None:
+        return None
+    if isinstance(value, Dict):
+        return builtin == "dict"
+    if isinstance(value, Seq) and value.kind in ("list", "tuple"):
+        return builtin == value.kind
+    return type(value.value).__name__ == builtin if isinstance(value, Const) else None
+
+
+GROUPS = {
+    "_BatchNorm": modules.BATCH_NORMS,
+    "_NormBase": modules.BATCH_NORMS | modules.INSTANCE_NORMS,
+    "_ConvNd": frozenset(kind for kind in modules.WEIGHTED if kind.startswith("Conv")),
+}
+"""Private base class of torch.nn -> the classes that derive from it."""
+
+
+def _is_of_torch(run: Run, value: Instance, name: str) -> bool | None:
+    """Whether an object is of a class of torch.nn, None where the class is another library's or not known here."""
+    if not name.startswith("torch.nn"):
+        return None if not value.library else False
+    wanted = name.rsplit(".", 1)[-1]
+    kinds = {modules.short(value.cls)} | {b.rsplit(".", 1)[-1] for b in classes.library_bases(value.cls)}
+    if wanted in kinds:
+        return True
+    if wanted == "Module":
+        return modules.is_module(run, value)
+    if wanted in GROUPS:
+        return bool(kinds & GROUPS[wanted])
+    return False if modules.is_module(run, value) else None
 
 
 def zip_(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

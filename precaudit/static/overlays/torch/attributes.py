@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from precaudit.static.language.values import (
     Ref,
     Seq,
     Spot,
-    StateDict,
     Tensor,
     Value,
     choice,
@@ -58,45 +58,56 @@ def reference(name: str, spot: Spot) -> Value:
 
 def attribute(run: Run, value: Value, name: str, node: Any) -> Value:
     """An attribute that the object's own store does not have."""
-    if isinstance(value, Param):
-        return _param_attribute(run, value, name, node)
-    if isinstance(value, Tensor):
-        return _tensor_attribute(run, value, name, node)
-    if isinstance(value, Opaque):
-        return _opaque_attribute(run, value, name)
-    if isinstance(value, Instance):
-        if modules.is_module(run, value) and name in ("module", "_orig_mod", "base_model"):
-            return value
-        if value.library == data_files.PATH and (found := data_files.path_attribute(value, name)) is not None:
-            return found
-        if value.library == data_files.CONFIG:
-            return Bound(Dict(value.store), name) if name in data_files.CONFIG_METHODS else unknown()
-        if name == "__dict__":
-            return records.as_dict(value)
-        if name == "training":
-            on = value.store.get("\0training", True)
-            return Const(on) if isinstance(on, bool) and "\0training" in value.store else unknown()
-        return Bound(value, name)
-    if isinstance(value, Optimizer):
-        if name == "param_groups":
-            params = seq(value.store["params"], open=True)
-            return seq([Dict({"params": params, ANY: Number()})], open=True)
-        if name == "state":
-            return optimizers.state(value)
-        return Bound(value, name)
-    if isinstance(value, Device):
-        return choice(Const(t) for t in sorted(value.types)) if name == "type" and "?" not in value.types else unknown()
-    if isinstance(value, DType):
-        if name == "is_floating_point":
-            return Const(all(n in FLOATING for n in value.names)) if value.names else unknown()
-        return Number() if name == "itemsize" else unknown()
-    if isinstance(value, StateDict):
-        return Bound(value, name)
-    if isinstance(value, Seq) and value.kind == "pair" and name in ("values", "indices"):
-        return value.items[name == "indices"]
-    if isinstance(value, Function):
-        return unknown()
-    if isinstance(value, Bound) and isinstance(value.receiver, Opaque):
+    read = _BY_KIND.get(type(value))
+    return read(run, value, name, node) if read is not None else Bound(value, name)
+
+
+def _instance_attribute(run: Run, value: Instance, name: str, node: Any) -> Value:
+    if modules.is_module(run, value) and name in ("module", "_orig_mod", "base_model"):
+        return value
+    if value.library == data_files.PATH and (found := data_files.path_attribute(value, name)) is not None:
+        return found
+    if value.library == data_files.CONFIG:
+        return Bound(Dict(value.store), name) if name in data_files.CONFIG_METHODS else unknown()
+    if name == "__dict__":
+        return records.as_dict(value)
+    if name == "training":
+        on = value.store.get("\0training")
+        return Const(on) if isinstance(on, bool) else unknown()
+    return Bound(value, name)
+
+
+def _optimizer_attribute(run: Run, value: Optimizer, name: str, node: Any) -> Value:
+    if name == "param_groups":
+        params = seq(value.store["params"], open=True)
+        return seq([Dict({"params": params, ANY: Number()})], open=True)
+    return optimizers.state(value) if name == "state" else Bound(value, name)
+
+
+def _device_attribute(run: Run, value: Device, name: str, node: Any) -> Value:
+    known = name == "type" and "?" not in value.types
+    return choice(Const(t) for t in sorted(value.types)) if known else unknown()
+
+
+def _dtype_attribute(run: Run, value: DType, name: str, node: Any) -> Value:
+    if name == "is_floating_point":
+        return Const(all(n in FLOATING for n in value.names)) if value.names else unknown()
+    return Number() if name == "itemsize" else unknown()
+
+
+def _seq_attribute(run: Run, value: Seq, name: str, node: Any) -> Value:
+    """`values` and `indices` of what `max(dim=…)` gives."""
+    pair = value.kind == "pair" and name in ("values", "indices")
+    return value.items[name == "indices"] if pair else Bound(value, name)
+
+
+def _function_attribute(run: Run, value: Function, name: str, node: Any) -> Value:
+    return unknown()
+
+
+def _bound_attribute(run: Run, value: Bound, name: str, node: Any) -> Value:
+    """An attribute of an attribute of something unknown."""
+    if isinstance(value.receiver, Opaque):
         return attribute(run, operands.held(value), name, node)
     return Bound(value, name)
 
@@ -143,7 +154,7 @@ def _tensor_attribute(run: Run, value: Tensor, name: str, node: Any) -> Value:
     return Bound(value, name)
 
 
-def _opaque_attribute(run: Run, value: Opaque, name: str) -> Value:
+def _opaque_attribute(run: Run, value: Opaque, name: str, node: Any) -> Value:
     if name in ("shape",):
         return seq([Number()], "shape", open=True)
     if name == "dtype" and value.dtype is not None:
@@ -161,6 +172,21 @@ def _opaque_attribute(run: Run, value: Opaque, name: str) -> Value:
         stored: Value = value.store[key]
         return stored
     return Bound(value, name)
+
+
+_BY_KIND: dict[type, Callable[..., Value]] = {
+    Param: _param_attribute,
+    Tensor: _tensor_attribute,
+    Opaque: _opaque_attribute,
+    Instance: _instance_attribute,
+    Optimizer: _optimizer_attribute,
+    Device: _device_attribute,
+    DType: _dtype_attribute,
+    Seq: _seq_attribute,
+    Function: _function_attribute,
+    Bound: _bound_attribute,
+}
+"""Kind of value -> what an attribute of it is; of any other it is known when it is called."""
 
 
 def attribute_set(run: Run, target: Value, name: str, value: Value, node: Any) -> None:

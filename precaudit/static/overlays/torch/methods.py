@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind
 from precaudit.static import nodes as cst
 from precaudit.static import overlays
-from precaudit.static.language import calls, classes, folding, objects
+from precaudit.static.language import calls, classes, objects
 from precaudit.static.language.values import (
-    ANY,
     NONE,
     Choice,
     Class,
@@ -33,15 +33,15 @@ from precaudit.static.language.values import (
     constant,
     is_float,
     options,
-    seq,
     truth,
     unknown,
 )
-from precaudit.static.overlays import records
+from precaudit.static.overlays import containers, records
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.torch import (
     backward,
     functions,
+    module_methods,
     modules,
     opaque,
     operands,
@@ -49,7 +49,6 @@ from precaudit.static.overlays.torch import (
     ops,
     optimizers,
     rebinding,
-    regions,
     scaling,
     updates,
 )
@@ -66,46 +65,60 @@ def call_method(run: Run, receiver: Value, name: str, args: list[Value], kwargs:
         return choice(call_method(run, option, name, args, kwargs, node) for option in receiver.options)
     if not isinstance(receiver, (Seq, Dict, Const, StateDict)):
         args, kwargs = operands.in_front(operands.OF_METHODS, args, kwargs)
-    if isinstance(receiver, Scaler):
-        return scaling.scaler_method(run, receiver, name, args, node)
-    if isinstance(receiver, Optimizer):
-        return _optimizer_method(run, receiver, name, args, kwargs, node)
-    if name.startswith("super."):
+    if name.startswith("super.") and not isinstance(receiver, (Scaler, Optimizer)):
         return _super_method(run, receiver, name[6:], args, kwargs, node)
-    if isinstance(receiver, Param):
-        return _param_method(run, receiver, name, args, kwargs, node)
-    if isinstance(receiver, Tensor):
-        return _tensor_method(run, receiver, name, args, kwargs, node)
-    if isinstance(receiver, Instance):
-        of_library = overlays.methods().get(receiver.library)
-        if of_library is not None:
-            return of_library(run, receiver, name, args, kwargs, node)
-        if receiver.library == "contextlib.ExitStack" and name == "enter_context" and args:
-            return regions.enter_context(run, args[0], node)
-        of_any = overlays.of_unknown().get(name) if modules.is_module(run, receiver) else None
-        if of_any is not None and classes.find_method(receiver.cls, name) is None:
-            return of_any(run, receiver, name, args, kwargs, node)
-        if modules.is_module(run, receiver) or name in ("half", "bfloat16"):
-            found = modules.method(run, receiver, name, args, kwargs, node)
-            if found is not None:
-                return found
-        elif "param_groups" in receiver.store:
-            return _optimizer_method(run, receiver, name, args, kwargs, node)
-        record = records.method(run, receiver, name, args, kwargs, node)
-        return opaque.result(run, [*args, *kwargs.values()], node) if record is None else record
-    if isinstance(receiver, Class) and name == "apply" and run.interpreter.library.is_autograd_function(receiver):
+    act = _BY_KIND.get(type(receiver))
+    return act(run, receiver, name, args, kwargs, node) if act else opaque.result(run, [*args, *kwargs.values()], node)
+
+
+def _scaler_method(
+    run: Run, receiver: Scaler, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    return scaling.scaler_method(run, receiver, name, args, node)
+
+
+def _instance_method(
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """A method that the object's own class lacks: its library's, a module's, an optimizer's, a record's."""
+    of_library = overlays.methods().get(receiver.library)
+    if of_library is not None:
+        return of_library(run, receiver, name, args, kwargs, node)
+    is_module = modules.is_module(run, receiver)
+    of_any = overlays.of_unknown().get(name) if is_module else None
+    if of_any is not None and classes.find_method(receiver.cls, name) is None:
+        return of_any(run, receiver, name, args, kwargs, node)
+    if is_module or name in ("half", "bfloat16"):
+        found = module_methods.method(run, receiver, name, args, kwargs, node)
+        if found is not None:
+            return found
+    elif "param_groups" in receiver.store:
+        return _optimizer_method(run, receiver, name, args, kwargs, node)
+    record = records.method(run, receiver, name, args, kwargs, node)
+    return opaque.result(run, [*args, *kwargs.values()], node) if record is None else record
+
+
+def _class_method(
+    run: Run, receiver: Class, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    if name == "apply" and run.interpreter.library.is_autograd_function(receiver):
         return functions.applied(run, receiver, args, node)
-    if isinstance(receiver, Opaque):
-        return _opaque_method(run, receiver, name, args, kwargs, node)
-    if isinstance(receiver, (Seq, Dict)):
-        return _container_method(run, receiver, name, args, kwargs, node)
-    if isinstance(receiver, Const):
-        return _constant_method(run, receiver, name, args)
-    if isinstance(receiver, StateDict):
-        return unknown()
-    if isinstance(receiver, Ref):
-        return overlays.meaning(dotted := f"{receiver.name}.{name}")(run, dotted, args, kwargs, node)
     return opaque.result(run, [*args, *kwargs.values()], node)
+
+
+def _function(run: Run, receiver: Ref, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A name in an imported module or class."""
+    return overlays.meaning(dotted := f"{receiver.name}.{name}")(run, dotted, args, kwargs, node)
+
+
+def _constant_method(
+    run: Run, receiver: Const, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    return containers.of_constant(receiver, name, args)
+
+
+def _entries(run: Run, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    return unknown()
 
 
 def _optimizer_method(
@@ -244,47 +257,86 @@ COMPUTING = (
 def _opaque_method(
     run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
-    if name == "backward":
-        handed = bool(args or "gradient" in kwargs)
-        (backward.from_gradient if handed else backward.backward)(run, receiver, node)
-        return unknown()
-    if name == "scale" and len(args) == 1:
-        run.training.saw_scaler = True
-        marks = operands.marks_of([operands.as_tensor(run, args[0])])
-        return Opaque(marks=marks | {"scaled", f"scaler:{id(receiver.store)}"})
-    if name in ("unscale_", "update") and run.training.saw_scaler:
-        if name == "unscale_":
-            run.interpreter.set_paths(s | {("unscaled", id(receiver.store), 0)} for s in run.interpreter.paths)
-        return unknown()
+    """A method of something unknown: of a loss, a scaler, an optimizer, a module, a tensor, by its name."""
     if name == "step" or (name.endswith("_") and "gradient" in operands.marks_of([*args, *kwargs.values()])):
         run.training.updated = True
-    if name == "step" and args and not isinstance(args[0], Function):
-        return _opaque_scaler_step(run, receiver, args, node)
-    if name in ("clip_grad_norm_", "clip_grad_value_"):
-        return unknown()
-    if name == "autocast":
-        return unknown("context")
-    if name in PLAIN_CONTEXTS:
-        return Context("null")
-    of_any = overlays.of_unknown().get(name)
-    if of_any is not None:
-        return of_any(run, receiver, name, args, kwargs, node)
-    found = modules.method(run, receiver, name, args, kwargs, node)
-    if found is not None:
-        return found
+    for asked in (_OF_TRAINING.get(name), overlays.of_unknown().get(name), module_methods.method, _tensors_method):
+        found = asked(run, receiver, name, args, kwargs, node) if asked is not None else None
+        if found is not None:
+            return found
+    for value in (*args, *kwargs.values()):
+        modules.escape(run, value)
+    return opaque.result(run, [receiver, *args, *kwargs.values()], node)
+
+
+def _tensors_method(
+    run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value | None:
+    """A method that only a tensor has, or any of something that is one."""
     if name in opnames.NUMBERS:
         return Number()
     if name in opnames.CASTS:
         return Tensor(frozenset({opnames.CASTS[name]}), run.spot(node), "cast", receiver.marks)
-    if receiver.dtype is not None:
-        tensor = operands.as_tensor(run, receiver)
-        if isinstance(tensor, Tensor):
-            return _tensor_method(run, tensor, name, args, kwargs, node)
-    if name in COMPUTING:
-        return ops.apply(run, name, [receiver, *args], kwargs, node, receiver)
-    for value in (*args, *kwargs.values()):
-        modules.escape(run, value)
-    return opaque.result(run, [receiver, *args, *kwargs.values()], node)
+    tensor = operands.as_tensor(run, receiver)
+    if receiver.dtype is not None and isinstance(tensor, Tensor):
+        return _tensor_method(run, tensor, name, args, kwargs, node)
+    return ops.apply(run, name, [receiver, *args], kwargs, node, receiver) if name in COMPUTING else None
+
+
+def _opaque_backward(
+    run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    handed = bool(args or "gradient" in kwargs)
+    (backward.from_gradient if handed else backward.backward)(run, receiver, node)
+    return unknown()
+
+
+def _opaque_scale(
+    run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value | None:
+    """`scaler.scale(loss)`, which is what anything with a method `scale` of one argument is taken for."""
+    if len(args) != 1:
+        return None
+    run.training.saw_scaler = True
+    marks = operands.marks_of([operands.as_tensor(run, args[0])])
+    return Opaque(marks=marks | {"scaled", f"scaler:{id(receiver.store)}"})
+
+
+def _opaque_unscale(
+    run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value | None:
+    """`scaler.unscale_(optimizer)` and `scaler.update()`, once something was scaled."""
+    if not run.training.saw_scaler:
+        return None
+    if name == "unscale_":
+        run.interpreter.set_paths(s | {("unscaled", id(receiver.store), 0)} for s in run.interpreter.paths)
+    return unknown()
+
+
+def _opaque_step(
+    run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value | None:
+    """`scaler.step(optimizer)`; an optimizer is given a closure or nothing."""
+    if not args or isinstance(args[0], Function):
+        return None
+    return _opaque_scaler_step(run, receiver, args, node)
+
+
+def _plain_context(
+    run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    return Context("null")
+
+
+def _maybe_autocast(
+    run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    return unknown("context")
+
+
+def _clipped(run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A framework's own clipping, which knows of its scaler."""
+    return unknown()
 
 
 def _opaque_scaler_step(run: Run, receiver: Opaque, args: list[Value], node: Any) -> Value:
@@ -302,87 +354,31 @@ def _opaque_scaler_step(run: Run, receiver: Opaque, args: list[Value], node: Any
     return unknown()
 
 
-def _container_method(
-    run: Run, receiver: Seq | Dict, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
-) -> Value:
-    put = run.interpreter.heap.put
-    if isinstance(receiver, Seq):
-        if name in ("append", "add") and args:
-            put(receiver.store, "items", (*receiver.items[:64], args[0]))
-            if run.interpreter.loops:
-                put(receiver.store, "open", True)
-            return NONE
-        if name == "extend" and args:
-            items = objects.concrete(run.interpreter, args[0])
-            put(
-                receiver.store,
-                "items",
-                (*receiver.items[:64], *(items or [objects.element(run.interpreter, args[0])])),
-            )
-            if items is None:
-                put(receiver.store, "open", True)
-            return NONE
-        if name == "copy":
-            return seq(receiver.items, receiver.kind, receiver.open)
-        if name == "pop":
-            return objects.element(run.interpreter, receiver)
-        return unknown()
-    return _dict_method(run, receiver, name, args, kwargs, node)
+_OF_TRAINING: dict[str, Callable[..., Value | None]] = {
+    "backward": _opaque_backward,
+    "scale": _opaque_scale,
+    "unscale_": _opaque_unscale,
+    "update": _opaque_unscale,
+    "step": _opaque_step,
+    "clip_grad_norm_": _clipped,
+    "clip_grad_value_": _clipped,
+    "autocast": _maybe_autocast,
+    **dict.fromkeys(PLAIN_CONTEXTS, _plain_context),
+}
+"""Method of something unknown -> what it does where the thing is a loss, a scaler or a trainer."""
 
-
-def _dict_method(run: Run, receiver: Dict, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    store = receiver.store
-    known = {k: v for k, v in store.items() if not (isinstance(k, str) and k.startswith("\0m"))}
-    if name == "items":
-        pairs = [seq([objects.any_key(receiver) if k == ANY else Const(k), v], "tuple") for k, v in known.items()]
-        return seq(pairs, "iterator", open=ANY in store)
-    if name == "values":
-        return seq(known.values(), "iterator", open=ANY in store)
-    if name == "keys":
-        return seq([objects.any_key(receiver) if k == ANY else Const(k) for k in known], "iterator", open=ANY in store)
-    if name in ("get", "setdefault", "pop") and args:
-        key = constant(args[0])
-        if isinstance(args[0], Const) and key in store:
-            found: Value = store[key]
-            return found
-        default = args[1] if len(args) > 1 else NONE
-        if name == "setdefault" and isinstance(args[0], Const):
-            objects.set_item(run.interpreter, receiver, args[0], default, node)
-            return default
-        if isinstance(args[0], Choice):
-            return choice(_dict_method(run, receiver, name, [o, *args[1:]], {}, node) for o in args[0].options)
-        if isinstance(args[0], Const) and ANY not in store:
-            return default
-        return choice([*store.values(), default]) if store and not isinstance(args[0], Const) else unknown()
-    if name == "update":
-        for value in args:
-            if isinstance(value, Dict):
-                for key, item in value.store.items():
-                    objects.set_item(run.interpreter, receiver, unknown() if key == ANY else Const(key), item, node)
-            else:
-                objects.set_item(run.interpreter, receiver, unknown(), unknown(), node)
-        for key, item in kwargs.items():
-            objects.set_item(run.interpreter, receiver, Const(key), item, node)
-        return NONE
-    if name == "copy":
-        return Dict(dict(store), receiver.kind)
-    return unknown()
-
-
-OF_STRINGS = frozenset(
-    """
-    lower upper title casefold strip lstrip rstrip split rsplit replace removeprefix removesuffix startswith endswith
-    """.split()
-)
-"""Methods of a string that give the same each time."""
-
-
-def _constant_method(run: Run, receiver: Const, name: str, args: list[Value]) -> Value:
-    value = receiver.value
-    if isinstance(value, str) and name in OF_STRINGS and all(isinstance(a, Const) for a in args):
-        try:
-            result = getattr(value, name)(*(constant(a) for a in args))
-        except (TypeError, ValueError):
-            return unknown("string")
-        return seq([Const(r) for r in result]) if isinstance(result, list) else folding.known(result)
-    return unknown("string") if isinstance(value, str) else unknown()
+_BY_KIND: dict[type, Callable[..., Value]] = {
+    Scaler: _scaler_method,
+    Optimizer: _optimizer_method,
+    Param: _param_method,
+    Tensor: _tensor_method,
+    Instance: _instance_method,
+    Class: _class_method,
+    Opaque: _opaque_method,
+    Seq: containers.method,
+    Dict: containers.method,
+    Const: _constant_method,
+    StateDict: _entries,
+    Ref: _function,
+}
+"""Kind of value -> what its methods do."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
@@ -16,7 +15,6 @@ from precaudit.static.language.values import (
     Dict,
     DType,
     Dtypes,
-    Function,
     Instance,
     Opaque,
     Param,
@@ -25,15 +23,13 @@ from precaudit.static.language.values import (
     Spot,
     Tensor,
     Value,
-    constant,
     is_float,
     is_low,
-    join_all,
     seq,
     truth,
     unknown,
 )
-from precaudit.static.overlays.torch import casts, handwritten, operands, opnames, ops, optimizers, reduction, scaling
+from precaudit.static.overlays.torch import operands, ops, optimizers
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
@@ -107,8 +103,6 @@ FUNCTIONAL = {
 """torch.nn class -> the functional operation it calls."""
 
 
-CARE = frozenset(("parameters", "named_parameters", "enable_input_require_grads"))
-"""Methods by which a script may prepare a k-bit model itself."""
 BEGINNINGS = frozenset(("__init__", "setup", "configure_model", "on_fit_start", "on_train_start"))
 """Methods in which a module makes itself ready to be trained; the last four are Lightning's."""
 
@@ -405,151 +399,6 @@ def deepcopy(run: Run, value: Value, memo: dict[int, Value] | None = None) -> Va
     if isinstance(value, Choice):
         return Choice(tuple(deepcopy(run, o, memo) for o in value.options))
     return value
-
-
-def method(run: Run, value: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value | None:
-    """A torch.nn.Module method on a module or on something that may be one; None where it is no such method."""
-    if name in opnames.CASTS and opnames.CASTS[name] in ("float16", "bfloat16", "float32", "float64"):
-        dtype = DType(frozenset({opnames.CASTS[name]}), run.spot(node))
-        cast_module(run, value, dtype, node)
-        return casts.cast(run, value, dtype, node) if isinstance(value, Opaque) else value
-    if name == "to" or (name == "type" and args):
-        return _to(run, value, args, kwargs, node)
-    if name in ("cuda", "cpu", "xpu", "npu", "to_empty", "share_memory", "compile", "gradient_checkpointing_enable"):
-        return value
-    if name in ("requires_grad_", "freeze", "unfreeze"):
-        wanted = args[0] if args else kwargs.get("requires_grad", Const(name != "freeze"))
-        set_trainable(run, value, truth(wanted))
-        return value
-    if name in ("train", "eval"):
-        mode = args[0] if args else kwargs.get("mode", Const(True))
-        set_training(run, value, truth(mode) if name == "train" else False)
-        return value
-    if name in CARE and isinstance(value, Opaque) and "\0kbit" in value.store:
-        run.interpreter.heap.put(value.store, "\0cared", True)
-    if name in ("parameters", "named_parameters", "buffers", "named_buffers"):
-        found = parameters(run, value, buffers="buffers" in name)
-        items: list[Value] = [p for _, p in found]
-        if name.startswith("named"):
-            items = [seq([Const(n) if n else unknown(), p], "tuple") for n, p in found]
-        return seq(items, "iterator", open=isinstance(value, Opaque))
-    if name in ("modules", "named_modules", "children", "named_children"):
-        return _modules(run, value, name)
-    if name == "state_dict":
-        return _state_dict(run, value)
-    if name == "update_parameters":
-        _averaged(run, value, node)
-        return Const(None)
-    if name == "load_state_dict" and isinstance(value, Instance) and args and isinstance(args[0], Dict):
-        if any(isinstance(t, Tensor) and _is_average(t, value) for t in args[0].store.values()):
-            _averaged(run, value, node)
-        return unknown()
-    if name in ("apply", "_apply"):
-        for _, item in list(walk(run, value)):
-            if isinstance(item, (Instance, Opaque)) and args and isinstance(args[0], Function):
-                calls.call(run.interpreter, args[0], [item], {}, node)
-        return value
-    if name == "register_buffer" and isinstance(value, Instance):
-        _register(run, value, args, kwargs)
-        return Const(None)
-    if name in ("register_parameter", "add_module", "register_module") and isinstance(value, Instance):
-        key = constant(args[0]) if args else None
-        if isinstance(key, str) and len(args) > 1:
-            run.interpreter.heap.put(value.store, key, args[1])
-        return Const(None)
-    if name in ("append", "extend", "insert", "add") and isinstance(value, Instance) and short(value.cls) in CONTAINERS:
-        added = args[-1] if args else unknown()
-        items = list(added.items) if isinstance(added, Seq) and name == "extend" else [added]
-        for item in items:
-            run.interpreter.heap.put(value.store, str(len(members(value))), item)
-        return value
-    if name in ("items", "values", "keys") and isinstance(value, Instance) and short(value.cls) in CONTAINERS:
-        pairs = [(k, v) for k, v in value.store.items() if isinstance(v, Value) and not str(k).startswith("\0")]
-        if name == "items":
-            return seq([seq([Const(k), v], "tuple") for k, v in pairs])
-        return seq([v if name == "values" else Const(k) for k, v in pairs])
-    if name == "get_submodule":
-        return unknown()
-    if name in ("register_comm_hook",):
-        reduction.comm_hook(run, [*args, *kwargs.values()], node)
-        return Const(None)
-    if name == "zero_grad":
-        scaling.gradients_cleared(run)
-        return Const(None)
-    if name in (
-        "load_state_dict",
-        "register_forward_hook",
-        "register_full_backward_hook",
-        "set_grad_checkpointing",
-    ):
-        return unknown()
-    return None
-
-
-def _averaged(run: Run, value: Value, node: Any) -> None:
-    """A module's weights become an average of themselves and of others'."""
-    for _, param in parameters(run, value):
-        if is_low(param.dtype):
-            handwritten.average(run, param.dtype, param.store.get("spot") or run.spot(node), node)
-
-
-def _is_average(tensor: Tensor, module: Instance) -> bool:
-    """Whether an entry of a state dict is a sum of the module's own weights and of other weights."""
-    return len(tensor.parts) > 1 and any(_owner(module) in part.marks for part in tensor.parts)
-
-
-def _owner(module: Instance) -> str:
-    return f"of:{id(module.store)}"
-
-
-def _to(run: Run, value: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    target = kwargs.get("dtype")
-    for arg in args:
-        if isinstance(arg, DType) or (isinstance(arg, Choice) and all(isinstance(o, DType) for o in arg.options)):
-            target = arg
-        elif isinstance(arg, Tensor):
-            target = DType(arg.dtype or frozenset())
-    dtype = operands.dtype_argument(run, target)
-    if dtype is not None:
-        cast_module(run, value, dtype, node)
-        if isinstance(value, Opaque):
-            return casts.cast(run, value, dtype, node)
-    elif isinstance(value, Opaque) and any(isinstance(a, Opaque) for a in args):
-        return Opaque(value.store, None, value.marks)
-    return value
-
-
-def _modules(run: Run, value: Value, name: str) -> Value:
-    if isinstance(value, Opaque):
-        item: Value = unknown()
-        return seq([seq([unknown(), item], "tuple") if name.startswith("named") else item], "iterator", open=True)
-    found = [(n, m) for n, m in walk(run, value) if isinstance(m, (Instance, Opaque))]
-    if "children" in name:
-        direct = list(value.store.values()) if isinstance(value, Instance) else []
-        found = [(n, m) for n, m in found if any(m is d for d in direct)]
-    items: list[Value] = [m for _, m in found]
-    if name.startswith("named"):
-        items = [seq([Const(n), m], "tuple") for n, m in found]
-    return seq(items, "iterator")
-
-
-def _state_dict(run: Run, value: Value) -> Value:
-    store: Store = {"\0module": True}
-    tensors = [operands.as_tensor(run, p) for _, p in parameters(run, value)]
-    if tensors and isinstance(value, Instance):
-        marks = frozenset({"weights", _owner(value)})
-        tensors = [replace(t, marks=marks) for t in tensors if isinstance(t, Tensor)]
-        store[ANY] = join_all(tensors)
-    else:
-        store[ANY] = unknown("weights")
-    return Dict(store, "state_dict")
-
-
-def _register(run: Run, value: Instance, args: list[Value], kwargs: dict[str, Value]) -> None:
-    name = constant(args[0] if args else kwargs.get("name"))
-    tensor = args[1] if len(args) > 1 else kwargs.get("tensor", unknown())
-    if isinstance(name, str):
-        run.interpreter.heap.put(value.store, name, buffer(tensor, name))
 
 
 def buffer(tensor: Value, name: str) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,22 +67,25 @@ def rebinding(run: Run, target: Any, expression: Any, value: Value) -> Value:
         tensor = updates.begun(run, before, tensor)
     if not isinstance(before, Tensor) or not before.low:
         return tensor
-    if mine:
-        others = [run.interpreter.eval(t) for t in terms if t not in mine]
-    elif any(part is before for part in tensor.parts):
-        others = [part for part in tensor.parts if part is not before]
-    else:
+    if not mine and not any(part is before for part in tensor.parts):
         return value
-    attribute = outlives_its_loop(run, target)
+    others = [run.interpreter.eval(t) for t in terms if t not in mine] if mine else _without(tensor.parts, before)
     if run.in_forward() and isinstance(target, cst.Name) and run.loops() and _recurs(expression, target):
         if _fed_by_its_loop(run, expression, target):
             run.bus.tell(Op(run, "recurrence", [tensor], {}, [tensor], tensor, expression))
         return value
     how = "lerp" if mine and _decays(expression, target) else "add" if not mine or _adds(expression) else "mul"
-    if isinstance(held, Param) and held.store.get("kind") == "buffer":
-        updates.update(run, held, others, expression, how, attribute)
-        return value
-    updates.update(run, before, others, expression, how, attribute)
+    buffer = isinstance(held, Param) and held.store.get("kind") == "buffer"
+    updates.update(run, held if buffer else before, others, expression, how, outlives_its_loop(run, target))
+    return value if buffer else _in_its_storage(before, tensor, value)
+
+
+def _without(parts: Sequence[Tensor], one: Tensor) -> list[Value]:
+    return [part for part in parts if part is not one]
+
+
+def _in_its_storage(before: Tensor, tensor: Tensor, value: Value) -> Value:
+    """The new value as what was made, or is a weight, long ago; any other as it is."""
     kept = before.marks & {"created", "weights"}
     if not kept:
         return value

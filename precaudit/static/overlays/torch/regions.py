@@ -23,7 +23,7 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.overlays.torch import operands, paths
+from precaudit.static.overlays.torch import opaque, operands, paths
 from precaudit.static.overlays.torch.autocast import table
 
 if TYPE_CHECKING:
@@ -165,9 +165,13 @@ def exit_stack(run: Run, name: str, args: list[Value], kwargs: dict[str, Value],
     return Instance(Ref("contextlib.ExitStack"), {})
 
 
-def enter_context(run: Run, value: Value, node: Any) -> Value:
+def stack_method(
+    run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
     """`stack.enter_context(region)`; under a condition, the region may be on or off."""
-    region, bound = enter(run, value, node)
+    if name != "enter_context" or not args:
+        return opaque.result(run, [*args, *kwargs.values()], node)
+    region, bound = enter(run, args[0], node)
     if isinstance(region, Autocast) and any(paths.has(s, "assume") for s in run.interpreter.paths):
         region = replace(region, enabled=None if region.enabled else region.enabled)
     if region is not None and not isinstance(region, Function):

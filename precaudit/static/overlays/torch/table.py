@@ -73,4 +73,7 @@ CALLS: Mapping[str, Call] = {
     "copy.copy": calls.deepcopy,
 }
 
-METHODS: Mapping[str, Method] = {reduction.BUCKET: reduction.bucket_method}
+METHODS: Mapping[str, Method] = {
+    reduction.BUCKET: reduction.bucket_method,
+    "contextlib.ExitStack": regions.stack_method,
+}
