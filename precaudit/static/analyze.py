@@ -10,7 +10,7 @@ from pathlib import Path
 
 from precaudit.disk import read
 from precaudit.model.vocabulary import Fact
-from precaudit.static import detectors
+from precaudit.static import detectors, overlays
 from precaudit.static.decoding import SourceError, decode
 from precaudit.static.files.cache import digest
 from precaudit.static.imports import MAX_FOLDERS, locate, origins
@@ -19,7 +19,6 @@ from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef, Value
 from precaudit.static.overlays.answers import Answers
 from precaudit.static.overlays.run import Run
-from precaudit.static.overlays.torch import conclusions
 from precaudit.static.reach.relevance import leads_to
 from precaudit.static.reach.words import may_hold_a_finding, trains
 from precaudit.static.source import Source
@@ -137,7 +136,8 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
         interpreter.run_rest(source, store)
         if source.misread:
             return analyze(Source(source.path, source.text, source.file, whole=True))
-        conclusions.finish(run)
+        for conclude in overlays.answering("finish"):
+            conclude(run)
         run.bus.finish(run)
         return run.facts.resolve(run.training.frameworks), [list(row) for row in siblings.hashes.items()]
     finally:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.detectors import averages
 from precaudit.static.detectors.gradient_norms import NORM, SQUARE
 from precaudit.static.language.values import (
     Dtypes,
@@ -57,9 +58,9 @@ def _updated(update: Update) -> None:
 def _parameter_updated(update: Update, target: Param) -> None:
     run, _, added, node, how, _ = update
     if target.store.get("kind") != "buffer" or not is_low(target.dtype) or how not in ("add", "sub", "lerp"):
-        handwritten.parameter_written(run, target, how, added, node)
+        averages.parameter_written(run, target, how, added, node)
     elif "learnt" in operands.marks_of([operands.as_tensor(run, a) for a in added]):
-        handwritten.average(run, target.dtype, target.store.get("spot") or run.spot(node), node)
+        averages.average(run, target.dtype, target.store.get("spot") or run.spot(node), node)
     else:
         _buffer(run, target, node)
 
@@ -89,7 +90,7 @@ def _takes_gradients(update: Update, target: Tensor, how: str, marks: frozenset[
     if "differentiable" in target.marks:
         # A leaf that the loop itself trains, or perturbs: not a buffer for its gradients.
         if how in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(run, target):
-            handwritten.trained_by_hand(run, target.dtype, spot, node)
+            averages.trained_by_hand(run, target.dtype, spot, node)
         return
     if target.zero_dim and any(SQUARE.of(a) or NORM.of(a) for a in added):
         return  # a norm of the gradients, not their sum
@@ -109,7 +110,7 @@ def _takes_values(update: Update, target: Tensor, how: str, marks: frozenset[str
         run.facts.add(Kind.HOLDS, spot, target.dtype, Role.OPTIMIZER_STATE, because, "")
     elif "weights" in marks and target.marks & {"weights", "created"} and (how in ("add", "lerp") or nears):
         if "differentiable" not in marks or "detached" in marks or not run.grad():
-            handwritten.average(run, target.dtype, spot, node)
+            averages.average(run, target.dtype, spot, node)
     elif "created" not in target.marks or how not in ("add", "sub", "lerp") or _of_this_pass(run, marks):
         return
     elif not (attribute or target.zero_dim or "single" in target.marks or any(isinstance(a, Tensor) for a in added)):

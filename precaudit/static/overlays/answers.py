@@ -27,6 +27,7 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import data_files, records
+from precaudit.static.overlays.events import tell
 from precaudit.static.overlays.run import Run
 from precaudit.static.overlays.torch import (
     attributes,
@@ -141,7 +142,7 @@ class Answers:
 
     def stored(self, target: Dict, key: Any, value: Value, node: Any) -> None:
         if target.kind == "param_state":
-            handwritten.state_stored(self.run, target, key, value, node)
+            tell(self.run, "state.stored", [target, Const(key), operands.as_tensor(self.run, value)], node)
         elif target.kind == "optimizer_state" and isinstance(value, Dict):
             for slot, held in value.store.items():
                 index = unknown() if slot == ANY else Const(slot)

@@ -79,7 +79,7 @@ def _loss_scaling(run: Run) -> str | None:
         return "scaled" if value is True else "none" if value is False or not given else None
     if held.saw_scaler:
         return "scaled"
-    return "none" if held.plain_backward is not None and not run.outside_scaling else None
+    return "none" if held.plain_backward is not None and not run.training.outside_scaling else None
 
 
 CALLS: Mapping[str, Call] = {

@@ -25,7 +25,7 @@ def initialize(run: Run, name: str, args: list[Value], kwargs: dict[str, Value],
             spot, because = _written(config, remark.keys) or run.spot(node), ("it is used here", run.spot(node))
             run.facts.add(remark.kind, spot, remark.dtype, remark.role, because, remark.detail, **remark.attrs)
     run.met("deepspeed")
-    run.outside_scaling = True
+    run.training.outside_scaling = True
     for value in (*args, *kwargs.values()):
         if isinstance(value, Optimizer):
             value.store["elsewhere"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precaudit.static.language.values import DType, Opaque, Spot, Tensor, Value, unknown
@@ -76,3 +77,18 @@ class Update(NamedTuple):
     node: Any
     how: str
     kept: bool
+
+
+def tell(
+    run: Run,
+    name: str,
+    operands: Sequence[Value],
+    node: Any,
+    result: Value | None = None,
+    kwargs: Mapping[str, Value] | None = None,
+) -> None:
+    """Tells that something named so was called; where it gives nothing back, the result is what it worked on."""
+    if name in run.bus.asked:
+        held, named = list(operands), dict(kwargs or {})
+        of = result if result is not None else held[0] if held else unknown()
+        run.bus.tell(Op(run, name, held, named, [*held, *named.values()], of, node))

@@ -20,7 +20,8 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import Call, Method, runners
-from precaudit.static.overlays.torch import operands, scaling
+from precaudit.static.overlays.events import tell
+from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
@@ -94,10 +95,10 @@ def manual_backward(
 ) -> Value:
     """`self.manual_backward(loss)` scales the loss where the trainer is asked for float16."""
     run.met("lightning")
-    run.outside_scaling = run.training.trained = True
+    run.training.outside_scaling = run.training.trained = True
     asked = [constant(given) for given in run.training.precisions]
     if asked and all(LIGHTNING.dtypes("autocast").get(str(word)) == "float16" for word in asked):
-        scaling.runner_backward(run, node)
+        tell(run, "runner.backward", [], node)
     elif not run.training.mixed and args:
         run.training.begun.append((operands.as_tensor(run, args[0]), run.spot(node), True))
     return unknown()
@@ -107,7 +108,7 @@ def clip_gradients(
     run: Run, receiver: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     """`self.clip_gradients(optimizer, ...)` unscales first."""
-    scaling.runner_unscaled(run)
+    tell(run, "runner.unscale", [], node)
     return unknown()
 
 

@@ -21,7 +21,6 @@ class Run:
         self.bus = Bus()
         self.training = Training()
         self.interpreter: Interpreter = Interpreter(library(self))
-        self.outside_scaling = False
         self.read_beside: Callable[[Any, str], bytes | None] = lambda source, name: None
         """source, relative path -> the content of a file near it, None where there is none."""
         self.structured: dict[str, Value] = {}

@@ -22,7 +22,8 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays.engines import masters_elsewhere
-from precaudit.static.overlays.torch import modules, scaling
+from precaudit.static.overlays.events import tell
+from precaudit.static.overlays.torch import modules
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
@@ -36,7 +37,7 @@ TRUE_HALF = ("16-true", "bf16-true")
 
 def loop_runner(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`Accelerator(...)` and `Fabric(...)`: the loss is scaled by them where that is needed."""
-    run.outside_scaling = True
+    run.training.outside_scaling = True
     store: dict[Any, Any] = {
         "device": Device(frozenset({"?"})),
         "\0plugins": [key for key in kwargs if "plugin" in key or key in ("strategy", "\0rest")],
@@ -83,10 +84,10 @@ def method(run: Run, receiver: Instance, name: str, args: list[Value], kwargs: d
         run.training.trained = True
         receiver.store["\0trains"] = True
         if constant(receiver.store.get("mixed_precision")) in FLOAT16:
-            scaling.runner_backward(run, node)
+            tell(run, "runner.backward", [], node)
         return unknown()
     if name in ("clip_grad_norm_", "clip_grad_value_", "clip_gradients", "unscale_gradients"):
-        scaling.runner_unscaled(run)
+        tell(run, "runner.unscale", [], node)
         return unknown()
     if name == "autocast":
         dtype = CAST.get(str(constant(receiver.store.get("mixed_precision"))))
@@ -104,7 +105,7 @@ def _prepared(run: Run, receiver: Instance, value: Value, node: Any) -> Value:
         elsewhere = bool(receiver.store["\0plugins"]) or masters_elsewhere(run, node)
         value.store["elsewhere" if elsewhere else "framework"] = True
         if not elsewhere and constant(receiver.store.get("mixed_precision")) in FLOAT16:
-            scaling.float16_gradients(run, value, node)
+            tell(run, "runner.prepare", [value], node)
         return value
     if modules.is_module(run, value) or isinstance(value, Opaque):
         return unknown()

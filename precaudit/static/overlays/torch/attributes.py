@@ -36,8 +36,8 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import data_files, records
-from precaudit.static.overlays.events import Op
-from precaudit.static.overlays.torch import flags, modules, operands, opnames, optimizers, scaling
+from precaudit.static.overlays.events import Op, tell
+from precaudit.static.overlays.torch import modules, operands, opnames, optimizers, scaling
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
@@ -199,13 +199,13 @@ def attribute_set(run: Run, target: Value, name: str, value: Value, node: Any) -
             put(target.store, "dtype", tensor.dtype if isinstance(tensor, Tensor) else None)
             put(target.store, "spot", run.spot(node))
         elif name == "grad":
-            scaling.gradients_cleared(run)
+            scaling.gradients_cleared(run, node)
             scaling.gradient_replaced(run, value, node)
         else:
             put(target.store, "attr:" + name, value)
         return
     if isinstance(target, Ref) and target.name.startswith("torch.backends."):
-        flags.flag_set(run, f"{target.name}.{name}", value, node)
+        tell(run, "torch.backends", [Ref(f"{target.name}.{name}"), value], node)
     if isinstance(target, Instance):
         _replaced_parameter(run, target, name, value, node)
     if isinstance(target, Opaque):

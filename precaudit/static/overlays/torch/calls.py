@@ -22,15 +22,13 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.overlays.events import Op
+from precaudit.static.overlays.events import Op, tell
 from precaudit.static.overlays.torch import (
     backward,
     modules,
     operands,
     ops,
     optimizers,
-    reduction,
-    regions,
     scaling,
     updates,
 )
@@ -47,20 +45,14 @@ def same_model(run: Run, name: str, args: list[Value], kwargs: dict[str, Value],
 def ddp(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`DistributedDataParallel(model)`, whose buckets may have a policy like FSDP's."""
     run.met("ddp")
-    policy = kwargs.get("mixed_precision")
-    if isinstance(policy, Instance):
-        run.training.policies_used.add(id(policy.store))
+    tell(run, "DistributedDataParallel", args, node, kwargs=kwargs)
     return same_model(run, name, args, kwargs, node)
 
 
 def clip(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    scaling.clip(run, args, kwargs, node)
+    limit = kwargs.get("max_norm", kwargs.get("clip_value", args[1] if len(args) > 1 else None))
+    scaling.clipped(run, limit, node)
     return Tensor(frozenset({"float32"}), run.spot(node), "norm", zero_dim=True)
-
-
-def scaler(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    regions.deprecated(run, name, node)
-    return scaling.scaler(run, name, args, kwargs, node)
 
 
 def optimizer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -74,7 +66,8 @@ def collective(run: Run, name: str, args: list[Value], kwargs: dict[str, Value],
     """A function of torch.distributed itself, not of the packages inside it."""
     if name.count(".") > 2:
         return other(run, name, args, kwargs, node)
-    reduction.reduced(run, name.rpartition(".")[2], args, kwargs, node)
+    named = {key: operands.as_tensor(run, value) for key, value in kwargs.items()}
+    tell(run, name.rpartition(".")[2], [operands.as_tensor(run, value) for value in args], node, kwargs=named)
     return unknown()
 
 
@@ -167,12 +160,10 @@ def save(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node:
 def autograd_grad(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     root = operands.as_tensor(run, args[0] if args else kwargs.get("outputs", unknown()))
     keys = [int(m.split(":")[1]) for m in operands.marks_of([root]) if m.startswith("scaler:")]
-    if keys:
-        backward.scaled_backward(run, keys, node)
+    tell(run, "autograd.grad", [root], node, kwargs=kwargs)
     marks = {"gradient"}
     if keys and truth(kwargs.get("create_graph", Const(False))):
         marks |= {"penalty"}
-        run.training.penalty = run.spot(node)
     found = Tensor(None, run.spot(node), "grad", frozenset(marks), low_at=run.spot(node))
     return seq([found], "tuple", open=True)
 
@@ -226,3 +217,9 @@ def averaged_model(run: Run, name: str, args: list[Value], kwargs: dict[str, Val
     for _, param in modules.parameters(run, copied):
         run.interpreter.heap.put(param.store, "spot", run.spot(node))
     return copied
+
+
+def backend_flag(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """A flag of torch.backends that is set by calling it."""
+    tell(run, "torch.backends", [Ref(name), *args], node)
+    return NONE

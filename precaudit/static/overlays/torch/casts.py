@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import Kind
 from precaudit.static.language.values import (
     Choice,
     Device,
     DType,
-    Dtypes,
     Opaque,
-    Spot,
     Tensor,
     Value,
     is_float,
@@ -20,16 +17,11 @@ from precaudit.static.language.values import (
     joined,
     unknown,
 )
+from precaudit.static.overlays.events import tell
 from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
-
-
-def half_cast(run: Run, spot: Spot | None, dtype: Dtypes | None, region: Spot | None) -> None:
-    """A value was cast low by hand inside a region, so that an operation in float32 gets rounded values."""
-    if spot is not None and region is not None:
-        run.facts.add(Kind.CAST, spot, dtype, None, ("the region begins here", region), under_autocast=True)
 
 
 def to(run: Run, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
@@ -75,18 +67,16 @@ def cast(run: Run, value: Value, dtype: DType, node: Any) -> Value:
         marks -= {"differentiable", "float16", "bfloat16", "cumulated"}
     spot = run.spot(node)
     region = run.autocast()
-    if is_low(target) and region is not None and region.enabled and run.grad() and "differentiable" in marks:
-        if value.dtype == frozenset({"float32"}):
-            marks |= {"recast"}
-        elif value.low and value.dtype == region.dtype and not target & (value.dtype or frozenset()):
-            half_cast(run, spot, target, region.spot)
+    in_region = is_low(target) and region is not None and region.enabled and run.grad() and "differentiable" in marks
+    if in_region and value.dtype == frozenset({"float32"}):
+        marks |= {"recast"}
     low_at = value.low_at
     if is_low(target) and marks & {"positions", "schedule"}:
         low_at = low_at or spot
     stays_low = is_low(target)
     if value.low and not stays_low and low_at is not None and value.op != "parameter":
         marks |= {"was:" + min(value.dtype or target)}
-    return replace(
+    made = replace(
         value,
         dtype=target,
         marks=marks
@@ -98,3 +88,5 @@ def cast(run: Run, value: Value, dtype: DType, node: Any) -> Value:
         notes=joined(value.notes, value.notes, stays_low),
         origin=dtype.origin,
     )
+    tell(run, "cast", [value, dtype], node, made)
+    return made

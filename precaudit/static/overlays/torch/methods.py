@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import Kind
 from precaudit.static import nodes as cst
 from precaudit.static import overlays
 from precaudit.static.language import calls, classes, objects
@@ -37,10 +36,9 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import containers, records
-from precaudit.static.overlays.events import Op
+from precaudit.static.overlays.events import Op, tell
 from precaudit.static.overlays.torch import (
     backward,
-    functions,
     module_methods,
     modules,
     opaque,
@@ -71,12 +69,6 @@ def call_method(run: Run, receiver: Value, name: str, args: list[Value], kwargs:
     return act(run, receiver, name, args, kwargs, node) if act else opaque.result(run, [*args, *kwargs.values()], node)
 
 
-def _scaler_method(
-    run: Run, receiver: Scaler, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
-) -> Value:
-    return scaling.scaler_method(run, receiver, name, args, node)
-
-
 def _instance_method(
     run: Run, receiver: Instance, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
@@ -102,7 +94,9 @@ def _class_method(
     run: Run, receiver: Class, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
 ) -> Value:
     if name == "apply" and run.interpreter.library.is_autograd_function(receiver):
-        return functions.applied(run, receiver, args, node)
+        given = [operands.as_tensor(run, value) for value in args]
+        tell(run, "autograd.Function", [receiver, *given], node)
+        return unknown(*(operands.marks_of(given) & operands.KEPT))
     return opaque.result(run, [*args, *kwargs.values()], node)
 
 
@@ -136,7 +130,7 @@ def _optimizer_method(
         run.interpreter.heap.put(receiver.store, "params", receiver.store["params"] + added)
         return NONE
     if name == "zero_grad":
-        scaling.gradients_cleared(run)
+        scaling.gradients_cleared(run, node)
     return unknown()
 
 
@@ -238,7 +232,7 @@ def _gradient_changed(run: Run, name: str, args: list[Value], node: Any) -> None
     """Gradients are clamped or multiplied by something of their own size: clipped; by anything else: unscaled."""
     factor = operands.marks_of([operands.as_tensor(run, a) for a in args])
     if name == "clamp" or (name == "mul" and "gradient" in factor and not factor & {"unscaled", "ratio"}):
-        scaling.clip(run, [unknown(), *args], {}, node)
+        scaling.clipped(run, args[0] if args else None, node)
     else:
         scaling.gradient_written(run, node)
 
@@ -299,7 +293,7 @@ def _opaque_scale(
         return None
     run.training.saw_scaler = True
     marks = operands.marks_of([operands.as_tensor(run, args[0])])
-    return Opaque(marks=marks | {"scaled", f"scaler:{id(receiver.store)}"})
+    return scaling.scaled(Opaque(marks=marks), receiver)
 
 
 def _opaque_unscale(
@@ -309,7 +303,7 @@ def _opaque_unscale(
     if not run.training.saw_scaler:
         return None
     if name == "unscale_":
-        run.interpreter.set_paths(s | {("unscaled", id(receiver.store), 0)} for s in run.interpreter.paths)
+        tell(run, "scaler.unscale_", [receiver, args[0] if args else unknown()], node)
     return unknown()
 
 
@@ -319,7 +313,11 @@ def _opaque_step(
     """`scaler.step(optimizer)`; an optimizer is given a closure or nothing."""
     if not args or isinstance(args[0], Function):
         return None
-    return _opaque_scaler_step(run, receiver, args, node)
+    tell(run, "scaler.step", [receiver, args[0]], node)
+    for option in options(args[0]):
+        if isinstance(option, Optimizer):
+            optimizers.stepped(run, option, node)
+    return unknown()
 
 
 def _plain_context(
@@ -339,21 +337,6 @@ def _clipped(run: Run, receiver: Opaque, name: str, args: list[Value], kwargs: d
     return unknown()
 
 
-def _opaque_scaler_step(run: Run, receiver: Opaque, args: list[Value], node: Any) -> Value:
-    key = id(receiver.store)
-    states = run.interpreter.paths
-    for event in [e for s in states for e in s if e[0] == "clipped" and e[1] == key]:
-        run.facts.add(Kind.CLIP, run.known_spot(event[2]), scaled=True)
-    if any(e[0] == "pending" and e[1] == key for s in states for e in s):
-        run.interpreter.set_paths(
-            frozenset(e for e in s if not (e[0] in ("pending", "clipped", "unscaled") and e[1] == key)) for s in states
-        )
-    for option in options(args[0]):
-        if isinstance(option, Optimizer):
-            optimizers.stepped(run, option, node)
-    return unknown()
-
-
 _OF_TRAINING: dict[str, Callable[..., Value | None]] = {
     "backward": _opaque_backward,
     "scale": _opaque_scale,
@@ -368,7 +351,7 @@ _OF_TRAINING: dict[str, Callable[..., Value | None]] = {
 """Method of something unknown -> what it does where the thing is a loss, a scaler or a trainer."""
 
 _BY_KIND: dict[type, Callable[..., Value]] = {
-    Scaler: _scaler_method,
+    Scaler: scaling.scaler_method,
     Optimizer: _optimizer_method,
     Param: _param_method,
     Tensor: _tensor_method,

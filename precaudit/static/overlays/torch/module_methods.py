@@ -21,14 +21,14 @@ from precaudit.static.language.values import (
     Tensor,
     Value,
     constant,
-    is_low,
     join_all,
     seq,
     truth,
     unknown,
 )
+from precaudit.static.overlays.events import tell
 from precaudit.static.overlays.run import Run
-from precaudit.static.overlays.torch import casts, handwritten, modules, operands, opnames, reduction, scaling
+from precaudit.static.overlays.torch import casts, modules, operands, opnames, reduction, scaling
 
 CARE = frozenset(("parameters", "named_parameters", "enable_input_require_grads"))
 """Methods by which a script may prepare a k-bit model itself."""
@@ -203,15 +203,13 @@ def _comm_hook(run: Run, value: Value, name: str, args: list[Value], kwargs: dic
 
 
 def _zero_grad(run: Run, value: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    scaling.gradients_cleared(run)
+    scaling.gradients_cleared(run, node)
     return Const(None)
 
 
 def _averaged(run: Run, value: Value, node: Any) -> None:
     """A module's weights become an average of themselves and of others'."""
-    for _, param in modules.parameters(run, value):
-        if is_low(param.dtype):
-            handwritten.average(run, param.dtype, param.store.get("spot") or run.spot(node), node)
+    tell(run, "average", [param for _, param in modules.parameters(run, value)], node)
 
 
 def _is_average(tensor: Tensor, module: Instance) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language import calls, classes
 from precaudit.static.language.heap import Store
 from precaudit.static.language.values import (
@@ -29,7 +28,8 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.overlays.torch import operands, ops, optimizers
+from precaudit.static.overlays.events import tell
+from precaudit.static.overlays.torch import operands, ops
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
@@ -262,7 +262,7 @@ def cast_module(run: Run, value: Value, dtype: DType, node: Any) -> None:
         if by_itself:
             put(store, "half_call", spot)
     if is_low(target):
-        optimizers.cast_after_optimizer(run, stores, target, spot)
+        tell(run, "module.cast", [Param(store) for store in stores], node, kwargs={"dtype": dtype})
 
 
 def _halves_itself(run: Run, value: Value) -> bool:
@@ -337,7 +337,8 @@ def call_library(run: Run, value: Instance, kind: str, args: list[Value], kwargs
             return Tensor(result.dtype, result.spot, result.op, result.marks | marks)
         return result
     if kind in BATCH_NORMS:
-        running_statistics(run, value, node)
+        if "running_var" in store and in_training(value) is True:
+            tell(run, "running_statistics", [store["running_var"]], node)
         return ops.apply(run, "batch_norm", [first], {}, node)
     if kind in INSTANCE_NORMS:
         return ops.apply(run, "instance_norm", [first], {}, node)
@@ -352,20 +353,10 @@ def call_library(run: Run, value: Instance, kind: str, args: list[Value], kwargs
     return unknown(*(operands.marks_of([first, *args]) & operands.KEPT))
 
 
-def running_statistics(run: Run, value: Instance, node: Any) -> None:
-    """A BatchNorm whose statistics are low is called in training mode."""
-    stats = value.store.get("running_var")
-    if not isinstance(stats, Param) or not is_low(stats.dtype) or value.store.get("\0training", True) is not True:
-        return
-    if not run.grad():
-        return
-    run.facts.add(
-        Kind.HOLDS,
-        stats.store.get("spot") or run.spot(node),
-        stats.dtype,
-        Role.NORM_RUNNING_STATISTICS,
-        ("they are updated here", run.spot(node)),
-    )
+def in_training(value: Instance) -> bool | None:
+    """Whether a module is in training mode, as it is until `eval()` is called; None where that is not known."""
+    mode: bool | None = value.store.get("\0training", True)
+    return mode
 
 
 def _call_sequential(run: Run, value: Instance, args: list[Value], node: Any) -> Value:

@@ -28,5 +28,5 @@ def result(run: Run, values: list[Value], node: Any) -> Value:
         marks |= {"float16", "differentiable"}
         run.float16_region = halved[0].store.get("spot")
     if any(isinstance(v, Scaler) for v in values):
-        run.outside_scaling = True
+        run.training.outside_scaling = True
     return Opaque(marks=marks)

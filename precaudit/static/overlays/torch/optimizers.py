@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import Kind, Role, rounds_to
 from precaudit.static.language.heap import Store
 from precaudit.static.language.values import (
     ANY,
@@ -14,22 +13,17 @@ from precaudit.static.language.values import (
     Choice,
     Const,
     Dict,
-    Dtypes,
     Number,
     Opaque,
     Optimizer,
     Param,
     Seq,
-    Spot,
     Tensor,
     Value,
-    float_constant,
-    is_low,
     seq,
     unknown,
 )
-from precaudit.static.overlays.events import Op
-from precaudit.static.overlays.torch import paths
+from precaudit.static.overlays.events import tell
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
@@ -61,7 +55,7 @@ def optimizer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], 
     }
     made = Optimizer(store)
     run.training.optimizers.append(made)
-    run.bus.tell(Op(run, "optimizer", args, kwargs, [*args, *kwargs.values()], made, node))
+    tell(run, "optimizer", args, node, made, kwargs)
     return made
 
 
@@ -112,145 +106,21 @@ def _slot(made: Value) -> Tensor:
     return Tensor(frozenset({"float32"}) if wide else None, marks=frozenset({"optimizer_state"}))
 
 
-def state_written(run: Run, state: Dict, key: Any, fact: tuple[Any, ...] | None) -> None:
-    """Remembers that a slot was replaced by a low tensor, or by any other; it counts when the optimizer steps again."""
-    for made in run.training.optimizers:
-        held = made.store.get("state")
-        if isinstance(held, Dict) and held.store["each"] is state:
-            kept = tuple(entry for entry in made.store.get("low_slots", ()) if entry[0] != key)
-            run.interpreter.heap.put(made.store, "low_slots", (*kept, (key, fact)) if fact else kept)
-
-
-def cast_after_optimizer(run: Run, stores: list[Store], dtype: Dtypes | None, spot: Spot) -> None:
-    """Remembers a cast of parameters that an optimizer already holds; it counts when that optimizer steps again."""
-    identities = {id(store) for store in stores}
-    for made in run.training.optimizers:
-        held = [p for p in made.store["params"] if isinstance(p, Param) and id(p.store) in identities]
-        if any(p.trainable is True for p in held):
-            run.interpreter.heap.put(made.store, "cast_after", (spot, dtype))
-
-
 def step(run: Run, made: Value, node: Any) -> None:
     """`optimizer.step()`, called by the user and not by a scaler."""
-    under_autocast(run, node)
-    states = run.interpreter.paths
-    pending = [s for s in states if paths.pending(run, s)]
-    untouched = all(not paths.has(s, "unscaled") and not paths.has(s, "manual") for s in states)
-    if pending and untouched and len(pending) == len(states):
-        run.facts.add(Kind.OPTIMIZER_STEP, run.spot(node), gradients="scaled", autocast=False)
-    again = ("scaler-stepped", id(made.store)) if isinstance(made, Optimizer) else None
-    if states and again is not None and all(again in s for s in states):
-        run.facts.add(Kind.SCALER_CALL, run.spot(node), misuse="step-beside-scaler", raises=False)
+    tell(run, "optimizer.step", [made], node)
     stepped(run, made, node)
 
 
-def under_autocast(run: Run, node: Any) -> None:
-    region = run.autocast()
-    if region is not None and region.spot is not None and region.enabled is not False:
-        run.facts.add(
-            Kind.OPTIMIZER_STEP,
-            run.spot(node),
-            "",
-            None,
-            ("the region begins here", region.spot),
-            gradients="unscaled",
-            autocast=True,
-        )
-
-
 def stepped(run: Run, made: Value, node: Any) -> None:
-    """The optimizer's update ran: its parameters' dtypes at this moment are what it updates."""
+    """The optimizer's update ran, whoever called it."""
     run.training.updated = True
-    if isinstance(made, Optimizer):
-        examine(run, made)
-        cast = made.store.get("cast_after")
-        if cast is not None:
-            spot, dtype = cast
-            if is_low(dtype):
-                run.facts.add(
-                    Kind.CAST,
-                    spot,
-                    dtype,
-                    None,
-                    ("the optimizer was built here", made.store["spot"]),
-                    after_optimizer=True,
-                )
-        for _, (spot, dtype, because, detail, attrs) in made.store.get("low_slots", ()):
-            run.facts.add(Kind.HOLDS, spot, dtype, Role.OPTIMIZER_STATE, because, detail, **attrs)
-        made.store["examined"] = True
-
-
-def examine(run: Run, made: Optimizer) -> None:
-    """Low trainable parameters in an optimizer: no master weights, low state, eps that vanishes."""
-    store = made.store
-    facts = run.facts
-    low: list[Any] = []
-    for param in store["params"]:
-        dtype = param.dtype
-        if not is_low(dtype):
-            continue
-        if isinstance(param, Param) and not trainable(param):
-            continue
-        if isinstance(param, (Tensor, Param)):
-            low.append(param)
-    if not low or store.get("elsewhere"):
-        return
-    trained = [p for p in store["params"] if isinstance(p, Param) and trainable(p)]
-    adapters = bool(trained) and all(is_adapter(p) for p in trained)
-    spot: Spot = store["spot"]
-    first = low[0]
-    dtype = first.dtype
-    made_low = first.store.get("spot") if isinstance(first, Param) else first.spot
-    cause = ("parameters became " + min(dtype) + " here", made_low)
-    attrs: dict[str, Any] = {"allowed_because": "adapter-only"} if adapters else {}
-    facts.add(
-        Kind.HOLDS,
-        made_low or spot,
-        dtype,
-        Role.MASTER_WEIGHT,
-        ("the optimizer is built here", spot),
-        f"{store['cls']} updates them in place",
-        **attrs,
-    )
-    if adapters and dtype == frozenset({"float16"}):
-        run.training.low_adapters.append((spot, made_low))
-    half_call = first.store.get("half_call") if isinstance(first, Param) else None
-    if half_call is not None and dtype == frozenset({"float16"}):
-        facts.add(Kind.CONFIG, half_call, dtype, None, ("the optimizer is built here", spot), precision="half-call")
-    if not _follows(store):
-        return
-    extra: dict[str, Any] = {"adapter_only": True} if adapters else {}
-    if store.get("framework"):
-        extra["chosen"] = "framework"
-    facts.add(
-        Kind.HOLDS,
-        spot,
-        dtype,
-        Role.OPTIMIZER_STATE,
-        cause,
-        f"{store['cls']} keeps its state in the parameters' dtype",
-        **extra,
-    )
-    eps = float_constant(store["eps"])
-    if eps and dtype and store["adaptive"]:
-        rounded = {rounds_to(eps, name) for name in dtype}
-        if rounded <= {"zero", "subnormal"}:
-            facts.add(Kind.EPS, spot, dtype, Role.OPTIMIZER_STATE, cause, f"eps={eps:g}", rounds_to=min(rounded))
+    tell(run, "optimizer.stepped", [made], node)
 
 
 def is_adapter(param: Param) -> bool:
     """Whether a parameter is an adapter's: PEFT put it there, or its name says so."""
     return "\0adapters" in param.store or ADAPTER.search(param.name) is not None
-
-
-def _follows(store: Store) -> bool:
-    """Whether it keeps state, in its parameters' dtype."""
-    if "keeps" in store:
-        return bool(store["keeps"] == "parameter")
-    if not store["library"].startswith("torch.optim"):
-        return False
-    momentum = float_constant(store["momentum"]) not in (0.0, None)
-    return momentum or store["adaptive"] or store["cls"] in ("Muon", "Adafactor")
 
 
 def trains(run: Run, model: Opaque) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.model.vocabulary import FLOATING, Kind
+from precaudit.model.vocabulary import FLOATING
 from precaudit.static.language import calls, classes
 from precaudit.static.language.values import (
+    Assumed,
     Autocast,
     Choice,
     Class,
@@ -23,24 +24,18 @@ from precaudit.static.language.values import (
     truth,
     unknown,
 )
-from precaudit.static.overlays.torch import opaque, operands, paths
+from precaudit.static.overlays.events import tell
+from precaudit.static.overlays.torch import opaque, operands
 from precaudit.static.overlays.torch.autocast import table
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
 
 NO_GRAD = ("torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "torch.autograd.grad_mode.no_grad")
-DEPRECATED = {
-    "torch.cuda.amp.autocast": 'torch.amp.autocast("cuda", ...)',
-    "torch.cuda.amp.GradScaler": 'torch.amp.GradScaler("cuda", ...)',
-    "torch.cpu.amp.autocast": 'torch.amp.autocast("cpu", ...)',
-    "torch.cpu.amp.GradScaler": 'torch.amp.GradScaler("cpu", ...)',
-}
 
 
 def autocast_region(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """`torch.autocast(...)` in any of its spellings."""
-    deprecated(run, name, node)
     rest = list(args)
     if name.startswith(("torch.cuda.", "torch.cpu.")):
         devices = frozenset({name.split(".")[1]})
@@ -67,15 +62,8 @@ def autocast_region(run: Run, name: str, args: list[Value], kwargs: dict[str, Va
     region = Autocast(devices, dtype, state, run.spot(node), wanted is not None, truth(cached) is True)
     if state is not False and dtype == frozenset({"float16"}):
         run.float16_region = region.spot
-        if wanted is not None and run.training.saw_scaler and region.spot is not None:
-            run.facts.add(Kind.AUTOCAST, region.spot, dtype, enabled=True, prefer="bfloat16")
+    tell(run, "autocast", [Ref(name), *args], node, region, kwargs)
     return region
-
-
-def deprecated(run: Run, name: str, node: Any) -> None:
-    """torch.cuda.amp.*: reported unless the code asks for the version or catches the failure first."""
-    if name in DEPRECATED and not run.interpreter.guarded():
-        run.facts.add(Kind.CALL, run.spot(node), "", None, None, f"use {DEPRECATED[name]}", api=name, deprecated=True)
 
 
 def enter(run: Run, value: Value, node: Any) -> tuple[Value | None, Value]:
@@ -91,7 +79,7 @@ def enter(run: Run, value: Value, node: Any) -> tuple[Value | None, Value]:
             return replace(first, dtype=dtype, enabled=enabled), value
         return (_unknown_region(run, node) if any(isinstance(o, Opaque) for o in value.options) else None), value
     if isinstance(value, Autocast):
-        return _entered(run, value), value
+        return _entered(run, value, node), value
     if isinstance(value, Context):
         return value, value
     if isinstance(value, Function) and value.kind == "manager":
@@ -111,7 +99,7 @@ def enter(run: Run, value: Value, node: Any) -> tuple[Value | None, Value]:
     return None, value
 
 
-def _entered(run: Run, region: Autocast) -> Autocast:
+def _entered(run: Run, region: Autocast, node: Any) -> Autocast:
     """The region as it runs: one without a dtype inside another of the same device keeps that one's dtype."""
     outer = run.autocast()
     if outer is not None and not region.dtype_given and region.enabled is not False:
@@ -119,7 +107,7 @@ def _entered(run: Run, region: Autocast) -> Autocast:
             return replace(region, dtype=outer.dtype)
         return replace(region, dtype=None)
     if region.enabled:
-        run.training.regions.append(region)
+        tell(run, "autocast.enter", [region], node)
     return region
 
 
@@ -172,7 +160,9 @@ def stack_method(
     if name != "enter_context" or not args:
         return opaque.result(run, [*args, *kwargs.values()], node)
     region, bound = enter(run, args[0], node)
-    if isinstance(region, Autocast) and any(paths.has(s, "assume") for s in run.interpreter.paths):
+    if isinstance(region, Autocast) and any(
+        isinstance(event, Assumed) for state in run.interpreter.paths for event in state
+    ):
         region = replace(region, enabled=None if region.enabled else region.enabled)
     if region is not None and not isinstance(region, Function):
         run.interpreter.contexts.append(region)

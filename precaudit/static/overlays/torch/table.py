@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from precaudit.static.overlays import Call, Method
-from precaudit.static.overlays.torch import calls, flags, reduction, regions, sharding
+from precaudit.static.overlays.torch import calls, reduction, regions, scaling, sharding
 
 CALLS: Mapping[str, Call] = {
     # Regions.
@@ -27,13 +27,13 @@ CALLS: Mapping[str, Call] = {
     "torch.device": regions.device,
     "torch.cuda.device": regions.null,
     # Loss scaling and optimizers.
-    "torch.amp.GradScaler": calls.scaler,
-    "torch.amp.grad_scaler.GradScaler": calls.scaler,
-    "torch.cuda.amp.GradScaler": calls.scaler,
-    "torch.cuda.amp.grad_scaler.GradScaler": calls.scaler,
-    "torch.cpu.amp.GradScaler": calls.scaler,
-    "torch.GradScaler": calls.scaler,
-    "torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler": calls.scaler,
+    "torch.amp.GradScaler": scaling.scaler,
+    "torch.amp.grad_scaler.GradScaler": scaling.scaler,
+    "torch.cuda.amp.GradScaler": scaling.scaler,
+    "torch.cuda.amp.grad_scaler.GradScaler": scaling.scaler,
+    "torch.cpu.amp.GradScaler": scaling.scaler,
+    "torch.GradScaler": scaling.scaler,
+    "torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler": scaling.scaler,
     "*.clip_grad_norm_": calls.clip,
     "*.clip_grad_value_": calls.clip,
     "*.clip_grads_with_norm_": calls.clip,
@@ -65,7 +65,7 @@ CALLS: Mapping[str, Call] = {
     "torch.utils.checkpoint.checkpoint": calls.checkpoint,
     "torch.set_default_dtype": calls.set_default_dtype,
     "torch.finfo": calls.finfo,
-    "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp": flags.reduce_in_float16,
+    "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp": calls.backend_flag,
     **dict.fromkeys(("torch.save", "pickle.dump", "cloudpickle.dump", "joblib.dump"), calls.save),
     "torch.*": calls.other,
     "torch.*.from_pretrained": calls.other,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from precaudit.static.language import conditions
 from precaudit.static.language.heap import Store
 from precaudit.static.language.values import (
     Autocast,
@@ -24,19 +23,13 @@ class Training:
     optimizers: list[Optimizer] = field(default_factory=list)
     custom: list[Instance] = field(default_factory=list)
     saw_scaler: bool = False
+    outside_scaling: bool = False
+    """The loss is scaled, or not, by a framework or by whoever calls this."""
     unscaled_backward: list[tuple[Spot, Spot | None]] = field(default_factory=list)
     scalers: list[Scaler] = field(default_factory=list)
-    enabled_if: dict[int, conditions.Condition] = field(default_factory=dict)
-    """By the identity of a scaler's store: the condition that it was given as `enabled`."""
-    losses: dict[int, set[str]] = field(default_factory=dict)
-    updates: set[int] = field(default_factory=set)
-    never_updated: list[tuple[int, Spot]] = field(default_factory=list)
     stepped_scalers: set[int] = field(default_factory=set)
-    cleared: bool = False
-    regions: list[Autocast] = field(default_factory=list)
     low_adapters: list[tuple[Spot, Spot | None]] = field(default_factory=list)
     regions_used: dict[int, Autocast] = field(default_factory=dict)
-    summed: list[tuple[Spot, Dtypes]] = field(default_factory=list)
     built_by_default: list[tuple[Spot, Dtypes, Spot, Store]] = field(default_factory=list)
     """Where a low default dtype was set, that dtype, and the module that was built under it."""
     trained: bool = False
@@ -53,12 +46,6 @@ class Training:
     """Values that a backward pass starts from, where, and whether they are losses of a loop's turns."""
     plain_backward: Spot | None = None
     """A backward pass from a loss that nothing scaled."""
-    sharded_float16: list[tuple[Spot, bool]] = field(default_factory=list)
-    """Where float16 is sharded, and whether by FSDP1."""
-    policies: list[tuple[Instance, list[Value], dict[str, Value]]] = field(default_factory=list)
-    """FSDP's mixed-precision policies, and what they are made from."""
-    policies_used: set[int | None] = field(default_factory=set)
-    """Those that models are sharded with; None where that is not known."""
     compute_dtypes: dict[int, tuple[Spot, str, Instance]] = field(default_factory=dict)
     """Identity of a config of 4-bit models -> where it was written, the dtype that they compute in, itself."""
     quantised: list[tuple[int, Store]] = field(default_factory=list)
@@ -89,10 +76,12 @@ class Training:
     """What Lightning's trainers are asked for."""
     mixed: bool = False
     """A framework's trainer is built here that may put autocast around the training step."""
-    flags: dict[str, Spot] = field(default_factory=dict)
-    """Backend flags that are set, as `matmul.allow_tf32`."""
-    penalty: Spot | None = None
-    """Where gradients of a scaled value were taken, to be differentiated again."""
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether weights are updated here and nothing scales the loss, here or outside."""
+        updated = self.updated or self.looped or self.custom
+        return bool(updated) and not self.saw_scaler and not self.outside_scaling
 
     @property
     def in_earnest(self) -> bool:
