@@ -59,24 +59,36 @@ def rebinding(run: Run, target: Any, expression: Any, value: Value) -> Value:
         held = run.interpreter.eval(target)
         if held == NONE:
             return updates.begun(run, held, tensor)
-    if not (len(terms) > 1 if mine else len(tensor.parts) > 1 and not isinstance(target, cst.Name)):
+    if mine and len(terms) > 1:
+        others: list[Value] | None = [run.interpreter.eval(t) for t in terms if t not in mine]
+    elif mine or len(tensor.parts) < 2 or isinstance(target, cst.Name):
         return value
+    else:
+        others = None
+    return _updated_from_itself(run, target, expression, value, tensor, others)
+
+
+def _updated_from_itself(
+    run: Run, target: Any, expression: Any, value: Value, tensor: Tensor, others: list[Value] | None
+) -> Value:
+    """The new value where the old one is a term beside these others; a part of the new one where they are None."""
     held = _present(run.interpreter.eval(target))
     before = operands.as_tensor(run, held)
+    mine = others is not None
     if mine and _adds(expression):
         tensor = updates.begun(run, before, tensor)
     if not isinstance(before, Tensor) or not before.low:
         return tensor
-    if not mine and not any(part is before for part in tensor.parts):
+    if others is None and not any(part is before for part in tensor.parts):
         return value
-    others = [run.interpreter.eval(t) for t in terms if t not in mine] if mine else _without(tensor.parts, before)
+    added = others if others is not None else _without(tensor.parts, before)
     if run.in_forward() and isinstance(target, cst.Name) and run.loops() and _recurs(expression, target):
         if _fed_by_its_loop(run, expression, target):
             run.bus.tell(Op(run, "recurrence", [tensor], {}, [tensor], tensor, expression))
         return value
     how = "lerp" if mine and _decays(expression, target) else "add" if not mine or _adds(expression) else "mul"
     buffer = isinstance(held, Param) and held.store.get("kind") == "buffer"
-    updates.update(run, held if buffer else before, others, expression, how, outlives_its_loop(run, target))
+    updates.update(run, held if buffer else before, added, expression, how, outlives_its_loop(run, target))
     return value if buffer else _in_its_storage(before, tensor, value)
 
 
