@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,17 +34,20 @@ class Moments(NamedTuple):
     """What belongs to block-wise codes: scales and lookup tables."""
 
 
-def blocks(kept: Iterable[Held]) -> Iterator[tuple[Held, list[Tensor] | None]]:
+def blocks(kept: Sequence[Held]) -> Iterator[tuple[Held, list[Tensor] | None]]:
     """Each tensor an optimizer keeps, or, for block-wise codes, the codes with their scales and lookup tables.
 
     Codes are 8-bit tensors of a parameter's size, or of half of it, beside smaller floating ones in the same dict or
     wrapper (https://arxiv.org/abs/2110.02861); without any scale they are something else.
     """
+    if BLOCK_CODES.isdisjoint([held.tensor.dtype for held in kept]):  # nearly always
+        yield from [(held, None) for held in kept]
+        return
     by_box: dict[Any, list[Held]] = {}
     for held in kept:
         by_box.setdefault(held.box or id(held.tensor), []).append(held)
     for box in by_box.values():
-        if not any(held.tensor.dtype in BLOCK_CODES for held in box):  # nearly always
+        if not any(held.tensor.dtype in BLOCK_CODES for held in box):
             yield from [(held, None) for held in box]
             continue
         codes = [h for h in box if h.tensor.dtype in BLOCK_CODES and h.tensor.numel() >= FEWEST_CODES]
@@ -127,7 +130,7 @@ class Contents:
     def _label(self, optimizer: Any) -> None:
         """Learns which tensors are the optimizer's, and how it calls them."""
         kept = self.kept(optimizer)
-        for held, known in zip(kept, self._tensors.known(held.tensor for held in kept), strict=True):
+        for held, known in zip(kept, self._tensors.known([held.tensor for held in kept]), strict=True):
             if not known.by_optimizer:
                 known = known or self._tensors.learn(held.tensor)
                 known.by_optimizer, known.slot = True, held.name

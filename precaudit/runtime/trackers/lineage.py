@@ -128,6 +128,8 @@ class Flow:
         self.tensors = tensors
         self.marked = False
         """Some value that is still there has a mark."""
+        self.factored = False
+        """Some such mark names low factors."""
         self.lineage_sites: dict[tuple[str, int], Site | None] = {}
         self.sums: dict[tuple[str, int], Lineage] = {}
         """Low-precision sums of gradients over several backward passes, by the line that replaces them."""
@@ -371,6 +373,7 @@ class Flow:
                 origins |= {self.tensors.learn(tensor)}
         if factors:
             self.mark(out, factors=factors[:MANY])
+            self.factored = True
         if origins and len(origins) <= MANY:
             self.mark(out, **{"from": origins, **({"decays": True} if decays or name in DECAYING else {})})
         if from_parameter:
@@ -437,4 +440,5 @@ class Flow:
         return [known.lineage for known in self.tensors.living() if known.lineage is not None]
 
     def step_boundary(self) -> None:
-        self.marked = self.marked and any(known.marks for known in self.tensors.living())
+        marks = [known.marks for known in self.tensors.living() if known.marks] if self.marked else []
+        self.marked, self.factored = bool(marks), any("factors" in each for each in marks)

@@ -101,10 +101,14 @@ class MicroBatches:
                     self._tensors.learn(leaf).is_input = True
             return
         for leaf in leaves:
-            if leaf.grad is not None and event.accumulates:
-                self._tensors.meet_gradient(leaf, leaf.grad).micro_batches += 1
-                self._window.every_micro_batch_counts |= leaf.grad.dtype in LOW
-            if self._tensors.meet_parameter(leaf):
+            gradient = leaf.grad
+            if gradient is not None and event.accumulates:
+                known = self._tensors.meet_gradient(leaf, gradient)
+                known.micro_batches += 1
+                self._window.every_micro_batch_counts |= gradient.dtype in LOW
+            else:
+                known = self._tensors.meet(leaf)
+            if self._tensors.is_trained(known):
                 self.shapes.add(tuple(private.local(leaf).shape))
         for optimizer in self._unseen.silent:
             self._bus.tell(GradientsReady(optimizer, parameters(optimizer), self.of))

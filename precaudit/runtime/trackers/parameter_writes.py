@@ -29,17 +29,17 @@ class ParameterWrites:
     def book(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Whether a parameter is updated in place, or only copied from a float32 master."""
         known = self._tensors.learn(target)
-        if known.writes is None:
-            known.writes = set()
-        kinds = known.writes
-        known.version += 1
         if self._window.phase != OPTIMIZER:
             self._bus.tell(ParameterWritten())
             if self.hand_written_at is None:
                 self.hand_written_at = user_site()
         if target.dtype not in LOW:
-            kinds.add("update")
+            self.updated(known)
             return
+        if known.writes is None:
+            known.writes = set()
+        kinds = known.writes
+        known.version += 1
         for source in sources[:1]:
             if name in COPIES:
                 marks = self._flow.of(source)
@@ -57,6 +57,15 @@ class ParameterWrites:
                 known.moved_by = self._tensors.learn(source)
         if name not in RESETS:
             kinds.add("update")
+
+    @staticmethod
+    def updated(known: Record) -> None:
+        """A wide parameter was written to: whatever it is computed from, it keeps what that gives."""
+        known.version += 1
+        if known.writes is None:
+            known.writes = {"update"}
+        else:
+            known.writes.add("update")
 
     def _copied(self, known: Record, kinds: set[str], source: Tensor, origin: Record) -> None:
         """A parameter was copied from float32: from a master, if that is there again at the next step."""

@@ -260,7 +260,11 @@ class Tensors:
 
     def meet_parameter(self, tensor: Tensor) -> bool:
         """Learns that a leaf is trained; False where its memory was known for that."""
-        leaf = self.meet(tensor)
+        return self.is_trained(self.meet(tensor))
+
+    @staticmethod
+    def is_trained(leaf: Leaf) -> bool:
+        """Learns that this leaf is trained; False where its memory was known for that."""
         if leaf.record.parameter is not None:
             return False
         leaf.record.parameter = leaf
@@ -299,7 +303,8 @@ class Tensors:
 
     def forget_expired(self) -> None:
         """Drops the records of freed memory; call at step boundaries."""
-        for key in [key for key, record in self._records.items() if record.expired]:
+        gone = private.storage_is_gone
+        for key in [key for key, record in self._records.items() if not record.storage or gone(record.storage)]:
             self._records.pop(key).forget()
         self._many = max(MANY, 2 * len(self._records))
 

@@ -50,7 +50,7 @@ class Hollow(Watcher):
             return
         most = limit() if limit() > SAMPLE else SAMPLED
         own = (private.local(p) for p in parameters)
-        samples = [t if t.numel() <= most else t.reshape(-1)[:most] for t in own if _may_be_hollow(t)]
+        samples = [_first(t, most) for t in own if _may_be_hollow(t)]
         if not samples or len({sample.device for sample in samples}) > 1:
             return
         now = private.flattened(samples)
@@ -88,6 +88,15 @@ class Hollow(Watcher):
                 evidence={"hollow": 1.0},
             ),
         )
+
+
+def _first(tensor: Tensor, most: int) -> Tensor:
+    """Its first elements, in memory where it has no gaps."""
+    if tensor.numel() <= most:
+        return tensor
+    if tensor.is_contiguous():
+        return torch.as_strided(tensor, (most,), (1,), tensor.storage_offset())
+    return tensor.reshape(-1)[:most]
 
 
 def _may_be_hollow(tensor: Tensor) -> bool:

@@ -149,9 +149,9 @@ class NonFinite(Watcher):
         by_hand = event.optimizer is self._steps.hand_written
         mine = self._writes.leaves() if by_hand else parameters(event.optimizer)
         if not event.skipped:
-            self._look(
-                "parameter", [(p, held) for p in mine if (held := private.without_graph(p)) is not None], self._found
-            )
+            own = [(p, private.local(p)) for p in mine]
+            plain = [pair for pair in own if type(pair[1]) in private.PLAIN or private.is_plain(type(pair[1]))]
+            self._look("parameter", plain, self._found)
         elif self._window.stuck and self._scale_is_low(event.scaler):
             self.gradients(mine)
         else:

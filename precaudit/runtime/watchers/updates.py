@@ -98,13 +98,15 @@ class Updates(Watcher):
 
     def before_write(self, func: Any, name: str, args: Any, kwargs: Any, out: None) -> None:
         """Follows an op that writes to what it is given, before it happens."""
+        in_step = self._follows(args)
+        if in_step and self._flat is not None:
+            return
         if not samples.limit() or not (self.replay or any_low(args) or kwargs):
             return
-        phase = self._window.phase
-        if self._follows(args):
-            if self._flat is None:
-                self.replay.write(func, args, kwargs, keeps=phase != OPTIMIZER)
+        if in_step:
+            self.replay.write(func, args, kwargs, keeps=False)
             return
+        phase = self._window.phase
         ends = name in REDUCTION_COLLECTIVES
         targets = tensors_of(args[:1]) if ends else self.replay.targets(func, args, kwargs)
         low = [target for target in targets if target.dtype in LOW]

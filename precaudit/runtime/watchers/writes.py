@@ -135,13 +135,13 @@ class Writes(Watcher):
             self._gradients.wrote(name, targets, args)
 
     def _in_optimizer(self, name: str, targets: list[Tensor], args: Any) -> None:
-        bare = not self._flow.marked and not any_low(args)
+        wide = not self._flow.factored and not any_low(args)
         for index, (target, known) in enumerate(zip(targets, self._tensors.known(targets), strict=True)):
             if known.copies_parameter and known.parameter is None:
                 known.moved_by_optimizer = True
-            if bare:  # nothing low, nothing marked: what it was computed from says nothing
+            if wide:  # what it was computed from says nothing
                 if known.parameter is not None:
-                    self._parameters.book(name, target, [])
+                    self._parameters.updated(known)
                 continue
             sources = sources_of(args[1:], index)
             if known.parameter is not None:
