@@ -262,7 +262,7 @@ def trace(path: Path, argv: Sequence[str] = ()) -> Report:
     return report
 
 
-EXPECT = re.compile(r"#\s*expect(?: (check|trace))?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
+EXPECT = re.compile(r"#\s*expect(?: (check|trace|checkpoint))?:\s*(PA\d{3}(?:\s*,\s*PA\d{3})*)")
 RAISES = re.compile(r"#\s*raises:\s*(\w+)")
 
 

@@ -1,22 +1,18 @@
-"""Tells whether a float32 tensor holds only bfloat16 values, from a sample of its bytes.
+"""Tells whether a float32 tensor holds only bfloat16 or only float16 values, from a sample of its bytes.
 
-A float32 is a bfloat16 value exactly when its low 16 bits are zero: bytes 0 and 1 of 4, as files store them.
+A float32 is a bfloat16 value exactly when its low 16 bits are zero: bytes 0 and 1 of 4, as files store them. That its
+low 13 bits are zero makes it a float16 value where it is within that dtype's range, which a part of the sample shows.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from precaudit.checkpoint.leaves import Piece, Tensor
+from precaudit.checkpoint.leaves import Tensor
+from precaudit.checkpoint.values import chunks
 from precaudit.disk import opened
 
-SAMPLE = 65_536
-"""Elements that are looked at of one tensor; a smaller one is read whole."""
-PLACES = 64
-"""Runs, evenly spread, that a sample is made of."""
 ENOUGH_VALUES = 64
 """Distinct values below which a tensor tells nothing: ones and zeros are bfloat16 values in any dtype."""
 
@@ -24,13 +20,16 @@ LOOKED_UP = 256
 """Elements of one run whose values are told apart: that costs 0.2 µs each, and 64 different ones are enough."""
 
 
+ENDS_IN_FIVE_ZEROS = bytes(range(0, 256, 32))
+
+
 class Look(NamedTuple):
     """What a sample of one float32 tensor says."""
 
-    hollow: bool
-    """Every element seen is a bfloat16 value, of at least 64 different ones."""
+    hollow: str
+    """Every element seen is a value of this dtype, of at least 64 different ones; empty where it is float32."""
     tells: bool
-    """Its values differ enough to say so, or one of them is no bfloat16 value."""
+    """Its values differ enough to say so, or one of them is no such value."""
     seen: int
     """Elements looked at."""
 
@@ -40,41 +39,48 @@ def look(tensor: Tensor) -> Look | None:
     seen, values = 0, set[int]()
     if not tensor.pieces:
         return None
-    budget = SAMPLE // len(tensor.pieces)
-    for piece in tensor.pieces:
-        for run in _runs(piece, budget):
-            run = run[: len(run) // 4 * 4]
-            seen += len(run) // 4
-            if run[0::4].strip(b"\0") or run[1::4].strip(b"\0"):
-                return Look(False, True, seen)
-            if len(values) < ENOUGH_VALUES:
-                numbers = memoryview(run).cast("I")
-                values.update(numbers[:: max(1, len(numbers) // LOOKED_UP)])
+    left = {"bfloat16", "float16"}
+    for run in chunks(tensor.pieces, 4, whole=False):
+        seen += len(run) // 4
+        if run[0::4].strip(b"\0"):
+            return Look("", True, seen)
+        second = run[1::4]
+        if second.strip(b"\0"):
+            left.discard("bfloat16")
+        numbers = memoryview(run).cast("I")
+        some = numbers[:: max(1, len(numbers) // LOOKED_UP)].tolist()
+        if "float16" in left and (second.translate(None, ENDS_IN_FIVE_ZEROS) or not _are_float16(some)):
+            left.discard("float16")
+        if not left:
+            return Look("", True, seen)
+        if len(values) < ENOUGH_VALUES:
+            values.update(some)
     enough = len(values) >= ENOUGH_VALUES
-    return Look(enough, enough, seen)
+    return Look(min(left) if enough else "", enough, seen)
 
 
-def _runs(piece: Piece, budget: int) -> Iterator[bytes]:
-    """The bytes of a piece, or evenly spread runs of them that hold `budget` elements together."""
-    elements = piece.length // 4
-    if elements <= budget:
-        starts, run = [0] if elements else [], elements
-    else:
-        run = max(1, budget // PLACES)
-        starts = [index * (elements - run) // (PLACES - 1) for index in range(PLACES)]
-    with opened(piece.file, buffering=0) as file:
-        for start in starts:
-            file.seek(piece.offset + 4 * start, os.SEEK_SET)
-            yield file.read(4 * run)
+def _are_float16(numbers: list[int]) -> bool:
+    """Whether these float32 numbers, given by their bits, all survive a round trip through float16."""
+    raw = struct.pack(f"<{len(numbers)}I", *numbers)
+    wide = struct.unpack(f"<{len(numbers)}f", raw)
+    try:
+        return struct.unpack(f"<{len(wide)}e", struct.pack(f"<{len(wide)}e", *wide)) == wide
+    except OverflowError:
+        return False
 
 
 def scalar(tensor: Tensor) -> float | None:
     """The value of a tensor of one element, such as an optimizer's step; None for other tensors and dtypes."""
-    code = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}.get(tensor.dtype)
+    codes = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i", "float16": "<e", "bfloat16": "<H"}
+    code = codes.get(tensor.dtype)
     if code is None or tensor.numel != 1 or not tensor.pieces:
         return None
     piece = tensor.pieces[0]
     with opened(piece.file) as file:
         file.seek(piece.offset)
         raw = file.read(struct.calcsize(code))
-    return float(struct.unpack(code, raw)[0]) if len(raw) == struct.calcsize(code) else None
+    if len(raw) != struct.calcsize(code):
+        return None
+    if tensor.dtype == "bfloat16":
+        code, raw = "<f", b"\0\0" + raw
+    return float(struct.unpack(code, raw)[0])

@@ -19,7 +19,7 @@ from precaudit.checkpoint.pickles import Global, Made
 from precaudit.checkpoint.torch_zip import inert, read_part
 
 METADATA = ".metadata"
-MOST_PARTS = 4
+MOST_PARTS = 32
 """Parts of one tensor whose content is looked at."""
 
 

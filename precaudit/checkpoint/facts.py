@@ -14,6 +14,7 @@ from precaudit.checkpoint.folders import Checkpoint
 from precaudit.checkpoint.formats import Contents
 from precaudit.checkpoint.leaves import Keys, Tensor
 from precaudit.checkpoint.roles import Names, Part, proves_scaling, sort
+from precaudit.checkpoint.values import SAMPLE
 from precaudit.model.vocabulary import LOW, Fact, Kind, Role, Scalar, Site
 
 MOSTLY = 0.9
@@ -77,6 +78,8 @@ class Holdings:
     """What says that a float16 loss was scaled."""
     steps: list[float] = field(default_factory=list)
     """The optimizer's step counters."""
+    counters: list[Held] = field(default_factory=list)
+    """Those of them that are tensors."""
     on_cpu: bool = False
 
     def add(self, file: Path, contents: Contents) -> None:
@@ -89,6 +92,8 @@ class Holdings:
                 self.tensors.append(Held(file, keys, value, part))
             if part is Part.STEP and names.in_optimizer(keys):
                 self._count(content.scalar(value) if isinstance(value, Tensor) else value)
+                if isinstance(value, Tensor):
+                    self.counters.append(self.tensors[-1])
             elif part is Part.SCALER:
                 self.scaler = True
                 scale = content.scalar(value) if isinstance(value, Tensor) else value
@@ -117,14 +122,16 @@ class Holdings:
 
 
 def facts_of(holdings: Holdings, shown: str) -> tuple[list[Fact], list[str]]:
-    """The Facts of one checkpoint, and notes on what of it was sampled. `shown` is its path for the reader."""
-    maker = _Maker(holdings, shown)
+    """The Facts of one checkpoint by its dtypes, and notes on what was sampled. `shown` is its path for the reader."""
+    maker = Maker(holdings, shown)
     found = [*maker.held(), *maker.low(), *maker.scaling()]
     hollow, notes = maker.hollow()
     return [*found, *hollow], notes
 
 
-class _Maker:
+class Maker:
+    """Makes the Facts of one checkpoint, and knows which of its tensors an optimizer trains."""
+
     def __init__(self, holdings: Holdings, shown: str) -> None:
         self.holdings, self.shown = holdings, shown
         self.masters = holdings.of(Part.MASTER)
@@ -228,7 +235,7 @@ class _Maker:
             )
 
     def hollow(self) -> tuple[list[Fact], list[str]]:
-        """Float32 weights that hold only bfloat16 values; where an optimizer has stepped, those that it trains."""
+        """Float32 weights that hold only a low dtype's values; where an optimizer has stepped, those that it trains."""
         weights = self.masters or self.holdings.of(Part.WEIGHT, Part.ADAPTER)
         wide = [held for held in weights if held.tensor.dtype == "float32" and held.tensor.numel]
         looks = [(held, seen) for held in wide if (seen := content.look(held.tensor)) is not None]
@@ -243,7 +250,7 @@ class _Maker:
         if parts:
             notes.append(
                 f"{self.shown}: float32 content: of {len(parts):,} tensor{'s' * (len(parts) != 1)} "
-                f"{content.SAMPLE:,} elements each were looked at, {whole:,} read whole"
+                f"{SAMPLE:,} elements each were looked at, {whole:,} read whole"
             )
         if unread := len(wide) - len(looks):
             notes.append(f"{self.shown}: the content of {unread:,} float32 tensors cannot be read in place")
@@ -254,6 +261,9 @@ class _Maker:
             return [], notes
         step = max([*self.holdings.steps, self.holdings.checkpoint.steps]) if self.holdings.steps else 0
         after = f" after {step:,.0f} optimizer step{'s' * (step != 1)}" if restored and step else ""
+        kept = Counter[str]()
+        for held, seen in telling:
+            kept[seen.hollow] += held.tensor.numel if seen.hollow else 0
         fact = Fact(
             Kind.HOLLOW,
             "float32",
@@ -262,7 +272,7 @@ class _Maker:
             detail=f"{len(empty):,} of {len(telling):,} weights whose content tells{after}",
             count=len(empty),
             bytes=sum(held.tensor.size for held in empty),
-            attrs={"checkpoint": True, "restored": restored},
+            attrs={"checkpoint": True, "restored": restored, "content": kept.most_common(1)[0][0]},
             evidence={"hollow": share},
         )
         return [fact], notes

@@ -12,6 +12,7 @@ from precaudit.checkpoint.facts import Holdings, facts_of
 from precaudit.checkpoint.folders import Checkpoint, discover
 from precaudit.checkpoint.leaves import Unreadable
 from precaudit.checkpoint.roles import Part
+from precaudit.checkpoint.value_facts import value_facts
 from precaudit.errors import UsageError
 from precaudit.model.vocabulary import Fact
 
@@ -34,8 +35,8 @@ class Examined:
     notes: list[str] = field(default_factory=list)
 
 
-def examine(names: Sequence[str]) -> Examined:
-    """The Facts at these paths, files or folders. Raises UsageError for one that is not there."""
+def examine(names: Sequence[str], whole: bool = True) -> Examined:
+    """The Facts at these paths, files or folders: of all values, or of a sample. Raises UsageError for none there."""
     result = Examined()
     for name in names:
         path = Path(name)
@@ -43,13 +44,13 @@ def examine(names: Sequence[str]) -> Examined:
             raise UsageError(f"{name}: no such file or folder")
         try:
             for checkpoint in discover(path):
-                _one(checkpoint, result)
+                _one(checkpoint, result, whole)
         except OSError as error:
             result.skipped.append(f"{error.filename or name}: cannot be read: {error.strerror}")
     return result
 
 
-def _one(checkpoint: Checkpoint, result: Examined) -> None:
+def _one(checkpoint: Checkpoint, result: Examined, whole: bool) -> None:
     holdings = Holdings(checkpoint)
     result.skipped += checkpoint.problems
     counted: set[object] = set()
@@ -85,6 +86,9 @@ def _one(checkpoint: Checkpoint, result: Examined) -> None:
         result.bytes += 0 if key in counted else held.tensor.size
         counted.add(key)
     facts, notes = facts_of(holdings, os.fspath(checkpoint.path))
+    result.facts += facts
+    result.notes += notes
+    facts, notes = value_facts(holdings, os.fspath(checkpoint.path), whole)
     result.facts += facts
     result.notes += notes
     unknown = [held for held in holdings.of(Part.OTHER) if held.tensor.dtype.startswith(("float", "bfloat"))]

@@ -27,7 +27,7 @@ ALWAYS = {
 """Roles that are shown where nothing of them is in the checkpoint too, and what to say then."""
 
 
-@click.command(short_help="Report the dtypes and hollow float32 of saved checkpoints.")
+@click.command(short_help="Report the dtypes and broken values of saved checkpoints.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--select", multiple=True, metavar="RULES", help="Only these rules: ids, names or prefixes (PA6).")
 @click.option("--ignore", multiple=True, metavar="RULES", help="Not these rules.")
@@ -41,9 +41,16 @@ ALWAYS = {
 @click.option("--exit-zero", is_flag=True, help="Exit 0 even with findings.")
 @click.option("--output-format", metavar="FORMAT", help="How to show it.  [default: text]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the report to this file.")
+@click.option(
+    "--values",
+    type=click.Choice(("full", "sampled")),
+    default="full",
+    show_default=True,
+    help="Look for NaN, inf and the like in all values, or in 65,536 of each tensor.",
+)
 @click.option("-v", "--verbose", "--notes", count=True, help="Also notes and details.")
 def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str | None, **given: Any) -> int:
-    """Report the dtypes of checkpoints, roles by name, and float32 that holds only bfloat16 values.
+    """Report dtypes and values of checkpoints: roles by name, NaN, weights that never moved, float32 that is hollow.
 
     Reads safetensors, torch.save's files, torch.distributed.checkpoint, and the folders of DeepSpeed, HF Trainer,
     accelerate, Lightning and PEFT. No pickle is ever executed, and torch need not be installed.
@@ -63,7 +70,7 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
         check_writable(output)
     book = rulebook.load()
     chosen = chosen_rules(book, given["select"], given["ignore"])
-    found = examine(paths)
+    found = examine(paths, whole=given["values"] == "full")
     for line in found.skipped:
         say(line)
     report = build(found, chosen, book)

@@ -136,7 +136,7 @@ class SkippedSteps(TypedDict, total=False):
 class NonFinite(TypedDict, total=False):
     """A `role` was NaN or inf."""
 
-    what: Literal["loss", "gradient", "parameter"]
+    what: Literal["loss", "gradient", "parameter", "optimizer state"]
     value: Literal["nan", "inf"]
     follows: bool
     """Something worse is told of in the same step."""
@@ -174,7 +174,7 @@ class Cast(TypedDict, total=False):
 
 
 class Hollow(TypedDict, total=False):
-    """float32 tensors whose content is bfloat16."""
+    """float32 tensors whose content is bfloat16 or float16."""
 
     after_step: bool
     """An applied step left them so."""
@@ -182,6 +182,8 @@ class Hollow(TypedDict, total=False):
     """Optimizer state with step > 0 stands beside them."""
     checkpoint: bool
     """They are tensors in a file."""
+    content: Literal["bfloat16", "float16"]
+    """The dtype whose values they hold."""
 
 
 class Autocast(TypedDict, total=False):
@@ -216,6 +218,11 @@ class Checkpoint(TypedDict, total=False):
     """Masters or optimizer state are in `dtype`."""
     trained_low: bool
     """The weights were low in training already, by the optimizer state beside them."""
+    values: Literal["negative", "apart", "initial"]
+    """What is wrong with what tensors hold: second moments below zero, masters that are not what their weights were
+    rounded from, weights that stand where they began."""
+    content: Literal["bfloat16", "float16"]
+    """The only values that float32 weights hold."""
 
 
 class Call(TypedDict, total=False):

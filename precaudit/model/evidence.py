@@ -56,6 +56,8 @@ EVIDENCE: Mapping[str, Evidence] = {
     "inf_share": Evidence(Unit.SHARE, "{} of the values are inf or nan"),
     "skipped_share": Evidence(Unit.SHARE, "{} of the attempted steps were skipped"),
     "hollow": Evidence(Unit.SHARE, "{} of the float32 elements hold only bfloat16 values"),
+    "negative_share": Evidence(Unit.SHARE, "{} of these second moments are below zero"),
+    "masters_apart": Evidence(Unit.SHARE, "{} of the weights looked at are not what their masters round to"),
     "headroom": Evidence(Unit.BITS, "{} bits of room below the largest finite value", smaller_is_worse=True),
     "infinite": Evidence(Unit.COUNT, "{} of the parameters held inf or nan and were not measured"),
     "exact_update_error": Evidence(Unit.SHARE, "against float64 the updates are off by {} of their norm", effect=True),

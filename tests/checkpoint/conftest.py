@@ -74,12 +74,13 @@ def trained() -> Callable[..., Trained]:
 
 
 def lower(value: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The same containers with every floating tensor cast."""
+    """The same containers with every floating tensor cast, step counters aside."""
     if isinstance(value, dict):
         return {key: lower(item, dtype) for key, item in value.items()}
     if isinstance(value, list):
         return [lower(item, dtype) for item in value]
-    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    floating = isinstance(value, torch.Tensor) and value.dim() and value.is_floating_point()
+    return value.to(dtype) if floating else value
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:

@@ -67,11 +67,18 @@ def _by_name(run: Run, value: Value) -> Value:
 
 def _low_weights_saved(op: Op, entries: list[Value]) -> None:
     """Weights are written low beside the optimizer's state, and nowhere in float32: a resumed run begins from them."""
+    if any(isinstance(entry, Seq) and _may_be_masters(entry) for entry in entries):
+        return
     weights = [w for entry in entries for w in _weights(op.run, entry)]
     low = [w for w in weights if w.low]
     if low and len(low) == len(weights):
         because = ("the weights were cast here", low[0].spot)
         op.run.facts.add(Kind.CHECKPOINT, op.spot, low[0].dtype, Role.MASTER_WEIGHT, because, low=True)
+
+
+def _may_be_masters(entry: Seq) -> bool:
+    """A list that holds anything wide: `[master.detach() for master in masters]`."""
+    return entry.open or any(isinstance(item, Tensor) and not item.low for item in entry.items)
 
 
 def _low_state_saved(op: Op, states: list[Tensor]) -> None:
