@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import sys
+from functools import cached_property
 from pathlib import Path
 
 from precaudit.disk import read
@@ -17,6 +18,7 @@ from precaudit.static.imports import MAX_FOLDERS, locate, origins
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
 from precaudit.static.language.values import ModuleRef, Value
+from precaudit.static.named_files import named, says_low
 from precaudit.static.overlays.answers import Answers
 from precaudit.static.overlays.run import Run
 from precaudit.static.reach.relevance import leads_to
@@ -35,13 +37,27 @@ MAX_SIBLING_BYTES = 60_000
 class Siblings:
     """Finds and runs the modules of the same project that a file imports."""
 
-    def __init__(self, run: Run, trains: bool) -> None:
+    def __init__(self, run: Run, source: Source, trains: bool) -> None:
         self.run = run
+        self.source = source
         self.trains = trains
         """Whether the file under check trains: for any other, modules in folders above and re-exports are not read."""
         self.loaded: dict[Path, ModuleRef | None] = {}
         self.hashes: dict[str, str] = {}
         self.runs = 0
+
+    @cached_property
+    def low_by_config(self) -> bool:
+        """Whether a data file that the script reads says a low dtype, which any module may make a dtype of."""
+        if not self.trains or self.source.file is None:
+            return False
+        for path in named(str(self.source.file), self.source.text.encode("utf-8", "replace")):
+            try:
+                if says_low(read(path)):
+                    return True
+            except OSError:
+                continue
+        return False
 
     def find(self, source: Source, name: str, level: int) -> ModuleRef | None:
         """The module that `from <level dots><name> import` names, if its file is of the same project."""
@@ -92,11 +108,11 @@ class Siblings:
         try:
             raw = read(path)
             self.hashes[str(path)] = digest(raw)
-            if len(raw) > MAX_SIBLING_BYTES or (
-                not (beside and not level) and not may_hold_a_finding(raw) and not _hands_on(path, raw)
-            ):
+            by_config = b"dtype" in raw and self.low_by_config
+            may_matter = (beside and not level) or may_hold_a_finding(raw) or _hands_on(path, raw) or by_config
+            if len(raw) > MAX_SIBLING_BYTES or not may_matter:
                 return
-            if wanted and not beside and wanted not in leads_to(raw):
+            if wanted and not beside and not by_config and wanted not in leads_to(raw):
                 del self.loaded[path]
                 return
             way = os.path.relpath(path, source.file_folder)
@@ -120,7 +136,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     run = Run(Answers)
     detectors.attach(run.bus)
     interpreter = run.interpreter
-    siblings = Siblings(run, trains(source.text.encode("utf-8", "replace")))
+    siblings = Siblings(run, source, trains(source.text.encode("utf-8", "replace")))
     interpreter.find_module = siblings.find
     interpreter.find_name = siblings.find_name
     run.read_beside = siblings.read
