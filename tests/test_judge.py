@@ -128,6 +128,7 @@ SPOKEN: list[tuple[Fact, dict[str, str]]] = [
     (fact("config", "bfloat16", key="grad_accum_dtype", many_micro_batches=True), {"PA803": "warning"}),
     (fact("loss_scaling", extreme=True), {"PA804": "warning"}),
     (fact("config", mismatch=True), {"PA805": "error"}),
+    (holds("master_weight", "bfloat16", chosen="checkpoint"), {"PA101": "warning"}),
     (holds("master_weight", "float16", trainer_fp16=True), {"PA101": "warning", "PA806": "error"}),
     (fact("config", precision="16-true"), {"PA807": "error"}),
     (fact("config", precision="bf16-true"), {"PA807": "warning"}),

@@ -65,8 +65,8 @@ class Holds(TypedDict, total=False):
     """A reduction stored again at every element; one that comes near float16's 65504."""
     representable: bool
     """Whether the dtype holds these positions exactly."""
-    chosen: Literal["explicit", "framework", "default"]
-    """Who chose the dtype: the user's own line, a framework's setting, nobody."""
+    chosen: Literal["explicit", "framework", "default", "checkpoint"]
+    """Who chose the dtype: the user's own line, a framework's setting, nobody, a checkpoint that is not at hand."""
     by: Literal["buffer_dtype", "cross_entropy", "hook"]
     """The setting of FSDP1 that cast running statistics; the function around a softmax; DDP's communication hook."""
     trainer_fp16: bool

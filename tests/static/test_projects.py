@@ -121,3 +121,23 @@ def test_what_a_module_does_only_when_it_is_run_is_not_done_by_an_import(low: bo
     (tmp_path / "precision.py").write_text(PRECISION.replace('name="low"', 'name="full"') + lowering)
     (tmp_path / "train.py").write_text(SCRIPT.format(imports="from precision import cast", model=CAST))
     assert {rule for rule, _ in rules_of(tmp_path)} == ({"PA101", "PA301"} if low else set())
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_a_module_far_away_makes_a_dtype_of_what_a_config_says(low: bool, tmp_path: Path) -> None:
+    config = (
+        "import torch\nfrom pydantic import BaseModel\n\n\nclass RunConfig(BaseModel):\n    dtype: str = 'float32'\n"
+        "    def torch_dtype(self):\n        return getattr(torch, self.dtype)\n"
+    )
+    imports = "import json\nfrom lib.config import RunConfig\ncfg = RunConfig(**json.load(open('run.json')))"
+    files = {
+        "scripts/train.py": SCRIPT.format(imports=imports, model="nn.Linear(8, 8).to(cfg.torch_dtype())"),
+        "scripts/run.json": '{"dtype": "bfloat16"}' if low else "{}",
+        "lib/__init__.py": "",
+        "lib/config.py": config,
+        "pyproject.toml": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert {rule for rule, _ in rules_of(tmp_path)} == ({"PA101", "PA301"} if low else set())

@@ -65,7 +65,7 @@ def from_pretrained(run: Run, name: str, args: list[Value], kwargs: dict[str, Va
         store["spot"] = run.spot(node)
     elif (given is None or constant(given) == "auto") and name.startswith("transformers."):
         path = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        comes = checkpoints.asked_for_none(run, name, path, run.spot(node))
+        comes = checkpoints.asked_for_none(run, path, run.spot(node))
         if comes is not None:
             store["\0comes"] = (comes, run.spot(node), given is not None)
     return Opaque(store)
@@ -158,11 +158,13 @@ def _trains(run: Run, model: Value, arguments: Instance, own_optimizer: bool, no
 
 def as_it_comes(run: Run, store: Store, because: tuple[str, Spot | None]) -> None:
     """A model that from_pretrained was told no dtype of is trained: in the checkpoint's own."""
-    dtype, spot, auto = store["\0comes"]
+    comes, spot, auto = store["\0comes"]
     certain = auto or checkpoints.keeps_dtype(run, spot)
+    if certain is False:
+        return
     detail = "from_pretrained keeps the checkpoint's dtype" + ("" if auto else ", from transformers 5 on")
-    chosen = "framework" if certain else "default"
-    run.facts.add(Kind.HOLDS, spot, dtype, Role.MASTER_WEIGHT, because, detail, chosen=chosen)
+    chosen = ("framework" if comes.known else "checkpoint") if certain else "default"
+    run.facts.add(Kind.HOLDS, spot, comes.dtype, Role.MASTER_WEIGHT, because, detail, chosen=chosen)
 
 
 def save_pretrained(
