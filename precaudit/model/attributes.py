@@ -69,6 +69,8 @@ class Holds(TypedDict, total=False):
     """Who chose the dtype: the user's own line, a framework's setting, nobody, a checkpoint that is not at hand."""
     by: Literal["buffer_dtype", "cross_entropy", "hook"]
     """The setting of FSDP1 that cast running statistics; the function around a softmax; DDP's communication hook."""
+    single: bool
+    """Each row's own loss is used, and not only their mean: cross_entropy(reduction="none")."""
     trainer_fp16: bool
     """The model was given to Trainer(fp16=True)."""
     swapped: bool

@@ -50,6 +50,7 @@ EVIDENCE: Mapping[str, Evidence] = {
     "target_error": Evidence(Unit.SHARE, "rounding moves the targets by {} of their spread"),
     "choices_changed": Evidence(Unit.SHARE, "{} of the rows would choose otherwise in float32"),
     "log_prob_error": Evidence(Unit.NATS, "log-probabilities are off by {} on average"),
+    "loss_error": Evidence(Unit.NATS, "the loss is off by {}"),
     "positions_wrong": Evidence(Unit.SHARE, "{} of the positions are wrong"),
     "phase_error": Evidence(Unit.RADIANS, "phases are off by up to {} radians"),
     "certain_share": Evidence(Unit.SHARE, "{} of the probabilities are exactly 0 or 1"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import harness
 import pytest
 import torch
 import torch.nn.functional as F
 from test_autocast_tables import CALLS, PAIRS, TABLES, first
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from precaudit.preflight.layer import Layer
 
@@ -114,3 +116,60 @@ def test_custom_fwd_casts_its_inputs(layer: Layer) -> None:
     with torch.autocast("cuda", torch.float16):
         Double.apply(torch.ones(2, device="cuda", dtype=torch.float16))
     assert seen == [torch.float32, False]
+
+
+LOW_INSIDE = {"_softmax", "_log_softmax", "pow", "exp", "log", "sum", "prod", "norm", "linalg_vector_norm", "logsumexp"}
+"""Kernels that CUDA's autocast is there to keep in float32."""
+
+
+@pytest.mark.parametrize("op", [op for op in TABLES["cuda"]["float32"] if op not in UNLIKE])
+def test_a_float32_op_is_float32_inside_but_for_those_that_the_table_names(op: str, layer: Layer) -> None:
+    """By what the kernels do: none of them takes and gives half precision inside of an op that is float32 outside."""
+    low: set[str] = set()
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            name = func._schema.name.removeprefix("aten::")
+            if name in LOW_INSIDE and isinstance(out, torch.Tensor) and out.dtype is torch.bfloat16:
+                low.add(name)
+            return out
+
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        make = made(torch.bfloat16)
+        with Kernels():
+            CALLS[op](make)
+    assert bool(low) is (op in TABLES["cuda"]["low_inside"]), low
+
+
+@pytest.mark.parametrize(
+    ("reduction", "rows", "severity", "message"),
+    [
+        ("mean", 8192, "note", "bfloat16; only its mean is used"),
+        ("none", 8192, "warning", "bfloat16, and each row of it is used"),
+        ("mean", 16, "warning", "bfloat16, and the loss shows it"),
+    ],
+)
+def test_low_logits_of_cross_entropy_weigh_by_what_is_made_of_them(
+    layer: Layer, reduction: str, rows: int, severity: str, message: str
+) -> None:
+    """The mean over 8192 rows is off by less than 1e-3, that over 16 by more."""
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(16, 32).cuda()
+        optimizer = torch.optim.AdamW(model.parameters())
+        for _ in range(4):
+            x, y = torch.randn(rows, 16, device="cuda"), torch.randint(0, 32, (rows,), device="cuda")
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = F.cross_entropy(model(x) * 5, y, reduction=reduction)
+            (loss if reduction == "mean" else loss.mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    report = harness.trace_call(train, preflight=layer.told)
+    (found,) = (finding for finding in report.findings if finding.rule == "PA404")
+    assert found.severity.value == severity
+    assert found.message == f"CUDA autocast leaves cross_entropy's log_softmax in {message}: log_softmax"
+    if reduction == "mean":
+        assert (found.evidence.get("loss_error", 0.0) >= 1e-3) is (severity == "warning")

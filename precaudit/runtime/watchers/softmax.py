@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
 from ..dtypes import DTYPE_NAMES, LOW
@@ -22,15 +23,41 @@ from ..trackers.lineage import Flow
 from ..trackers.samples import limit, sample
 from . import BACKWARD, FORWARD, Registration, Watcher
 
+ROWS = 64
+"""Rows whose loss is compared with float32 where the tensor is long."""
 
-def _in_cross_entropy() -> bool:
-    """Whether the user's line called torch's cross_entropy, or its module, and that the op that runs now."""
+
+def _cross_entropy() -> FrameType | None:
+    """The frame of torch's cross_entropy, where the user's line called that or its module, and that the op."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_user_file(frame.f_code.co_filename):
         if frame.f_code.co_name == "cross_entropy":
-            return True
+            return frame
         frame = frame.f_back
-    return False
+    return None
+
+
+def _loss_error(scores: Tensor, out: Tensor, target: Any) -> Tensor | None:
+    """How far the mean of what cross_entropy takes is from float32; of a sample, what exceeds its own noise."""
+    if (
+        not isinstance(target, Tensor)
+        or scores.ndim != 2
+        or target.shape != scores.shape[:1]
+        or target.is_floating_point()
+    ):
+        return None
+    step = max(1, -(-len(scores) // max(ROWS, limit() // max(1, scores.shape[1]))))
+    rows, classes = scores[::step], target[::step, None]
+    seen = (classes >= 0) & (classes < scores.shape[1])
+    place = torch.where(seen, classes, 0)
+    low = out.detach()[::step].gather(1, place).double()
+    error = (low - torch.log_softmax(rows.float(), -1).gather(1, place)) * seen
+    count = seen.sum().clamp(min=1)
+    mean = error.sum() / count
+    if step == 1:
+        return mean.abs()
+    spread = ((error - mean).square() * seen).sum().div(count).sqrt()
+    return (mean.abs() - 3 * spread / count.sqrt()).clamp(min=0)
 
 
 class Softmax(Watcher):
@@ -73,9 +100,15 @@ class Softmax(Watcher):
             self._entering.mark(out, seen)
         elif not seen.confirmed:
             self._log_softmaxes.append(seen)
-        if seen.count == 1 and _in_cross_entropy():
-            seen.attrs["by"] = "cross_entropy"
         scores, dim = args[0].detach(), args[1]
+        around = _cross_entropy() if seen.count <= 4 else None
+        if around is not None:
+            seen.attrs["by"] = "cross_entropy"
+            if around.f_locals.get("reduction") == "none":
+                seen.attrs["single"] = True
+            off = _loss_error(scores, out, around.f_locals.get("target")) if limit() and scores.numel() else None
+            if off is not None:
+                self.ledger.defer([off, torch.ones_like(off)], self.flow.share(seen, "loss_error"))
         if seen.count > 4 or not limit() or not scores.numel() or dim not in (-1, scores.ndim - 1):
             return
         width = scores.shape[-1]

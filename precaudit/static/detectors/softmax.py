@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.detectors import reaching
-from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor
+from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, constant
 from precaudit.static.overlays.bus import Bus
 from precaudit.static.overlays.events import Op
+from precaudit.static.overlays.torch.autocast import table_for
 from precaudit.static.overlays.torch.opnames import LOSSES, POINTWISE
 
 SOFTMAX: Mark[tuple[Spot, Dtypes]] = Mark(stays=True)
@@ -38,6 +39,7 @@ def listen(bus: Bus) -> None:
     bus.on(WITH_TARGETS, _target, low_only=False)
     bus.on("log_softmax", lambda op: LOG_TARGET.put(op.result, _place(op)))
     bus.on("cross_entropy", _cross_entropy)
+    bus.on("cross_entropy", _cross_entropy_inside, low_only=False)
 
 
 def _made(op: Op) -> None:
@@ -80,6 +82,23 @@ def _cross_entropy(op: Op) -> None:
         op.run.facts.add(
             Kind.HOLDS, op.spot, result.dtype, Role.SOFTMAX, because, detail, feeds="loss", by="cross_entropy"
         )
+
+
+def _cross_entropy_inside(op: Op) -> None:
+    """CUDA's autocast gives a float32 loss of low logits, and takes their log_softmax as they are."""
+    logits, region, reduction = op.operand(0), op.run.autocast(), op.argument(6, "reduction")
+    if not isinstance(logits, Tensor) or not logits.low or op.low or region is None or region.enabled is not True:
+        return
+    if "cross_entropy" not in table_for(region.devices).low_inside or not op.run.grad():
+        return
+    dtype = next(iter(logits.dtype)) if logits.dtype and len(logits.dtype) == 1 else ""
+    if "differentiable" in logits.marks and dtype:
+        because = ("its input became low here", logits.spot)
+        single = {"single": True} if constant(reduction) == "none" else {}
+        op.run.facts.add(
+            Kind.HOLDS, op.spot, logits.dtype, Role.SOFTMAX, because, "cross_entropy is computed on them",
+            feeds="loss", by="cross_entropy", autocast=f"{dtype} on cuda", **single,
+        )  # fmt: skip
 
 
 def _factor(op: Op) -> None:

@@ -17,13 +17,15 @@ class Table(NamedTuple):
     lower: frozenset[str]
     float32: frozenset[str]
     banned: frozenset[str]
+    low_inside: frozenset[str]
+    """Of `float32`: a step inside runs in the dtype that it is given."""
 
 
 @cache
 def table(device: str) -> Table:
     """The table of "cuda" or "cpu"."""
     raw = parse_toml(read_text(rules_folder() / "profiles" / f"autocast-{device}.toml"))
-    lists = (frozenset(raw[name]) for name in ("lower", "float32", "banned"))
+    lists = (frozenset(raw.get(name, ())) for name in ("lower", "float32", "banned", "low_inside"))
     return Table(raw["default_dtype"], *lists)
 
 
