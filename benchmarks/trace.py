@@ -18,6 +18,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures" / "scripts")]
 
+import identity  # noqa: E402
+import page  # noqa: E402
+from page import AFTER, BEFORE, EMPTY, TRACED  # noqa: E402
 from shapes import MEMORY, SHAPES, Program, Shape  # noqa: E402
 
 from precaudit.runtime import session as runtime  # noqa: E402
 
-TRACED, BEFORE, AFTER = "precaudit, traced steps", "precaudit, before the window", "precaudit, after the trace"
 BEFORE_GOAL, AFTER_GOAL = 1.05, 1.00
 WARM_UP = 3
 FAR = 1_000_000
@@ -65,11 +68,17 @@ def debug_mode() -> Iterator[None]:
         yield
 
 
+def settings(skip: int, steps: int) -> dict[str, Any]:
+    """Those of a trace that writes nothing."""
+    attempts = 25 + steps
+    window = {"skip": skip, "steps": steps, "attempts": attempts, "keep_going": True, "values": "sample"}
+    return {**window, "ranks_folder": None, "cwd": os.getcwd()}
+
+
 @contextlib.contextmanager
 def trace(skip: int, steps: int) -> Iterator[None]:
     """The trace around some steps; its evidence and its end are inside."""
-    settings = {"skip": skip, "steps": steps, "attempts": 25 + steps, "keep_going": True, "values": "sample"}
-    session = runtime.start({**settings, "ranks_folder": None, "cwd": os.getcwd()})
+    session = runtime.start(settings(skip, steps))
     try:
         yield
     finally:
@@ -92,7 +101,7 @@ def measure(shape: Shape, rounds: int) -> dict[str, Any]:
         program.step()
     variants: dict[str, Callable[[], list[float]]] = {
         "untraced": lambda: program.steps(count),
-        "empty dispatch mode": lambda: under(program, Empty, count),
+        EMPTY: lambda: under(program, Empty, count),
         "DebugMode": lambda: under(program, debug_mode, count),
         BEFORE: lambda: under(program, lambda: trace(FAR, count), count),
         TRACED: lambda: under(program, lambda: trace(1, count), count),
@@ -132,6 +141,14 @@ def show(name: str, result: dict[str, Any]) -> None:
         verdict = "" if goal is None else f"   goal {goal:.2f} {'met' if reached <= goal else 'MISSED'}"
         print(f"  {variant:28}{row['ms']:9.1f}{row['ratio']:8.2f}   {row['low']:.2f} to {row['high']:.2f}{verdict}")
     print(flush=True)
+
+
+def show_identity(asked: dict[str, float]) -> None:
+    verdict = "met" if asked["microseconds"] <= asked["goal"] else "MISSED"
+    print(
+        f"`running += loss` asks {asked['questions']} times whose memory that is, {asked['microseconds']:.2f} µs in all"
+    )
+    print(f"  {'':28}goal {asked['goal']:.2f} {verdict}\n", flush=True)
 
 
 def peak(name: str, traced: bool) -> float:
@@ -178,8 +195,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=[*SHAPES, "memory"], action="append", help="may be given several times")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/trace-<date>.json")
+    parser.add_argument(
+        "--only", choices=[*SHAPES, "identity", "memory"], action="append", help="may be given several times"
+    )
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/trace-<date>.json, and the page")
     parser.add_argument("--peak-of", choices=list(MEMORY), help=argparse.SUPPRESS)
     parser.add_argument("--traced", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -190,18 +209,25 @@ def main() -> None:
 
     found = machine()
     print(f"torch {found['torch']}, Python {found['python']}, {found['cores']} cores, {found['threads']} thread(s)\n")
+    began = time.monotonic()
     results: dict[str, Any] = {}
     for name, shape in SHAPES.items():
         if not args.only or name in args.only:
             results[name] = measure(shape, args.rounds)
             show(name, results[name])
+    if not args.only or "identity" in args.only:
+        results["identity"] = identity.measure(settings(1, 100))
+        show_identity(results["identity"])
     if not args.only or "memory" in args.only:
         results["memory"] = memory()
+    print(f"{time.monotonic() - began:.0f} s in all")
     if args.save:
         path = ROOT / "benchmarks" / "results" / f"trace-{found['date']}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"machine": found, "results": results}, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {path.relative_to(ROOT)}")
+        saved = {"machine": found, "results": results}
+        path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+        page.write(saved)
+        print(f"written: {path.relative_to(ROOT)}, {page.PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
