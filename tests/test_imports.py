@@ -219,11 +219,6 @@ def test_only_the_terminal_imports_rich() -> None:
     assert users <= {"terminal.py"}
 
 
-def test_libcst_is_asked_only_about_source_that_this_python_is_too_old_for() -> None:
-    users = {path.name for _, path in sources() if any(name.split(".")[0] == "libcst" for name in imported(path))}
-    assert users == {"newer.py"}
-
-
 def loaded_by(*words: str) -> set[str]:
     """The top-level modules in a process that has run `precaudit` with these words."""
     program = (

@@ -1,1 +1,1 @@
-"""The static witness: reads source and configs as nodes in LibCST's words, executes nothing, never imports torch."""
+"""The static witness: reads source with LibCST and configs, executes nothing, never imports torch."""

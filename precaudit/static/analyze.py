@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import sys
+import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -145,11 +146,13 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     gc.disable()
     sys.setrecursionlimit(max(limit, RECURSION_LIMIT))
     try:
-        try:
-            interpreter.run_module(source, store)
-        except (OutOfBudget, RecursionError):
-            interpreter.reset()
-        interpreter.run_rest(source, store)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in strings
+            try:
+                interpreter.run_module(source, store)
+            except (OutOfBudget, RecursionError):
+                interpreter.reset()
+            interpreter.run_rest(source, store)
         if source.misread:
             return analyze(Source(source.path, source.text, source.file, whole=True))
         for conclude in overlays.answering("finish"):

@@ -32,7 +32,7 @@ SIGNS = {"([{": "(", ")]}": ")", ",;=:": ",", "\n": "\n", ".": ".", "+-*/%@&|^<>
 KIND = {ord(sign): kind for signs, kind in SIGNS.items() for sign in signs}
 OF_KIND = bytes(ord(KIND.get(code, " ")) for code in range(256))
 NO_SIGNS = bytes(code for code in range(256) if code not in KIND)
-OPERATOR_WORDS = re.compile(r"\b(?:(?:or|and|not|if|else)\b|lambda\b[^:\n]{0,80}:?)")
+OPERATOR_WORDS = re.compile(r"\b(?:(?:or|and|not|if|else)\b|lambda\b(?:(?!lambda\b)[^:\n]){0,80}:?)")
 SHORT_STRINGS = re.compile(r"\"(?:\\.|[^\"\\\n])*\"?|'(?:\\.|[^'\\\n])*'?")
 RUNS = re.compile(rb"\.+|\++|\(|\)|,[,\n]*|\n[,\n]*")
 BRANCHES = re.compile(r"^([ \t]*)(el)?if\b", re.MULTILINE)

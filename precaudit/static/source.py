@@ -1,20 +1,23 @@
-"""One source file: decoded as Python would, parsed in pieces, each when it is asked for."""
+"""One source file: decoded as Python would, parsed by LibCST in pieces, each when it is asked for."""
 
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import libcst as cst
+from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
+
 from precaudit.disk import read
-from precaudit.static import nodes as cst
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
 from precaudit.static.reach.outline import Outline
 from precaudit.static.reach.relevance import live_names, relevant_names
-from precaudit.static.reach.segments import reduce
+from precaudit.static.reach.segments import LEFT_OUT, reduce
 from precaudit.static.reach.words import code_of
 
 
@@ -32,7 +35,7 @@ class Source:
 
     Unless it is wanted `whole`, only that is parsed to which its statements and the definitions named in `roots` lead,
     by default those that hold or call something that a finding can start from; and a body when it is asked for. What
-    is left out leaves its lines blank, so that each node knows its line in the file.
+    is left out leaves as many lines, so that each node knows its line in the file.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Source:
         self.tree: cst.Module = self._parse()
         self.misread = False
         """A body did not parse: the file is at fault, or was divided where it should not have been."""
+        self._stretches = [_Parsed(self.tree, 0)]
         self._bodies: dict[cst.FunctionDef, Sequence[Any]] = {}
 
     def _parse(self) -> cst.Module:
@@ -70,51 +74,35 @@ class Source:
         return found
 
     def _body(self, statements: Sequence[Any]) -> Sequence[Any]:
-        line = statements[0].at.lineno if statements else 0
-        text = self._reduced.bodies.get(line) if self._reduced is not None else None
-        if text is None:
+        mark = LEFT_OUT.match(_text_alone(statements[0])) if statements else None
+        if mark is None or self._reduced is None:
             return statements
+        body = self._reduced.left_out[int(mark[1])]
         try:
-            (block,) = parse("\n" * (line - 2) + f"if 1:\n{text}", self._deep).body
+            tree = parse(f"if 1:\n{body.text}", self._deep)
+            (block,) = tree.body
         except (SourceError, ValueError):
             self.misread = True
             return ()
-        return block.body.body  # type: ignore[no-any-return]
+        self._stretches.append(_Parsed(tree, body.line - 2))
+        return block.body.body  # type: ignore[union-attr]
 
     def code(self, node: Any) -> str:
-        """The text of a node; of a function or class, with its decorators."""
-        at = node.at
-        first = min([at, *getattr(at, "decorator_list", ())], key=lambda each: each.lineno)
-        start = first.col_offset - (first is not at)
-        lines = self._lines[first.lineno - 1 : at.end_lineno]
-        if not lines:
-            return ""
-        lines[-1] = lines[-1][: at.end_col_offset]
-        lines[0] = lines[0][start:]
-        text = b"".join(lines).decode("utf-8", "replace")
-        bodies = self._reduced.bodies if self._reduced is not None and at.lineno < at.end_lineno else {}
-        left_out = bodies.get(at.end_lineno or 0) if isinstance(at, NAMED) else None
-        return text if left_out is None else text[: text.rindex("\n") + 1] + left_out
+        """The text of a node, with what was left out of it; of a statement, with the comments and decorators above."""
+        left_out = self._reduced.left_out if self._reduced is not None else []
+        return LEFT_OUT.sub(lambda mark: left_out[int(mark[1])].text, self.tree.code_for_node(node))
 
     def place(self, node: Any) -> Stretch:
-        """Where in the file a node stands; of the name in a definition or before `=`, the name."""
-        at = node.at
-        if type(node) is cst.Name and isinstance(at, NAMED):
-            line = self._lines[at.lineno - 1].decode("utf-8", "replace")
-            found = re.compile(rf"\b{re.escape(node.value)}\b").search(line, at.col_offset)
-            if found is not None:
-                return Stretch(at.lineno, found.start(), at.lineno, found.end())
-        start, end = self._column(at.lineno, at.col_offset), self._column(at.end_lineno, at.end_col_offset)
-        return Stretch(at.lineno, start, at.end_lineno, end)
+        """Where in the file a node stands."""
+        for parsed in self._stretches:
+            if (found := parsed.places.get(node)) is not None:
+                start, end = found.start, found.end
+                return Stretch(start.line + parsed.above, start.column, end.line + parsed.above, end.column)
+        return Stretch(1, 0, 1, 0)
 
-    def _column(self, line: int, offset: int) -> int:
-        """The column in characters of one in bytes."""
-        found = self._lines[line - 1 : line]
-        return len(found[0][:offset].decode("utf-8", "replace")) if found else offset
-
-    @cached_property
-    def _lines(self) -> list[bytes]:
-        return self.text.encode("utf-8", "replace").splitlines(keepends=True)
+    def nodes(self) -> Iterable[cst.CSTNode]:
+        """Every node of a file that is parsed whole."""
+        return self._stretches[0].places
 
     @property
     def module(self) -> str:
@@ -127,8 +115,26 @@ class Source:
         return self.file.parent if self.file is not None else None
 
 
-NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.keyword)
-"""What has a name that is no expression of its own."""
+class _Parsed:
+    """A stretch of a file with a tree of its own, and how many lines of the file stand above the tree's."""
+
+    def __init__(self, tree: cst.Module, above: int) -> None:
+        self._tree = tree
+        self.above = above
+
+    @cached_property
+    def places(self) -> Mapping[cst.CSTNode, CodeRange]:
+        """Node -> place in the stretch. LibCST finds them by writing all of it out, so few stretches are asked."""
+        return MetadataWrapper(self._tree, unsafe_skip_copy=True).resolve(PositionProvider)
+
+
+def _text_alone(statement: Any) -> str:
+    """The string that a statement consists of, as it is written; empty for any other."""
+    expression = statement.body[0] if type(statement) is cst.SimpleStatementLine else None
+    text = expression.value if type(expression) is cst.Expr else None
+    return text.value if type(text) is cst.SimpleString else ""
+
+
 LARGEST = 2_000_000
 """Characters; what is left of so large a file is generated code."""
 
@@ -144,20 +150,27 @@ def parse(text: str, maybe_deep: bool = True) -> cst.Module:
         raise SourceError("nested too deeply to parse")
     text = text.removeprefix("\ufeff")
     try:
-        return cst.parse(text)
-    except SyntaxError as error:
-        from precaudit.static import newer  # LibCST's import takes longer than most files
-
-        tree = newer.parse(text)
-        if tree is None:
-            raise SourceError(f"{error.lineno or 1}:{error.offset or 1}: {error.msg}") from None
-        return tree
+        return cst.parse_module(text)
+    except cst.ParserSyntaxError as error:
+        raise SourceError(_refusal(text, error)) from None
     except RecursionError:
         raise SourceError("nested too deeply to parse") from None
-    except MemoryError:  # CPython's parser says so of its own stack too
-        raise SourceError("nested too deeply to parse, or more code than --file-memory allows") from None
-    except ValueError as error:
+    except Exception as error:  # LibCST says of some mistakes only that something was wrong
         raise SourceError(f"cannot be parsed: {type(error).__name__}") from None
+
+
+def _refusal(text: str, error: cst.ParserSyntaxError) -> str:
+    """Place and reason as Python words them; where Python takes the text, that LibCST does not know it yet."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except SyntaxError as own:
+        return f"{own.lineno or 1}:{own.offset or 1}: {own.msg}"
+    except (ValueError, RecursionError, MemoryError):
+        pass
+    known = version("libcst")
+    return f"LibCST {known} does not know the syntax near line {error.raw_line}; update it (pip install -U libcst)"
 
 
 def load(path: Path, shown: str) -> Source:

@@ -151,7 +151,18 @@ def test_deep_nesting_is_no_recursion_error() -> None:
         assert set(check) <= KEYS
 
 
-CHAINS = ["x{}", "x or {}", "x/{}", "x @ {}", "not {}", "lambda: {}", "x if x else {}", "x**{}", "x[0] + {}"]
+CHAINS = [
+    "x{}",
+    "x or {}",
+    "x/{}",
+    "x @ {}",
+    "not {}",
+    "lambda: {}",
+    "lambda y={}: y",
+    "x if x else {}",
+    "x**{}",
+    "x[0] + {}",
+]
 CHAINS += ["{}[0]", "{}.to(torch.float16)", "{}()", "{}.a", "{}\\\n.a"]
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import libcst as cst
+
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static import nodes as cst
 from precaudit.static.language import conditions
 from precaudit.static.language.conditions import State
 from precaudit.static.language.values import (

@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.language import conditions, objects
 from precaudit.static.language.heap import MISSING, Changes, Store
 from precaudit.static.language.scopes import Loop
@@ -391,9 +392,7 @@ def _case(run: Interpreter, subject: Any, cases: Sequence[Any]) -> bool:
     test = _pattern_test(subject, first.pattern)
     if first.guard is not None:
         guard = first.guard
-        test = (
-            guard if test is True else None if test is None else cst.BooleanOperation(test.at, test, cst.And(), guard)
-        )
+        test = guard if test is True else None if test is None else cst.BooleanOperation(test, cst.And(), guard)
     if test is True:
         _bind_pattern(run, subject, first.pattern)
         return run.body(first.body)
@@ -422,10 +421,10 @@ def _pattern_test(subject: Any, pattern: Any) -> Any:
         tests = [_pattern_test(subject, element.pattern) for element in pattern.patterns]
         if None in tests or True in tests:
             return None if None in tests else True
-        return reduce(lambda one, other: cst.BooleanOperation(one.at, one, cst.Or(), other), tests)
+        return reduce(lambda one, other: cst.BooleanOperation(one, cst.Or(), other), tests)
     if kind is cst.MatchValue or kind is cst.MatchSingleton:
         sign = cst.Equal() if kind is cst.MatchValue else cst.Is()
-        return cst.Comparison(subject.at, subject, [cst.ComparisonTarget(pattern.at, sign, pattern.value)])
+        return cst.Comparison(subject, [cst.ComparisonTarget(sign, pattern.value)])
     return None
 
 
@@ -434,14 +433,14 @@ def _bind_pattern(run: Interpreter, subject: Any, pattern: Any) -> None:
     whole = type(pattern) is cst.MatchAs and pattern.pattern is None
     if type(pattern) in (cst.MatchAs, cst.MatchStar) and pattern.name is not None:
         objects.assign(run, pattern.name, run.eval(subject) if whole else unknown())
-    for part in cst.children(pattern):
+    for part in pattern.children:
         _bind_inside(run, part)
 
 
 def _bind_inside(run: Interpreter, pattern: Any) -> None:
     if type(pattern) in (cst.MatchAs, cst.MatchStar) and pattern.name is not None:
         objects.assign(run, pattern.name, unknown())
-    for part in cst.children(pattern):
+    for part in pattern.children:
         _bind_inside(run, part)
 
 

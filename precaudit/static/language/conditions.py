@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.language.values import (
     Assumed,
     Atom,
@@ -114,7 +115,7 @@ def _key(run: Interpreter, node: Any) -> Any:
     if type(node) is cst.Attribute:
         front = _key(run, node.value)
         return ("attribute", front, node.attr.value) if front is not None and front[0] != "constant" else None
-    if type(node) in (cst.SimpleString, cst.Integer, cst.Float):
+    if type(node) in (cst.SimpleString, cst.ConcatenatedString, cst.Integer, cst.Float):
         found = constant(run.eval(node))
         return ("constant", type(found), found)
     return None

@@ -6,7 +6,8 @@ import builtins
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.language import branches, calls, folding, objects
 from precaudit.static.language.folding import fold
 from precaudit.static.language.heap import MISSING, Store
@@ -287,8 +288,20 @@ def _lambda(run: Interpreter, node: cst.Lambda) -> Value:
     return Function(node, run.scope, calls.defaults(run, node.params))
 
 
-def _string(run: Interpreter, node: cst.SimpleString) -> Value:
-    return Const(node.value)
+def _literal(run: Interpreter, node: cst.SimpleString | cst.Integer | cst.Float) -> Value:
+    found = run.literals.get(node)
+    if found is None:
+        value = node.evaluated_value
+        found = run.literals[node] = folding.known(value) if isinstance(value, int) else Const(value)
+    return found
+
+
+def _concatenated(run: Interpreter, node: cst.ConcatenatedString) -> Value:
+    """Strings side by side, any of which may be formatted."""
+    left, right = run.eval(node.left), run.eval(node.right)
+    if isinstance(left, Const) and isinstance(right, Const):
+        return fold("Add", left.value, right.value)
+    return unknown("string")
 
 
 def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
@@ -296,20 +309,12 @@ def _formatted(run: Interpreter, node: cst.FormattedString) -> Value:
     known = True
     for part in node.parts:
         if type(part) is cst.FormattedStringText:
-            pieces.append(part.value)
+            pieces.append(part.value.replace("{{", "{").replace("}}", "}"))
         elif type(part) is cst.FormattedStringExpression:
             value = run.eval(part.expression)
             known = known and isinstance(value, Const)
             pieces.append(str(constant(value)))
     return folding.known("".join(pieces)) if known else unknown("string")
-
-
-def _integer(run: Interpreter, node: cst.Integer) -> Value:
-    return folding.known(node.value)
-
-
-def _float(run: Interpreter, node: cst.Float) -> Value:
-    return Const(node.value)
 
 
 def _named(run: Interpreter, node: cst.NamedExpr) -> Value:
@@ -355,10 +360,11 @@ EXPRESSIONS: dict[type, Callable[[Interpreter, Any], Value]] = {
     cst.SetComp: _comprehension,
     cst.DictComp: _dict_comp,
     cst.Lambda: _lambda,
-    cst.SimpleString: _string,
+    cst.SimpleString: _literal,
+    cst.ConcatenatedString: _concatenated,
     cst.FormattedString: _formatted,
-    cst.Integer: _integer,
-    cst.Float: _float,
+    cst.Integer: _literal,
+    cst.Float: _literal,
     cst.NamedExpr: _named,
     cst.Await: _await,
     cst.Yield: _yield,

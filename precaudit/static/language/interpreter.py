@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.language import branches, calls, classes, conditions, expressions, statements
 from precaudit.static.language.branches import Split
 from precaudit.static.language.conditions import Changed
@@ -76,6 +77,8 @@ class Interpreter:
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self.find_name: Callable[[Source, str, int, str], Value | None] = lambda source, name, level, imported: None
         self._texts: dict[Any, str] = {}
+        self.literals: dict[Any, Value] = {}
+        """The values of numbers and strings, which are read once."""
         self._turns = 0
 
     def run_module(self, source: Source, store: Store) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.language import calls, classes
 from precaudit.static.language.heap import MISSING
 from precaudit.static.language.values import (

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.language import branches, calls, objects
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import Scope
@@ -205,7 +206,7 @@ def _import_package(run: Interpreter, name: str) -> None:
 
 def _import_from(run: Interpreter, node: cst.ImportFrom) -> None:
     name = dotted(node.module) if node.module is not None else ""
-    level = node.relative
+    level = len(node.relative)
     if isinstance(node.names, cst.ImportStar):
         found = run.find_module(run.scope.source, name, level)
         if found is not None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.files import configs
 from precaudit.static.language.values import Dict, Opaque, Optimizer, Spot, Value, constant, seq
 from precaudit.static.overlays import Call, data_files
@@ -58,7 +59,7 @@ def _keys(node: Any) -> Iterator[tuple[Any, Any]]:
         if isinstance(part, cst.Arg) and part.keyword is not None:
             yield part.keyword.value, part.keyword
         elif isinstance(part, cst.DictElement) and isinstance(part.key, cst.SimpleString):
-            yield part.key.value, part.key
+            yield part.key.evaluated_value, part.key
 
 
 def plain(value: Value) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
 
 from precaudit.static.reach.outline import Outline, Part
 from precaudit.static.reach.relevance import COMMON
@@ -19,15 +20,27 @@ SHORT = 200
 FIRST = re.compile(r"^([ \t]+)\S", re.MULTILINE)
 """The first statement of a body."""
 DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def\b", re.MULTILINE)
+MARK = "left out by precaudit:"
+LEFT_OUT = re.compile(rf'[ \t]*"""{MARK} (\d+)\n*"""\n?')
+"""Stands for the stretch of this number."""
 HEAD = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|(?P<bracket>[()\[\]{}])|(?P<colon>:)(?P<alone>[ \t\r]*\n)?")
 
 
+class LeftOut(NamedTuple):
+    """Whole lines that were left out."""
+
+    text: str
+    line: int
+    """The first of them."""
+
+
 class Reduced:
-    """The text with blank lines for what is left out, and the bodies among that, by their first line."""
+    """The text with a string of as many lines for each stretch that is left out, and those stretches by number."""
 
     def __init__(self) -> None:
-        self.bodies: dict[int, str] = {}
+        self.left_out: list[LeftOut] = []
         self._pieces: list[str] = []
+        self._line = 1
 
     @property
     def text(self) -> str:
@@ -36,15 +49,15 @@ class Reduced:
     def add(self, piece: str) -> None:
         """Appends whole lines."""
         self._pieces.append(piece)
+        self._line += piece.count("\n")
 
-    def leave_out(self, piece: str, instead: str = "") -> None:
-        """Appends as many blank lines, of which the first may have something that stands for the piece."""
-        self._pieces.append(instead + "\n" * piece.count("\n"))
-
-    def leave_body(self, body: str, indent: str, line: int) -> None:
-        """Appends what stands for a body, which begins at this line."""
-        self.leave_out(body, f"{indent}...")
-        self.bodies[line] = body
+    def leave_out(self, piece: str, indent: str) -> None:
+        """Appends a statement that stands for whole lines."""
+        ends = piece.count("\n")
+        inside, end = "\n" * (ends - 1), "\n" if ends else ""
+        self._pieces.append(f'{indent}"""{MARK} {len(self.left_out)}{inside}"""{end}')
+        self.left_out.append(LeftOut(piece, self._line))
+        self._line += ends
 
 
 def reduce(text: str, outline: Outline, roots: Iterable[str]) -> Reduced | None:
@@ -52,24 +65,29 @@ def reduce(text: str, outline: Outline, roots: Iterable[str]) -> Reduced | None:
     if outline.lines < WHOLE or "\f" in text or "\r" in text.replace("\r\n", ""):
         return None
     parts, kept = outline.parts, _Needed(outline, roots).kept
-    reduced, line = Reduced(), 1
-    for at, part in enumerate(parts):
-        if at in kept:
-            body = _body_of(outline.code, part)
-            indent = FIRST.search(outline.code, body, part.stop)
-            if indent is None:
-                body = part.stop
-            reduced.add(text[part.start : body])
-            if indent is not None:
-                reduced.leave_out(text[body : indent.start()])
-                first = line + text.count("\n", part.start, indent.start())
-                reduced.leave_body(text[indent.start() : part.stop], indent[1], first)
+    classes = {parts[at].name for at in kept if parts[at].kind == "class"}
+    reduced = Reduced()
+    for (needed, _), group in groupby(range(len(parts)), lambda at: (at in kept, _class_of(parts[at]) & classes)):
+        together = [parts[at] for at in group]
+        if needed:
+            for part in together:
+                _add(reduced, text, outline.code, part)
         else:
-            bodiless = at - 1 in kept and _bodiless(parts, at - 1, kept)
-            indent = INDENT.match(text, part.start) if bodiless else None
-            reduced.leave_out(text[part.start : part.stop], f"{indent[0]}pass" if indent is not None else "")
-        line += text.count("\n", part.start, part.stop)
+            start = together[0].start
+            indent = INDENT.match(text, start)
+            reduced.leave_out(text[start : together[-1].stop], indent[0] if indent is not None else "")
     return reduced
+
+
+def _add(reduced: Reduced, text: str, code: str, part: Part) -> None:
+    """Appends a part, of a long function its head and what stands for its body."""
+    body = _body_of(code, part)
+    indent = FIRST.search(code, body, part.stop)
+    if indent is None:
+        reduced.add(text[part.start : part.stop])
+    else:
+        reduced.add(text[part.start : body])
+        reduced.leave_out(text[body : part.stop], indent[1])
 
 
 def _body_of(code: str, part: Part) -> int:
@@ -130,14 +148,6 @@ class _Needed:
         return common or method.name in self._wanted or IMPLICIT.match(method.name) is not None
 
 
-def _bodiless(parts: Sequence[Part], at: int, kept: set[int]) -> bool:
-    """Whether this is the head of a class of which nothing else is kept."""
-    head = parts[at]
-    if head.kind != "class" or (at and _same_class(parts[at - 1], head)):
-        return False
-    rest = list(takewhile(lambda n: _same_class(parts[n], head), range(at + 1, len(parts))))
-    return bool(rest) and kept.isdisjoint(rest)
-
-
-def _same_class(part: Part, head: Part) -> bool:
-    return part.owner == head.name or (part.kind == "class" and part.name == head.name)
+def _class_of(part: Part) -> set[str]:
+    """The class whose body a part stands in or whose head it is."""
+    return {part.owner or part.name} if part.kind in ("method", "class") else set()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import libcst as cst
+
 from precaudit.notebook import lines_of
-from precaudit.static import nodes as cst
 from precaudit.static.source import Source
 
 
@@ -25,7 +25,6 @@ class Tree:
     def __init__(self, text: str) -> None:
         self.text = text
         self.source = Source("", text, whole=True)
-        self._nodes = list(cst.walk(self.source.tree))
         self._starts = [0]
         for line in lines_of(text):
             self._starts.append(self._starts[-1] + len(line))
@@ -43,12 +42,6 @@ class Tree:
         start, end = self.span(node)
         return self.text[start:end]
 
-    def module_of(self, statement: cst.ImportFrom) -> tuple[int, int]:
-        """Start and end offset of the module's name in `from module import …`."""
-        start, end = self.span(statement)
-        found = re.compile(r"from\s+([\w.]+)").match(self.text, start, end)
-        return found.span(1) if found is not None else (start, start)
-
     def call_at(self, line: int, column: int) -> cst.Call | None:
         """The largest call that begins at a place (line and column from 1)."""
         found = [n for n in self.nodes(cst.Call) if self._begins(n, line, column)]
@@ -60,7 +53,7 @@ class Tree:
 
     def nodes(self, kind: type[Any]) -> list[Any]:
         """Every node of a kind."""
-        return [node for node in self._nodes if isinstance(node, kind)]
+        return [node for node in self.source.nodes() if isinstance(node, kind)]
 
     def _begins(self, node: Any, line: int, column: int) -> bool:
         return self.source.place(node)[:2] == (line, column - 1)
@@ -88,9 +81,8 @@ class Tree:
         return self._starts[min(line, len(self._starts) - 1)]
 
     def newline(self) -> str:
-        """The end of the first line."""
-        first = lines_of(self.text)[0] if self.text else ""
-        return first[len(first.rstrip("\r\n")) :] or "\n"
+        """How the lines of the text end."""
+        return self.source.tree.default_newline
 
 
 def applied(text: str, edits: Sequence[Edit]) -> str:

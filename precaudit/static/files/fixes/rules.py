@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import libcst as cst
+
 from precaudit.model.wire import Finding
-from precaudit.static import nodes as cst
 from precaudit.static.files.fixes.edits import Edit, Tree
 from precaudit.static.language.statements import dotted
 
@@ -58,7 +59,7 @@ def _deprecated_import(name: str, tree: Tree) -> list[Edit]:
             uses = [n for n in tree.nodes(cst.Name) if n.value in bound]
             if len(uses) != len(calls) + len(names) or any(arg.keyword is None for c in calls for arg in c.args):
                 return []
-            start, end = tree.module_of(statement)
+            start, end = tree.span(statement.module)
             edits = [Edit(start, end, "torch.amp")]
             for call in calls:
                 opening = tree.text.index("(", tree.span(call.func)[1]) + 1
@@ -142,7 +143,7 @@ def _upcast_loss_input(finding: Finding, tree: Tree) -> list[Edit]:
     return [_float(call.args[0].value, tree)]
 
 
-def _float(node: cst.Node, tree: Tree) -> Edit:
+def _float(node: cst.BaseExpression, tree: Tree) -> Edit:
     start, end = tree.span(node)
     code = tree.code(node)
     plain = isinstance(node, (cst.Name, cst.Attribute, cst.Call, cst.Subscript))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import libcst as cst
+
 from precaudit.model.vocabulary import FLOATING
-from precaudit.static import nodes as cst
 from precaudit.static.language import calls, objects
 from precaudit.static.language.values import (
     NONE,

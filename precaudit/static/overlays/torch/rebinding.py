@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from precaudit.static import nodes as cst
+import libcst as cst
+
 from precaudit.static.language import expressions
 from precaudit.static.language.values import (
     NONE,
@@ -210,5 +211,5 @@ def _same_expression(one: Any, other: Any) -> bool:
     if isinstance(one, cst.Attribute):
         return bool(one.attr.value == other.attr.value) and _same_expression(one.value, other.value)
     if isinstance(one, cst.Subscript):
-        return _same_expression(one.value, other.value) and cst.same(one, other)
+        return _same_expression(one.value, other.value) and bool(one.deep_equals(other))
     return False
