@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from .modes import Aside, Modes
 from .sites import is_ours
+
+T = TypeVar("T")
 
 
 class Guard:
@@ -32,6 +34,15 @@ class Guard:
                 act(*args)
         except Exception as error:
             self.fault(what, error)
+
+    def ask(self, what: str, act: Callable[..., T], *args: Any, otherwise: Any) -> T:
+        """What `act(*args)` gives; `otherwise`, and a note about `what`, where it raises. Modes stay as they are."""
+        try:
+            return act(*args)
+        except Exception as error:
+            self.fault(what, error)
+            instead: T = otherwise
+            return instead
 
     def unseen(self) -> Aside:
         """Our own arithmetic leaves no graph and meets no mode."""

@@ -13,6 +13,12 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
+import torch
+
+OF_THE_PROGRAM = ("trackers", "watchers", "frameworks", "exact")
+"""Folders whose parts keep what they saw of the program."""
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakSet)
+
 T = TypeVar("T")
 
 
@@ -43,11 +49,20 @@ class Parts:
         return found
 
     def let_go(self) -> None:
-        """Drops their weak references to the program's modules, optimizers and scalers, which can be counted."""
-        for part in self._made.values():
-            for held in list(getattr(part, "__dict__", {}).values()):
-                if isinstance(held, (weakref.WeakKeyDictionary, weakref.WeakSet)):
-                    held.clear()
+        """Drops what they hold of the program: its tensors, modules, optimizers and scalers, which can be counted.
+
+        What is written and stopped by is kept, that of the process.
+        """
+        for kind, part in self._made.items():
+            if kind.__module__.partition(f"{__package__}.")[2].partition(".")[0] not in OF_THE_PROGRAM:
+                continue
+            for name, held in list(getattr(part, "__dict__", {}).items()):
+                if isinstance(held, WEAK):
+                    held.clear()  # who holds the same table finds it empty
+                elif type(held) in (dict, list, set, tuple):
+                    setattr(part, name, type(held)())
+                elif isinstance(held, (torch.Tensor, torch.nn.Module, torch.optim.Optimizer, torch.amp.GradScaler)):
+                    setattr(part, name, None)
 
 
 def find(folder: str, base: type[T]) -> list[type[T]]:

@@ -71,7 +71,9 @@ class Session:
         for kind in order:
             self.parts.get(kind)
         self.rank_file = self.parts.get(RankFile)
-        self._taps: list[Tap] = [self.parts.get(tap) for tap in find(Tap.__module__, Tap)]
+        taps = find(Tap.__module__, Tap)
+        made = [self.guard.ask(tap.__name__, self.parts.get, tap, otherwise=None) for tap in taps]
+        self._taps = [tap for tap in made if tap is not None]
         self._undo: list[Undo] = []
         self._later: Callable[[], None] = lambda: None
         """Takes out what could not be taken out at once."""
@@ -80,12 +82,11 @@ class Session:
     def install(self) -> None:
         """Puts all taps in."""
         self.guard.open = True
-        look_at(self.settings.values)
-        for tap in self._taps:
-            self._undo += tap.install()
-        for part in (TracebackTap(), self.parts.get(Ending), self.parts.get(Frameworks)):
-            self._undo += part.install()
-        private.hide_from_dynamo()
+        self.guard.ask("the samples", look_at, self.settings.values, otherwise=None)
+        for part in (*self._taps, TracebackTap(), self.parts.get(Ending), self.parts.get(Frameworks)):
+            undo: list[Undo] = self.guard.ask(type(part).__name__, part.install, otherwise=[])
+            self._undo += undo
+        self.guard.ask("Dynamo", private.hide_from_dynamo, otherwise=None)
 
     def remove(self) -> None:
         """Takes every hook, patch and mode of ours out again."""
@@ -94,8 +95,8 @@ class Session:
             return
         self.guard.open = False
         for undo in reversed(self._undo):
-            undo()
+            self.guard.ask("the end of the trace", undo, otherwise=None)
         self._undo.clear()
-        self.parts.get(Tensors).forget_all()
-        self.parts.let_go()
-        self._later = self.parts.get(StepTap).remove()
+        self.guard.ask("the end of the trace", self.parts.get(Tensors).forget_all, otherwise=None)
+        self.guard.ask("the end of the trace", self.parts.let_go, otherwise=None)
+        self._later = self.guard.ask("the end of the trace", self.parts.get(StepTap).remove, otherwise=self._later)

@@ -179,6 +179,10 @@ def is_tracing() -> bool:
 _TRACING = [getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")]
 
 
+modes_below: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""Asked inside of our mode: how many modes will see what it calls. They are torch's own, of a make_fx in progress."""
+
+
 def next_sequence_number() -> int:
     """The number the next autograd node of this thread will get, -1 where torch does not tell."""
     ask = getattr(torch._C._autograd, "_get_sequence_nr", None)

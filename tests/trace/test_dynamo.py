@@ -70,3 +70,41 @@ def test_a_compiled_program_prints_the_same_under_the_trace(program: str, tmp_pa
         for command in (plain, traced)
     ]
     assert printed[0] == printed[1] != ""
+
+
+COMPILED_STEP = """
+import torch
+from torch._dynamo.utils import counters
+
+torch.manual_seed(0)
+linear = torch.nn.Linear(4, 4)
+optimizer = torch.optim.Adam(linear.parameters(), torch.tensor(0.1))
+step = torch.compile(lambda: optimizer.step(), backend="aot_eager", fullgraph=False)
+for number in range(6):
+    linear(torch.randn(2, 4)).square().mean().backward()
+    step()
+    optimizer.zero_grad()
+    if number == 1:
+        before = dict(counters["frames"])
+print(counters["frames"] == before, sorted(counters["graph_break"].values()), linear.weight.sum().item())
+"""
+"""True where nothing is compiled anew once the window has closed."""
+
+MAKE_FX = """
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 4)
+optimizer = torch.optim.Adam(model.parameters())
+for _ in range(4):
+    graph = make_fx(lambda x: torch.autograd.grad(model(x).square().mean(), list(model.parameters())))(torch.ones(2, 4))
+    print([node.name for node in graph.graph.nodes])
+    model(torch.randn(2, 4)).square().mean().backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("program", [COMPILED_STEP, MAKE_FX], ids=["compiled step", "make_fx"])
+def test_what_a_compiler_writes_down_holds_nothing_of_ours(program: str, tmp_path: Path) -> None:
+    test_a_compiled_program_prints_the_same_under_the_trace(program, tmp_path)

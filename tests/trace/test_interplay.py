@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import harness
 import pytest
 import torch
 from test_oracle import dtypes, inspected_state, loss_of, reported, small, traced
@@ -278,3 +279,21 @@ def test_after_the_window_no_reference_of_ours_is_left_on_the_programs_objects()
 
     traced(train, keep_going=True)
     assert [weakref.getweakrefcount(one) for one in objects] == before
+
+
+def test_an_optimizer_that_the_program_drops_after_the_window_is_gone() -> None:
+    gone = []
+
+    def train() -> None:
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            model(torch.randn(2, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        watched = weakref.ref(optimizer)
+        del optimizer
+        gone.append(watched() is None)
+
+    harness.trace_call(train)
+    assert gone == [True]

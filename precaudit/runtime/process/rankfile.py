@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -127,32 +128,40 @@ class RankFile:
         """What this process saw, as the plain values of a RankFile."""
         if self._final is not None:
             return self._final
-        facts = [seen.fact().as_json() for seen in self.facts()]  # first: what fails meanwhile is among the notes
         rank, world = self._peers.me.rank, self._peers.me.world_size
         if rank < 0:  # no process group: what the launcher says
             rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0)
             world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
+        ask = self._guard.ask
+        seen: list[Observation] = ask("the observations", self.facts, otherwise=[])
+        told = [ask("an observation", _as_json, each, otherwise=None) for each in seen]
         return {
             "format": FORMAT,
             "rank": rank,
             "world_size": world,
             "pid": os.getpid(),
             "status": self._status,
-            "steps": self._traced_steps(),
-            "coverage": self._coverage(),
-            "facts": facts,
-            "exact": self._exact.content(rank),
-            "inventory": self._inventory.rows(),
-            "preflight": self._preflight() if self._preflight is not None else None,
+            "steps": ask("the steps", self._traced_steps, otherwise=0),
+            "facts": [fact for fact in told if fact is not None],
+            "exact": ask("the exact step", self._exact.content, rank, otherwise=None),
+            "inventory": ask("the inventory", self._inventory.rows, otherwise=[]),
+            "preflight": ask("the preflight", self._preflight, otherwise=None) if self._preflight is not None else None,
             "python": sys.version.split()[0],
-            "versions": _versions(),
+            "versions": ask("the versions", _versions, otherwise={}),
+            # Last: what failed in the others is among its notes.
+            "coverage": ask("what was looked at", self._coverage, otherwise={}) or {"notes": [*self._guard.notes]},
         }
 
     def _coverage(self) -> dict[str, Any]:
         """What was looked at, and what could not be seen."""
-        window, seen_ops = self._window, self._flow.ops
+        window, seen_ops, ask = self._window, self._flow.ops, self._guard.ask
         optimizers = self._steps.optimizers()
-        return {
+        notes: list[str] = []
+        for part in (self._ledger, self._long_steps, self._passes, self._exact):
+            told: Iterable[str] = ask(f"notes of {type(part).__name__}", part.notes, otherwise=())
+            notes += told
+        notes += ask("optimizers that never stepped", lambda: [*self._late.notes(self._never_stepped())], otherwise=[])
+        coverage = {
             "steps": self._traced_steps(),
             "attempts": window.attempts,
             "skipped_steps": window.skipped,
@@ -160,20 +169,13 @@ class RankFile:
             "traced_steps": sorted(self._steps.traced),
             "ranks": 1,
             "unattributed_ops": round(self._flow.unattributed / seen_ops, 4) if seen_ops else 0.0,
-            "compiled": self._compiled.coverage(seen_ops),
-            "parameters": sum(len(parameters(optimizer)) for optimizer in optimizers),
-            "notes": [
-                *self._guard.notes,
-                *self._ledger.notes(),
-                *self._long_steps.notes(),
-                *self._passes.notes(),
-                *self._exact.notes(),
-                *self._late.notes(self._never_stepped()),
-            ],
-            "not_observed": self._why_not(),
-            "overhead": window.overhead(),
-            "setup": self._setup(optimizers),
+            "compiled": ask("compiled regions", self._compiled.coverage, seen_ops, otherwise={}),
+            "parameters": ask("parameters", _count, optimizers, otherwise=0),
+            "not_observed": ask("the roles not seen", self._why_not, otherwise={}),
+            "overhead": ask("what the trace costs", window.overhead, otherwise={}),
+            "setup": ask("the setup", self._setup, optimizers, otherwise={}),
         }
+        return {**coverage, "notes": [*self._guard.notes, *notes]}
 
     def _never_stepped(self) -> list[tuple[Any, Site | None]]:
         """The optimizers that exist and did not step, with the lines that made them; asked once a window is over."""
@@ -249,6 +251,14 @@ class RankFile:
                 file.write(text.encode("utf-8", "replace")[:ROOM].ljust(ROOM))
         except OSError:
             pass  # the launcher finds the folder as it is
+
+
+def _as_json(seen: Observation) -> dict[str, Any]:
+    return seen.fact().as_json()
+
+
+def _count(optimizers: list[Any]) -> int:
+    return sum(len(parameters(optimizer)) for optimizer in optimizers)
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..events import BackwardBegan, BackwardEnded, BackwardNested, BackwardRuns, Bus
+from ..guard import Guard
 from ..modes import Modes
 from ..patching import Undo
 from . import Tap
@@ -18,8 +19,8 @@ from .optimizers import StepTap
 class BackwardTap(Tap):
     """A backward inside a backward (reentrant checkpointing, reversible layers) is part of the outer one."""
 
-    def __init__(self, bus: Bus, modes: Modes, steps: StepTap) -> None:
-        self._bus, self._modes, self._steps = bus, modes, steps
+    def __init__(self, bus: Bus, guard: Guard, modes: Modes, steps: StepTap) -> None:
+        self._bus, self._guard, self._modes, self._steps = bus, guard, modes, steps
 
     def install(self) -> list[Undo]:
         return [private.patch_engine(self._around)]
@@ -29,12 +30,10 @@ class BackwardTap(Tap):
             if private.is_tracing():
                 return original(t_outputs, *args, **kwargs)
             if private.graph_task_id() != -1:
-                self._bus.tell(BackwardNested(_tensors(t_outputs)))
+                self._guard.ask("a nested backward", self._nested, t_outputs, otherwise=None)
                 return original(t_outputs, *args, **kwargs)
             accumulates = bool(kwargs.get("accumulate_grad", True))
-            self._steps.give_up_failed()
-            self._bus.tell(_began(t_outputs, args, accumulates))
-            self._bus.tell(BackwardRuns())
+            self._guard.ask("a backward", self._begins, t_outputs, args, accumulates, otherwise=None)
             results = None
             try:
                 results = original(t_outputs, *args, **kwargs)
@@ -44,6 +43,14 @@ class BackwardTap(Tap):
                 self._modes.restore()
 
         return _engine_run_backward
+
+    def _nested(self, roots: Any) -> None:
+        self._bus.tell(BackwardNested(_tensors(roots)))
+
+    def _begins(self, roots: Any, args: Any, accumulates: bool) -> None:
+        self._steps.give_up_failed()
+        self._bus.tell(_began(roots, args, accumulates))
+        self._bus.tell(BackwardRuns())
 
 
 def _tensors(roots: Any) -> list[Tensor]:

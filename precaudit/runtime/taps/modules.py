@@ -30,12 +30,18 @@ class ModuleTap(Tap):
 
     def install(self) -> list[Undo]:
         return [
-            modules.register_module_parameter_registration_hook(self._parameter).remove,
-            modules.register_module_module_registration_hook(self._module).remove,
-            modules.register_module_buffer_registration_hook(self._buffer).remove,
+            modules.register_module_parameter_registration_hook(self._guarded(self._parameter)).remove,
+            modules.register_module_module_registration_hook(self._guarded(self._module)).remove,
+            modules.register_module_buffer_registration_hook(self._guarded(self._buffer)).remove,
             *(patch(torch.nn.Module, name, partial(self._around_cast, name)) for name in CASTS),
             patch(torch.nn.Module, "load_state_dict", self._around_load),
         ]
+
+    def _guarded(self, told: Callable[..., None]) -> Callable[..., None]:
+        def registered(*args: Any) -> None:
+            self._guard.ask("what a module was given", told, *args, otherwise=None)
+
+        return registered
 
     def _parameter(self, module: Any, name: str, parameter: Any) -> None:
         if isinstance(parameter, Tensor):

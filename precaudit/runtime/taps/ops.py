@@ -42,11 +42,11 @@ class OpMode(OurMode):
         plan = self.plans.get(id(func))
         if plan is None:
             plan = self.tap.plan(func)
-            if plan is None:
-                return func(*args, **(kwargs or {}))
+        if plan is None or private.modes_below():  # the second: a compiler writes down all that is called from here
+            return func(*args, **(kwargs or {}))
         if plan.before:
             self.tap.before(plan, args, kwargs or {})
-        known = self.follower.before(func, args, kwargs or {}) if self.follower.following else None
+        known = self.tap.look_before(func, args, kwargs) if self.follower.following else None
         try:
             if self.companion.following:
                 out = self.companion.around(func, args, kwargs or {}, plan.foreign)
@@ -58,7 +58,7 @@ class OpMode(OurMode):
             self.tap.refused(plan, args, error)
             raise
         if known is not None:
-            self.follower.after(func, known, args, out)
+            self.tap.look_after(func, known, args, out)
         phase = self.moment.phase
         if phase != FORWARD and torch.is_grad_enabled():
             phase = self.moment.with_gradients(args)
@@ -86,11 +86,11 @@ class EarlyMode(OurMode):
         plan = self.plans.get(id(func))
         if plan is None:
             plan = self.tap.plan(func)
-            if plan is None:
-                return func(*args, **(kwargs or {}))
-        if self.scout.follows and not plan.foreign and self.scout.sees(args):
+        if plan is None or private.modes_below():
+            return func(*args, **(kwargs or {}))
+        if self.scout.follows and not plan.foreign and self.tap.is_wanted(args):
             return self.full.__torch_dispatch__(func, types, args, kwargs)
-        known = self.follower.before(func, args, kwargs or {}) if self.follower.following else None
+        known = self.tap.look_before(func, args, kwargs) if self.follower.following else None
         try:
             if plan.foreign:
                 out = private.run_foreign(func, args, kwargs or {})
@@ -100,7 +100,7 @@ class EarlyMode(OurMode):
             self.tap.refused(plan, args, error)
             raise
         if known is not None:
-            self.follower.after(func, known, args, out)
+            self.tap.look_after(func, known, args, out)
         asked = plan.asked[EARLY]
         if asked is not None:
             self.tap.react(plan.op, asked, args, kwargs, out)
@@ -144,6 +144,25 @@ class OpTap(Tap):
         except Exception as error:
             self._guard.fault(f"what {func} does", error)
             return None
+
+    def look_before(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What the follower knows of an op that is about to run."""
+        try:
+            return self._operations.follower.before(func, args, kwargs or {})
+        except Exception as error:
+            self._guard.fault(f"what {func} is given", error)
+            return None
+
+    def look_after(self, func: Any, known: Any, args: Any, out: Any) -> None:
+        """Tells the follower what came of it."""
+        try:
+            self._operations.follower.after(func, known, args, out)
+        except Exception as error:
+            self._guard.fault(f"what {func} gives", error)
+
+    def is_wanted(self, args: Any) -> bool:
+        """Whether the scout wants an op to be seen as inside of the window."""
+        return self._guard.ask("an operation before the window", self._operations.scout.sees, args, otherwise=False)
 
     def before(self, plan: Plan, args: Any, kwargs: Any) -> None:
         """Tells those who want to know before it runs."""

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from .. import torch_private as private
 from ..events import Bus, StepCalled, StepFailed, StepNested, StepReturned, StepRuns
+from ..guard import Guard
 from ..patching import Undo
 from . import Tap
 
@@ -17,8 +18,8 @@ from . import Tap
 class StepTap(Tap):
     """A step inside a step is `super().step`, or that of a wrapper's inner optimizer."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, guard: Guard) -> None:
+        self._bus, self._guard = bus, guard
         self._depth = 0
         self._stepping: Any = None
         """The outermost optimizer that is inside its step."""
@@ -53,11 +54,14 @@ class StepTap(Tap):
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():  # no op of ours in the user's graph, and no break of it either
             return
+        self._guard.ask("an optimizer step", self._begins, optimizer, len(args) > 1 or bool(kwargs), otherwise=None)
+
+    def _begins(self, optimizer: Any, given: bool) -> None:
         self.give_up_failed(own=1)
         self._depth += 1
         if self._depth == 1:
             self._stepping = optimizer
-            self._tell(StepCalled(optimizer, len(args) > 1 or bool(kwargs)))
+            self._tell(StepCalled(optimizer, given))
             self._tell(StepRuns())
         elif optimizer is not self._stepping:
             self._tell(StepNested(optimizer))
@@ -65,6 +69,9 @@ class StepTap(Tap):
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        self._guard.ask("an optimizer step", self._ends, optimizer, otherwise=None)
+
+    def _ends(self, optimizer: Any) -> None:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
             self._stepping = None

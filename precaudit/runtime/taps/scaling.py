@@ -89,10 +89,13 @@ class ScalingTap(Tap):
     def _around_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: Any, outputs: Any) -> Any:
             out = original(scaler, outputs)
-            self._bus.tell(LossScaled(scaler, _flat(outputs), _flat(out)))
+            self._guard("scaler.scale", self._scaled, scaler, outputs, out)
             return out
 
         return scale
+
+    def _scaled(self, scaler: Any, outputs: Any, out: Any) -> None:
+        self._bus.tell(LossScaled(scaler, _flat(outputs), _flat(out)))
 
     def _around_unscale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale_(scaler: Any, optimizer: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..events import Bus, FactsAsked, FactsTold
+from ..guard import Guard
 from ..operations import (
     ANY,
     BACKWARD,
@@ -54,9 +55,11 @@ class Watcher:
 class Watchers:
     """All watchers of this folder."""
 
-    def __init__(self, bus: Bus, operations: Operations, parts: Parts) -> None:
+    def __init__(self, bus: Bus, guard: Guard, operations: Operations, parts: Parts) -> None:
+        self._guard = guard
         operations.on(self._hear)
-        self._all = [parts.get(kind) for kind in find(__name__, Watcher)]
+        made = [guard.ask(kind.__name__, parts.get, kind, otherwise=None) for kind in find(__name__, Watcher)]
+        self._all = [watcher for watcher in made if watcher is not None]
         self._registered: list[tuple[int, frozenset[str], Reaction, int]] | None = None
         for watcher in self._all:
             bus.on(FactsAsked, watcher._facts_asked)
@@ -67,11 +70,14 @@ class Watchers:
             self._registered = [
                 (phase, frozenset(names), reaction, LOW_RESULTS if low_only else ANY)
                 for watcher in self._all
-                for phase, names, reaction, low_only in watcher.reactions()
+                for phase, names, reaction, low_only in self._reactions(watcher)
             ]
         for phase, names, reaction, results in self._registered:
             if op.name in names:
                 yield Heard(phase, reaction, results)
+
+    def _reactions(self, watcher: Watcher) -> list[Registration]:
+        return self._guard.ask(type(watcher).__name__, lambda: list(watcher.reactions()), otherwise=[])
 
 
 __all__ = [
