@@ -1,4 +1,4 @@
-"""The YAML, JSON and TOML files of a project that a script names and reads its settings from."""
+"""The YAML, JSON and TOML files that a script reads its settings from, and the shell scripts that start it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import re
 from collections.abc import Iterator
 
+from precaudit.disk import read
+
 MAX_FOLDERS = 4
 """How far up from the script a file is sought."""
 MAX_FILES = 24
 READS = (b"yaml.", b"json.load", b"toml", b"OmegaConf", b"hydra")
 """Words of a script that reads such files."""
+LAUNCHED = (b"HfArgumentParser", b"TrlParser")
+"""Words of a script whose settings stand in the command that starts it."""
 NAMED = re.compile(rb"[\"']([\w./-]{1,200}\.(?:ya?ml|json|toml))[\"']")
 LITERAL = re.compile(rb"[\"']([\w./-]{1,200})[\"']")
 HYDRA = re.compile(rb"hydra\.main\(([^()]{1,400})\)")
@@ -20,6 +24,8 @@ LOW_WORD = re.compile(rb"\b(?:bfloat16|float16|bf16|fp16|half)\b")
 
 def named(file: str, raw: bytes) -> Iterator[str]:
     """The paths of the files that exist, beside the script or further up."""
+    if launched(raw):
+        yield from _launchers(file)
     if not any(word in raw for word in READS):
         return
     found: set[str] = set()
@@ -33,6 +39,23 @@ def named(file: str, raw: bytes) -> Iterator[str]:
         for path in _near(file, folder[1].decode(), folders=True) if folder else ():
             found.update(_configs_in(path))
     yield from sorted(found)[:MAX_FILES]
+
+
+def launched(raw: bytes) -> bool:
+    """Whether a script's settings stand in the command that starts it."""
+    return any(word in raw for word in LAUNCHED)
+
+
+def _launchers(file: str) -> Iterator[str]:
+    """The shell scripts beside a script that name it."""
+    folder, name = os.path.split(os.path.abspath(file))
+    scripts = sorted(entry for entry in os.listdir(folder) if entry.endswith(".sh"))[:MAX_FILES]
+    for path in (os.path.join(folder, script) for script in scripts):
+        try:
+            if name.encode() in read(path):
+                yield path
+        except OSError:
+            continue
 
 
 def _near(file: str, name: str, folders: bool = False) -> list[str]:

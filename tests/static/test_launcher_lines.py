@@ -9,8 +9,12 @@ import pytest
 
 from precaudit import rulebook
 from precaudit.judge import judge
+from precaudit.model.vocabulary import fact_from_json
 from precaudit.model.wire import Severity
 from precaudit.static.analyze import analyze
+from precaudit.static.files.cache import Cache
+from precaudit.static.files.discovery import Found
+from precaudit.static.files.run import examine_all
 from precaudit.static.source import load
 
 ARGUMENTS = """
@@ -40,6 +44,8 @@ accelerator = Accelerator(mixed_precision="bf16")
 with accelerator.autocast():
     pass
 """
+BARE = PARSER.replace("import torch\n", "").replace(", dtype=torch.float32", "").replace("torch.bfloat16\n", "")
+"""A script that has no word of precision."""
 FP16 = {"fp16": {"enabled": True}, "zero_optimization": {"stage": 2}}
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 2}}
 AUTO = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "gradient_accumulation_steps": "auto"}
@@ -52,6 +58,13 @@ def found(folder: Path, script: str, **files: object) -> set[str]:
         (folder / name.replace("_", ".")).write_text(text)
     (folder / "train.py").write_text(script)
     facts, _ = analyze(load(folder / "train.py", "train.py"))
+    return {f.rule for f in judge(facts, rulebook.load(), "check") if f.severity is not Severity.NOTE}
+
+
+def checked(folder: Path) -> set[str]:
+    """The same of `train.py` as `check` looks at it, which leaves out what no finding can start in."""
+    item = Found(str(folder / "train.py"), "train.py")
+    facts = [fact_from_json(raw) for raw in examine_all([item], Cache(None), jobs=1)[0][1].get("facts", ())]
     return {f.rule for f in judge(facts, rulebook.load(), "check") if f.severity is not Severity.NOTE}
 
 
@@ -100,3 +113,12 @@ def test_files_that_cannot_be_read_say_nothing(tmp_path: Path) -> None:
     line = "accelerate launch --config_file acc.yaml train.py\n"
     assert found(tmp_path, ACCELERATOR, run_sh=line, acc_yaml="a: [") == set()
     assert found(tmp_path, ARGUMENTS.format(path="'ds.json'"), ds_json="{") == set()
+
+
+def test_a_launcher_line_may_be_all_that_says_a_precision(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps(FP16))
+    (tmp_path / "run.sh").write_text("deepspeed train.py --output_dir out --bf16 True --deepspeed ds.json\n")
+    (tmp_path / "train.py").write_text(BARE)
+    assert checked(tmp_path) == {"PA805"}
+    (tmp_path / "run.sh").write_text("deepspeed train.py --output_dir out --fp16 True --deepspeed ds.json\n")
+    assert checked(tmp_path) == set()

@@ -203,7 +203,9 @@ class LossScaling:
             _note(op.run, lambda s: s | {Unscaled(key, which)})
             return
         done, always = Unscaled(key, which), Unscaled(key, which, each_turn=True)
-        if states and (all(done in s for s in states) or any(always in s for s in states)):
+        twice = states and (all(done in s for s in states) or any(always in s for s in states))
+        # Where a step came between, what is missing is the update, which is told there.
+        if twice and not all(Stepped(key, which) in s for s in states):
             _misuse(op, "unscale-twice", True)
         # What no condition guards happens in each turn of the loop, whether or not a step follows.
         each_turn = op.run.interpreter.each_turn

@@ -108,10 +108,11 @@ def compiles(raw: bytes) -> bool:
 
 def siblings_named(item: Found, raw: bytes) -> list[tuple[str, str, bool]]:
     """(path, content hash, may hold a finding) of each file of its project that a training script imports or reads."""
-    if not trains(raw):
+    training = trains(raw)
+    if not training and not named_files.launched(raw):
         return []
     found: dict[str, tuple[str, str, bool]] = {}
-    for path, name in _imports(item.file, raw):
+    for path, name in _imports(item.file, raw) if training else ():
         if path not in found and len(found) >= MAX_SIBLINGS:
             continue
         try:

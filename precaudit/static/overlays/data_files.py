@@ -124,12 +124,17 @@ def file_method(
 
 
 def loaded(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
-    """`yaml.safe_load(file)`, `json.load(file)`, `tomllib.load(file)`: what stands in the file, as values."""
+    """`yaml.safe_load(file)`, `json.load(file)`, `tomllib.load(file)`, `json.loads(text)`: what stands there."""
     given = args[0] if args else unknown()
-    known = text_of(given)
-    if known is None or (isinstance(given, Const) and name != "toml.load"):
+    known, kind = text_of(given), name.partition(".")[0].replace("tomllib", "toml")
+    if known is None:
         return unknown()
-    found = parsed(run, known, name.partition(".")[0].replace("tomllib", "toml"), node)
+    if isinstance(given, Const) and name != "toml.load":
+        try:
+            return value_of(PARSERS[kind](known[:LARGEST_CONFIG]), [MAX_KEYS])  # it is the text itself
+        except ForeignError:
+            return unknown()
+    found = parsed(run, known, kind, node)
     return unknown() if found is None else found
 
 

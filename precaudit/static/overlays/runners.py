@@ -32,6 +32,7 @@ CAST = {**framework("accelerate").dtypes("autocast"), **framework("lightning").d
 """Their words for autocast -> its dtype."""
 FLOAT16 = frozenset(word for word, dtype in CAST.items() if dtype == "float16")
 """Those with which they scale the loss."""
+PLAIN_STRATEGIES = framework("lightning").named("plain_strategies")
 TRUE_HALF = ("16-true", "bf16-true")
 
 
@@ -40,7 +41,7 @@ def loop_runner(run: Run, name: str, args: list[Value], kwargs: dict[str, Value]
     run.training.outside_scaling = True
     store: dict[Any, Any] = {
         "device": Device(frozenset({"?"})),
-        "\0plugins": [key for key in kwargs if "plugin" in key or key in ("strategy", "\0rest")],
+        "\0plugins": [key for key, value in kwargs.items() if _may_keep_masters(key, value)],
     }
     run.met(name.rpartition(".")[2].lower().replace("accelerator", "accelerate"))
     asked = precision_of(kwargs)
@@ -53,6 +54,12 @@ def loop_runner(run: Run, name: str, args: list[Value], kwargs: dict[str, Value]
         if name.endswith("Accelerator"):
             run.training.accelerators.append((run.spot(node), mode.value))
     return Instance(Ref(name), store)
+
+
+def _may_keep_masters(key: str, value: Value) -> bool:
+    """Whether an argument chooses an engine that may keep float32 masters itself."""
+    plain = key == "strategy" and constant(value) in PLAIN_STRATEGIES
+    return "plugin" in key or (key in ("strategy", "\0rest") and not plain)
 
 
 def precision_of(kwargs: dict[str, Value]) -> Value | None:
