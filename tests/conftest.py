@@ -21,6 +21,7 @@ WATCHED = (
     ("torch.nn", "Module.__setattr__"),
     ("torch.nn", "Module.load_state_dict"),
     ("torch.optim", "Optimizer.__init__"),
+    ("torch.optim.lr_scheduler", "ReduceLROnPlateau.step"),
     ("torch.optim", "Optimizer.load_state_dict"),
     ("torch.optim", "Optimizer.profile_hook_step"),
     ("torch.optim", "Optimizer.zero_grad"),

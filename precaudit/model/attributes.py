@@ -199,6 +199,8 @@ class Autocast(TypedDict, total=False):
     stale_cache: bool
     """Its cached cast of a weight is older than the weight, or has no gradient."""
     prefer: Literal["bfloat16"]
+    trains_ratio: bool
+    """A ratio of probabilities is trained, exp(new - old): three more bits of the mantissa matter there."""
 
 
 class Op(TypedDict, total=False):
@@ -207,8 +209,11 @@ class Op(TypedDict, total=False):
     op: str
     """PyTorch's name, or what was recognised: gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, log-sum-exp,
     log-sigmoid-by-hand, bce-on-probabilities, no-promotion, low-precision-sampling, low-precision-target,
-    low-precision-router, promotion-by-parameter, float32-matmul-under-mixed-precision."""
+    low-precision-router, promotion-by-parameter, float32-matmul-under-mixed-precision, cancellation,
+    low-precision-metric."""
     under_autocast: bool
+    cancels: Literal["variance", "distance"]
+    """What is left of two values that nearly cancel."""
 
 
 class Checkpoint(TypedDict, total=False):

@@ -48,6 +48,8 @@ EVIDENCE: Mapping[str, Evidence] = {
     "accumulation_loss": Evidence(Unit.SHARE, "the sum over micro-batches is off by {}"),
     "sum_error": Evidence(Unit.SHARE, "the sums are off by {} of their norm"),
     "target_error": Evidence(Unit.SHARE, "rounding moves the targets by {} of their spread"),
+    "cancelled": Evidence(Unit.SHARE, "the rounding of what cancels is {} of what is left"),
+    "metric_step": Evidence(Unit.SHARE, "it changes in steps of {} of its value"),
     "choices_changed": Evidence(Unit.SHARE, "{} of the rows would choose otherwise in float32"),
     "log_prob_error": Evidence(Unit.NATS, "log-probabilities are off by {} on average"),
     "loss_error": Evidence(Unit.NATS, "the loss is off by {}"),

@@ -251,6 +251,13 @@ class OptimizerLoaded(NamedTuple):
     content: Any
 
 
+class MetricGiven(NamedTuple):
+    """A scheduler's `step` was called with this measure of how training goes."""
+
+    scheduler: Any
+    metric: Any
+
+
 class LooksAgain(NamedTuple):
     """Between windows: something happened for which the trace is to look more closely."""
 
@@ -422,7 +429,8 @@ class TraceEnded(NamedTuple):
 RARE = frozenset(
     {
         ParameterRegistered, BufferRegistered, ModuleRegistered, ModuleCast, StateLoaded, DefaultDtypeSet, WrapperMade,
-        OptimizerBuilt, OptimizerLoaded, ScalerBuilt, Saved, CompileCalled, GraphCompiled, FactsAsked, FactsTold,
+        OptimizerBuilt, OptimizerLoaded, ScalerBuilt, Saved, MetricGiven, CompileCalled, GraphCompiled,
+        FactsAsked, FactsTold,
     }
 )  # fmt: skip
 """Events of no step: all their listeners hear them while the bus rests, too."""
