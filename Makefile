@@ -9,7 +9,7 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS)/installed
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow lint bench-trace bench-check bench-merge clean
+.PHONY: help demo test test-slow lint bench-trace bench-check bench-merge mutants clean
 
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
 	@echo "make bench-check  checks eight libraries: findings, CPU seconds and memory, beside ruff and TorchFix"
 	@echo "make bench-merge  seconds and memory of merging 4096 rank files"
+	@echo "make mutants      breaks clean programs in a hundred ways, and counts what each witness finds: hours; see docs/mutants.md"
 	@echo "make clean        remove the environments and what tools left behind"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -56,6 +57,10 @@ bench-check: $(INSTALLED)
 
 bench-merge: $(INSTALLED)
 	$(BIN)/python benchmarks/merge.py
+
+# SAMPLE="--sample 200 --seed 1" for a slice; a run that was stopped goes on where it was.
+mutants: $(FRAMEWORKS_INSTALLED)
+	PYTHONPATH=tests $(FRAMEWORKS)/bin/python -m mutants.matrix --report --survivors $(SAMPLE)
 
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build
