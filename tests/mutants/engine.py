@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -327,21 +328,17 @@ def visible(operator: operators_.Operator, seen_by: Mapping[str, tuple[str, ...]
 
 def warm() -> None:
     """Imports in this process what every forked run would import for itself: seconds each time."""
-    import harness  # noqa: F401
     import torch
 
-    import precaudit.static.files.run
-    import precaudit.static.overlays.torch_model
-    from mutants import recorder  # noqa: F401
+    for module in ("harness", "mutants.recorder", "precaudit.runtime.session", "precaudit.static.analyze"):
+        importlib.import_module(module)
     from precaudit import rulebook
-    from precaudit.runtime import session
 
     torch.set_num_threads(1)
     rulebook.load()
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    assert session
     with torch.random.fork_rng():
         torch.nn.functional.mse_loss(model(torch.ones(1, 2)), torch.ones(1, 2)).backward()
     optimizer.step()

@@ -105,6 +105,7 @@ OPERATORS = family(
             Edit("torch.zeros(X_, dtype=torch.float32)", "torch.zeros(X_, dtype=torch.bfloat16)"),
             Edit("NAME_.index_add_(D_, I_, X2_)", "NAME_.index_add_(D_, I_, (X2_).bfloat16())", everywhere=True),
         ),
+        names={"X_": r"shape|len\("},
         near="index_add_",
     ),
 )

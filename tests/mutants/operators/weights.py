@@ -4,7 +4,9 @@ from mutants.operators import Edit, Operator, family, rules
 
 AT_OPTIMIZER = r"optim\.\w+\(|\b(?:Adam|AdamW|SGD|Lion|Muon)\("
 UNSCALE = "unscale FP16 gradients"
-LOW = rules("602 208 209 210 213 302 303 304 401 402 403 404 405 407 408 412 413 414 503 102 103 105 207 201 410 411")
+LOW = rules(
+    "602 501 208 209 210 213 302 303 304 401 402 403 404 405 407 408 412 413 414 503 102 103 105 207 201 410 411"
+)
 """What a model that is low as a whole may break besides: its activations, buffers, losses and sums are low too."""
 
 
@@ -58,7 +60,7 @@ OPERATORS = family(
             "OPT_ = CTOR_(MODEL_.parameters(), *REST_)\n"
             "for weight in MODEL_.parameters():\n    weight.data = weight.data.to(torch.bfloat16)",
         ),
-        breaks="102",
+        breaks="102 101 301",
     ),
     weights("linear-built-low", Edit("nn.Linear(*REST_)", "nn.Linear(*REST_, dtype=torch.bfloat16)")),
     weights("embedding-built-low", Edit("nn.Embedding(*REST_)", "nn.Embedding(*REST_, dtype=torch.bfloat16)")),

@@ -1,0 +1,1 @@
+"""What the script is put together from."""
