@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from precaudit.contracts.drift import Comparison
     from precaudit.contracts.hold import Lock
     from precaudit.launch.trace import Traced
+    from precaudit.model.wire import Report
 
 
 class Count(click.IntRange):
@@ -201,11 +202,12 @@ def trace(
             timeout=timeout,
             inject=not no_inject,
             announce=say,
+            so_far=None if hindered else lambda report: write_latest(_as_json(report), os.environ, home),
         )
         compared = hold.after(lock, traced.report) if lock is not None else None
         if compared is not None:
             traced.report.drift = [str(change) for change in compared.changes]
-        text = traced.report.model_dump_json(indent=1) + "\n"
+        text = _as_json(traced.report)
         failures = []
         show_again = f"precaudit report --output-dir {shlex.quote(output_dir)} --open" if output_dir else None
         try:
@@ -228,6 +230,10 @@ def trace(
     if lock is None or compared is None:
         return traced.verdict.exit_code
     return _held(lock, compared, traced, update_lock)
+
+
+def _as_json(report: Report) -> str:
+    return report.model_dump_json(indent=1) + "\n"
 
 
 def _held(lock: Lock, compared: Comparison, traced: Traced, update: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_
 from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_losses, read_peers, read_ranks
 from precaudit.launch.command import Command
+from precaudit.launch.meanwhile import Meanwhile
 from precaudit.launch.merge import Merged
 from precaudit.launch.roll import Ends
 from precaudit.model.exact import ExactStep
@@ -55,10 +57,12 @@ def trace_command(
     timeout: float | None = None,
     inject: bool = True,
     announce: Callable[[str], None] = lambda line: None,
+    so_far: Callable[[Report], None] | None = None,
 ) -> Traced:
     """Runs the command under the tracer and judges what was seen. Raises PrecauditError where it cannot be started.
 
-    What the ranks saw lies in `settings.ranks_folder`; where that is empty, in the private folder.
+    What the ranks saw lies in `settings.ranks_folder`; where that is empty, in the private folder. `so_far` is given
+    the report of a command that runs on, when its first window is over and at each later event.
     """
     notes: list[str] = []
     merged = Merged()
@@ -67,9 +71,17 @@ def trace_command(
         announce(_banner(command, settings))
         child_environment = private.environment(environment) if inject else dict(environment)
         child_environment["PRECAUDIT_FOLDER"] = str(private.path)
-        with Ends(private.ranks) as ends:
-            ended = run_command(command.argv, child_environment, timeout)
         ranks = Path(settings.ranks_folder) if settings.ranks_folder else private.ranks
+
+        def renew() -> None:
+            report = _so_far(command, settings, choice, book, ranks, private.marks())
+            if report is not None and so_far is not None:
+                report.run = started.ended("", {})
+                so_far(report)
+
+        runs_on = so_far is not None and bool(settings.looks_on or settings.at)
+        with Ends(private.ranks) as ends, Meanwhile(ranks, renew) if runs_on else nullcontext():
+            ended = run_command(command.argv, child_environment, timeout)
         for rank in read_ranks(ranks, notes):
             merged.add(rank)
         notes += roll.call(merged, read_peers(private.ranks), ends)
@@ -83,6 +95,21 @@ def trace_command(
     if not settings.record:
         return traced
     return _verified(traced, records, lambda: run_plain(command, settings, environment, records, timeout, announce))
+
+
+def _so_far(
+    command: Command, settings: TraceSettings, choice: Choice, book: Rulebook, ranks: Path, marks: Marks
+) -> Report | None:
+    """The report on a command that runs on; None where no rank has come to the end of its first window."""
+    notes: list[str] = []
+    merged = Merged()
+    for rank in read_ranks(ranks, notes):
+        merged.add(rank)
+    if not {"finished", "stopped"} & set(merged.statuses):
+        return None
+    merged.finish()
+    merged.coverage.notes += [*notes, "the command runs on: this is what was seen until now"]
+    return conclude(command, settings, choice, book, merged, Ended(0, False, 0.0), marks).report
 
 
 def _verified(traced: Traced, records: verify.Records, run_again: Callable[[], verify.Records]) -> Traced:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role
 from ..dtypes import DTYPE_NAMES, LOW
-from ..events import Bus, Saved
+from ..events import Bus, MayEndNow, Saved
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.window import Window
@@ -20,7 +20,7 @@ class Checkpoints(Watcher):
     """PA602, where training itself writes the file."""
 
     def __init__(self, bus: Bus, ledger: Ledger, window: Window) -> None:
-        self._ledger, self._window = ledger, window
+        self._bus, self._ledger, self._window = bus, ledger, window
         bus.on(Saved, self._saved)
 
     def _saved(self, event: Saved) -> None:
@@ -46,6 +46,7 @@ class Checkpoints(Watcher):
                     attrs={"low": True, "saves_optimizer": True},
                 ),
             )
+            self._bus.tell(MayEndNow())
 
 
 def _dicts(value: Any, depth: int) -> list[Mapping[str, Any]]:

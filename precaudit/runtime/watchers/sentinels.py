@@ -26,6 +26,7 @@ from ..events import (
     Glanced,
     GoesOn,
     LossScaled,
+    MayEndNow,
     ModuleCast,
     OptimizerLoaded,
     StateLoaded,
@@ -211,6 +212,7 @@ class Sentinels(Watcher):
                 attrs={"what": "loss", "value": word},
             ),
         )
+        self._bus.tell(MayEndNow())
 
 
 class Looks:
