@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ from precaudit.static.language.values import (
 
 if TYPE_CHECKING:
     from precaudit.static.language.interpreter import Interpreter
+
+
+KEEPS = re.compile(r"\]\s{0,9}=(?!=)|\.(?:append|update|setdefault|_?register\w*)\(|\bsetattr\(")
+"""How a decorator says that it puts what it is given somewhere."""
 
 
 def dotted(node: Any) -> str:
@@ -156,8 +161,22 @@ def _with_generator(run: Interpreter, bodies: list[Value], node: cst.With) -> bo
 
 def _function_def(run: Interpreter, node: cst.FunctionDef) -> None:
     decorators = tuple(run.eval(d.decorator) for d in node.decorators)
-    value: Value = Function(node, run.scope, calls.defaults(run, node.params), None, None, decorators)
+    value = Function(node, run.scope, calls.defaults(run, node.params), None, None, decorators)
+    if decorators:
+        bare = replace(value, decorators=())
+        value = replace(value, decorators=_registered(run, bare, decorators, node))
     run.heap.put(run.scope.store, node.name.value, value)
+
+
+def _registered(run: Interpreter, made: Value, decorators: tuple[Value, ...], node: Any) -> tuple[Value, ...]:
+    """Runs the decorators that put what they are given into a registry, and gives back the others."""
+
+    def keeps(decorator: Value) -> bool:
+        if not isinstance(decorator, Function) or not KEEPS.search(decorator.scope.source.code(decorator.node)):
+            return False
+        return calls.call_function(run, decorator, [made], {}, node) is made
+
+    return tuple(decorator for decorator in decorators if not keeps(decorator))
 
 
 def _class_def(run: Interpreter, node: cst.ClassDef) -> None:
@@ -175,6 +194,7 @@ def _class_def(run: Interpreter, node: cst.ClassDef) -> None:
     made = Class(node, outer, bases, store, name, decorators)
     run.library.class_made(made)
     run.heap.put(outer.store, name, made)
+    _registered(run, made, decorators, node)
 
 
 def _import(run: Interpreter, node: cst.Import) -> None:
