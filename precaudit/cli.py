@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, str] = {
     "check": "precaudit.commands.check:check",
     "trace": "precaudit.commands.trace:trace",
     "preflight": "precaudit.commands.preflight:preflight",
+    "whatif": "precaudit.commands.whatif:whatif",
     "lock": "precaudit.commands.lock:lock",
     "diff": "precaudit.commands.diff:diff",
     "checkpoint": "precaudit.commands.checkpoint:checkpoint",

@@ -137,6 +137,8 @@ def trace(
     verbose: int,
     command: tuple[str, ...],
     preflight: dict[str, str] | None = None,
+    what_if: tuple[str, ...] = (),
+    stochastic: bool = False,
 ) -> int:
     """Run COMMAND, a training script or what starts one, and report its precision.
 
@@ -189,6 +191,8 @@ def trace(
         values=values,
         eager=eager,
         exact=exact,
+        what_if=what_if,
+        stochastic=stochastic,
         record=verify_undisturbed,
         preflight=preflight,
     )

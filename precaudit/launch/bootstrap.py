@@ -45,6 +45,8 @@ class TraceSettings:
     values: str = "sample"
     eager: bool = False
     exact: bool = False
+    what_if: tuple[str, ...] = ()
+    stochastic: bool = False
     ranks_folder: str = ""
     record: bool = False
     """What the program computes is hashed, to be compared with another run."""

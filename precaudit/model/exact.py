@@ -54,6 +54,70 @@ class ExactOperation(BaseModel):
     """What was lost here: its own error, or the whole error beyond its inputs' where it magnified that."""
 
 
+class Effect(BaseModel):
+    """What rounding the operands of matmuls does to the step."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: str
+    layer: str | None = None
+    """The one whose matmuls are rounded; null for all."""
+    loss: float | None = None
+    """How far the loss is from the exact one, relative to it; null where it is not finite."""
+    gradients: float | None = None
+    """That of all gradients as one vector."""
+
+
+class MatmulRow(BaseModel):
+    """The operands of the matmuls of one layer in one format."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    layer: str
+    phase: str
+    format: str
+    times: int
+    error: float | None = None
+    """Of the worse operand, the norm of what rounding changes over its own."""
+    result: float | None = None
+    """Of what the matmul gives of the rounded operands: one matmul alone in this format."""
+    flushed: float = 0.0
+    """Share of the elements that become zero."""
+    saturated: float = 0.0
+    """Share that is beyond the largest number."""
+
+
+class RoleRow(BaseModel):
+    """The tensors of one role, held in another format."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: str
+    dtype: str
+    bytes: int
+    format: str
+    saves: int
+    error: float | None = None
+    flushed: float = 0.0
+    of_the_step: float | None = None
+    """What rounding changes over what the step added: of what is carried on and added to. null for what is not."""
+
+
+class WhatIf(BaseModel):
+    """`precaudit whatif`: the exact step with rounded matmul operands."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    stochastic: bool = False
+    formats: list[Effect] = []
+    layers: list[Effect] = []
+    """Each layer alone in the first format, the worst first."""
+    left_out: int = 0
+    """Layers that were not tried alone."""
+    matmuls: list[MatmulRow] = []
+    roles: list[RoleRow] = []
+
+
 class ExactStep(BaseModel):
     """`precaudit trace --exact`: one step of one rank."""
 
@@ -68,3 +132,4 @@ class ExactStep(BaseModel):
     budget: list[ExactLine] = []
     operations: list[ExactOperation] = []
     """Worst first, at most 20."""
+    what_if: WhatIf | None = None

@@ -12,7 +12,7 @@ from precaudit import rulebook
 from precaudit.errors import RuleError
 from precaudit.model.exact import ExactStep
 from precaudit.model.wire import Finding, Report, Rule, Run, Severity
-from precaudit.report import View, words
+from precaudit.report import View, what_if, words
 from precaudit.report import exact as exact_words
 from precaudit.report.evidence import is_share, share
 from precaudit.report.roles import Row, allowed, columns, rows, unseen
@@ -115,6 +115,11 @@ def _exact(exact: ExactStep, ranks: int) -> str:
     parts = [f"<p>{_e(exact_words.heading(exact, ranks))}.</p><dl>{said}</dl>"]
     parts += [_table("exact-title", head, updates)] if updates else []
     parts += [_table("exact-title", ("Lost at", "By"), operations)] if operations else []
+    if exact.what_if is not None:
+        rows = "".join(
+            f"<dt>{_e(label)}</dt><dd>{_e(text)}</dd>" for label, text in what_if.lines(exact.what_if, everything=True)
+        )
+        parts.append(f"<p>{_e(what_if.heading(exact.what_if, exact.step))}.</p><dl>{rows}</dl>")
     return _section("exact", "Exact step", parts)
 
 

@@ -14,7 +14,7 @@ from precaudit import rulebook
 from precaudit.errors import RuleError
 from precaudit.model.exact import ExactStep
 from precaudit.model.wire import Finding, Line, Report, Rule, Severity
-from precaudit.report import View, words
+from precaudit.report import View, what_if, words
 from precaudit.report import exact as exact_words
 from precaudit.report.evidence import share as share_of
 from precaudit.report.headline import headline
@@ -490,6 +490,10 @@ def _exact(page: Page, report: Report, exact: ExactStep, verbosity: int) -> None
         page.fold(
             [("  lost at           ", DIM), (exact_words.place(row), PLACE), "  ", exact_words.operation(row)], 20
         )
+    if exact.what_if is not None:
+        page.fold([("what if     ", STRONG), what_if.heading(exact.what_if, exact.step)], 12)
+        for label, said in what_if.lines(exact.what_if, verbosity > 0):
+            page.fold([("  " + label.ljust(18), DIM), said], 20)
     page.gap()
 
 

@@ -27,6 +27,10 @@ class Settings(NamedTuple):
     """torch.compile does nothing."""
     exact: bool = False
     """One step runs with a float64 companion beside every floating number."""
+    what_if: tuple[str, ...] = ()
+    """Formats that the exact step's matmuls are run in too."""
+    stochastic: bool = False
+    """These round at random."""
     preflight: Callable[[], dict[str, Any]] | None = None
     """Tells what of this run is real and what assumed, where a layer below the trace stands in for a device."""
     ranks_folder: str | None = None

@@ -129,6 +129,14 @@ class Companions:
         found.view(tensor).copy_(exact)
         return found
 
+    def branch(self, tensor: Tensor, other: Companion | None) -> Companion:
+        """A companion of the tensor's storage that begins with what another lineage's holds."""
+        if other is None or other.flat is None:
+            found = self.writable(tensor)
+            assert found is not None, "a tensor without storage is not written to"
+            return found
+        return self._put(tensor, other.flat.clone(), other.partial)
+
     def forget(self, tensor: Tensor) -> None:
         """From here on its storage holds what it holds exactly."""
         self._drop(private.storage_key(tensor))

@@ -22,6 +22,7 @@ from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES
 from ..guard import Guard, is_programs_own
 from .companions import WIDE, Companion, Companions, wide
+from .forks import Fork, Forks
 from .places import PHASES, Place
 from .recipes import FACTORIES, LOST, REAL, RUN, VIEW, Recipe, Refused, floats, recipe_of
 from .rows import Key, Rows
@@ -58,8 +59,10 @@ class Made(NamedTuple):
 class Follower:
     """The companions of one step."""
 
-    def __init__(self, guard: Guard, place: Callable[[list[Tensor]], Place]) -> None:
+    def __init__(self, guard: Guard, place: Callable[[list[Tensor]], Place], forks: Forks | None = None) -> None:
         self._guard, self._place = guard, place
+        self.forks = forks
+        """Companions of a step that rounds the operands of its matmuls."""
         self.main = Companions()
         """They began with the step."""
         self.stage = Companions()
@@ -121,6 +124,8 @@ class Follower:
             for target in ready.targets:
                 _exact_as_it_is(self.main, target)
                 _exact_as_it_is(self.stage, target)
+                for fork in self.forks.all if self.forks is not None else ():
+                    _exact_as_it_is(fork.values, target)
             return
         memory = {private.storage_key(one) for one in given}
         results = _flat(out)
@@ -142,6 +147,8 @@ class Follower:
                 raise Refused
             alone = ready.alone or _converted(recipe, args, kwargs, {})
             own = [*self._results(recipe, alone, made), *recipe.targets(*alone)]
+            if self.forks is not None and self.forks.open:
+                self._forked(self.forks, ready, args, kwargs, made, place)
             exacts = self._followed(0, ready, args, kwargs, made, own, partial)
             if place.phase != PHASES[0] or ready.entries[1]:
                 self._followed(1, ready, args, kwargs, made, own, partial)
@@ -190,6 +197,32 @@ class Follower:
             entry.partial |= partial
             views.append(entry.view(target))
         return [*exacts, *views]
+
+    def _forked(self, forks: Forks, ready: Ready, args: Any, kwargs: Any, made: Made, place: Place) -> None:
+        """Runs the op once more for each format whose numbers it is given, or whose rounding begins with it."""
+        recipe, entries = ready.recipe, ready.entries[0]
+        matmul = forks.meets(recipe.name, place)
+        if matmul:
+            forks.measure(recipe, place, _converted(recipe, args, kwargs, {})[0])
+        given = list(floats((*args, *kwargs.values())))
+        for fork in forks.all:
+            own = _entries(fork.values, given)
+            rounds = matmul and fork.rounds(place.module)
+            if own or rounds:
+                self._in_fork(
+                    fork, Ready(recipe, ready.targets, None, ({**entries, **own}, own)), args, kwargs, made, rounds
+                )
+
+    def _in_fork(self, fork: Fork, ready: Ready, args: Any, kwargs: Any, made: Made, rounds: bool) -> None:
+        recipe, (entries, own) = ready.recipe, ready.entries
+        for target in ready.targets:
+            if id(target) not in own:
+                entries[id(target)] = fork.values.branch(target, entries.get(id(target)))
+        given = _converted(recipe, args, kwargs, entries)
+        if rounds:
+            fork.round(recipe.name, given[0])
+        for real, value in zip(made.fresh, self._results(recipe, given, made), strict=True):
+            fork.values.keep(real, value, False, False)
 
     def _results(self, recipe: Recipe, given: Given, made: Made) -> list[Tensor]:
         """Runs the op, and gives back those of its results that stand for new ones of the real run."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
+from ..dtypes import DTYPE_NAMES
 from ..events import BackwardBegan, Boundary, Bus, FactsTold, StepBegan, StepEnded, WindowClosed, WindowOpened
 from ..guard import Guard
 from ..operations import FORWARD, GRADIENTS, Companion, Operations
@@ -18,9 +19,10 @@ from ..trackers.optimizers import state_tensors, trained
 from ..trackers.steps import Steps
 from ..trackers.window import Window
 from .budget import Budget
-from .companions import WIDE
+from .companions import WIDE, wide
 from .evidence import add_exact
 from .follower import Follower
+from .forks import Asked, Forks, Roles
 from .places import Places
 
 MOST = 20
@@ -55,6 +57,10 @@ class ExactStep(Companion):
         self._held: list[Tensor] | None = None
         """The leaves of a loop without one; None while its exact step has not begun."""
         self._asked = settings.exact
+        self._what_if = Asked(tuple(settings.what_if), settings.stochastic) if settings.what_if else None
+        self._roles: Roles | None = None
+        self._before: dict[int, Tensor] = {}
+        """id of what lasts -> what it held before the optimizer's step."""
         operations.companion = self
         if settings.exact:
             bus.on(WindowOpened, self._opened)
@@ -99,7 +105,10 @@ class ExactStep(Companion):
 
     def _begin(self) -> None:
         self.following = True
-        self.follower = Follower(self._guard, self._places.of)
+        forks = Forks(self._what_if) if self._what_if is not None else None
+        self._roles = Roles(self._what_if) if self._what_if is not None else None
+        self._before = {}
+        self.follower = Follower(self._guard, self._places.of, forks)
         self.budget = Budget(self.follower)
         self._places.clear()
         self._stepped = []
@@ -107,18 +116,55 @@ class ExactStep(Companion):
     def _backward_began(self, event: BackwardBegan) -> None:
         if self.following and event.accumulates:
             for root in event.roots:
-                self.budget.loss(private.local(root))
+                own = private.local(root)
+                self.budget.loss(own)
+                if self.follower.forks is not None and self.follower.forks.open:
+                    self.follower.forks.loss(own, self._exact(own))
 
     def _step_began(self, event: StepBegan) -> None:
         if self.following:
             self.budget.gradients([(self._modules.name(p), p) for p in trained(event.optimizer)])
             self.follower.stage.clear()
+            self._what_if_before(event.optimizer)
+
+    def _exact(self, tensor: Tensor) -> Tensor:
+        found = self.follower.main.of(tensor)
+        return wide(tensor) if found is None else found
+
+    def _what_if_before(self, optimizer: Any) -> None:
+        """The forks end here; what lasts is kept as it is, to see what the step adds to it."""
+        forks, roles = self.follower.forks, self._roles
+        if forks is None or roles is None:
+            return
+        parameters = [private.local(p) for p in trained(optimizer)]
+        gradients = [private.local(p.grad) for p in trained(optimizer) if p.grad is not None]
+        if forks.open:
+            forks.gradients([(gradient, self._exact(gradient)) for gradient in gradients])
+            forks.close()
+        for gradient in gradients:
+            roles.add("gradient", DTYPE_NAMES[gradient.dtype], gradient, None, keeps=False)
+        for tensor in (*parameters, *(held.tensor for held in state_tensors(optimizer))):
+            if tensor.dtype in WIDE:
+                self._before[id(tensor)] = private.local(tensor).detach().clone()
+
+    def _what_if_after(self, optimizer: Any) -> None:
+        roles = self._roles
+        if roles is None:
+            return
+        for p in trained(optimizer):
+            own = private.local(p)
+            roles.add("master_weight", DTYPE_NAMES[own.dtype], own, self._before.pop(id(own), None), keeps=True)
+        for held in state_tensors(optimizer):
+            if held.tensor.dtype in WIDE and held.tensor.numel() > 1:
+                own, before = private.local(held.tensor), self._before.pop(id(held.tensor), None)
+                roles.add(f"optimizer_state {held.name}", DTYPE_NAMES[own.dtype], own, before, keeps=True)
 
     def _step_ended(self, event: StepEnded) -> None:
         """What the parameters moved by, and what the optimizer keeps from step to step."""
         if not self.following:
             return
         self._stepped.append(event.optimizer)
+        self._what_if_after(event.optimizer)
         self.budget.updates([(self._modules.name(p), p) for p in trained(event.optimizer)])
         for held in state_tensors(event.optimizer):
             if held.tensor.dtype in WIDE and held.tensor.numel() > 1:
@@ -207,7 +253,13 @@ class ExactStep(Companion):
             "not_followed": dict(follower.lost.most_common()),
             "budget": [line._asdict() for line in self.budget.lines],
             "operations": self._operations(),
+            "what_if": self._what_if_content(),
         }
+
+    def _what_if_content(self) -> dict[str, Any] | None:
+        if self.follower.forks is None or self._roles is None:
+            return None
+        return {**self.follower.forks.content(), "roles": self._roles.content()}
 
     def _operations(self) -> list[dict[str, Any]]:
         """The operations that added most to the error, worst first."""
