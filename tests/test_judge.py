@@ -37,6 +37,7 @@ SPOKEN: list[tuple[Fact, dict[str, str]]] = [
     (holds("master_weight", "bfloat16"), {"PA101": "warning"}),
     (holds("master_weight", "bfloat16", {"updates_lost": 0.91}), {"PA101": "error"}),
     (holds("master_weight", "bfloat16", {"updates_lost": 0.001}), {"PA101": "warning"}),
+    (holds("master_weight", "bfloat16", {"updates_lost": 0.0}), {}),
     (fact("cast", "float16", after_optimizer=True), {"PA102": "error"}),
     (holds("accumulator", "bfloat16", what="ema"), {"PA103": "warning"}),
     (holds("accumulator", "bfloat16", {"updates_lost": 0.98}, what="ema"), {"PA103": "error"}),

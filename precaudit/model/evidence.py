@@ -63,6 +63,12 @@ EVIDENCE: Mapping[str, Evidence] = {
     "masters_apart": Evidence(Unit.SHARE, "{} of the weights looked at are not what their masters round to"),
     "headroom": Evidence(Unit.BITS, "{} bits of room below the largest finite value", smaller_is_worse=True),
     "infinite": Evidence(Unit.COUNT, "{} of the parameters held inf or nan and were not measured"),
+    "beyond_sample": Evidence(
+        Unit.COUNT, "{} of the parameters were not measured: their update needs all elements (--values full)"
+    ),
+    "unmeasured": Evidence(
+        Unit.COUNT, "{} of the parameters were not measured: float32 could not take their update again"
+    ),
     "exact_update_error": Evidence(Unit.SHARE, "against float64 the updates are off by {} of their norm", effect=True),
     "exact_local_error": Evidence(Unit.SHARE, "against float64 on the same inputs it is off by {}", effect=True),
     "exact_loss_error": Evidence(Unit.SHARE, "against float64 the loss is off by {}"),

@@ -303,7 +303,52 @@ def test_a_sample_says_what_all_elements_say_within_its_own_error(way: dict[str,
 def test_steps_that_read_gradients_where_they_have_moved_to_give_no_number() -> None:
     """LBFGS asks its closure again and again on its way: what float32 would do there nobody has computed."""
     report = train(lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3), torch.bfloat16, "closure")[1]
-    assert measured(report, "master_weight", torch.bfloat16) == {}
+    assert measured(report, "master_weight", torch.bfloat16) == {"unmeasured": 6}
+
+
+class Lamb(torch.optim.Optimizer):
+    """Hand-written: a trust ratio of norms over all of a parameter (https://arxiv.org/abs/1904.00962)."""
+
+    def __init__(self, params: Any, lr: float = 1e-2) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                v = self.state[p].setdefault("exp_avg_sq", torch.zeros_like(p))
+                m.mul_(0.9).add_(p.grad, alpha=0.1)
+                v.mul_(0.99).addcmul_(p.grad, p.grad, value=0.01)
+                update = m / v.sqrt().add_(1e-3)
+                p.add_(update * (p.norm() / update.norm().clamp(min=1e-6)), alpha=-group["lr"])
+
+
+def test_norms_over_a_long_parameter_are_those_of_its_sample_for_so_many_more() -> None:
+    samples._limits["few"] = 4000
+    try:
+        oracle, report = train(Lamb, torch.bfloat16, width=300, values="few")
+    finally:
+        del samples._limits["few"]
+    oracle.count()
+    weights = measured(report, "master_weight", torch.bfloat16)
+    assert "beyond_sample" not in weights
+    assert weights["updates_lost"] == pytest.approx(oracle.lost, abs=3 * math.sqrt(0.25 / 16000))
+    assert weights["applied_update_error"] == pytest.approx(oracle.error, rel=0.1)
+
+
+def test_the_report_says_how_many_parameters_a_sample_gave_no_number() -> None:
+    """Muon multiplies whole matrices: of the three, the longest two are more than the sample."""
+    samples._limits["few"] = 4000
+    try:
+        report = train(
+            lambda p: torch.optim.Muon([q for q in p if q.ndim == 2], lr=1e-2), torch.bfloat16, width=300, values="few"
+        )[1]
+    finally:
+        del samples._limits["few"]
+    weights = measured(report, "master_weight", torch.bfloat16)
+    assert weights["beyond_sample"] == 2
+    assert weights["updates_lost"] > 0
 
 
 class Lion(torch.optim.Optimizer):

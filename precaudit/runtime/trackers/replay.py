@@ -4,7 +4,8 @@ A shadow stands for one stretch of memory and holds what float32 would hold ther
 of a bfloat16 `v` gives `denom` a shadow, `denom.add_(eps)` is added to it, and `p.addcdiv_(m, denom)` moves the shadow
 of `p` by what is in those of `m` and `denom`. What the parameter itself kept of that step is then compared.
 
-Of a stretch longer than the sample, every so many elements are followed, through elementwise ops alone. Where a value
+Of a stretch longer than the sample, every so many elements are followed, through elementwise ops, and into norms, sums
+and means of all elements, which are those of the sample for so many more (LAMB's trust ratio). Where a value
 comes from something that cannot be run again (random numbers, a library's kernel, a matmul of which only samples are
 held) its shadow is unknown, and so is all that is computed from it: no number is made of it.
 
@@ -31,6 +32,8 @@ from .kept import rows as numbers_of
 ELEMENTWISE = frozenset("copy_ _to_copy clone zero_ fill_ masked_fill_".split())
 """Ops that torch does not tag as pointwise, and are."""
 NOT_ELEMENTWISE = frozenset("_foreach_norm _foreach_max".split())
+GROWTH = {"linalg_vector_norm": 0.5, "_foreach_norm": 0.5, "sum": 1.0, "mean": 0.0}
+"""Numbers computed of all elements, and by which power of their count they grow."""
 FUSED = "_fused_"
 SHAPES_ONLY = frozenset("empty_like zeros_like ones_like full_like new_zeros new_ones new_empty new_full".split())
 """Their results do not depend on the values of what they are given."""
@@ -60,6 +63,8 @@ class Recipe(NamedTuple):
     fused: bool
     overwrites: bool
     """What it writes does not depend on what was there."""
+    growth: float | None
+    """See GROWTH."""
 
 
 def recipe_of(func: Any) -> Recipe:
@@ -72,7 +77,8 @@ def recipe_of(func: Any) -> Recipe:
     random = torch.Tag.nondeterministic_seeded in func.tags
     repeatable = not random and schema.name.startswith("aten::") and name not in ("set_", "resize_", "resize_as_")
     in_place = [at for at, _ in written] == [0]
-    return Recipe(tuple(written), in_place, repeatable, pointwise, lists, name.startswith(FUSED), name in OVERWRITING)
+    fused, overwrites, growth = name.startswith(FUSED), name in OVERWRITING, GROWTH.get(name)
+    return Recipe(tuple(written), in_place, repeatable, pointwise, lists, fused, overwrites, growth)
 
 
 def computes(func: Any) -> bool:
@@ -276,6 +282,8 @@ class Replay:
         exact, fused = self._operand, recipe.fused
         given = [exact(value, sampled, fused) for value in args]
         result = func(*given, **{key: exact(value, sampled, fused) for key, value in kwargs.items()})
+        if sampled and recipe.growth is not None:
+            result = _grown(recipe.growth, args[0], given[0], result)
         for real, wide in zip(_tensors((out,)), _tensors((result,)), strict=True) if out is not None else ():
             if not sampled and wide.stride() != real.stride():
                 wide = torch.empty_strided(real.size(), real.stride(), dtype=wide.dtype, device=wide.device).copy_(wide)
@@ -289,7 +297,7 @@ class Replay:
                 break
         else:
             return False
-        if not recipe.elementwise:
+        if not recipe.elementwise and not _is_of_all(recipe, args, out):
             raise Unknown
         given = [a for a in (*args, *kwargs.values(), out) if isinstance(a, (Tensor, list, tuple))]
         length = max((len(a) for a in given if not isinstance(a, Tensor)), default=1)
@@ -514,6 +522,18 @@ class Replay:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in LOW else dtype
+
+
+def _is_of_all(recipe: Recipe, args: tuple[Any, ...], out: Any) -> bool:
+    """Whether an op gives one number for all elements of a tensor: their sum, their mean, their 2-norm."""
+    more = args[1:] if recipe.growth == GROWTH["_foreach_norm"] else [None] if args[1:] else []
+    return recipe.growth is not None and all(n == 2 for n in more) and all(t.numel() == 1 for t in _tensors((out,)))
+
+
+def _grown(power: float, real: Any, sample: Any, result: Any) -> list[Tensor]:
+    """What a number of a sample comes to for all elements; each result in turn."""
+    each = zip(_tensors((real,)), _tensors((sample,)), _tensors((result,)), strict=True)
+    return [number * (whole.numel() / some.numel()) ** power for whole, some, number in each]
 
 
 def _size(shadow: Shadow) -> int:

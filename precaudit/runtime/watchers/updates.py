@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -181,25 +181,26 @@ class Updates(Watcher):
         self.replay.begin()
 
     def _measure_step(self, optimizer: Any) -> None:
-        totals, pairs = [], []
+        totals: list[Callable[[], Totals]] = []
+        pairs = []
         for parameter in parameters(optimizer):
             own = private.local(parameter)
             shadow = self.replay.shadow_of(own) if own.dtype in LOW else None
             if shadow is not None:
                 pairs.append((own, shadow))
-                totals.append(self._of(parameter))
+                totals.append(partial(self._of_leaf, self._tensors.meet(parameter)))
         of_state = self._state.setdefault(optimizer, {})
         for held in self._contents.kept(optimizer):
             shadow = self.replay.shadow_of(held.tensor) if held.tensor.dtype in LOW else None
             if shadow is not None:
                 pairs.append((held.tensor, shadow))
-                totals.append(of_state.setdefault((held.name, held.tensor.dtype), Totals()))
+                totals.append(partial(of_state.setdefault, (held.name, held.tensor.dtype), Totals()))
         doubtful: list[float] = []
         self._ledger.defer(self.replay.doubts(), doubtful.extend)
 
         def use(index: int, numbers: Numbers) -> None:
             if not any(doubtful):
-                totals[index].add(numbers)
+                totals[index]().add(numbers)
 
         self.replay.measure(pairs, use)
 
@@ -255,11 +256,22 @@ class Updates(Watcher):
         lost(seen, total)
         if total.infinite:
             seen.evidence["infinite"] = sum(1 for parameter in held if self._is_infinite(parameter))
+        self._tell_unmeasured(seen, held)
         seen.parts = worst_parts(
             Part(pattern if len(names) > 1 else names[0], len(names), {"updates_lost": sums.stuck / sums.should_move})
             for (pattern, _), (names, sums) in rows.items()
             if pattern
         )
+
+    def _tell_unmeasured(self, seen: Observation, held: Sequence[Tensor]) -> None:
+        """How many of these were updated and have no number: of long ones a sample may not do, as for a matmul."""
+        own = [private.local(parameter) for parameter in held if self._numbers(parameter) is None]
+        left = [tensor for tensor in own if "update" in (self._tensors.of(tensor).writes or ())]
+        long = sum(1 for tensor in left if tensor.numel() > samples.limit())
+        if samples.limit() and long:
+            seen.evidence["beyond_sample"] = long
+        if samples.limit() and len(left) > long:
+            seen.evidence["unmeasured"] = len(left) - long
 
     def _numbers(self, parameter: Tensor) -> Totals | None:
         leaf = self._tensors.leaf(parameter)
