@@ -125,7 +125,7 @@ class _Parsed:
 
     @cached_property
     def places(self) -> Mapping[cst.CSTNode, CodeRange]:
-        """Node -> place in the stretch. LibCST finds them by writing all of it out, twelve times the work of `holds`."""
+        """Node -> place in the stretch. LibCST finds them by writing all out, twelve times the work of `holds`."""
         return MetadataWrapper(self._tree, unsafe_skip_copy=True).resolve(PositionProvider)
 
     def holds(self, node: Any) -> bool:
