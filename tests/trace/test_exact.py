@@ -423,18 +423,28 @@ torch.distributed.destroy_process_group()
 """
 
 PAGE = Path(__file__).parents[2] / "docs" / "exact.md"
+WHAT_IF = re.compile(r"```text\n(what if.*?)```", re.DOTALL)
 EXAMPLE = re.compile(r"```text\n(exact step.*?)```", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
-def test_the_example_of_the_docs_is_what_the_program_says() -> None:
+@pytest.mark.parametrize(
+    ("name", "begins", "example", "settings"),
+    [
+        ("PA101/bad.py", "exact step", EXAMPLE, {}),
+        ("PA606/good.py", "what if", WHAT_IF, {"what_if": ("mxfp8", "float8_e4m3", "nvfp4", "float16")}),
+    ],
+)
+def test_an_example_of_the_docs_is_what_the_program_says(
+    name: str, begins: str, example: re.Pattern[str], settings: dict[str, Any]
+) -> None:
     """Its words to the letter, and its numbers as nearly as kernels of other machines agree."""
-    script = harness.FIXTURES / "PA101" / "bad.py"
-    report = harness.run(script, traced=True, exact=True).report
+    script = harness.FIXTURES / name
+    report = harness.run(script, traced=True, exact=True, **settings).report
     assert report is not None
-    text = render(report, "text", width=100).replace(str(script), "bad.py")
-    said = " ".join(text[text.index("exact step") :].split("\n\n")[0].split())
-    found = EXAMPLE.search(PAGE.read_text(encoding="utf-8"))
+    text = render(report, "text", width=100).replace(str(script), script.name)
+    said = " ".join(text[text.index(begins) :].split("\n\n")[0].split())
+    found = example.search(PAGE.read_text(encoding="utf-8"))
     shown = " ".join(found[1].split()) if found is not None else ""
     assert NUMBER.sub("#", shown) == NUMBER.sub("#", said), said
     for one, other in zip(NUMBER.findall(shown), NUMBER.findall(said), strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 import harness
 import pytest
 import torch
+from exact_programs import PROGRAMS
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -319,3 +320,31 @@ def test_the_command_reports_it(
     assert "what if     step 2 beside itself with the operands of all matmuls rounded" in said
     assert "  mxfp8             loss off by " in said
     assert "  layers            mxfp8 in one alone moves the gradients by: " in said
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_of_all_kinds_run_in_a_format_and_undisturbed(name: str) -> None:
+    """Without a fault; and float16 moves the gradients less than a format with fewer bits of both kinds."""
+    torch.manual_seed(0)
+    plain = PROGRAMS[name]()
+    with one_thread():
+        for number in range(3):
+            plain.step(number)
+    with harness.unchanged_world(), one_thread():
+        formats = ("nvfp4", "float16")
+        session = sessions.start({**harness.SETTINGS, "exact": True, "what_if": formats, "cwd": "."})
+        try:
+            torch.manual_seed(0)
+            traced = PROGRAMS[name]()
+            for number in range(3):
+                traced.step(number)
+            content = session.parts.get(ExactStep).content(0) or {}
+            notes = list(session.guard.notes)
+        finally:
+            session.remove()
+    assert notes == []
+    assert all(torch.equal(one, other) for one, other in zip(plain.trained, traced.trained, strict=True))
+    low, high = WhatIf(**content["what_if"]).formats
+    if any(row["format"] == "nvfp4" for row in content["what_if"]["matmuls"]) and high.gradients:
+        assert low.gradients is not None
+        assert 0 < high.gradients < low.gradients

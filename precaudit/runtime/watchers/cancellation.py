@@ -65,7 +65,11 @@ class Cancellation(Watcher):
     def product(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A square, or a part times a number."""
         first, second = args[0], args[1] if len(args) > 1 else None
-        if name == "square" or (name == "pow" and second == 2) or (name == "mul" and _same(first, second)):
+        if (
+            name == "square"
+            or (name == "pow" and not isinstance(second, Tensor) and second == 2)
+            or (name == "mul" and _same(first, second))
+        ):
             known = self._of(first)
             if known is not None and known.what == "mean":
                 self._is(out, Term("square of mean", known.of, out.dtype))
