@@ -51,6 +51,13 @@ class LockError(PrecauditError):
     slug = "lock"
 
 
+class FindingsError(PrecauditError):
+    """A report has findings where the caller asked for none; the message is the report's text."""
+
+    slug = "findings"
+    exit_code = 1
+
+
 def internal_error(error: Exception) -> str:
     """One line on a mistake of ours; raises it where PRECAUDIT_TRACEBACK is set."""
     if os.environ.get("PRECAUDIT_TRACEBACK"):

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "precaudit"
 
-FRONT = {"cli", "commands", "integrations", "run", "__main__"}
+FRONT = {"api", "cli", "commands", "integrations", "run", "__main__"}
 """What a user meets; it may use everything, and nothing may use it."""
 
 MAY_USE: dict[str, set[str]] = {

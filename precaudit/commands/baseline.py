@@ -26,7 +26,7 @@ def baseline(paths: tuple[str, ...], output: str | None, prune: bool) -> None:
 
     settings = replace(settings_module.load(), baseline="")
     given: dict[str, Any] = {"no_cache": False, "jobs": 0}
-    discovered, results = checking._collect(paths or (".",), settings, given)
+    discovered, results = checking.collect(paths or (".",), settings, given)
     report = checking.build(results, settings, len(results), discovered.skipped)
     path = Path(output or settings.root / store.DEFAULT_NAME)
     present = store.entries([f for f in report.findings if not f.suppressed], path.resolve().parent)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,7 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
         raise UsageError("'-': --fix and --diff need a file, not standard input")
     if given["stdin"] and given["add_ignore"]:
         raise UsageError("'-': --add-ignore needs a file, not standard input")
-    discovered, results = _collect(names, settings, given)
+    discovered, results = collect(names, settings, given)
     if not paths and os.environ.get("PRE_COMMIT"):
         # pre-commit runs a hook with always_run although no file matched.
         discovered = discovered._replace(barren=[], excluded=discovered.excluded + 1)
@@ -97,7 +97,7 @@ def check(paths: tuple[str, ...], **given: Any) -> None:
         if given["diff"]:
             click.echo(changed.diff, nl=False)
             sys.exit(EXIT_FINDINGS if changed.diff and not given["exit_zero"] else EXIT_CLEAN)
-        discovered, results = _collect(names, settings, given)
+        discovered, results = collect(names, settings, given)
         say(f"{changed.fixes} fixed")
         for line in changed.refused:
             say(line)
@@ -141,7 +141,8 @@ def _merged(settings: Settings, given: dict[str, Any]) -> Settings:
     return replace(settings, **changes)
 
 
-def _collect(names: Sequence[str], settings: Settings, given: dict[str, Any]) -> tuple[Discovery, Results]:
+def collect(names: Sequence[str], settings: Settings, given: Mapping[str, Any]) -> tuple[Discovery, Results]:
+    """Finds and examines the files below these names, or standard input for "-"."""
     from precaudit.static.files.cache import FOLDER, Cache
     from precaudit.static.files.discovery import Discovery, Excluder, Found, discover
     from precaudit.static.files.run import examine, examine_all

@@ -168,6 +168,28 @@ def conclude(
     lost: str = "",
 ) -> Traced:
     """Judges what the ranks saw and makes the Report; `lost` says what of it could not be written, and why."""
+    report = report_of(merged, settings, choice, book)
+    seen = verdict.Observed(
+        statuses=merged.statuses,
+        elsewhere=not settings.keep_going and merged.world_size > len(merged.ranks),
+        steps=merged.coverage.steps,
+        attempts=merged.coverage.attempts,
+        updated=_updated(merged),
+        findings=report.findings,
+        fail_on=choice.fail_on,
+        lost=lost,
+    )
+    outcome = verdict.decide(command.shown, settings.skip, settings.steps, ended, marks, seen)
+    if merged.statuses:
+        report.coverage.notes += [f"the tracer failed in one process: {last_line(text)}" for text in marks.problems]
+    if outcome.line:
+        report.coverage.notes.append(outcome.line)
+    report.status, report.exit_code = outcome.status, ended.code
+    return Traced(report, outcome)
+
+
+def report_of(merged: Merged, settings: TraceSettings, choice: Choice, book: Rulebook) -> Report:
+    """What the ranks saw, judged, as far as that says it; how the run ended is not in it yet."""
     facts = [_relative(fact, settings.cwd) for fact in merged.facts]
     frameworks = frameworks_of(merged.coverage.setup)
     found = judge.judge(facts, book, "trace", frameworks)
@@ -176,27 +198,12 @@ def conclude(
     cwd = Path(settings.cwd)
     findings = PerFileIgnores(choice.per_file_ignores, choice.root, cwd, book).leave(keep(found, choice))
     silence(findings, CommentsBelow(cwd))
-    seen = verdict.Observed(
-        statuses=merged.statuses,
-        elsewhere=not settings.keep_going and merged.world_size > len(merged.ranks),
-        steps=merged.coverage.steps,
-        attempts=merged.coverage.attempts,
-        updated=_updated(merged),
-        findings=findings,
-        fail_on=choice.fail_on,
-        lost=lost,
-    )
-    outcome = verdict.decide(command.shown, settings.skip, settings.steps, ended, marks, seen)
-    if merged.statuses:
-        merged.coverage.notes += [f"the tracer failed in one process: {last_line(text)}" for text in marks.problems]
-    if outcome.line:
-        merged.coverage.notes.append(outcome.line)
     preflight = _relative_preflight(merged.preflight, settings.cwd)
     merged.coverage.notes += assumed_in_words(preflight.assumed) if preflight is not None else []
-    report = Report(
+    return Report(
         tool=Tool(version=__version__),
         command="trace",
-        status=outcome.status,
+        status="inconclusive",
         findings=findings,
         roles=[r for r in judge.role_table(facts, findings, book) if not choice.roles or r.role in choice.roles],
         coverage=merged.coverage,
@@ -204,9 +211,7 @@ def conclude(
         exact=_relative_exact(merged.exact, settings.cwd),
         inventory=merged.inventory,
         preflight=preflight,
-        exit_code=ended.code,
     )
-    return Traced(report, outcome)
 
 
 def _updated(merged: Merged) -> bool:

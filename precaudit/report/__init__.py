@@ -41,6 +41,7 @@ FORMATS: Mapping[str, str] = {
     "junit": "precaudit.report.junit:render",
     "md": "precaudit.report.markdown:render",
     "html": "precaudit.report.html:render",
+    "flat": "precaudit.report.flat:render",
 }
 """Name of a format -> the function that writes it, imported when it is asked for."""
 

@@ -16,6 +16,7 @@ from precaudit.model.exact import ExactStep
 from precaudit.model.wire import Finding, Line, Report, Rule, Severity
 from precaudit.report import View, what_if, words
 from precaudit.report import exact as exact_words
+from precaudit.report import render as shown_as
 from precaudit.report.evidence import share as share_of
 from precaudit.report.headline import headline
 from precaudit.report.roles import Row, allowed, columns, rows, unlisted, unseen
@@ -31,6 +32,11 @@ WORD = re.compile(r"\S*\s+|\S+$")
 SOFT = re.compile(r"[/._,(\[=:-]+")
 LONGEST_EXCERPT = 4
 """Lines that one folded source line may take; of a longer one the part around the caret is shown."""
+
+
+def as_rich(report: Report) -> Text:
+    """The same text in colour, for a rich console."""
+    return Text.from_ansi(shown_as(report, "text", color=True, show_again=""))
 
 
 def render(report: Report, view: View) -> str:

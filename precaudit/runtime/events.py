@@ -38,6 +38,12 @@ class ModuleRegistered(NamedTuple):
     child: Any
 
 
+class ModuleFound(NamedTuple):
+    """This module was there, whole, before the trace began."""
+
+    module: Any
+
+
 class ModuleCast(NamedTuple):
     """A module's `to`, `half` or the like has run, inside of no other."""
 

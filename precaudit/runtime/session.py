@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import recorder
 from . import torch_private as private
-from .events import Bus, TraceEnded
+from .events import Bus, ModuleFound, OptimizerBuilt, TraceEnded
 from .frameworks.account import Frameworks
 from .guard import Guard
 from .modes import Modes
@@ -87,6 +87,13 @@ class Session:
             undo: list[Undo] = self.guard.ask(type(part).__name__, part.install, otherwise=[])
             self._undo += undo
         self.guard.ask("Dynamo", private.hide_from_dynamo, otherwise=None)
+
+    def introduce(self, modules: Iterable[Any], optimizers: Iterable[Any]) -> None:
+        """Tells of modules and optimizers that were there before the trace."""
+        for module in modules:
+            self.bus.tell(ModuleFound(module))
+        for optimizer in optimizers:
+            self.bus.tell(OptimizerBuilt(optimizer, None))
 
     def remove(self) -> None:
         """Takes every hook, patch and mode of ours out again."""

@@ -16,6 +16,7 @@ from ..events import (
     FactsAsked,
     GradientReset,
     MicroBatchBegan,
+    ModuleFound,
     ModuleRegistered,
     ParameterRegistered,
     StepBegan,
@@ -51,6 +52,7 @@ class Frameworks(Account):
         self._undo: list[Undo] = []
         bus.on(ParameterRegistered, self._parameter_registered)
         bus.on(ModuleRegistered, lambda event: self.meet(event.module, user_site))
+        bus.on(ModuleFound, self._module_found)
         bus.on(WrapperMade, lambda event: self.meet(event.made, user_site))
         bus.on(MicroBatchBegan, self._micro_batch_began)
         bus.on(StepBegan, lambda event: self._look(event.optimizer, parameters(event.optimizer)))
@@ -78,6 +80,12 @@ class Frameworks(Account):
     def _parameter_registered(self, event: ParameterRegistered) -> None:
         self.meet(event.parameter, user_site)
         self.meet(event.module, user_site)
+
+    def _module_found(self, event: ModuleFound) -> None:
+        for module in event.module.modules():
+            self.meet(module)
+            for parameter in module.parameters(recurse=False):
+                self.meet(parameter)
 
     def meet(self, made: Any, where: Callable[[], Site | None] = lambda: None) -> None:
         """Shows one object to the frameworks of its class. `where` is asked only if there is one."""

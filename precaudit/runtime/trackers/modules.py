@@ -13,11 +13,13 @@ from ..events import (
     BufferRegistered,
     Bus,
     ModuleCast,
+    ModuleFound,
     ModuleRegistered,
     OptimizerBuilt,
     ParameterRegistered,
     ScalerBuilt,
     StateLoaded,
+    StepCalled,
 )
 from ..sites import user_site
 from .claims import Account
@@ -45,10 +47,12 @@ class Modules:
         bus.on(ParameterRegistered, self._parameter_registered)
         bus.on(BufferRegistered, self._buffer_registered)
         bus.on(ModuleRegistered, self._module_registered)
+        bus.on(ModuleFound, self._module_found)
         bus.on(ModuleCast, self._module_cast)
         bus.on(StateLoaded, self._state_loaded)
         bus.on(OptimizerBuilt, lambda event: self._built(event.optimizer, event.site))
         bus.on(ScalerBuilt, lambda event: self._built(event.scaler, event.site))
+        bus.on(StepCalled, self._step_called)
 
     # -- what torch tells
 
@@ -67,6 +71,17 @@ class Modules:
 
     def _module_registered(self, event: ModuleRegistered) -> None:
         register(self.parents.setdefault(event.child, []), event.module, event.name)
+
+    def _module_found(self, event: ModuleFound) -> None:
+        """Of what was there already the names are known, and no line that made it."""
+        for module in event.module.modules():
+            for name, child in module.named_children():
+                register(self.parents.setdefault(child, []), module, name)
+            for name, parameter in module.named_parameters(recurse=False):
+                self.holders.registered(parameter, module, name)
+                if parameter.dtype in LOW:
+                    cause = Cause(f"parameters were {DTYPE_NAMES[parameter.dtype]} before the audit began", None)
+                    self._tensors.learn(parameter).born_low = cause
 
     def _module_cast(self, event: ModuleCast) -> None:
         """A parameter keeps its identity when it is cast, a buffer is another tensor."""
@@ -92,6 +107,11 @@ class Modules:
     def _built(self, made: Any, site: Site | None) -> None:
         if site is not None and made not in self.built_at:
             self.built_at[made] = site
+
+    def _step_called(self, event: StepCalled) -> None:
+        """Of an optimizer that nobody saw being made, the line that steps is the one to show."""
+        if event.optimizer not in self.built_at:
+            self._built(event.optimizer, user_site())
 
     # -- questions
 

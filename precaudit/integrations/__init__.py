@@ -1,0 +1,1 @@
+"""precaudit inside of what starts a training: pytest, transformers' Trainer, Lightning."""
