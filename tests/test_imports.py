@@ -44,7 +44,7 @@ MAY_USE: dict[str, set[str]] = {
 """Part -> the other parts it may import."""
 
 OWNERS = {
-    "torch": {"runtime", "preflight", "integrations"},
+    "torch": {"api", "runtime", "preflight", "integrations"},
     "libcst": {"static"},
     "rich": {"report"},
     "click": {"cli", "commands"},
