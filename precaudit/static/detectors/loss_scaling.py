@@ -259,7 +259,10 @@ class LossScaling:
         self._updates.add(key)
         waiting = [s for s in states if Pending(key) in s]
         idle = not any(isinstance(e, (Stepped, Unscaled)) for s in states for e in s)
-        if made.enabled and waiting and len(waiting) == len(states) and idle:
+        # A second update in a row finds as little to go by as one before any step; a scale that is given needs nothing.
+        again = all(_events([s], Updated, key) for s in states)
+        given = len(op.operands) > 1
+        if made.enabled and idle and states and not given and (len(waiting) == len(states) or again):
             _misuse(op, "update-without-step", True)
 
         def change(state: State) -> State:

@@ -1,21 +1,31 @@
 """The same program in other words: imports, names, calls, casts."""
 
-from mutants.operators import Edit, Operator, family
+import re
+from collections.abc import Iterator
+
+from mutants.operators import Edit, Files, Operator, family
 
 
 def same(name: str, *edits: Edit) -> Operator:
     return Operator(name, (), edits)
 
 
+def torch_by_another_name(files: Files) -> Iterator[Files]:
+    """`import torch as th`, in every file that imports it alone."""
+    changed = {}
+    for name, text in files.items():
+        if re.search(r"(?m)^import torch$", text):
+            text = re.sub(r"(?m)^import torch$", "import torch as th", text)
+            text = re.sub(r"(?m)^(?!import|from)(.*)", lambda line: re.sub(r"\btorch\.", "th.", line[1]), text)
+        changed[name] = text
+    yield changed
+
+
 OPERATORS = family(
     "spelling",
     same("functional-by-another-name", Edit("import torch.nn.functional as F", "from torch.nn import functional as F")),
     same("nn-by-import-as", Edit("from torch import nn", "import torch.nn as nn")),
-    same(
-        "torch-by-another-name",
-        Edit("import torch", "import torch as th"),
-        Edit("torch.NAME_", "th.NAME_", everywhere=True),
-    ),
+    Operator("torch-by-another-name", (), transform=torch_by_another_name),
     same("float-by-to", Edit("X_.float()", "X_.to(torch.float32)", everywhere=True)),
     same("float-by-keyword", Edit("X_.float()", "X_.to(dtype=torch.float32)")),
     same("float-by-type", Edit("X_.float()", "X_.type(torch.float32)")),

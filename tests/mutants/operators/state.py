@@ -120,9 +120,9 @@ OPERATORS = family(
     ),
     Operator(
         "decay-low",
-        rules("303"),
+        rules("303 304 103"),
         (Edit("self.decay = X_", "self.decay = torch.tensor(X_, dtype=torch.bfloat16)"),),
-        beside=rules("103 304"),
+        beside=(),
         near=r"lerp_|mul_",
     ),
     Operator(

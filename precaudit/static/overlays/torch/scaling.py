@@ -48,7 +48,7 @@ def scaler_method(run: Run, made: Scaler, name: str, args: list[Value], kwargs: 
     elif name == "step":
         _step(run, made, optimizer, node)
     elif name == "update":
-        tell(run, "scaler.update", [made], node)
+        tell(run, "scaler.update", [made, *args, *kwargs.values()], node)
     elif name == "get_scale":
         return Number(from_scale=True)
     elif name == "state_dict":
