@@ -12,6 +12,7 @@ from precaudit.static.language.values import (
     ANY,
     Choice,
     Const,
+    Context,
     Dict,
     DType,
     Function,
@@ -221,6 +222,13 @@ def _owner(module: Instance) -> str:
     return f"of:{id(module.store)}"
 
 
+def _without_reduction(
+    run: Run, value: Value, name: str, args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """`no_sync()` of a module that is data-parallel: nothing is another dtype inside it."""
+    return Context("null")
+
+
 Act = Callable[[Run, Value, str, list[Value], dict[str, Value], Any], "Value | None"]
 _NAMES: list[tuple[Act, Iterable[str]]] = [
     (_cast, (name for name, to in opnames.CASTS.items() if to in ("float16", "bfloat16", "float32", "float64"))),
@@ -239,6 +247,7 @@ _NAMES: list[tuple[Act, Iterable[str]]] = [
     (_register, ("register_parameter", "add_module", "register_module")),
     (_comm_hook, ("register_comm_hook",)),
     (_zero_grad, ("zero_grad",)),
+    (_without_reduction, ("no_sync",)),
     (
         _nobody_knows,
         "get_submodule register_forward_hook register_full_backward_hook set_grad_checkpointing".split(),
