@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 from precaudit.model.vocabulary import Kind, Role
+from precaudit.static.detectors.reaching import Rounded, enters
 from precaudit.static.language.values import Dtypes, Spot, Tensor, Value
 from precaudit.static.overlays.bus import Bus
 from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.run import Run
 from precaudit.static.overlays.torch import operands
+from precaudit.static.overlays.torch.opnames import LOSSES
 from precaudit.static.overlays.torch.training import in_a_test
 
 
@@ -37,6 +39,7 @@ class Losses:
         on("backward", self._begins)
         on("backward.gradient", self._sums)
         on("zero_grad", self._clears)
+        bus.on(LOSSES, _term)
         bus.on_end(self._end)
 
     def _begins(self, op: Op) -> None:
@@ -75,6 +78,19 @@ class Losses:
             for spot, region in training.unscaled_backward:
                 because = ("float16 comes from here", region)
                 run.facts.add(Kind.HOLDS, spot, "float16", Role.GRADIENT, because, "", loss_scaling="none")
+
+
+def _term(op: Op) -> None:
+    """A loss that came out low may be one term of several: others promote the sum, which keeps what was rounded."""
+    if isinstance(op.result, Tensor) and op.result.zero_dim and op.result.dtype is not None:
+        enters(op.result, Rounded(op.spot, op.result.dtype, _entered))
+
+
+def _entered(op: Op, rounded: Rounded) -> None:
+    loss = op.first
+    if isinstance(loss, Tensor) and not loss.low:
+        because = ("backward starts from a sum that it is a term of", op.spot)
+        op.run.facts.add(Kind.HOLDS, rounded.spot, rounded.dtype, Role.LOSS, because)
 
 
 def _low(run: Run, loss: Value, spot: Spot) -> None:
