@@ -14,7 +14,7 @@ OPERATORS = family(
         "additive-mask-in-half",
         rules("406"),
         (Edit('X_.float().masked_fill(M_, float("-inf"))', "(X_.half() + M_.half() * -1e9).float()"),),
-        beside=rules("213 411"),
+        beside=rules("201 213 411 702"),
     ),
     Operator(
         "square-root-guard-lost",

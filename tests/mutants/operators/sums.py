@@ -16,6 +16,7 @@ OPERATORS = family(
             ),
         ),
         beside=rules("209 304"),
+        names={"NAME_": "buffer|grad|acc"},
         near=r"add_\(|\+=",
     ),
     Operator(
