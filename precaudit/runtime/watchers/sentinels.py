@@ -50,17 +50,17 @@ OP_S = 8e-6
 
 
 class Seldom:
-    """How often something may be done that takes its time."""
+    """How often something may be done that takes its time: of this thread, which on a busy machine passes slowly."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     @property
     def due(self) -> bool:
-        return time.perf_counter() >= self._next
+        return time.thread_time() >= self._next
 
     def took(self, seconds: float) -> None:
-        self._next = time.perf_counter() + SHARE * seconds
+        self._next = time.thread_time() + SHARE * seconds
 
 
 class Sentinels(Watcher):
@@ -119,7 +119,7 @@ class Sentinels(Watcher):
             self._skipped(event.scaler)
         if not self._watch or not self._looks.due or event.optimizer is self._steps.hand_written:
             return
-        began = time.perf_counter()
+        began = time.thread_time()
         now = Looks(event.optimizer, self._roots(event.optimizer))
         before = self._dtypes.setdefault(id(event.optimizer), now)
         if before is not now:
@@ -127,7 +127,7 @@ class Sentinels(Watcher):
             self._dtypes[id(event.optimizer)] = now
             if change:
                 self._late.look_again(change)
-        self._looks.took(time.perf_counter() - began)
+        self._looks.took(time.thread_time() - began)
 
     def _roots(self, optimizer: Any) -> list[Any]:
         first = next(iter(parameters(optimizer)), None)
@@ -146,10 +146,10 @@ class Sentinels(Watcher):
 
     def _goes_on(self, event: GoesOn) -> None:
         if self._watch and self._glances.due and not self._compiles:
-            began = time.perf_counter()
+            began = time.thread_time()
             mine = [private.local(p) for optimizer in self._steps.optimizers() for p in parameters(optimizer)]
             self._bus.tell(GlanceBegan(frozenset(map(private.storage_key, mine)) - {0}))
-            self._glances.took(time.perf_counter() - began)
+            self._glances.took(time.thread_time() - began)
 
     def _glanced(self, event: Glanced) -> None:
         self._glances.took(event.operations * OP_S)
@@ -190,10 +190,10 @@ class Sentinels(Watcher):
             self._sum = torch.zeros_like(now) if self._sum is None else self._sum
             self._sum = torch.add(self._sum.to(now), now, alpha=0)
             if self._reads.due:
-                began = time.perf_counter()
+                began = time.thread_time()
                 self._read(self._sum)
                 self._sum = None
-                self._reads.took(time.perf_counter() - began)
+                self._reads.took(time.thread_time() - began)
 
     def _read(self, loss: Tensor) -> None:
         value = float(loss.item())
