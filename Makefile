@@ -9,12 +9,13 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS)/installed
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow lint bench-trace bench-check bench-merge mutants clean
+.PHONY: help demo test test-slow gpu lint bench-trace bench-check bench-merge mutants clean
 
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
 	@echo "make test         set up, then lint, type check and test"
 	@echo "make test-slow    set up the frameworks, then the tests that need them or minutes"
+	@echo "make gpu          on a CUDA machine: the tests that need one, with the torch that PYTHON has"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
 	@echo "make bench-check  checks eight libraries and training scripts: findings, CPU seconds and memory, beside ruff and TorchFix"
@@ -49,6 +50,12 @@ test: lint
 test-slow: $(FRAMEWORKS_INSTALLED)
 	$(FRAMEWORKS)/bin/python -m pytest -n $(WORKERS) -m "slow and not gpu"
 
+# The torch of this Python is the one that knows the machine's driver: it is used, and not installed anew.
+gpu:
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e . pytest scikit-learn
+	.venv-gpu/bin/python -m pytest -m gpu --durations 10 tests/gpu
+
 bench-trace: $(INSTALLED)
 	$(BIN)/python benchmarks/trace.py
 
@@ -63,4 +70,4 @@ mutants: $(FRAMEWORKS_INSTALLED)
 	PYTHONPATH=tests $(FRAMEWORKS)/bin/python -m mutants.matrix --report --survivors $(SAMPLE)
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build
+	rm -rf $(VENV) $(FRAMEWORKS) .venv-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build

@@ -70,6 +70,8 @@ class Marks:
     """The version of a torch that cannot be traced."""
     problems: tuple[str, ...]
     """Tracebacks of our own runtime."""
+    refused: str = ""
+    """Why a preflight would not begin."""
     gone: str = ""
     """The private folder, where it was removed while the command ran; nothing else is known then."""
 
@@ -102,6 +104,7 @@ class PrivateFolder:
             torch_missing=text("torch-missing"),
             torch_too_old=text("torch-too-old"),
             problems=tuple(text(f.name) for f in sorted(self.path.glob("problem-*.txt"))),
+            refused=text("refused"),
             gone="" if self.path.is_dir() else str(self.path),
         )
 

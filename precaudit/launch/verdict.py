@@ -118,6 +118,8 @@ def _line(command: str, skip: int, wanted: int, ended: Ended, marks: Marks, seen
         return ""
     if seen.lost:
         return f"{command}: {seen.lost}; see to that, or name another folder with --output-dir"
+    if marks.refused:
+        return f"{command}: {marks.refused}"
     for mend in (_never_loaded, _no_usable_torch, _own_failure):
         line = mend(command, ended, marks, seen)
         if line:

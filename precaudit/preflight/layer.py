@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import torch
+
 from . import attention, autocast, files, placement, processes, surface
-from .assumed import Assumed
+from .assumed import Assumed, refuse
 from .devices import DEVICES
-from .imports import Honest
+from .imports import Imports, hears_the_truth
+from .late import CHANGES
 from .patches import Patches
 from .placement import Current
 
@@ -42,9 +46,13 @@ class Layer:
     def install(self) -> None:
         """Puts all of it in; what cannot be put in is an error that takes the rest out."""
         try:
-            honest = Honest()
-            honest.install(self.patches)
-            surface.install(self.patches, self.device, self.current, self.assumed, honest)
+            if not hasattr(torch.library, "get_kernel"):
+                raise refuse(
+                    f"torch {torch.__version__} does not give out its kernels", "install torch 2.9 or newer there"
+                )
+            changes = {name: partial(change, self.patches, self.current) for name, change in CHANGES.items()}
+            Imports(changes).install(self.patches)
+            surface.install(self.patches, self.device, self.current, self.assumed, hears_the_truth)
             files.install(self.patches)
             processes.install(self.patches, self.assumed)
             autocast.install(self.patches)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -204,10 +205,12 @@ def _kernels(patches: Patches, current: Current) -> None:
 
         return make
 
-    library.impl("empty.memory_format", empty, "CUDA")
-    library.impl("empty_strided", empty_strided, "CUDA")
-    library.impl("tril_indices", triangle(torch.ops.aten.tril_indices.default), "CUDA")
-    library.impl("triu_indices", triangle(torch.ops.aten.triu_indices.default), "CUDA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a build for CUDA has kernels of its own, and says that these take their place
+        library.impl("empty.memory_format", empty, "CUDA")
+        library.impl("empty_strided", empty_strided, "CUDA")
+        library.impl("tril_indices", triangle(torch.ops.aten.tril_indices.default), "CUDA")
+        library.impl("triu_indices", triangle(torch.ops.aten.triu_indices.default), "CUDA")
 
 
 def _questions(patches: Patches) -> None:

@@ -95,7 +95,13 @@ def start_runtime(folder: str, package: str) -> None:
         sys.modules[package] = module
         spec.loader.exec_module(module)
     if settings.get("preflight"):
-        layer = importlib.import_module(package + ".preflight.layer").start(settings["preflight"])
+        try:
+            layer = importlib.import_module(package + ".preflight.layer").start(settings["preflight"])
+        except RuntimeError as error:
+            if type(error).__name__ != "Refused":
+                raise
+            leave_mark(folder, "refused", str(error))
+            sys.exit(2)  # on this machine the program would only fail later, for want of a device
         settings["preflight"] = layer.told
     part = "session" if settings.get("watch", True) else "recorder"
     importlib.import_module(f"{package}.runtime.{part}").start(settings)

@@ -20,25 +20,22 @@ UNLIKE = {"lstm", "gru", "rnn", "stft"}
 """What docs/preflight.md says is otherwise: recurrent layers run outside of cuDNN, and the CPU has no half FFT."""
 
 
-@pytest.mark.parametrize("op", [op for op in TABLES["cuda"]["lower"] if op not in UNLIKE])
-def test_what_cuda_lowers_is_low(op: str, layer: Layer) -> None:
+def test_each_operation_is_lowered_widened_or_promoted_as_cudas_table_says(layer: Layer) -> None:
+    """Both halves of one table: what a script sees of autocast("cuda")."""
+    wrong = []
+    low, wide = made(torch.bfloat16)(3, 3), made(torch.float32)(3, 3)
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        out = first(CALLS[op](made(torch.float32)))
-    assert (out.dtype, out.device.type) == (torch.bfloat16, "cuda")
-
-
-@pytest.mark.parametrize("op", [op for op in TABLES["cuda"]["float32"] if op not in UNLIKE])
-def test_what_cuda_widens_is_float32(op: str, layer: Layer) -> None:
-    with torch.no_grad(), torch.autocast("cuda", torch.float16):
-        assert first(CALLS[op](made(torch.float16))).dtype in (torch.float32, torch.complex64)
-
-
-@pytest.mark.parametrize("op", TABLES["cuda"]["promote"])
-def test_what_cuda_promotes_is_as_wide_as_its_widest(op: str, layer: Layer) -> None:
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        low, wide = made(torch.bfloat16)(3, 3), made(torch.float32)(3, 3)
-        assert first(PAIRS[op](low, wide)).dtype is torch.float32
-        assert first(PAIRS[op](wide, low)).dtype is torch.float32
+        for op in set(TABLES["cuda"]["lower"]) - UNLIKE:
+            out = first(CALLS[op](made(torch.float32)))
+            if (out.dtype, out.device.type) != (torch.bfloat16, "cuda"):
+                wrong.append(op)
+        for op in set(TABLES["cuda"]["float32"]) - UNLIKE:
+            if first(CALLS[op](made(torch.bfloat16))).dtype not in (torch.float32, torch.complex64):
+                wrong.append(op)
+        for op in TABLES["cuda"]["promote"]:
+            if {first(PAIRS[op](*pair)).dtype for pair in ((low, wide), (wide, low))} != {torch.float32}:
+                wrong.append(op)
+    assert wrong == []
 
 
 def test_what_cuda_refuses_is_refused(layer: Layer) -> None:
@@ -122,24 +119,23 @@ LOW_INSIDE = {"_softmax", "_log_softmax", "pow", "exp", "log", "sum", "prod", "n
 """Kernels that CUDA's autocast is there to keep in float32."""
 
 
-@pytest.mark.parametrize("op", [op for op in TABLES["cuda"]["float32"] if op not in UNLIKE])
-def test_a_float32_op_is_float32_inside_but_for_those_that_the_table_names(op: str, layer: Layer) -> None:
+def test_only_what_the_table_names_is_low_inside_of_a_float32_operation(layer: Layer) -> None:
     """By what the kernels do: none of them takes and gives half precision inside of an op that is float32 outside."""
-    low: set[str] = set()
+    found = set()
 
     class Kernels(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             out = func(*args, **(kwargs or {}))
             name = func._schema.name.removeprefix("aten::")
             if name in LOW_INSIDE and isinstance(out, torch.Tensor) and out.dtype is torch.bfloat16:
-                low.add(name)
+                found.add(op)
             return out
 
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        make = made(torch.bfloat16)
-        with Kernels():
-            CALLS[op](make)
-    assert bool(low) is (op in TABLES["cuda"]["low_inside"]), low
+        for op in set(TABLES["cuda"]["float32"]) - UNLIKE:
+            with Kernels():
+                CALLS[op](made(torch.bfloat16))
+    assert found == set(TABLES["cuda"]["low_inside"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,3 +130,15 @@ def test_a_device_answers_as_itself(name: str) -> None:
         assert torch.cuda.is_bf16_supported(including_emulation=False) is (name != "v100")
     finally:
         layer.remove()
+
+
+def test_a_module_that_chooses_its_binaries_hears_that_there_is_no_device(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """bitsandbytes imports torch itself: its own import may have begun before ours."""
+    (tmp_path / "bitsandbytes.py").write_text("import torch\nheard = torch.cuda.is_available()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("bitsandbytes")
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    assert module.heard is False
+    assert torch.cuda.is_available()

@@ -1,0 +1,63 @@
+"""Frameworks that choose by what torch.cuda says, unmodified under `precaudit preflight`, with real values."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPTS = Path(__file__).parent / "scripts"
+F32, F16, BF16 = {"float32"}, {"float16"}, {"bfloat16"}
+AMP = {"master_weight": F32, "optimizer_state": F32, "loss": F32}
+RIGHT: dict[tuple[str, ...], dict[str, set[str]]] = {
+    ("hf_trainer.py", "bf16"): {**AMP, "matmul_compute": BF16, "forward_weight": F32 | BF16},
+    ("hf_trainer.py", "fp16"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "forward_weight": F32 | F16},
+    ("hf_trainer.py", "bf16", "lora"): {"adapter_parameter": F32, "optimizer_state": F32, "matmul_compute": BF16},
+    ("accelerated.py", "bf16"): {**AMP, "matmul_compute": BF16, "norm_computation": F32},
+    ("accelerated.py", "fp16"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
+    ("lit.py", "bf16-mixed"): {**AMP, "matmul_compute": BF16, "norm_computation": F32},
+    ("lit.py", "16-mixed"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
+    ("qlora.py",): {"adapter_parameter": F32, "optimizer_state": F32, "quantized_storage": {"nf4"}},
+}
+WRONG: dict[tuple[str, ...], set[str]] = {
+    ("hf_trainer.py", "wrong"): {"PA101", "PA301"},
+    ("lit.py", "bf16-true"): {"PA101", "PA301"},
+}
+
+
+def preflight(folder: Path, script: str, *argv: str) -> dict[str, Any]:
+    """The JSON report of one script."""
+    words = [sys.executable, "-m", "precaudit", "preflight", "--output", "report.json", str(SCRIPTS / script), *argv]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr[-3000:]
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    assert report["exit_code"] == 0, done.stderr[-3000:]
+    assert report["preflight"]["device"] == "h100"
+    assert report["coverage"]["setup"]["device"] == "cuda"
+    return report
+
+
+def loud(report: dict[str, Any]) -> set[str]:
+    return {finding["rule"] for finding in report["findings"] if finding["severity"] != "note"}
+
+
+@pytest.mark.parametrize("words", RIGHT, ids=" ".join)
+def test_a_right_recipe_holds_cudas_dtypes_and_no_rule_speaks(words: tuple[str, ...], tmp_path: Path) -> None:
+    report = preflight(tmp_path, *words)
+    held: dict[str, set[str]] = {}
+    for row in report["roles"]:
+        if row["dtype"] is not None:
+            held.setdefault(row["role"], set()).add(row["dtype"])
+    assert {role: held.get(role) for role in RIGHT[words]} == RIGHT[words]
+    assert loud(report) == set()
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], tmp_path: Path) -> None:
+    assert WRONG[words] <= loud(preflight(tmp_path, *words))
