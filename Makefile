@@ -9,13 +9,16 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS)/installed
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow gpu lint bench-trace bench-check bench-merge mutants clean
+.PHONY: help demo test test-slow test-pythons fuzz kills gpu lint bench-trace bench-check bench-merge mutants clean
 
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
 	@echo "make test         set up, then lint, type check and test"
 	@echo "make test-slow    set up the frameworks, then the tests that need them or minutes"
 	@echo "make gpu          on a CUDA machine: the tests that need one, with the torch that PYTHON has"
+	@echo "make test-pythons what needs no torch, on each Python that is installed, with the newest and oldest libraries"
+	@echo "make fuzz         100000 mutated inputs of each kind that precaudit reads"
+	@echo "make kills        200 traced runs ended at random moments in every way"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make bench-trace  step time under the trace, beside torch's own dispatch modes"
 	@echo "make bench-check  checks eight libraries and training scripts: findings, CPU seconds and memory, beside ruff and TorchFix"
@@ -56,6 +59,15 @@ gpu:
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e . pytest scikit-learn
 	.venv-gpu/bin/python -m pytest -m gpu --durations 10 tests/gpu
 
+test-pythons: $(INSTALLED)
+	$(BIN)/python tests/pythons.py
+
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz
+
+kills: $(INSTALLED)
+	$(BIN)/python benchmarks/kills.py
+
 bench-trace: $(INSTALLED)
 	$(BIN)/python benchmarks/trace.py
 
@@ -70,4 +82,4 @@ mutants: $(FRAMEWORKS_INSTALLED)
 	PYTHONPATH=tests $(FRAMEWORKS)/bin/python -m mutants.matrix --report --survivors $(SAMPLE)
 
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) .venv-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build
+	rm -rf $(VENV) $(FRAMEWORKS) .venv-gpu .venv-pythons .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build

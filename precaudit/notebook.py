@@ -199,8 +199,8 @@ def _cells(file: str) -> Iterator[Cell]:
     for number, (cell, span) in enumerate(zip(whole["cells"], _elements(file, cells.start), strict=True), 1):
         if cell.get("cell_type") != "code":
             continue
-        source = next(value for key, value in _members(file, span.start) if key == "source")
         written = cell["source"]
+        source = next(value for key, value in _members(file, span.start) if key == "source")
         lines = tuple(lines_of(written if isinstance(written, str) else "".join(written)))
         items = () if isinstance(written, str) else tuple(_elements(file, source.start))
         yield Cell(number, lines, source, items if tuple(written) == lines else (), python_of("".join(lines)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
-from ..events import Bus, StepBegan
+from ..events import Bus, StepBegan, WindowClosed
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.modules import Modules
@@ -39,6 +39,7 @@ class Hollow(Watcher):
         self.before: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
         """Optimizer -> the sample of its weights when it last was about to step."""
         bus.on(StepBegan, self._step_began)
+        bus.on(WindowClosed, lambda event: self.before.clear())  # tensors of ours, which a program may count
 
     def _step_began(self, event: StepBegan) -> None:
         restored = event.optimizer not in self._steps.stepped and bool(event.optimizer.state)

@@ -120,7 +120,8 @@ class Sentinels(Watcher):
         if not self._watch or not self._looks.due or event.optimizer is self._steps.hand_written:
             return
         began = time.thread_time()
-        now = Looks(event.optimizer, self._roots(event.optimizer))
+        with self._guard.unseen():
+            now = Looks(event.optimizer, self._roots(event.optimizer))
         before = self._dtypes.setdefault(id(event.optimizer), now)
         if before is not now:
             change = now.since(before)
@@ -137,7 +138,8 @@ class Sentinels(Watcher):
     def _skipped(self, scaler: Any) -> None:
         """GradScaler has read the device for this already: one number more costs nothing."""
         scale = getattr(scaler, "_scale", None)
-        value = float(scale.item()) if isinstance(scale, Tensor) else math.nan
+        with self._guard.unseen():
+            value = float(scale.item()) if isinstance(scale, Tensor) else math.nan
         self._late.skipped(value)
         if self._window.consecutive_skips == MANY_SKIPS - 1:
             self._late.look_again(f"{MANY_SKIPS - 1} steps in a row were skipped")
@@ -178,9 +180,11 @@ class Sentinels(Watcher):
             self._loss(event.roots[0])
 
     def _loss(self, loss: Tensor) -> None:
-        if type(loss) is not Tensor or loss.numel() != 1 or loss.dtype not in READABLE or not self._ledger.measures:
+        if type(loss) is not Tensor or not self._ledger.measures:
             return
         with self._guard.unseen():
+            if loss.numel() != 1 or loss.dtype not in READABLE:
+                return
             if loss.device.type == "cpu":
                 self._read(loss)
                 return
