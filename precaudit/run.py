@@ -70,8 +70,9 @@ def _command(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
         if word in LAUNCHERS_OWN:
             theirs.append(f"{word}={value}" if value else word)
             continue
-        if word == "--keep-going":
-            settings["keep_going"] = settings["looks_on"] = True
+        if word in ("--keep-going", "--watch"):
+            settings["keep_going"] = True
+            settings["looks_on"] = word == "--watch"
         elif word in OPTIONS:
             value = value or (rest.pop(0) if rest else "")
             if not value.isdigit():
@@ -79,7 +80,7 @@ def _command(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
             settings[OPTIONS[word]] = int(value)
         else:
             _refuse(
-                f"{word}: no such option of precaudit.run; it has {', '.join(OPTIONS)} and --keep-going, "
+                f"{word}: no such option of precaudit.run; it has {', '.join(OPTIONS)}, --keep-going and --watch, "
                 'and "precaudit trace --no-inject python -m precaudit.run train.py" has the others'
             )
     if not rest or rest == ["-m"]:

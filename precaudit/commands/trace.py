@@ -78,7 +78,8 @@ class ConfiguredCommand(click.Command):
 )
 @click.option("--steps", type=Count(1), metavar="N", default=2, show_default=True, help="Steps to trace.")
 @click.option("--at", type=StepNumbers(), metavar="N,M", default=(), help="Trace two steps from each of these on, too.")
-@click.option("--keep-going", is_flag=True, help="Let the command run on after them, and look again where it changes.")
+@click.option("--keep-going", is_flag=True, help="Let the command run on after them, untraced.")
+@click.option("--watch", is_flag=True, help="Let it run on, and look again where something new begins.")
 @click.option("--eager", is_flag=True, help="Turn torch.compile off, to see each operation of compiled regions.")
 @click.option("--exact", is_flag=True, help="Compute one step in float64 beside itself: what did it lose, and where?")
 @click.option(
@@ -117,6 +118,7 @@ def trace(
     steps: int,
     at: tuple[int, ...],
     keep_going: bool,
+    watch: bool,
     eager: bool,
     exact: bool,
     output: Path | None,
@@ -185,8 +187,8 @@ def trace(
         cwd=os.getcwd(),
         skip=skip,
         steps=steps,
-        keep_going=keep_going,
-        looks_on=keep_going,
+        keep_going=keep_going or watch,
+        looks_on=watch,
         at=at,
         values=values,
         eager=eager,

@@ -79,7 +79,7 @@ def trace_command(
                 report.run = started.ended("", {})
                 so_far(report)
 
-        runs_on = so_far is not None and bool(settings.looks_on or settings.at)
+        runs_on = so_far is not None and bool(settings.keep_going or settings.at)
         with Ends(private.ranks) as ends, Meanwhile(ranks, renew) if runs_on else nullcontext():
             ended = run_command(command.argv, child_environment, timeout)
         for rank in read_ranks(ranks, notes):
@@ -152,8 +152,10 @@ def _banner(command: Command, settings: TraceSettings) -> str:
     if settings.at:
         watched += f", and two steps from {', '.join(map(str, settings.at))} on"
     gpu = " as on a GPU, on this CPU" if settings.preflight is not None else ""
-    if settings.keep_going:
+    if settings.looks_on:
         return f"running {command.shown}{gpu}: {watched}, then it runs on; what changes later is looked at again"
+    if settings.keep_going:
+        return f"running {command.shown}{gpu}: {watched}, then it runs on untraced"
     return f"running {command.shown}{gpu}: {watched}, then it is stopped (--keep-going: it runs on)"
 
 

@@ -1,4 +1,4 @@
-"""Under --keep-going the report is there when the first window is over, and is renewed while the command runs on."""
+"""Under --watch the report is there when the first window is over, and is renewed while the command runs on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_report_of_a_run_that_goes_on_is_renewed_at_each_event(tmp_path: Pat
     (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = subprocess.Popen(
-        [sys.executable, "-m", "precaudit", "trace", "--keep-going", "train.py"],
+        [sys.executable, "-m", "precaudit", "trace", "--watch", "train.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,

@@ -129,7 +129,7 @@ def test_the_rank_that_a_launcher_puts_before_the_script_is_the_scripts(desk: De
         (["--steps", "x", "train.py"], "--steps: 'x' is not a number of steps"),
         (
             ["--output", "x", "train.py"],
-            "--output: no such option of precaudit.run; it has --skip, --steps and --keep-going, and "
+            "--output: no such option of precaudit.run; it has --skip, --steps, --keep-going and --watch, and "
             '"precaudit trace --no-inject python -m precaudit.run train.py" has the others',
         ),
     ],

@@ -1,4 +1,4 @@
-"""What happens after the traced steps: under --keep-going it is found, with the step at which it happened."""
+"""What happens after the traced steps: under --watch it is found, with the step at which it happened."""
 
 from __future__ import annotations
 

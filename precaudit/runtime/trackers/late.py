@@ -163,7 +163,7 @@ class Late:
             made = f", made at {_place(site)}," if site is not None else ""
             told.append(
                 f"{type(optimizer).__name__}{made} did not step while the run was watched: nothing is known of what it "
-                f"trains{'' if self._settings.looks_on else '; --keep-going waits for it'}"
+                f"trains{'' if self._settings.looks_on else '; --watch waits for it'}"
             )
         return told
 
