@@ -28,6 +28,7 @@ ELSEWHERE = {
     "checkpoint/archive.py": "a member of an archive that is open",
     "launch/bootstrap.py": "the private folder, which nobody else can write to",
     "model/frameworks.py": "what is shipped, in the traced process too",
+    "preflight/autocast.py": "in the traced process: a header of the installed torch",
     "run.py": "in the traced process, before anything of ours is loaded; the script is opened as Python does",
     "runtime/sitecustomize.py": "in the traced process, where nothing may be imported",
     "runtime/process/peers.py": "in the traced process: the files by which ranks stop together",
