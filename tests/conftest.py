@@ -118,17 +118,12 @@ def free_port() -> int:
 
 
 def let_compiled_steps_go() -> None:
-    """Where compiled code is guarded by torch's tables of step hooks, ours stay there, silent; with that code they go."""
+    """Takes out the silent step hooks that a trace left where compiled code was guarded by torch's tables of them."""
     from torch.optim import optimizer
 
-    from precaudit.runtime import torch_private as private
-
-    if "torch._dynamo" not in sys.modules or not private.hooks_are_compiled():
-        return
-    sys.modules["torch._dynamo"].reset()
     for table in (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks):
         for key, hook in list(table.items()):
-            if hook.__module__.startswith("precaudit"):
+            if getattr(getattr(hook, "__self__", None), "stays", False):
                 del table[key]
 
 

@@ -161,6 +161,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
         return run.facts.resolve(run.training.frameworks), [list(row) for row in siblings.hashes.items()]
     finally:
         interpreter.forget()
+        del run.read_beside  # it holds the siblings, and they the run: nothing here waits for the garbage collector
         sys.setrecursionlimit(limit)
         if enabled:
             gc.enable()

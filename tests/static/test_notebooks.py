@@ -75,7 +75,7 @@ def test_findings_stand_at_their_cell_and_the_line_in_it(project: Path) -> None:
     assert "opt = torch.optim.AdamW(model.parameters())  # größe" in run("nb.ipynb").stdout
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", sorted(set(FORMATS) - {"flat"}))  # which names no place at all
 def test_every_format_names_the_cell_and_its_line(project: Path, fmt: str) -> None:
     text = notebook(INSTALL, MODEL, OPTIMIZER)
     (project / "nb.ipynb").write_text(text)

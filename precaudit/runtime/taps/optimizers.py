@@ -24,6 +24,8 @@ class StepTap(Tap):
         self._stepping: Any = None
         """The outermost optimizer that is inside its step."""
         self._hooks: list[Any] = []
+        self.stays = False
+        """The hooks are left where they are, silent: compiled code is guarded by torch's table of them."""
         self._called = False
         """torch is walking through its table of hooks, and is at ours."""
 
@@ -41,6 +43,7 @@ class StepTap(Tap):
         Where compiled code is guarded by the table of hooks they stay, tell nobody any more, and nothing is recompiled.
         """
         if private.hooks_are_compiled():
+            self.stays = True
             return lambda: None
         if self._called:
             return private.before_next_backward(self._take_out)

@@ -21,7 +21,7 @@ FIRST = re.compile(r"^([ \t]+)\S", re.MULTILINE)
 """The first statement of a body."""
 DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def\b", re.MULTILINE)
 MARK = "left out by precaudit:"
-LEFT_OUT = re.compile(rf'[ \t]*"""{MARK} (\d+)\n*"""\n?')
+LEFT_OUT = re.compile(rf'^[ \t]*"""{MARK} (\d+)\n*"""\n?', re.MULTILINE)
 """Stands for the stretch of this number."""
 HEAD = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|(?P<bracket>[()\[\]{}])|(?P<colon>:)(?P<alone>[ \t\r]*\n)?")
 
