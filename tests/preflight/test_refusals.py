@@ -125,7 +125,9 @@ def test_fsdp1_takes_a_bare_device_number(layer: Layer, free_port: int, monkeypa
 
 def test_the_command_prints_what_is_real_and_what_is_assumed(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "precaudit", "preflight", "--output", "report.json", str(SCRIPTS / "imagenet.py")]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ})
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "160"}
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert "as on a GPU, on this CPU: steps 2 and 3 are watched" in lines[0]
