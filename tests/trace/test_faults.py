@@ -186,19 +186,3 @@ def test_a_file_of_which_everything_fails_is_noted_and_disturbs_nothing(
         if title.rpartition(".")[2] not in AT_THE_END:
             make_fail(monkeypatch, file, owner, name, failing)
     assert unharmed(script, file, failing) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fine", [0, 7])
-@pytest.mark.parametrize("file", files())
-def test_each_function_fails_in_turn(script: Path, file: str, fine: int) -> None:
-    """`fine`: of its calls so many go well first, and the fault comes when parts know something already."""
-    wrong = []
-    for title, owner, name in functions(file):
-        if title.rpartition(".")[2] in AT_THE_END:
-            continue
-        with pytest.MonkeyPatch.context() as patched:
-            failing = Failing(fine)
-            make_fail(patched, file, owner, name, failing)
-            wrong += unharmed(script, title, failing, exact=file.startswith("exact"))
-    assert wrong == []
