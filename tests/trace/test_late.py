@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -273,24 +272,3 @@ def test_a_stopped_trace_goes_on_for_an_optimizer_that_exists_and_says_which_nev
     assert rules(report) >= {"PA101", "PA301"}
     assert "RMSprop, made at test_late.py:" in notes(report)
     assert "did not step while the run was watched" in notes(report)
-
-
-@pytest.mark.slow
-def test_a_step_after_the_window_costs_what_it_costs_untraced() -> None:
-    def median(**settings: Any) -> float:
-        model, times = nn.Sequential(*(nn.Linear(128, 128) for _ in range(8))), []
-        optimizer = torch.optim.AdamW(model.parameters())
-
-        def run() -> None:
-            for _ in range(150):
-                began = time.perf_counter()
-                optimizer.zero_grad()
-                model(torch.randn(128, 128)).square().mean().backward()
-                optimizer.step()
-                times.append(time.perf_counter() - began)
-
-        traced(run, **settings) if settings else run()
-        return sorted(times[20:])[len(times[20:]) // 2]
-
-    ratios = sorted(median(looks_on=True) / median() for _ in range(5))
-    assert ratios[2] < 1.05
