@@ -76,8 +76,7 @@ def test_the_command_is_stopped_after_the_traced_steps(desk: Desk) -> None:
 def test_keep_going_lets_the_command_end_by_itself(desk: Desk) -> None:
     traced = desk.trace(WRONG + "print('the end')\n", "--keep-going")
     assert traced.ours == [
-        "precaudit: running python train.py: steps 2 and 3 are watched, then it runs on; what changes later is looked "
-        "at again"
+        "precaudit: running python train.py: steps 2 and 3 are watched, then it runs on untraced",
     ]
     assert traced.stdout == "the end\n"
     assert traced.code == 1
