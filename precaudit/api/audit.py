@@ -119,6 +119,7 @@ class Audit(Audited):
 
     def _judged(self, seen: Mapping[str, Any], error: BaseException | None) -> Report:
         from precaudit import rulebook
+        from precaudit.commands.output import chosen_rules
         from precaudit.launch.bootstrap import TraceSettings
         from precaudit.launch.merge import Merged
         from precaudit.launch.trace import Choice, report_of
@@ -130,9 +131,8 @@ class Audit(Audited):
         merged.add(RankFile.model_validate(seen))
         merged.finish()
         book, configured = rulebook.load(), load()
-        chosen = book.select(configured.select) if configured.select else set(book.rules)
         choice = Choice(
-            rules=frozenset((chosen | book.select(configured.extend_select)) - book.select(configured.ignore)),
+            rules=chosen_rules(book, configured.select, configured.ignore, configured.extend_select),
             per_file_ignores=configured.per_file_ignores,
             root=configured.root.resolve(),
         )

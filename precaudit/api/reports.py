@@ -122,15 +122,15 @@ def check(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (".
 
     Raises UsageError for a path that does not exist.
     """
-    from precaudit.commands.check import build, collect
+    from precaudit.commands.check import build, collect, unread_in
     from precaudit.settings import load as settings_of
 
     settings = settings_of()
     discovered, results = collect([paths] if isinstance(paths, str) else _names(paths), settings, {})
-    unread = [f"{item.shown}: {result['error']}" for item, result in results if "error" in result]
+    unread = [line for item, result in results for line in unread_in(item, result)]
     foreign = [f"{item.shown}: {result['foreign']}" for item, result in results if "foreign" in result]
     skipped = [*discovered.skipped, *unread, *foreign]
-    read = len(results) - len(unread) - len(foreign)
+    read = sum("error" not in result and "foreign" not in result for _, result in results)
     return Loaded(build(results, settings, read, skipped, bool(read) and not discovered.barren and not unread))
 
 

@@ -169,7 +169,7 @@ def collect(names: Sequence[str], settings: Settings, given: Mapping[str, Any]) 
 def _report(discovered: Discovery, results: Results, settings: Settings, given: dict[str, Any]) -> int:
     """Prints the report and gives the exit code."""
     passed_over = [f"{item.shown}: {result['foreign']}" for item, result in results if "foreign" in result]
-    unread = [line for item, result in results for line in _unread(item, result)]
+    unread = [line for item, result in results for line in unread_in(item, result)]
     for line in unread:
         say(line)
     skipped = [*discovered.skipped, *passed_over, *unread]
@@ -198,7 +198,7 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
     return EXIT_CLEAN if conclusive else EXIT_INCONCLUSIVE
 
 
-def _unread(item: Found, result: dict[str, Any]) -> list[str]:
+def unread_in(item: Found, result: dict[str, Any]) -> list[str]:
     """One line for a file that cannot be read, or for each cell of a notebook: where, and why."""
     cells = [f"{item.shown}:{line}" for line in result.get("unread", ())]
     if "error" not in result:

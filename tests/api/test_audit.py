@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,15 @@ def test_check_is_the_static_pass(tmp_path: Path) -> None:
     found = precaudit.check(wrong)
     assert ("PA301", 3) in {(f.rule, f.line) for f in found.findings}
     assert not found.ok
+
+
+def test_check_tells_the_cells_of_a_notebook_that_it_cannot_read(tmp_path: Path) -> None:
+    cells = [{"cell_type": "code", "metadata": {}, "source": [text], "outputs": []} for text in ("x = 1\n", "def (:\n")]
+    book = tmp_path / "nb.ipynb"
+    book.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    found = precaudit.check([book])
+    assert found.inconclusive
+    assert any("cell 2" in line for line in found.report.coverage.skipped)
 
 
 def test_in_a_notebook_the_page_stands_in_a_frame_of_its_own() -> None:
