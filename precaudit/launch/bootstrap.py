@@ -50,7 +50,7 @@ class TraceSettings:
     ranks_folder: str = ""
     record: bool = False
     """What the program computes is hashed, to be compared with another run."""
-    watch: bool = True
+    traced: bool = True
     """The program is traced; without, it is at most recorded."""
     preflight: Mapping[str, str] | None = None
     """The device that is stood in for, where there is none: {"device": "h100"}."""

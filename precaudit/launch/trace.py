@@ -135,7 +135,7 @@ def run_plain(
 ) -> verify.Records:
     """Runs the command once more without the trace, as far as a traced run of it came, and gives back its record."""
     announce(f"running {command.shown} once more, without the trace, to compare bit by bit")
-    with private_folder(replace(settings, watch=False)) as private:
+    with private_folder(replace(settings, traced=False)) as private:
         far_enough = lambda: verify.read_records(private.path).covers(traced)  # noqa: E731
         child_environment = {**private.environment(environment), "PRECAUDIT_FOLDER": str(private.path)}
         run_command(command.argv, child_environment, timeout, far_enough)

@@ -103,7 +103,7 @@ def start_runtime(folder: str, package: str) -> None:
             leave_mark(folder, "refused", str(error))
             sys.exit(2)  # on this machine the program would only fail later, for want of a device
         settings["preflight"] = layer.told
-    part = "session" if settings.get("watch", True) else "recorder"
+    part = "session" if settings.get("traced", True) else "recorder"
     importlib.import_module(f"{package}.runtime.{part}").start(settings)
 
 
