@@ -25,6 +25,8 @@ KINDS = {
 STAGES = ("gradient", "optimizer", "write-back")
 """Where an update is lost."""
 MOST = 10
+"""Rows of a table that a terminal shows, without -v."""
+SHOWN = 50
 """Parameters that a page shows."""
 RATHER = 10.0
 """A factor from which on it is said that an operation magnified the error of its inputs."""
@@ -81,14 +83,81 @@ def _said(lines: Sequence[ExactLine]) -> str:
 
 
 def worst_updates(exact: ExactStep) -> list[ExactLine]:
-    """The parameters whose updates are off most, worst first."""
+    """The parameters whose updates are off, worst first."""
     known = [line for line in exact.budget if line.what == "update" and line.error is not None]
-    return sorted(known, key=lambda line: -(line.error or 0.0))[:MOST]
+    return sorted(known, key=lambda line: -(line.error or 0.0))
 
 
-def part(line: ExactLine, stage: str) -> str:
-    """What was lost in a stage; nothing where it is not known."""
-    return share(line.split[stage]) if stage in line.split else ""
+def update(line: ExactLine) -> str:
+    """`norm.weight: off by 43 %; gradient 1 %, optimizer 40 %, write-back 39 %`."""
+    lost = ", ".join(f"{name} {share(value)}" for name, value in line.split.items())
+    return f"{line.name or line.dtype}: off by {share(line.error or 0.0)}{f'; {lost}' if lost else ''}"
+
+
+class Table(NamedTuple):
+    """Rows of words below their names."""
+
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def parameters(exact: ExactStep) -> Table:
+    """The parameters whose updates are off most, and where that was lost."""
+    gradients = {line.name: line for line in exact.budget if line.what == "gradient" and line.error is not None}
+    head = (
+        "Update of",
+        "Off by",
+        "Its gradient is off by",
+        "By its gradient",
+        "By the optimizer",
+        "By the last rounding",
+    )
+    rows = [
+        (
+            line.name,
+            share(line.error or 0.0),
+            share(gradients[line.name].error or 0.0) if line.name in gradients else "",
+            *(share(line.split[stage]) if stage in line.split else "" for stage in STAGES),
+        )
+        for line in worst_updates(exact)[:SHOWN]
+    ]
+    return Table(head, rows)
+
+
+def operations(exact: ExactStep) -> Table:
+    """The operations that lost most, with their three numbers."""
+    head = ("Lost at", "Operation", "In", "Lost itself", "Its result is off by", "Times its inputs' error")
+    rows = [
+        (
+            place(row),
+            f"{row.operation} ({row.dtype}, {row.phase})",
+            row.module,
+            share(row.local),
+            share(row.error),
+            "" if row.amplification is None else f"{row.amplification:.3g}",
+        )
+        for row in exact.operations
+    ]
+    return Table(head, rows)
+
+
+class Spread(NamedTuple):
+    """How far one kind of quantity is off."""
+
+    label: str
+    middle: float
+    worst: float
+
+
+def spread(exact: ExactStep) -> list[Spread]:
+    """For each kind whose errors are relative, their median and the worst."""
+    found = []
+    for what, (one, several) in KINDS.items():
+        lines = [line for line in exact.budget if line.what == what]
+        known = [line.error for line in lines if line.error is not None and not line.partial]
+        if known:
+            found.append(Spread(several if len(lines) > 1 else one, median(known), max(known)))
+    return found
 
 
 def split(lines: Sequence[ExactLine]) -> dict[str, float]:

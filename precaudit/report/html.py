@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import html
 import shlex
-from collections.abc import Sequence
 from string import Template
 from urllib.parse import urlsplit
 
 from precaudit import rulebook
 from precaudit.errors import RuleError
-from precaudit.model.exact import ExactStep
 from precaudit.model.wire import Finding, Report, Rule, Run, Severity
-from precaudit.report import View, what_if, words
-from precaudit.report import exact as exact_words
+from precaudit.report import View, exactpage, words
 from precaudit.report.evidence import is_share, share
 from precaudit.report.roles import Row, allowed, columns, rows, unseen
 from precaudit.report.rulepage import why
@@ -40,7 +37,7 @@ def render(report: Report, view: View) -> str:
         if loud
         else "",
         _section("notes", "Notes", [_story(a, s, source, report) for a, s in quiet]) if quiet else "",
-        _exact(report.exact, report.coverage.ranks) if report.exact is not None else "",
+        _section("exact", "Exact step", exactpage.content(report.exact, report.coverage.ranks)) if report.exact else "",
         _unseen(report),
     ]
     names = {
@@ -94,41 +91,6 @@ def _run(run: Run) -> str:
     return _section(
         "run", "Run", ["<dl>", *(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items()), "</dl>"]
     )
-
-
-# ---------------------------------------------------------------------------------------------- the exact step
-
-
-def _exact(exact: ExactStep, ranks: int) -> str:
-    """What one step should have given: a line for each quantity, the parameters that are off most, the operations."""
-    said = "".join(f"<dt>{_e(label)}</dt><dd>{_e(text)}</dd>" for label, text in exact_words.budget(exact))
-    head = ("Update of", "Off by", "By its gradient", "By the optimizer", "By the last rounding")
-    updates = [
-        (
-            line.name,
-            share(line.error or 0.0),
-            *(exact_words.part(line, stage) for stage in exact_words.STAGES),
-        )
-        for line in exact_words.worst_updates(exact)
-    ]
-    operations = [(exact_words.place(row), exact_words.operation(row)) for row in exact.operations]
-    parts = [f"<p>{_e(exact_words.heading(exact, ranks))}.</p><dl>{said}</dl>"]
-    parts += [_table("exact-title", head, updates)] if updates else []
-    parts += [_table("exact-title", ("Lost at", "By"), operations)] if operations else []
-    if exact.what_if is not None:
-        rows = "".join(
-            f"<dt>{_e(label)}</dt><dd>{_e(text)}</dd>" for label, text in what_if.lines(exact.what_if, everything=True)
-        )
-        parts.append(f"<p>{_e(what_if.heading(exact.what_if, exact.step))}.</p><dl>{rows}</dl>")
-    return _section("exact", "Exact step", parts)
-
-
-def _table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain table of words."""
-    columns = "".join(f"<th scope=col>{_e(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{_e(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    opening = f"<div class=wide role=region aria-labelledby={label} tabindex=0><table><thead><tr>"
-    return f"{opening}{columns}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 # ---------------------------------------------------------------------------------------------- roles

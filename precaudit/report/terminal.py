@@ -488,11 +488,15 @@ def _brief(finding: Finding) -> list[str | tuple[str, str]]:
 
 
 def _exact(page: Page, report: Report, exact: ExactStep, verbosity: int) -> None:
-    """What the step should have given, and the operations that lost most: three of them, more with -v."""
+    """What the step should have given, the updates and the operations that lost most: ten of each, more with -v."""
+    most = exact_words.MOST if verbosity <= 0 else None
     page.fold([("exact step  ", STRONG), exact_words.heading(exact, report.coverage.ranks)], 12)
     for label, said in exact_words.budget(exact):
         page.fold([("  " + label.ljust(18), DIM), said], 20)
-    for row in exact.operations[: 3 if verbosity <= 0 else None]:
+    updates = exact_words.worst_updates(exact)
+    for line in updates[:most] if len(updates) > 1 else ():
+        page.fold([("  update of         ", DIM), exact_words.update(line)], 20)
+    for row in exact.operations[:most]:
         page.fold(
             [("  lost at           ", DIM), (exact_words.place(row), PLACE), "  ", exact_words.operation(row)], 20
         )

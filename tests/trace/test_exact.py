@@ -14,7 +14,7 @@ import torch
 from exact_programs import PROGRAMS, Program
 from torch import Tensor
 
-from precaudit.report import render
+from precaudit.report import exactpage, render
 from precaudit.runtime import session as sessions
 from precaudit.runtime.events import StepBegan, StepEnded
 from precaudit.runtime.exact.step import ExactStep
@@ -423,32 +423,45 @@ torch.distributed.destroy_process_group()
 """
 
 PAGE = Path(__file__).parents[2] / "docs" / "exact.md"
+PLOT = PAGE.with_suffix(".svg")
 WHAT_IF = re.compile(r"```text\n(what if.*?)```", re.DOTALL)
 EXAMPLE = re.compile(r"```text\n(exact step.*?)```", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
-@pytest.mark.parametrize(
-    ("name", "begins", "example", "settings"),
-    [
-        ("PA101/bad.py", "exact step", EXAMPLE, {}),
-        ("PA606/good.py", "what if", WHAT_IF, {"what_if": ("mxfp8", "float8_e4m3", "nvfp4", "float16")}),
-    ],
-)
-def test_an_example_of_the_docs_is_what_the_program_says(
-    name: str, begins: str, example: re.Pattern[str], settings: dict[str, Any]
-) -> None:
-    """Its words to the letter, and its numbers as nearly as kernels of other machines agree."""
+EXAMPLES: list[tuple[str, str, re.Pattern[str], dict[str, Any]]] = [
+    ("PA101/bad.py", "exact step", EXAMPLE, {}),
+    ("PA606/good.py", "what if", WHAT_IF, {"what_if": ("mxfp8", "float8_e4m3", "nvfp4", "float16")}),
+]
+
+
+def said_of(name: str, begins: str, settings: dict[str, Any]) -> tuple[str, str]:
+    """What the program says of a fixture in a terminal, and the plot of its page."""
     script = harness.FIXTURES / name
     report = harness.run(script, traced=True, exact=True, **settings).report
     assert report is not None
+    assert report.exact is not None
     text = render(report, "text", width=100).replace(str(script), script.name)
-    said = " ".join(text[text.index(begins) :].split("\n\n")[0].split())
-    found = example.search(PAGE.read_text(encoding="utf-8"))
-    shown = " ".join(found[1].split()) if found is not None else ""
+    return text[text.index(begins) :].split("\n\n")[0], exactpage.plot(report.exact)
+
+
+def agree(shown: str, said: str) -> None:
+    """Words to the letter, and numbers as nearly as kernels of other machines agree."""
     assert NUMBER.sub("#", shown) == NUMBER.sub("#", said), said
     for one, other in zip(NUMBER.findall(shown), NUMBER.findall(said), strict=True):
         assert float(one) == pytest.approx(float(other), rel=0.2), said
+
+
+@pytest.mark.parametrize(("name", "begins", "example", "settings"), EXAMPLES)
+def test_an_example_of_the_docs_is_what_the_program_says(
+    name: str, begins: str, example: re.Pattern[str], settings: dict[str, Any]
+) -> None:
+    said, plot = said_of(name, begins, settings)
+    found = example.search(PAGE.read_text(encoding="utf-8"))
+    assert found is not None
+    agree(" ".join(found[1].split()), " ".join(said.split()))
+    if begins == "exact step":
+        agree(PLOT.read_text(encoding="utf-8"), plot + "\n")
 
 
 def test_a_run_without_a_whole_step_says_so_and_keeps_nothing(tmp_path: Path) -> None:
@@ -461,3 +474,18 @@ def test_a_run_without_a_whole_step_says_so_and_keeps_nothing(tmp_path: Path) ->
     assert [note for note in report.coverage.notes if note.startswith("--exact")] == [
         "--exact: no step was followed from its forward pass to its end; let it take more steps, or say --steps 3"
     ]
+
+
+def write_the_docs() -> None:
+    """The examples of docs/exact.md and its plot, as the program says them now."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, begins, example, settings in EXAMPLES:
+        said, plot = said_of(name, begins, settings)
+        text = example.sub(lambda found, said=said: f"```text\n{said.rstrip()}\n```", text)
+        if begins == "exact step":
+            PLOT.write_text(plot + "\n", encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_the_docs()
