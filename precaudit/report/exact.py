@@ -98,7 +98,7 @@ class Table(NamedTuple):
     """Rows of words below their names."""
 
     head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def parameters(exact: ExactStep) -> Table:
