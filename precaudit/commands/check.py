@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import WITH_RUN, format_of, say
+from precaudit.commands.output import WITH_RUN, format_of, say, tell_github
 from precaudit.disk import write_named
 from precaudit.errors import INTERNAL_ERROR, ConfigError, OutputError, UsageError
 from precaudit.settings import Settings
@@ -185,6 +185,7 @@ def _report(discovered: Discovery, results: Results, settings: Settings, given: 
         from precaudit.static.files.fixes import mark_fixable
 
         mark_fixable(results, report.findings, settings)
+    tell_github(report, 1 if settings.notes else 0)
     if given["statistics"]:
         _print_statistics(report)
     else:
@@ -219,9 +220,7 @@ def _nothing_in(name: str) -> str:
 
 def _certainly_clean(results: Results, skipped: list[str], settings: Settings, given: dict[str, Any]) -> bool:
     """Whether there is nothing to judge, so that neither rules nor report models need be loaded."""
-    plain = settings.output_format in ("text", "concise") or (
-        not settings.output_format and os.environ.get("GITHUB_ACTIONS") != "true"
-    )
+    plain = settings.output_format in ("", "text", "concise") and os.environ.get("GITHUB_ACTIONS") != "true"
     named = settings.select or settings.extend_select or settings.ignore or settings.per_file_ignores
     if not plain or named or skipped or settings.notes or given["statistics"] or given["output"] or settings.baseline:
         return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import WITH_RUN, chosen_rules, format_of, print_report, say
+from precaudit.commands.output import WITH_RUN, chosen_rules, format_of, print_report, say, tell_github
 
 if TYPE_CHECKING:
     from precaudit.checkpoint.run import Examined
@@ -87,6 +87,7 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     if not found.files:
         say("nothing was examined: no checkpoint here that can be read")
         return EXIT_INCONCLUSIVE
+    tell_github(report, given["verbose"])
     return EXIT_FINDINGS if reaches(report.findings, given["fail_on"]) and not given["exit_zero"] else EXIT_CLEAN
 
 

@@ -46,6 +46,37 @@ def print_report(
     file.flush()
 
 
+SUMMARY_BYTES = 1_000_000
+"""GitHub drops a step's whole summary where it is larger than 1 MiB."""
+
+
+def tell_github(report: Report, verbosity: int = 0, annotate: bool = False) -> None:
+    """Under GitHub Actions: the report as the job's summary; with `annotate` its findings as annotations on stderr.
+
+    Where the summary cannot be written one line says so, and nothing fails.
+    """
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    from precaudit.report import render
+
+    root = Path(report.run.cwd) if report.run is not None and os.path.isdir(report.run.cwd) else None
+    if annotate:
+        for line in render(report, "github", root=root, verbosity=verbosity).splitlines():
+            if line.startswith("::"):
+                print(line, file=sys.stderr, flush=True)
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    text = render(report, "md", root=root, verbosity=verbosity).encode()
+    if len(text) > SUMMARY_BYTES:
+        text = text[:SUMMARY_BYTES].rpartition(b"\n")[0] + b"\n\nThe rest is left out: GitHub takes 1 MiB.\n"
+    try:
+        with open(path, "ab") as file:
+            file.write(text + b"\n")
+    except OSError as error:
+        say(f"GITHUB_STEP_SUMMARY: {path}: cannot be written: {error.strerror}; the report is in the log")
+
+
 def check_format(output_format: str) -> None:
     """Raises UsageError now, before hours of training, for a format that does not exist."""
     from precaudit.report import FORMATS

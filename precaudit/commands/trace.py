@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import chosen_rules, format_of, print_report, say
+from precaudit.commands.output import chosen_rules, format_of, print_report, say, tell_github
 from precaudit.errors import ConfigError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def trace(
         except OutputError as error:
             failures.append(error)
     _show(traced, resolved.shown, shape if output is None else "text", -1 if quiet else verbose, show_again)
+    tell_github(traced.report, verbose, annotate=output is not None or shape != "github")
     if failures:
         raise failures[0]
     if lock is None or compared is None:

@@ -33,6 +33,7 @@ class View(NamedTuple):
 FORMATS: Mapping[str, str] = {
     "text": "precaudit.report.terminal:render",
     "concise": "precaudit.report.concise:render",
+    "agent": "precaudit.report.agent:render",
     "json": "precaudit.report.jsonformats:render",
     "jsonl": "precaudit.report.jsonformats:render_lines",
     "sarif": "precaudit.report.sarif:render",

@@ -44,6 +44,8 @@ def render(report: Report, view: View) -> str:
                 "rules": [_rule(name) for name in ids],
             }
         },
+        # The category of code scanning: without one each upload of a commit takes the place of the others.
+        "automationDetails": {"id": f"precaudit/{report.command}/"},
         "invocations": [
             {
                 "executionSuccessful": not failed,
