@@ -49,7 +49,7 @@ def _finding(finding: Finding, lead: Finding | None, source: Source, report: Rep
     fields = [f"{finding.rule} {finding.severity.value} {at}", f"wrong: {finding.message}"]
     if measured := words.evidence(finding):
         fields.append(f"measured: {'; '.join(measured)}")
-    if code := (source.line_of(finding) or "").strip():
+    if code := words.visible((source.line_of(finding) or "").strip()):
         fields.append(f"code: {code}")
     if finding.cause:
         where = words.place(finding.cause)

@@ -1,4 +1,4 @@
-"""The format for coding agents: each finding is a line with the edit, and its verify command tells whether it worked."""
+"""The format for coding agents: each finding is a line with the edit, and a verify command that tells if it worked."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_command_that_failed_before_anything_was_seen_is_not_called_clean(root
 def test_an_unknown_format_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"^'srif' is not an output format; did you mean 'sarif'\?$"):
         render(samples.clean(), "srif")
-    with pytest.raises(UsageError, match=r"^'x' is not an output format; allowed: text, concise, json, "):
+    with pytest.raises(UsageError, match=r"^'x' is not an output format; allowed: text, concise, agent, json, "):
         render(samples.clean(), "x")
 
 

@@ -29,7 +29,7 @@ HOSTILE = {
     "null": "\0",
 }
 FORBIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-PEOPLE = ("text", "concise", "github", "md", "html", "junit", "flat")
+PEOPLE = ("text", "concise", "agent", "github", "md", "html", "junit", "flat")
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
