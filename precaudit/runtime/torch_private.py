@@ -59,6 +59,14 @@ def is_foreign(func: Any) -> bool:
     return schema is not None and schema.name.partition("::")[0] not in ("aten", "prim", "prims")
 
 
+def is_composite(func: Any) -> bool:
+    """Whether an op of torch's core is nothing but calls of others: only inference mode has those arrive whole."""
+    name = func.name() if isinstance(func, torch._ops.OpOverload) else ""
+    if not name.startswith("aten::") or not func._can_decompose():
+        return False
+    return not any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in ("CPU", "CUDA"))
+
+
 def is_written_in_python(func: Any) -> bool:
     """Whether a library's op runs Python code, which may count its calls, draw numbers or print."""
     name = func._schema.name.replace("::", "/")
@@ -76,6 +84,16 @@ def run_foreign(func: Any, args: Any, kwargs: Any) -> Any:
     """
     if _below_another_dispatch() or torch._C._functorch.maybe_current_level() is not None:
         return func(*args, **kwargs)
+    return _as_without_us(func, args, kwargs)
+
+
+def run_composite(mode: DispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """Runs the ops that an op is made of, each as the mode would see it outside of inference mode."""
+    with mode:
+        return _as_without_us(func.decompose, args, kwargs)
+
+
+def _as_without_us(func: Any, args: Any, kwargs: Any) -> Any:
     with torch._C._RestorePythonTLSSnapshot():
         excluded = torch._C._dispatch_tls_local_exclude_set()
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):

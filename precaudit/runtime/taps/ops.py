@@ -43,7 +43,7 @@ class OpMode(OurMode):
         if plan is None:
             plan = self.tap.plan(func)
         if plan is None or private.modes_below():  # the second: a compiler writes down all that is called from here
-            return func(*args, **(kwargs or {}))
+            return self.tap.unasked(self, func, args, kwargs or {})
         if plan.before:
             self.tap.before(plan, args, kwargs or {})
         known = self.tap.look_before(func, args, kwargs) if self.follower.following else None
@@ -87,7 +87,7 @@ class EarlyMode(OurMode):
         if plan is None:
             plan = self.tap.plan(func)
         if plan is None or private.modes_below():
-            return func(*args, **(kwargs or {}))
+            return self.tap.unasked(self, func, args, kwargs or {})
         if self.scout.follows and not plan.foreign and self.tap.is_wanted(args):
             return self.full.__torch_dispatch__(func, types, args, kwargs)
         known = self.tap.look_before(func, args, kwargs) if self.follower.following else None
@@ -115,6 +115,8 @@ class OpTap(Tap):
         self._full = OpMode(self, operations, moment)
         self._early = EarlyMode(self, operations, self._full)
         self._in: set[OurMode] = set()
+        self._composite: dict[int, bool] = {}
+        """By the op's `id`, whether it is made of others, which are asked about in its place."""
         bus.on(BirthsMatter, lambda event: self._put_in(self._early))
         bus.on(BirthsOver, lambda event: self._take_out(self._early))
         bus.on(WindowOpened, lambda event: self._put_in(self._full))
@@ -139,11 +141,21 @@ class OpTap(Tap):
 
     def plan(self, func: Any) -> Plan | None:
         """What is to happen at this op's calls; None where that cannot be told."""
+        if self._composite.get(id(func)):
+            return None
         try:
+            if self._composite.setdefault(id(func), private.is_composite(func)):
+                return None
             return self._operations.plan(_described(func), private.kernel_of(func), private.is_foreign(func))
         except Exception as error:
             self._guard.fault(f"what {func} does", error)
             return None
+
+    def unasked(self, mode: OurMode, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs an op that nobody is asked about; where it is made of others, the mode sees each of those."""
+        if self._composite.get(id(func)) and not private.modes_below():
+            return private.run_composite(mode, func, args, kwargs)
+        return func(*args, **kwargs)
 
     def look_before(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the follower knows of an op that is about to run."""

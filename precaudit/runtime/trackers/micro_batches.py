@@ -24,7 +24,7 @@ from .graph import GraphRecomputed, GraphWalked
 from .holders import Holders
 from .optimizers import parameters
 from .steps import Steps
-from .tensors import Leaf, Tensors
+from .tensors import Leaf, Place, Tensors
 from .unseen_steps import UnseenSteps
 from .window import Window
 
@@ -36,6 +36,8 @@ class GradientsReady(NamedTuple):
     leaves: list[Tensor]
     summed: Callable[[Tensor], int]
     """How many micro-batches' gradients are in a leaf's `.grad`."""
+    spent: list[tuple[Tensor, Place]] = []
+    """Leaves that no optimizer holds and what their `.grad` was, a low sum that went elsewhere and was reset since."""
 
 
 class MicroBatches:
@@ -50,6 +52,8 @@ class MicroBatches:
         """The shapes of all parameters that a backward reached."""
         self._leaves: list[Tensor] = []
         """Those that the last backward reached."""
+        self._sums: dict[Leaf, Place] = {}
+        """Low `.grad` that several micro-batches were added to since the last step: they may be reset before it."""
         self._stepped_over: list[Leaf] = []
         """Those whose gradients the step that is going on uses."""
         self._told = 0
@@ -105,7 +109,10 @@ class MicroBatches:
             if gradient is not None and event.accumulates:
                 known = self._tensors.meet_gradient(leaf, gradient)
                 known.micro_batches += 1
-                self._window.every_micro_batch_counts |= gradient.dtype in LOW
+                if gradient.dtype in LOW:
+                    self._window.every_micro_batch_counts = True
+                    if known.micro_batches >= 2 and known.gradient is not None:
+                        self._sums[known] = known.gradient
             else:
                 known = self._tensors.meet(leaf)
             if self._tensors.is_trained(known):
@@ -132,6 +139,7 @@ class MicroBatches:
             self._tell(event.optimizer)
         self._start_anew(self._stepped_over)
         self._stepped_over = []
+        self._sums.clear()
 
     def _tell(self, optimizer: Any) -> None:
         """The optimizer's own gradients, and those of leaves that no optimizer holds: low copies of masters."""
@@ -143,4 +151,10 @@ class MicroBatches:
             strays = [leaf for leaf in strays if leaf.gradient is None or leaf.gradient.record not in used]
         self._stepped_over, self._told = [*self._known(mine), *strays], self._window.clock
         found = [leaf for leaf in map(self._holders.find, strays) if leaf is not None]
-        self._bus.tell(GradientsReady(optimizer, [*mine, *found], self.of))
+        self._bus.tell(GradientsReady(optimizer, [*mine, *found], self.of, list(self._spent(owned))))
+
+    def _spent(self, owned: set[int]) -> Iterator[tuple[Tensor, Place]]:
+        for leaf, place in self._sums.items():
+            held = None if leaf.id in owned or leaf.record.expired else self._holders.parameter(leaf.id)
+            if held is not None and (held.grad is None or not leaf.micro_batches):
+                yield held, place

@@ -18,6 +18,7 @@ from ..dtypes import LOW
 from ..events import BackwardBegan, Bus
 from ..operands import in_graph
 from ..process.ledger import Ledger, Observation
+from ..trackers.entering import Entering
 from ..trackers.lineage import Flow
 from ..trackers.samples import sample
 from ..trackers.tensors import Record, Tensors
@@ -42,8 +43,8 @@ class Term(NamedTuple):
 class Cancellation(Watcher):
     """Follows the parts of two formulas from one backward to the next."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, tensors: Tensors, flow: Flow) -> None:
-        self._ledger, self._tensors, self._flow = ledger, tensors, flow
+    def __init__(self, bus: Bus, ledger: Ledger, tensors: Tensors, flow: Flow, entering: Entering) -> None:
+        self._ledger, self._tensors, self._flow, self._entering = ledger, tensors, flow, entering
         self._terms: dict[Record, Term] = {}
         bus.on(BackwardBegan, lambda event: self._terms.clear())
 
@@ -83,7 +84,7 @@ class Cancellation(Watcher):
         known = self._of(given)
         if known is not None and known.what == "square":
             self._is(out, Term("mean of squares", known.of, out.dtype))
-        elif known is None and given.numel() > out.numel() and in_graph(args):
+        elif known is None and given.numel() > out.numel():
             self._is(out, Term("mean", self._tensors.learn(given), out.dtype))
 
     def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -113,25 +114,28 @@ class Cancellation(Watcher):
 
     def _cancels(self, of: str, rounded: Term, large: Tensor, out: Tensor, args: Any) -> None:
         """How large the rounding of what cancels is beside what is left, on a sample of both."""
-        if not in_graph(args) or not self._ledger.measures or not rounded.dtype.is_floating_point:
+        if not self._ledger.measures or not rounded.dtype.is_floating_point:
             return
         detail = "the mean of squares less the square of the mean" if of == "variance" else "x^2 + y^2 - 2xy"
         seen = self._flow.suspect_kind(
             of, Kind.OP, Role.ACTIVATION, rounded.dtype, detail, op="cancellation", cancels=of
         )
+        trains = in_graph(args)
+        if not trains:  # a target, a weight of the loss: it matters where a loss takes it in
+            self._entering.mark(out, seen, measured="cancelled")
         gone, left = sample(large.expand(out.shape)), sample(out)
         if seen.count > TIMES or gone is None or left is None:
             return
         step = torch.finfo(rounded.dtype).eps / 2
         numbers = [gone.double().abs().sum() * step, left.double().abs().sum()]
-        self._ledger.defer(numbers, lambda values: self._use(seen, *values))
+        self._ledger.defer(numbers, lambda values: self._use(seen, trains, *values))
 
     @staticmethod
-    def _use(seen: Observation, rounding: float, left: float) -> None:
+    def _use(seen: Observation, trains: bool, rounding: float, left: float) -> None:
         share = rounding / left if left > 0 else float(rounding > 0)
         if share > BEARABLE:
             seen.evidence["cancelled"] = max(seen.evidence.get("cancelled", 0.0), min(share, 1e6))
-            seen.confirmed = True
+            seen.confirmed |= trains
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -77,7 +77,7 @@ class HeldGradients(Watcher):
             for key in of_hand:
                 del self._ledger.observations[key]
         held: dict[Any, list[int]] = {}
-        summed: dict[Any, list[Tensor]] = {}
+        summed: dict[Any, list[tuple[Tensor, int]]] = {}
         for parameter in event.leaves:
             gradient = parameter.grad
             if gradient is None:
@@ -86,7 +86,9 @@ class HeldGradients(Watcher):
             tally[0] += 1
             tally[1] += nbytes(gradient)
             if event.summed(parameter) >= 2:
-                summed.setdefault(gradient.dtype, []).append(parameter)
+                summed.setdefault(gradient.dtype, []).append((parameter, nbytes(gradient)))
+        for parameter, place in event.spent:
+            summed.setdefault(place.dtype, []).append((parameter, place.nbytes))
         if held and not self._filed:
             self._filed = True
             for key in [key for key in self._ledger.observations if isinstance(key, Returned)]:
@@ -104,10 +106,10 @@ class HeldGradients(Watcher):
                     _name(dtype),
                     Role.GRADIENT_ACCUMULATION,
                     self._last_backward,
-                    self._modules.why_low(params[0]) if dtype in LOW else None,
+                    self._modules.why_low(params[0][0]) if dtype in LOW else None,
                     detail=f".grad of {len(params)} parameters, several micro-batches per step",
                     count=len(params),
-                    bytes=sum(nbytes(p.grad) for p in params if p.grad is not None),
+                    bytes=sum(size for _, size in params),
                 ),
             )
 
