@@ -70,6 +70,15 @@ def write_named(path: Path, content: str | bytes) -> None:
     _replace(path.resolve(), content)
 
 
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file that is there. Raises OSError for a link, a pipe, and what is not there."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "ab") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(0, "not a regular file", os.fspath(path))
+        file.write(_bytes(line + "\n"))
+
+
 def rewrite(path: Path, content: bytes) -> None:
     """Puts other content into a file of the project. Raises OSError for a link, which may lead out of it."""
     if path.is_symlink():

@@ -36,6 +36,8 @@ class Settings:
     cache_dir: str = ""
     output_dir: str = ""
     """Where every trace leaves its report; `.precaudit` below the working directory where it is empty."""
+    keep_runs: int = 20
+    """Finished runs whose reports are kept there, the newest."""
     trace: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `precaudit trace`, which reads them itself."""
     root: Path = Path()
@@ -45,6 +47,7 @@ class Settings:
 LISTS = ("select", "extend_select", "ignore", "exclude")
 BOOLEANS = ("respect_gitignore", "notes")
 STRINGS = ("fail_on", "output_format", "baseline", "cache_dir", "output_dir")
+NUMBERS = ("keep_runs",)
 TABLES = ("per_file_ignores", "trace")
 KEYS = tuple(f.name for f in fields(Settings) if f.name != "root")
 
@@ -123,6 +126,10 @@ def _checked(name: str, value: Any, where: str) -> Any:
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: true or false is expected")
         return value
+    if name in NUMBERS:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"{where}: a whole number is expected, 0 or more")
+        return value
     if name in TABLES:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: a table is expected")
@@ -138,7 +145,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
 
 def _from_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:
     changes: dict[str, Any] = {}
-    for name in (*LISTS, *STRINGS, *BOOLEANS):
+    for name in (*LISTS, *STRINGS, *BOOLEANS, *NUMBERS):
         key = f"PRECAUDIT_{name.upper()}"
         value = environment.get(key, "")
         if not value:
@@ -149,6 +156,8 @@ def _from_environment(settings: Settings, environment: Mapping[str, str]) -> Set
             if value.lower() not in ("0", "1", "true", "false"):
                 raise ConfigError(f"{key}: '{value}' is neither true nor false")
             changes[name] = value.lower() in ("1", "true")
+        elif name in NUMBERS:
+            changes[name] = _checked(name, int(value) if value.isdigit() else value, key)
         else:
             changes[name] = _checked(name, value, key)
     return replace(settings, **changes)

@@ -142,7 +142,7 @@ class Audit(Audited):
         if not whole:
             report.coverage.notes.append(self._why_short(merged.coverage.steps, error))
         if self._started is not None:
-            report.run = self._started.ended(merged.python, merged.versions)
+            report.run = self._started.ended(merged.program)
         return report
 
     def _why_short(self, steps: int, error: BaseException | None) -> str:

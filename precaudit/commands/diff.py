@@ -18,15 +18,21 @@ if TYPE_CHECKING:
 @click.argument("after", type=click.Path(path_type=Path), metavar="B")
 @click.option("--output-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def diff(before: Path, after: Path, output_format: str) -> int:
-    """Compare two reports, or the folders that hold them; exit with 1 where they differ.
+    """Compare two reports, or two runs of "precaudit runs"; exit with 1 where they differ.
 
     \b
     precaudit trace --output monday.json train.py
     precaudit trace --output friday.json train.py
     precaudit diff monday.json friday.json
+    precaudit diff 3fa2 91bc
     """
+    from precaudit import settings
     from precaudit.contracts.between import difference
+    from precaudit.launch.runs import find
+    from precaudit.launch.save import HOME
 
+    home = Path(settings.load().output_dir or HOME)
+    before, after = (path if path.exists() else find(home, str(path)) or path for path in (before, after))
     found = difference(before, after)
     if output_format == "json":
         print(json.dumps(asdict(found), indent=1))

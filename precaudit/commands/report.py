@@ -18,7 +18,7 @@ from precaudit.commands.output import chosen_rules, format_of, print_report, say
 @click.option("--open", "open_it", is_flag=True, help="Write it as an HTML page beside the report, and open that.")
 @click.option("--output-format", metavar="FORMAT", help="How to show it.  [default: text]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it here instead of stdout.")
-@click.option("--output-dir", metavar="FOLDER", help="Where the latest report was kept.  [default: .precaudit]")
+@click.option("--output-dir", metavar="FOLDER", help="Where reports were kept.  [default: .precaudit]")
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "note", "never"]),
@@ -43,17 +43,18 @@ def report(
     \b
     precaudit report --open
     precaudit report --output report.md
+    precaudit report 3fa2                    # a run of "precaudit runs"
     precaudit report node0/report.json node1/report.json
     """
     from precaudit import rulebook
     from precaudit.launch.gather import gather
-    from precaudit.launch.runs import abandoned
+    from precaudit.launch.runs import abandoned, find
     from precaudit.launch.save import HOME, check_writable, latest, write_named
     from precaudit.launch.trace import Choice
     from precaudit.launch.verdict import CLEAN, FINDINGS, INCONCLUSIVE, reaches
 
     home = Path(output_dir or settings_module.load().output_dir or HOME)
-    named = list(paths) or latest(home)
+    named = [path if path.exists() else find(home, str(path)) or path for path in paths] or latest(home)
     for left in abandoned(home)[:1] if not paths else ():
         say(str(left))
     if open_it and output is None:

@@ -6,7 +6,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +89,7 @@ class ConfiguredCommand(click.Command):
     help="Also write the report here: in --output-format, else as the name's ending says, else JSON.",
 )
 @click.option("--output-format", metavar="FORMAT", help="Of --output, or of the report on stderr.  [default: text]")
-@click.option("--output-dir", metavar="FOLDER", help="Keep the latest report here.  [default: .precaudit]")
+@click.option("--output-dir", metavar="FOLDER", help="Keep reports here.  [default: .precaudit]")
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "note", "never"]),
@@ -141,6 +141,8 @@ def trace(
     preflight: dict[str, str] | None = None,
     what_if: tuple[str, ...] = (),
     stochastic: bool = False,
+    events: bool = False,
+    amend: Callable[[Traced], Traced] | None = None,
 ) -> int:
     """Run COMMAND, a training script or what starts one, and report its precision.
 
@@ -150,11 +152,13 @@ def trace(
     precaudit trace torchrun --nproc-per-node 2 train.py
     """
     from precaudit import rulebook
+    from precaudit.launch import identity
     from precaudit.launch.bootstrap import TraceSettings
     from precaudit.launch.child import run_command
     from precaudit.launch.command import resolve
+    from precaudit.launch.journal import Journal
     from precaudit.launch.runs import abandoned, run_folder
-    from precaudit.launch.save import HOME, check_home, check_writable, write_latest, write_named
+    from precaudit.launch.save import HOME, check_home, check_writable, write_named
     from precaudit.launch.trace import Choice, trace_command
     from precaudit.report import render
 
@@ -198,18 +202,35 @@ def trace(
         record=verify_undisturbed,
         preflight=preflight,
     )
-    with nullcontext() if hindered else run_folder(home, wanted, resolved.shown) as ranks:
+    started = identity.begin(resolved.argv, os.getcwd())
+    kept = nullcontext() if hindered else run_folder(home, wanted, resolved.shown, started, configured.keep_runs)
+    with kept as folder:
+        journal = Journal(folder.tell) if events and folder is not None else None
+        if folder is not None:
+            folder.begin_events(bool(journal))
+        if journal is not None:
+            journal.began(started)
+
+        def so_far(report: Report) -> None:
+            if folder is not None:
+                folder.write(_as_json(report))
+            if journal is not None:
+                journal.take(report)
+
         traced = trace_command(
             resolved,
-            replace(wanted, ranks_folder=str(ranks.absolute()) if ranks else ""),
+            replace(wanted, ranks_folder=str(folder.path.absolute()) if folder else ""),
             choice,
             book,
             os.environ,
             timeout=timeout,
             inject=not no_inject,
             announce=say,
-            so_far=None if hindered else lambda report: write_latest(_as_json(report), os.environ, home),
+            so_far=None if hindered else so_far,
+            started=started,
         )
+        if amend is not None:
+            traced = amend(traced)
         compared = hold.after(lock, traced.report) if lock is not None else None
         if compared is not None:
             traced.report.drift = [str(change) for change in compared.changes]
@@ -217,10 +238,12 @@ def trace(
         failures = []
         show_again = f"precaudit report --output-dir {shlex.quote(output_dir)} --open" if output_dir else None
         try:
-            if hindered:
+            if folder is None:
                 show_again = ""
             else:
-                write_latest(text, os.environ, home)
+                folder.write(text)
+            if journal is not None:
+                journal.ended(traced.report, traced.verdict.exit_code)
         except OutputError as error:
             # The report on the screen and --output still tell everything, so this alone does not fail the run.
             say(str(error))

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from precaudit import git
@@ -20,9 +20,21 @@ PATIENCE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """What the traced process itself told of what it ran on and what it trained."""
+
+    python: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    gpu: str = ""
+    model: str = ""
+    parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A run that has begun; `ended` makes its identity."""
 
+    id: str
     argv: Sequence[str]
     cwd: str
     commit: str
@@ -30,17 +42,21 @@ class Started:
     clock: float
     at: datetime
 
-    def ended(self, python: str = "", versions: Mapping[str, str] | None = None) -> Run:
-        """The identity, once it is over; `python` and `versions` are those of the traced process."""
+    def ended(self, program: Program | None = None) -> Run:
+        """The identity, once it is over; without a program it is a run of our own."""
+        seen = program or Program()
         return Run(
-            id=uuid.uuid4().hex,
+            id=self.id,
             argv=list(self.argv),
             cwd=self.cwd,
             started=self.at.isoformat(timespec="milliseconds"),
             duration_s=round(time.monotonic() - self.clock, 3),
             host=platform.node(),
-            python=python or platform.python_version(),
-            versions=dict(versions or {}),
+            python=seen.python or platform.python_version(),
+            versions=dict(seen.versions),
+            gpu=seen.gpu,
+            model=seen.model,
+            parameters=seen.parameters,
             commit=self.commit,
             dirty=self.dirty,
         )
@@ -55,7 +71,7 @@ def begin(argv: Sequence[str] | None = None, cwd: str | None = None, began: floa
     at = datetime.fromtimestamp(now if began is None else began, timezone.utc)
     clock = time.monotonic() - (0.0 if began is None else now - began)
     dirty = None if changes is None else bool(changes)
-    return Started(sys.argv if argv is None else argv, folder, commit or "", dirty, clock, at)
+    return Started(uuid.uuid4().hex, sys.argv if argv is None else argv, folder, commit or "", dirty, clock, at)
 
 
 def _git(folder: str, *words: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from precaudit.launch.identity import Program
 from precaudit.model.evidence import joined_parts, worst
 from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Fact, Kind, Part, Role, fact_from_json
@@ -140,8 +141,7 @@ class Merged:
         self._inventory: dict[str, Held] = {}
         self.preflight: Preflight | None = None
         """Of the first rank that was read; what others assumed is not added."""
-        self.python = ""
-        self.versions: dict[str, str] = {}
+        self.program = Program()
 
     def add(self, one: RankFile) -> None:
         """Takes in one process's file; two processes of one rank (a restart, a second run) count as one rank."""
@@ -149,23 +149,29 @@ class Merged:
         self.world_size = max(self.world_size, one.world_size)
         self._statuses.append((one.rank, one.status))
         self.without.update(one.without)
-        self.python = self.python or one.python
         self._take_inventory(one.inventory)
-        self.versions = one.versions | self.versions
+        mine = self.program
+        self.program = Program(
+            mine.python or one.python,
+            {**one.versions, **mine.versions},
+            mine.gpu or one.gpu,
+            mine.model or one.model,
+            max(mine.parameters, one.parameters),
+        )
         self.preflight = self.preflight or one.preflight
         if one.status == "watching":
             self.unfinished.add(one.rank)
         if one.exact is not None and (self.exact is None or one.exact.rank < self.exact.rank):
             self.exact = one.exact
         unreadable = 0
-        mine: dict[_Key, Mapping[str, Any]] = {}
+        facts: dict[_Key, Mapping[str, Any]] = {}
         for raw in one.facts:
             try:
                 key = _key(raw)
-                mine[key] = _sum(mine[key], raw) if key in mine else raw
+                facts[key] = _sum(facts[key], raw) if key in facts else raw
             except (KeyError, ValueError, TypeError, AttributeError):
                 unreadable += 1
-        for key, fact in mine.items():
+        for key, fact in facts.items():
             try:
                 self._add_fact(key, fact, one.rank)
             except (KeyError, ValueError, TypeError, AttributeError):

@@ -11,7 +11,9 @@ from precaudit.errors import OutputError
 
 HOME = Path(".precaudit")
 """Where every trace leaves its report, below the working directory, unless the user names another folder."""
-LATEST = Path("latest") / "report.json"
+REPORT = "report.json"
+EVENTS = "events.jsonl"
+LATEST = Path("latest") / REPORT
 """The report of the latest trace, in that folder."""
 TASKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 """How launchers that start one trace per rank number it."""
@@ -39,7 +41,7 @@ def check_writable(path: Path) -> None:
 
 def check_home(home: Path, environment: Mapping[str, str]) -> str:
     """Why the report of a trace could not be kept in its folder, in one line; "" where it can be. Makes the folder."""
-    path = _place(home, environment)
+    path = place(home, environment)
     try:
         keep_out_of_commits(path.parent, home)
         if path.is_dir():
@@ -72,7 +74,7 @@ def write_latest(text: str, environment: Mapping[str, str], home: Path = HOME) -
     A folder of the user's, which may hold other things, gets no .gitignore.
     """
     _, tasks = _task(environment)
-    one, path = home / LATEST, _place(home, environment)
+    one, path = home / LATEST, place(home, environment)
     try:
         keep_out_of_commits(path.parent, home)
         same_run = {one.parent / f"rank-{number}" / one.name for number in range(tasks if tasks > 1 else 0)}
@@ -85,7 +87,7 @@ def write_latest(text: str, environment: Mapping[str, str], home: Path = HOME) -
         raise OutputError(f"{path}: cannot be written: {error.strerror}{kept}; {WAY_OUT}") from None
 
 
-def _place(home: Path, environment: Mapping[str, str]) -> Path:
+def place(home: Path, environment: Mapping[str, str]) -> Path:
     """Where this process keeps its report: below a launcher of several traces, in a folder of its rank."""
     rank, tasks = _task(environment)
     one = home / LATEST

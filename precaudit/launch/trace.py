@@ -14,6 +14,7 @@ from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_
 from precaudit.launch.child import Ended, run_command
 from precaudit.launch.collect import read_losses, read_peers, read_ranks
 from precaudit.launch.command import Command
+from precaudit.launch.identity import Started
 from precaudit.launch.meanwhile import Meanwhile
 from precaudit.launch.merge import Merged
 from precaudit.launch.roll import Ends
@@ -58,6 +59,7 @@ def trace_command(
     inject: bool = True,
     announce: Callable[[str], None] = lambda line: None,
     so_far: Callable[[Report], None] | None = None,
+    started: Started | None = None,
 ) -> Traced:
     """Runs the command under the tracer and judges what was seen. Raises PrecauditError where it cannot be started.
 
@@ -66,7 +68,7 @@ def trace_command(
     """
     notes: list[str] = []
     merged = Merged()
-    started = identity.begin(command.argv, settings.cwd)
+    started = started or identity.begin(command.argv, settings.cwd)
     with private_folder(settings) as private:
         announce(_banner(command, settings))
         child_environment = private.environment(environment) if inject else dict(environment)
@@ -74,9 +76,8 @@ def trace_command(
         ranks = Path(settings.ranks_folder) if settings.ranks_folder else private.ranks
 
         def renew() -> None:
-            report = _so_far(command, settings, choice, book, ranks, private.marks())
+            report = _so_far(command, settings, choice, book, ranks, private.marks(), started)
             if report is not None and so_far is not None:
-                report.run = started.ended("", {})
                 so_far(report)
 
         runs_on = so_far is not None and bool(settings.keep_going or settings.at)
@@ -91,14 +92,20 @@ def trace_command(
     merged.finish()
     merged.coverage.notes += notes
     traced = conclude(command, settings, choice, book, merged, ended, marks, lost)
-    traced.report.run = started.ended(merged.python, merged.versions)
+    traced.report.run = started.ended(merged.program)
     if not settings.record:
         return traced
     return _verified(traced, records, lambda: run_plain(command, settings, environment, records, timeout, announce))
 
 
 def _so_far(
-    command: Command, settings: TraceSettings, choice: Choice, book: Rulebook, ranks: Path, marks: Marks
+    command: Command,
+    settings: TraceSettings,
+    choice: Choice,
+    book: Rulebook,
+    ranks: Path,
+    marks: Marks,
+    started: Started,
 ) -> Report | None:
     """The report on a command that runs on; None where no rank has come to the end of its first window."""
     notes: list[str] = []
@@ -109,7 +116,9 @@ def _so_far(
         return None
     merged.finish()
     merged.coverage.notes += [*notes, "the command runs on: this is what was seen until now"]
-    return conclude(command, settings, choice, book, merged, Ended(0, False, 0.0), marks).report
+    report = conclude(command, settings, choice, book, merged, Ended(0, False, 0.0), marks).report
+    report.run = started.ended(merged.program)
+    return report
 
 
 def _verified(traced: Traced, records: verify.Records, run_again: Callable[[], verify.Records]) -> Traced:

@@ -269,6 +269,12 @@ class Run(Strict):
     python: str
     versions: dict[str, str] = {}
     """torch and the frameworks that the traced process had loaded."""
+    gpu: str = ""
+    """The device's name, as torch.cuda gives it; empty where the process used none."""
+    model: str = ""
+    """The class that was trained, several in the order in which their optimizers stepped."""
+    parameters: int = 0
+    """Elements of its parameters, frozen ones too; of a sharded model those that one rank can name."""
     commit: str = ""
     """The git commit of the working directory; empty outside of a repository."""
     dirty: bool | None = None
@@ -324,6 +330,9 @@ class RankFile(BaseModel):
     python: str = ""
     versions: dict[str, str] = {}
     """torch and the frameworks that were loaded."""
+    gpu: str = ""
+    model: str = ""
+    parameters: int = 0
 
 
 class PeerFile(BaseModel):

@@ -81,13 +81,14 @@ def _run(run: Run) -> str:
     facts = {
         "Command": f"<code>{_e(shlex.join(run.argv))}</code>",
         "Started": f"{_e(run.started)}, for {_e(words.duration(run.duration_s))}",
-        "Host": _e(run.host),
+        "Model": _e(run.model) + (f", {run.parameters:,} parameters" if run.parameters else ""),
+        "Host": _e(run.host) + (f", {_e(run.gpu)}" if run.gpu else ""),
         "Folder": f"<code>{_e(run.cwd)}</code>",
         "Commit": f"<code>{_e(run.commit)}</code>" + (" with uncommitted changes" if run.dirty else ""),
         "Versions": _e(", ".join([f"Python {run.python}", *(f"{name} {v}" for name, v in run.versions.items())])),
     }
-    if not run.commit:
-        del facts["Commit"]
+    for name in ("Model",) * (not run.model) + ("Commit",) * (not run.commit):
+        del facts[name]
     return _section(
         "run", "Run", ["<dl>", *(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items()), "</dl>"]
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from precaudit.launch import runs
+from precaudit.launch import identity, runs
 from precaudit.launch.bootstrap import TraceSettings
 
 TRAIN = """
@@ -59,7 +59,8 @@ def test_a_cleaner_of_the_temporary_folder_takes_nothing_that_was_seen(here: Pat
     assert done.returncode == 1, done.stderr
     assert {"PA101", "PA301"} <= {one["rule"] for one in report()["findings"]}  # type: ignore[index, attr-defined]
     assert "no Python" not in done.stderr
-    assert not (here / ".precaudit" / "runs").exists(), "the run is over and its report is written"
+    (run,) = (here / ".precaudit" / "runs").iterdir()
+    assert os.listdir(run) == ["report.json"], "the run is over and its report is written"
 
 
 def test_a_folder_of_the_run_that_goes_is_made_again(here: Path) -> None:
@@ -108,7 +109,8 @@ def test_a_run_whose_precaudit_was_killed_is_offered_by_the_next_command(here: P
 
 def test_a_run_that_is_under_way_is_nobody_elses_and_an_empty_one_is_cleared_away(here: Path) -> None:
     home = here / "home"
-    with runs.run_folder(home, TraceSettings(cwd="/"), "train.py") as folder:
+    with runs.run_folder(home, TraceSettings(cwd="/"), "train.py", identity.begin()) as run:
+        folder = run.path
         (folder / "rank-0-1.json").write_text("{}")
         assert runs.abandoned(home) == []
         owner = json.loads((folder / runs.OWNER).read_text())

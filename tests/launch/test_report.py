@@ -55,7 +55,7 @@ def test_the_latest_report_can_be_kept_elsewhere(desk: Desk, monkeypatch: pytest
     if how == "settings":
         desk.write("pyproject.toml", "[tool.precaudit]\noutput-dir = 'out'\n")
     traced = desk.trace(WRONG, *words)
-    assert sorted(path.name for path in (desk.folder / "out").iterdir()) == ["latest", "mine.txt"]
+    assert sorted(path.name for path in (desk.folder / "out").iterdir()) == ["latest", "mine.txt", "runs"]
     assert not (desk.folder / ".precaudit").exists()
     again = " ".join(["precaudit report", *words])
     assert f"next: {again} --open\n" in traced.stderr

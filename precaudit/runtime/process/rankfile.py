@@ -148,6 +148,9 @@ class RankFile:
             "preflight": ask("the preflight", self._preflight, otherwise=None) if self._preflight is not None else None,
             "python": sys.version.split()[0],
             "versions": ask("the versions", _versions, otherwise={}),
+            "gpu": ask("the device's name", _gpu, otherwise="") if self._preflight is None else "",
+            "model": ", ".join(self._inventory.models),
+            "parameters": sum(self._inventory.models.values()),
             # Last: what failed in the others is among its notes.
             "coverage": ask("what was looked at", self._coverage, otherwise={}) or {"notes": [*self._guard.notes]},
         }
@@ -259,6 +262,11 @@ def _as_json(seen: Observation) -> dict[str, Any]:
 
 def _count(optimizers: list[Any]) -> int:
     return sum(len(parameters(optimizer)) for optimizer in optimizers)
+
+
+def _gpu() -> str:
+    """The name of the device that this process has used, as torch.cuda gives it; empty where it has used none."""
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else ""
 
 
 def _versions() -> dict[str, str]:

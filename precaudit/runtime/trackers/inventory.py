@@ -19,6 +19,8 @@ NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 """A part of a name that is a number: the 3 of `blocks.3.attn`."""
 EXCEPTIONS = 16
 """So many names may stand apart from their pattern; where there are more, the pattern tells all their dtypes."""
+DISTRIBUTE = frozenset({"torch", "deepspeed", "lightning", "pytorch_lightning"})
+"""Packages whose modules hold the user's under the name `module`."""
 
 Held = dict[str, str]
 """What it is -> dtype: {"weight": "float32", "gradient": "float32", "AdamW.exp_avg": "float32"}."""
@@ -30,6 +32,8 @@ class Inventory:
     def __init__(self, bus: Bus, window: Window, modules: Modules, contents: Contents) -> None:
         self._window, self._modules, self._contents = window, modules, contents
         self._held: dict[str, Held] = {}
+        self.models: dict[str, int] = {}
+        """Class of what was trained -> elements of its parameters, frozen ones too."""
         self._read: set[int] = set()
         """Optimizers and outermost modules, by id: two that share one after the other tell their names alone."""
         bus.on(StepEnded, self._step_ended)
@@ -63,6 +67,8 @@ class Inventory:
         for key, root in roots.items():
             if key not in self._read:
                 self._read.add(key)
+                inner = unwrapped(root)
+                self.models[class_of(inner)] = sum(parameter.numel() for parameter in inner.parameters())
                 self._beside(root.named_parameters(), "weight")
                 self._beside(root.named_buffers(), "buffer")
 
@@ -75,6 +81,22 @@ class Inventory:
     def _note(self, name: str, what: str, tensor: Tensor) -> None:
         dtype = DTYPE_NAMES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
         self._held.setdefault(name, {})[what] = dtype
+
+
+def unwrapped(module: Any) -> Any:
+    """The user's own module inside what distributes or compiles it: DDP, FSDP1, DeepSpeedEngine, OptimizedModule."""
+    while type(module).__module__.partition(".")[0] in DISTRIBUTE:
+        inner = next((module._modules[name] for name in ("module", "_orig_mod") if name in module._modules), None)
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def class_of(module: Any) -> str:
+    """The name of a module's class, as the user wrote it: FSDP2 puts one of its own in front."""
+    bases = type(module).__bases__
+    return (bases[1] if len(bases) == 2 and bases[0].__name__ == "FSDPModule" else type(module)).__name__
 
 
 def folded(held: Mapping[str, Held]) -> list[tuple[str, int, dict[str, list[str]]]]:
