@@ -134,7 +134,7 @@ def test_a_watched_run_tells_each_event_in_a_line_and_its_exit_code_at_the_end(r
     desk.write("train.py", REAL.replace("range(4)", "range(40)") + LATER)
     watched = desk.precaudit("watch", "train.py")
     lines = [json.loads(line) for line in (desk.folder / ".precaudit/latest/events.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines][0] == "began"
+    assert lines[0]["event"] == "began"
     assert lines[0]["run"] == watched.report["run"]["id"]
     assert any(line["event"] == "window" and 2 in line["steps"] for line in lines)
     found = [line for line in lines if line["event"] == "finding"]
