@@ -26,6 +26,8 @@ COMMANDS: Mapping[str, str] = {
     "runs": "precaudit.commands.runs:runs",
     "rules": "precaudit.commands.rules:rules",
     "baseline": "precaudit.commands.baseline:baseline",
+    "mcp": "precaudit.commands.mcp:mcp",
+    "server": "precaudit.commands.server:server",
     "doctor": "precaudit.commands.doctor:doctor",
 }
 """Every subcommand, and where its click object is; a module is imported only when its command is asked for."""

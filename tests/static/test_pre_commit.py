@@ -42,7 +42,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     home, tool, user = (tmp_path_factory.mktemp(name) for name in ("home", "tool", "user"))
     for name in ("precaudit", "rules"):
         shutil.copytree(ROOT / name, tool / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", ".pre-commit-hooks.yaml"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", ".pre-commit-hooks.yaml"):
         shutil.copy(ROOT / name, tool / name)
     for folder in (tool, user):
         assert sh("git", "init", "-q", cwd=folder, home=home).returncode == 0

@@ -124,6 +124,16 @@ def fix_text(item: Found, text: str, settings: Settings, unsafe: bool) -> tuple[
     return text, done
 
 
+def mended(item: Found, text: str, finding: Finding, settings: Settings) -> tuple[str, bool] | None:
+    """The text with this one finding mended, and whether that may change more; None where no fix holds."""
+    fix = FIXES.get(finding.rule)
+    edits = fix.make(finding, Tree(text)) if fix is not None else []
+    if fix is None or not edits:
+        return None
+    changed = applied(text, edits)
+    return (changed, fix.unsafe) if _better(item, changed, _findings(item, text, settings), settings) else None
+
+
 def mark_fixable(
     results: Sequence[tuple[Found, dict[str, Any]]], findings: Sequence[Finding], settings: Settings
 ) -> None:
@@ -188,4 +198,4 @@ def _all_better(
     return len(after) == len(before) - len(fixes) and {f.rule for f in after} <= {f.rule for f in before}
 
 
-__all__ = ["Changed", "Edit", "fix_files", "fix_text", "mark_fixable"]
+__all__ = ["Changed", "Edit", "fix_files", "fix_text", "mark_fixable", "mended"]
