@@ -37,13 +37,23 @@ def wide(tensor: Tensor) -> Tensor:
 class Companion:
     """The float64 numbers of one storage."""
 
-    __slots__ = ("dtype", "flat", "nbytes", "partial", "record", "storage", "unit")
+    __slots__ = (
+        "_exact", "_flat", "_offset", "_plain", "_size", "_stride",
+        "count", "differs", "dtype", "nbytes", "partial", "record", "storage", "unit",
+    )  # fmt: skip
 
-    def __init__(self, tensor: Tensor, flat: Tensor | None, partial: bool) -> None:
-        self.flat = flat
-        """One float64 for each real number of the storage; two for a complex one. None where it holds what it holds."""
+    def __init__(self, tensor: Tensor, exact: Tensor | None, partial: bool) -> None:
+        self._exact = exact
+        """It stands for `tensor`, and its memory is that of all numbers; None where the storage holds what it holds."""
+        self._size, self._stride, self._offset = tensor.size(), tensor.stride(), tensor.storage_offset()
+        self._plain = not (tensor.is_complex() or tensor.is_neg())
+        """`tensor` holds its numbers as they stand in memory."""
+        self._flat: Tensor | None = None
+        self.differs = exact is not None
         self.unit, self.dtype = _unit(tensor), tensor.dtype
         self.nbytes = tensor.untyped_storage().nbytes()
+        self.count = self.nbytes // self.unit if self.differs else 0
+        """Of its numbers: one for each real number of the storage, two for a complex one."""
         self.storage = private.weak_storage_number(tensor)
         """While it is held, no other storage gets this one's address."""
         self.partial = partial
@@ -55,16 +65,46 @@ class Companion:
         """Whether this tensor reads the storage as numbers of the same size."""
         return tensor.dtype is self.dtype or self.unit == _unit(tensor)
 
+    @property
+    def flat(self) -> Tensor | None:
+        """All its numbers, one after the other."""
+        if self._flat is None and self._exact is not None:
+            real = torch.view_as_real(self._exact.resolve_conj()) if self._exact.is_complex() else self._exact
+            self._flat = real.as_strided((self.count,), (1,), 0)
+        return self._flat
+
+    @property
+    def memory(self) -> int:
+        """The address of its own numbers."""
+        return 0 if self._exact is None else private.storage_key(self._exact)
+
     def view(self, tensor: Tensor) -> Tensor:
         """What stands for this tensor, which lies in the storage."""
-        if self.flat is None:
+        if self._exact is None:
             return wide(tensor)
-        if WIDE[tensor.dtype] is torch.float64 and not tensor.is_neg():
-            return self.flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
-        flat = self.flat.view(torch.complex128) if tensor.is_complex() else self.flat
+        if (
+            self._plain
+            and tensor.size() == self._size
+            and tensor.stride() == self._stride
+            and tensor.storage_offset() == self._offset
+            and not (tensor.is_neg() or tensor.is_complex())
+        ):  # as most are
+            return self._exact
+        flat = self.flat
+        assert flat is not None, "it differs"
+        if tensor.is_complex():
+            flat = flat.view(torch.complex128)
         seen = flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         seen = seen.conj() if tensor.is_conj() else seen
         return torch._neg_view(seen) if tensor.is_neg() else seen
+
+
+def _line(tensor: Tensor) -> Tensor:
+    """All that the tensor's storage holds, in numbers of its dtype."""
+    plain = tensor.detach()
+    plain = plain.conj() if plain.is_conj() else plain
+    plain = torch._neg_view(plain) if plain.is_neg() else plain
+    return torch.as_strided(plain, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
 
 
 def _unit(tensor: Tensor) -> int:
@@ -91,13 +131,24 @@ class Companions:
 
     def find(self, tensor: Tensor) -> Companion | None:
         """The companion of the tensor's storage; None where it holds what it holds exactly."""
-        if not self._held:
-            return None
-        key = private.storage_key(tensor)
+        return self.at(private.storage_key(tensor), tensor) if self._held else None
+
+    def at(self, key: int, tensor: Tensor) -> Companion | None:
+        """The same, where the key of the tensor's storage is known."""
         found = self._held.get(key)
-        if found is not None and not found.fits(tensor):
+        if found is not None and tensor.dtype is not found.dtype and not found.fits(tensor):
             self._drop(key)
             return None
+        return found
+
+    def among(self, tensors: list[Tensor], keys: list[int]) -> dict[int, Companion]:
+        """id of a tensor -> the companion of its storage, for those of these tensors whose storage has one."""
+        found: dict[int, Companion] = {}
+        if self._held:
+            for tensor, key in zip(tensors, keys, strict=True):
+                one = self._held.get(key)
+                if one is not None and (one.dtype is tensor.dtype or self.at(key, tensor) is not None):
+                    found[id(tensor)] = one
         return found
 
     def of(self, tensor: Tensor) -> Tensor | None:
@@ -108,26 +159,35 @@ class Companions:
     def writable(self, tensor: Tensor) -> Companion | None:
         """The companion of the tensor's storage, made now of what it holds; None for a tensor without storage."""
         found = self.find(tensor)
-        if (found is not None and found.flat is not None) or not private.storage_key(tensor):
+        if (found is not None and found.differs) or not private.storage_key(tensor):
             return found
-        count = tensor.untyped_storage().nbytes() // tensor.element_size()
-        plain = tensor.conj() if tensor.is_conj() else tensor
-        plain = torch._neg_view(plain) if plain.is_neg() else plain
-        flat = wide(torch.as_strided(plain.detach(), (count,), (1,), 0))
         partial = found is not None and found.partial
-        return self._put(tensor, torch.view_as_real(flat).reshape(-1) if tensor.is_complex() else flat, partial)
+        line = _line(tensor)
+        if tensor.numel() == line.numel() and not tensor.is_neg():
+            exact = wide(tensor)
+            if exact.stride() == tensor.stride() and not exact.is_conj():
+                return self._put(tensor, exact, partial)
+        return self._put(line, wide(line), partial)
 
     def keep(self, tensor: Tensor, exact: Tensor, partial: bool, own: bool) -> Companion | None:
         """Has `exact` stand for a tensor that an op has just made; with `own` its memory is nobody else's."""
         if not private.storage_key(tensor):
             return None
-        count = tensor.untyped_storage().nbytes() // _unit(tensor)
-        whole = exact.untyped_storage().nbytes() == 8 * count and exact.dtype is torch.float64
+        whole = exact.dtype is torch.float64 and exact.untyped_storage().nbytes() == 8 * (
+            tensor.untyped_storage().nbytes() // _unit(tensor)
+        )
         if own and whole and exact.stride() == tensor.stride() and exact.storage_offset() == tensor.storage_offset():
-            return self._put(tensor, exact.as_strided((count,), (1,), 0), partial)
-        found = self._put(tensor, torch.empty(count, dtype=torch.float64, device=tensor.device), partial)
+            return self._put(tensor, exact, partial)
+        found = self._room(tensor, partial)
         found.view(tensor).copy_(exact)
         return found
+
+    def write(self, tensor: Tensor, exact: Tensor, partial: bool, own: bool) -> None:
+        """Has `exact` stand for a tensor that was written to; with `own` its memory is nobody else's."""
+        if tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
+            self.keep(tensor, exact, partial, own)
+        elif (entry := self.writable(tensor)) is not None:
+            entry.view(tensor).copy_(exact)
 
     def branch(self, tensor: Tensor, other: Companion | None) -> Companion:
         """A companion of the tensor's storage that begins with what another lineage's holds."""
@@ -135,7 +195,10 @@ class Companions:
             found = self.writable(tensor)
             assert found is not None, "a tensor without storage is not written to"
             return found
-        return self._put(tensor, other.flat.clone(), other.partial)
+        made = self._room(tensor, other.partial)
+        assert made.flat is not None, "it was just made"
+        made.flat.copy_(other.flat)
+        return made
 
     def forget(self, tensor: Tensor) -> None:
         """From here on its storage holds what it holds exactly."""
@@ -144,7 +207,7 @@ class Companions:
     def lose(self, tensor: Tensor) -> None:
         """What this should be is not known: from here on it holds what it holds, and that is remembered."""
         found = self.find(tensor)
-        if found is not None and found.flat is not None and tensor.numel() * _unit(tensor) < found.nbytes:
+        if found is not None and found.differs and tensor.numel() * _unit(tensor) < found.nbytes:
             found.view(tensor).copy_(tensor)
             found.partial = True
         elif private.storage_key(tensor):
@@ -154,16 +217,20 @@ class Companions:
         for key in list(self._held):
             self._drop(key)
 
-    def _put(self, tensor: Tensor, flat: Tensor | None, partial: bool) -> Companion:
+    def _room(self, tensor: Tensor, partial: bool) -> Companion:
+        """A companion of the tensor's storage whose numbers are still to be written."""
+        line = _line(tensor)
+        return self._put(line, torch.empty_like(line, dtype=WIDE[tensor.dtype]), partial)
+
+    def _put(self, tensor: Tensor, exact: Tensor | None, partial: bool) -> Companion:
         if self._made >= max(OFTEN, len(self._held) // 4) or self._numbers >= max(MUCH, self.held // 4):
             self.sweep()
         key = private.storage_key(tensor)
         self._drop(key)
-        made = self._held[key] = Companion(tensor, flat, partial)
-        numbers = 0 if flat is None else flat.numel()
+        made = self._held[key] = Companion(tensor, exact, partial)
         self._made += 1
-        self._numbers += numbers
-        self.held += numbers
+        self._numbers += made.count
+        self.held += made.count
         self.most = max(self.most, self.held)
         return made
 
@@ -176,5 +243,5 @@ class Companions:
     def _drop(self, key: int) -> None:
         gone = self._held.pop(key, None)
         if gone is not None:
-            self.held -= 0 if gone.flat is None else gone.flat.numel()
+            self.held -= gone.count
             private.free_weak_storage(gone.storage)

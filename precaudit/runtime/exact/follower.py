@@ -25,7 +25,8 @@ from .companions import WIDE, Companion, Companions, wide
 from .forks import Fork, Forks
 from .places import PHASES, Place
 from .recipes import FACTORIES, LOST, REAL, RUN, VIEW, Recipe, Refused, floats, recipe_of
-from .rows import Key, Rows
+from .rows import Key, Row, Rows
+from .samples import Pick, thinned
 
 Given = tuple[list[Any], dict[str, Any]]
 """Arguments of an op, positional and named."""
@@ -39,12 +40,28 @@ class Ready(NamedTuple):
     """What was learnt of an op before it ran."""
 
     recipe: Recipe
+    given: list[Tensor]
+    """The floating tensors that it reads or writes to."""
     targets: list[Tensor]
-    """The floating tensors that it writes to."""
+    """Those that it writes to."""
+    place: Place | None = None
+    """None where nothing is computed beside it."""
+    plan: Plan | None = None
+    """Of an op that writes, since what it is given is then written over."""
+
+
+class Plan(NamedTuple):
+    """What is computed beside one op."""
+
+    row: Row
+    looks: bool
+    """Its numbers are taken this time."""
+    entries: tuple[Entries, Entries]
+    """What each lineage holds of what it reads."""
     alone: Given | None = None
-    """In float64, what it is really given; read before it is written over."""
-    entries: tuple[Entries, ...] = ()
-    """What each lineage then held of what it reads."""
+    """In float64, what it is really given; None where nobody asks what it makes of that."""
+    pick: Pick | None = None
+    """`alone` gives only these elements of its result."""
 
 
 class Made(NamedTuple):
@@ -91,34 +108,52 @@ class Follower:
             recipe = self._recipes[id(func)] = recipe_of(func)
         if recipe.how == VIEW:
             return None
+        given = recipe.given(args, kwargs)
         targets = recipe.targets(args, kwargs) if recipe.written else []
         if recipe.reduces and self.on_reduction is not None:
             with self._guard.unseen():
                 self.on_reduction(list(floats(args[1:2])) or list(floats(args[:1])))
-        if recipe.how != RUN or not targets:
-            return Ready(recipe, targets)
-        with self._guard.unseen():
-            given = list(floats((*args, *kwargs.values())))
-            entries = (_entries(self.main, given), _entries(self.stage, given))
-            for target in targets:
-                self.main.writable(target)
-                if _differs(entries[1]):
-                    self.stage.writable(target)
-            return Ready(recipe, targets, _converted(recipe, args, kwargs, {}), entries)
+        if recipe.how != RUN:
+            return Ready(recipe, given, targets)
+        return Ready(recipe, given, targets, self._place(given))  # while gradients are on, if they are
+
+    def about_to_write(self, ready: Ready, args: Any, kwargs: Any) -> Ready:
+        """Takes what an op that writes is given. To be called unseen, right before it runs."""
+        if ready.place is None or not ready.targets:
+            return ready
+        plan = self._planned(ready, args, kwargs, ready.targets[0])
+        for lineage, entries in ((self.main, plan.entries[0]), (self.stage, plan.entries[1])):
+            if _differs(entries):
+                for target in ready.targets:
+                    if id(target) not in entries and (entry := lineage.writable(target)) is not None:
+                        entries[id(target)] = entry
+        return ready._replace(plan=plan)
 
     def after(self, ready: Ready, args: Any, kwargs: Any, out: Any) -> None:
-        """It has run."""
-        fresh = [] if ready.recipe.how == REAL else list(floats((out,)))
-        if not fresh and not ready.targets:
-            return
-        given = list(floats((*args, *kwargs.values())))
-        place = self._place(given)  # while gradients are on, if they are
-        with self._guard.unseen():
-            self._ran(ready, args, kwargs, out, place, given)
+        """It has run. To be called unseen."""
+        if ready.targets or (ready.recipe.how != REAL and (type(out) is not Tensor or out.dtype in WIDE)):
+            self._ran(ready, args, kwargs, out)
 
     # -- one op
 
-    def _ran(self, ready: Ready, args: Any, kwargs: Any, out: Any, place: Place, given: list[Tensor]) -> None:
+    def _planned(self, ready: Ready, args: Any, kwargs: Any, first: Tensor) -> Plan:
+        """Looks up what is known of what an op is given, and sees what has to be computed of this one."""
+        recipe, place = ready.recipe, ready.place
+        assert place is not None, "only of what is computed"
+        keys = _keys(ready.given)
+        main, stage = self.main.among(ready.given, keys), self.stage.among(ready.given, keys)
+        row = self.rows.row(Key(place.site, place.module, recipe.name, DTYPE_NAMES[first.dtype], place.phase))
+        looks = row.looks()
+        followed = _differs(main) and (place.phase == PHASES[0] or _differs(stage))
+        watched = bool(self.watched) and any(private.storage_key(one) in self.watched for one in ready.targets)
+        if followed and not (looks or watched):
+            return Plan(row, looks, (main, stage))
+        thin = thinned(recipe, args, kwargs, first) if followed and not watched and self.forks is None else None
+        if thin is not None:
+            return Plan(row, looks, (main, stage), _converted(recipe, thin.args, kwargs, {}), thin.pick)
+        return Plan(row, looks, (main, stage), _converted(recipe, args, kwargs, {}))
+
+    def _ran(self, ready: Ready, args: Any, kwargs: Any, out: Any) -> None:
         recipe = ready.recipe
         if recipe.how == REAL:
             for target in ready.targets:
@@ -127,31 +162,16 @@ class Follower:
                 for fork in self.forks.all if self.forks is not None else ():
                     _exact_as_it_is(fork.values, target)
             return
-        memory = {private.storage_key(one) for one in given}
-        results = _flat(out)
-        at = [at for at, one in enumerate(results) if isinstance(one, Tensor) and _is_new(one, memory)]
-        made = Made([results[one] for one in at], at, out)
-        reals = [*made.fresh, *ready.targets]
+        made = _made(ready.given, out) if recipe.makes else Made([], [], out)
+        reals = [*made.fresh, *ready.targets] if made.fresh else ready.targets
         if not reals:
             return  # a view that its schema does not declare
         count = sum(one.numel() for one in reals)
         self.elements += count
-        if not ready.entries:
-            stages = {} if place.phase == PHASES[0] else _entries(self.stage, given)
-            ready = ready._replace(entries=(_entries(self.main, given), stages))
-        entries = ready.entries[0].values()
-        partial = any(entry.partial for entry in entries)
-        records = [entry.record for entry in entries]
         try:
             if recipe.how == LOST:
                 raise Refused
-            alone = ready.alone or _converted(recipe, args, kwargs, {})
-            own = [*self._results(recipe, alone, made), *recipe.targets(*alone)]
-            if self.forks is not None and self.forks.open:
-                self._forked(self.forks, ready, args, kwargs, made, place)
-            exacts = self._followed(0, ready, args, kwargs, made, own, partial)
-            if place.phase != PHASES[0] or ready.entries[1]:
-                self._followed(1, ready, args, kwargs, made, own, partial)
+            self._followed(ready, args, kwargs, made, reals)
         except Exception as error:
             if is_programs_own(error):
                 raise
@@ -160,64 +180,78 @@ class Follower:
             for tensor in reals:
                 self.main.lose(tensor)
                 self.stage.lose(tensor)
-            return
-        key = Key(place.site, place.module, recipe.name, DTYPE_NAMES[reals[0].dtype], place.phase)
-        self._book(key, reals, exacts, own, records)
-        self._noted(ready, given, made, own)
 
-    def _followed(
-        self, which: int, ready: Ready, args: Any, kwargs: Any, made: Made, own: list[Tensor], partial: bool
+    def _followed(self, ready: Ready, args: Any, kwargs: Any, made: Made, reals: list[Tensor]) -> None:
+        """Runs the op in float64: on what it was really given, if somebody asks, and on the companions of that."""
+        recipe, place = ready.recipe, ready.place
+        assert place is not None, "only of what is computed"
+        plan = ready.plan or self._planned(ready, args, kwargs, made.fresh[0])
+        entries = plan.entries[0].values()
+        partial = any(entry.partial for entry in entries)
+        records = [entry.record for entry in entries]
+        own = self._alone(recipe, plan, made)
+        if self.forks is not None and self.forks.open:
+            self._forked(self.forks, ready, plan, args, kwargs, made)
+        exacts = self._companions(0, ready, plan, args, kwargs, made, own, partial)
+        if place.phase != PHASES[0] or plan.entries[1]:
+            self._companions(1, ready, plan, args, kwargs, made, own, partial)
+        self._book(place, plan, reals, exacts, own, records)
+        if self.watched and own and plan.pick is None:
+            self._watch(ready.targets, own[len(made.fresh) :])
+        if recipe.name == "_log_softmax" and self.on_softmax is not None:
+            self.on_softmax(ready.given[0], made.fresh[0])
+
+    def _alone(self, recipe: Recipe, plan: Plan, made: Made) -> list[Tensor] | None:
+        """What the op makes of what it was really given, or of some of that."""
+        if plan.alone is None:
+            return None
+        if plan.pick is not None:
+            made = made._replace(fresh=[plan.pick(one) for one in made.fresh])
+        return [*self._results(recipe, plan.alone, made), *recipe.targets(*plan.alone)]
+
+    def _companions(
+        self, which: int, ready: Ready, plan: Plan, args: Any, kwargs: Any, made: Made, own: Any, partial: bool
     ) -> list[Tensor]:
         """Runs the op on the companions of one lineage; where none is given, they are what it gives alone."""
-        recipe, lineage, entries = ready.recipe, (self.main, self.stage)[which], ready.entries[which]
+        recipe, lineage, entries = ready.recipe, (self.main, self.stage)[which], plan.entries[which]
+        count = len(made.fresh)
         if _differs(entries):
-            for target in ready.targets:
-                entry = lineage.writable(target)
-                if entry is not None:
-                    entries[id(target)] = entry
             given = _converted(recipe, args, kwargs, entries)
             exacts = self._results(recipe, given, made)
-            memory = {entry.flat.data_ptr() for entry in entries.values() if entry.flat is not None}
-            theirs = not any(one.untyped_storage().data_ptr() in memory for one in exacts)
+            theirs = recipe.pointwise or not _shares(exacts, entries)
         else:
-            exacts, theirs = own[: len(made.fresh)], which == 0
-            for target, exact in zip(ready.targets, own[len(made.fresh) :], strict=True):
-                entry = lineage.writable(target)
-                if entry is not None:
-                    entry.view(target).copy_(exact)
+            exacts, theirs = own[:count], which == 0
+            for target, exact in zip(ready.targets, own[count:], strict=True):
+                lineage.write(target, exact, partial, theirs)
         for real, exact in zip(made.fresh, exacts, strict=True):
             lineage.keep(real, exact, partial, theirs)
-        if not ready.targets:
-            return exacts
-        views = []
-        for target in ready.targets:
-            entry = lineage.find(target)
-            if entry is None:
-                raise Refused
-            entry.partial |= partial
-            views.append(entry.view(target))
-        return [*exacts, *views]
+        if partial:
+            for target in ready.targets:
+                if (entry := lineage.find(target)) is not None:
+                    entry.partial = True
+        return exacts
 
-    def _forked(self, forks: Forks, ready: Ready, args: Any, kwargs: Any, made: Made, place: Place) -> None:
+    def _forked(self, forks: Forks, ready: Ready, plan: Plan, args: Any, kwargs: Any, made: Made) -> None:
         """Runs the op once more for each format whose numbers it is given, or whose rounding begins with it."""
-        recipe, entries = ready.recipe, ready.entries[0]
+        recipe, place, entries = ready.recipe, ready.place, plan.entries[0]
+        assert place is not None, "only of what is computed"
         matmul = forks.meets(recipe.name, place)
         if matmul:
             forks.measure(recipe, place, _converted(recipe, args, kwargs, {})[0])
-        given = list(floats((*args, *kwargs.values())))
+        keys = _keys(ready.given)
         for fork in forks.all:
-            own = _entries(fork.values, given)
+            own = fork.values.among(ready.given, keys)
             rounds = matmul and fork.rounds(place.module)
             if own or rounds:
-                self._in_fork(
-                    fork, Ready(recipe, ready.targets, None, ({**entries, **own}, own)), args, kwargs, made, rounds
-                )
+                given = {**entries, **own}
+                for target in ready.targets:
+                    if id(target) not in own:
+                        given[id(target)] = fork.values.branch(target, entries.get(id(target)))
+                self._in_fork(fork, recipe, given, args, kwargs, made, rounds)
 
-    def _in_fork(self, fork: Fork, ready: Ready, args: Any, kwargs: Any, made: Made, rounds: bool) -> None:
-        recipe, (entries, own) = ready.recipe, ready.entries
-        for target in ready.targets:
-            if id(target) not in own:
-                entries[id(target)] = fork.values.branch(target, entries.get(id(target)))
+    def _in_fork(
+        self, fork: Fork, recipe: Recipe, entries: Entries, args: Any, kwargs: Any, made: Made, rounds: bool
+    ) -> None:
         given = _converted(recipe, args, kwargs, entries)
         if rounds:
             fork.round(recipe.name, given[0])
@@ -226,57 +260,115 @@ class Follower:
 
     def _results(self, recipe: Recipe, given: Given, made: Made) -> list[Tensor]:
         """Runs the op, and gives back those of its results that stand for new ones of the real run."""
-        results = _flat(recipe.run(recipe.func, *given, made.out))
+        run = recipe.run(recipe.call, *given, made.out)
+        if not made.fresh:
+            return []
+        results = _flat(run)
         found = [results[at] for at in made.at]
         for real, exact in zip(made.fresh, found, strict=True):
             if exact.shape != real.shape or exact.dtype is not WIDE[real.dtype]:
                 raise Refused
         return found
 
-    def _book(self, key: Key, reals: list[Tensor], exacts: list[Tensor], own: list[Tensor], records: list[int]) -> None:
+    def _book(
+        self, place: Place, plan: Plan, reals: list[Tensor], exacts: list[Tensor], own: Any, records: list[int]
+    ) -> None:
+        """Has the numbers of the op taken; of the optimizer, where all parameters take one line, at some times only."""
+        record = -1
         filled = [at for at, real in enumerate(reals) if real.numel()]
-        if not filled:
-            return
-        alone = None if all(exacts[at] is own[at] for at in filled) else [own[at] for at in filled]
-        record = self.rows.add(key, [reals[at] for at in filled], [exacts[at] for at in filled], alone, records)
+        if filled and (plan.looks or place.phase != PHASES[3]):
+            pick = plan.pick or _whole
+            exacts = [*exacts, *map(self._exact, reals[len(exacts) :])]
+            now, exact = [pick(reals[at]) for at in filled], [pick(exacts[at]) for at in filled]
+            alone = [own[at] for at in filled] if own is not None and plan.looks else None
+            record = self.rows.add(plan.row, now, exact, alone, records)
         for real in reals:
-            entry = self.main.find(real)
-            if entry is not None:
+            if (entry := self.main.find(real)) is not None:
                 entry.record = record
-        if key.phase == PHASES[0] and key.module:
-            self.layers[key.module] = record
+        if place.phase == PHASES[0] and place.module and filled:
+            self.layers[place.module] = record
 
-    def _noted(self, ready: Ready, given: list[Tensor], made: Made, own: list[Tensor]) -> None:
-        """What the budget asks of single ops: writes to parameters, and the softmax that a loss is made of."""
-        for target, exact in zip(ready.targets, own[len(made.fresh) :], strict=True) if self.watched else ():
+    def _exact(self, real: Tensor) -> Tensor:
+        """What stands for a tensor that was written to."""
+        found = self.main.of(real)
+        if found is None:
+            raise Refused
+        return found
+
+    def _watch(self, targets: list[Tensor], own: list[Tensor]) -> None:
+        """Keeps what the last write to each parameter rounded away."""
+        for target, exact in zip(targets, own, strict=True):
             key = private.storage_key(target)
             if key in self.watched:
                 self.watched[key] = torch.linalg.vector_norm(wide(target) - exact)
-        if ready.recipe.name == "_log_softmax" and self.on_softmax is not None:
-            self.on_softmax(given[0], made.fresh[0])
 
 
-def _entries(lineage: Companions, given: list[Tensor]) -> Entries:
-    """The companions of what an op is given, where it has any."""
-    found: Entries = {}
-    for one in given if lineage else ():
-        entry = lineage.find(one)
-        if entry is not None:
-            found[id(one)] = entry
-    return found
+def _shares(exacts: list[Tensor], entries: Entries) -> bool:
+    """Whether some result lies in the memory of what was given."""
+    memory = {entry.memory for entry in entries.values()}
+    return any(private.storage_key(one) in memory for one in exacts)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _made(given: list[Tensor], out: Any) -> Made:
+    """The results of an op that are new memory."""
+    results = _flat(out)
+    if len(results) == 1 and not (isinstance(results[0], Tensor) and results[0].dtype in WIDE):
+        return Made([], [], out)
+    memory = set(_keys(given))
+    at = [at for at, one in enumerate(results) if isinstance(one, Tensor) and _is_new(one, memory)]
+    return Made([results[one] for one in at], at, out)
+
+
+def _keys(tensors: list[Tensor]) -> list[int]:
+    try:
+        return [private.storage_address(one) for one in tensors]
+    except private.NO_STORAGE:
+        return [private.storage_key(one) for one in tensors]
 
 
 def _differs(entries: Entries) -> bool:
     """Whether something that is given differs from what it should be."""
-    return any(entry.flat is not None for entry in entries.values())
+    for entry in entries.values():  # noqa: SIM110 - a generator would take twice as long
+        if entry.differs:
+            return True
+    return False
 
 
 def _converted(recipe: Recipe, args: Any, kwargs: Any, entries: Entries) -> Given:
     """The arguments in float64: what stands for them, or else what they are."""
-    widens = recipe.pointwise and not any(True for _ in floats((*args, *kwargs.values())))
+    if recipe.tensors is None or kwargs:
+        return _converted_all(recipe, args, kwargs, entries)
+    given = list(args)
+    floats_given = False
+    for at, value in enumerate(args):
+        if isinstance(value, Tensor):
+            if value.dtype in WIDE:
+                found = entries.get(id(value))
+                given[at] = wide(value) if found is None else found.view(value)
+                floats_given = True
+            elif at in recipe.positions:
+                given[at] = value.detach().clone()
+        elif type(value) is torch.dtype:
+            given[at] = WIDE.get(value, value)
+    if recipe.pointwise and not floats_given:
+        given = [_widened(one) for one in given]
+    return given, {}
+
+
+def _widened(value: Any) -> Any:
+    """An integer tensor that a pointwise op makes floating numbers of, in float64."""
+    return value.double() if isinstance(value, Tensor) and value.dtype is not torch.bool else value
+
+
+def _converted_all(recipe: Recipe, args: Any, kwargs: Any, entries: Entries) -> Given:
+    """The same where there are lists or names among them."""
+    widens = recipe.pointwise and not recipe.given(args, kwargs)
     names = {name: at for at, name in recipe.written} if kwargs else {}
-    written = frozenset(at for at, _ in recipe.written)
-    real = recipe.real
+    written, real = recipe.positions, recipe.real
 
     def convert(value: Any, at: Any) -> Any:
         if isinstance(value, Tensor):
@@ -287,7 +379,7 @@ def _converted(recipe: Recipe, args: Any, kwargs: Any, entries: Entries) -> Give
                 return wide(value) if found is None else found.view(value)
             if at in written:
                 return value.detach().clone()
-            return value.double() if widens and value.dtype is not torch.bool else value
+            return _widened(value) if widens else value
         if isinstance(value, (list, tuple)):
             return [convert(item, at) for item in value]
         return WIDE.get(value, value) if type(value) is torch.dtype else value

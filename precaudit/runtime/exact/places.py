@@ -17,6 +17,8 @@ from ..sites import is_user_file, site_of
 from ..trackers.modules import Modules
 from ..trackers.window import Window
 
+NONE = object()
+"""No module, of what is not to be looked for."""
 _CALL = torch.nn.Module._call_impl.__code__
 PHASES = ("forward", "backward", "after backward", "optimizer")
 
@@ -45,7 +47,7 @@ class Places:
             known = self._forward.get(private.running_node())
             if known is not None:
                 return Place(*known, PHASES[phase])
-        site, module = self._around()
+        site, module = self._around(phase == FORWARD)
         if torch.is_grad_enabled() and phase != BACKWARD and any(one.requires_grad for one in given):
             self._forward[private.next_sequence_number() - 1] = (site, module)
         return Place(site, module, PHASES[phase])
@@ -60,10 +62,10 @@ class Places:
     def clear(self) -> None:
         self._forward.clear()
 
-    def _around(self) -> tuple[Site | None, str]:
-        """The user's innermost line, and the name of the innermost module that is called."""
+    def _around(self, in_module: bool) -> tuple[Site | None, str]:
+        """The user's innermost line, and in forward the name of the innermost module that is called."""
         frame: FrameType | None = sys._getframe(2)
-        site, module = None, None
+        site, module = None, None if in_module else NONE
         while frame is not None and (site is None or module is None):
             code = frame.f_code
             if code is _CALL:
@@ -71,7 +73,7 @@ class Places:
             elif site is None and is_user_file(code.co_filename):
                 site = site_of(frame)
             frame = frame.f_back
-        return site, "" if module is None else self._name(module)
+        return site, "" if module is None or module is NONE else self._name(module)
 
     def _name(self, module: Any) -> str:
         name = self._names.get(module)

@@ -51,6 +51,25 @@ class Recipe(NamedTuple):
     pointwise: bool
     reduces: bool = False
     """It adds up over ranks: what the others' exact numbers are is not known here."""
+    tensors: tuple[int, ...] | None = None
+    """Where tensors stand, of an op that takes no lists of them; None of others."""
+    positions: frozenset[int] = frozenset()
+    """Where those stand that it writes to."""
+    call: Any = None
+    """What calling the op comes to."""
+    makes: bool = True
+    """Some of its results may be new memory."""
+
+    def given(self, args: Any, kwargs: Any) -> list[Tensor]:
+        """The floating tensors that it is given."""
+        if self.tensors is None or kwargs:
+            return list(floats((*args, *kwargs.values())))
+        count = len(args)
+        return [
+            one
+            for at in self.tensors
+            if at < count and isinstance(one := args[at], Tensor) and one.dtype in WIDE and one.layout is torch.strided
+        ]
 
     def targets(self, args: Any, kwargs: Any) -> list[Tensor]:
         """The floating tensors that it writes to."""
@@ -72,7 +91,29 @@ def recipe_of(func: Any) -> Recipe:
     how = _how(func, space, name, bool(written), schema)
     shown = name if space == "aten" else schema.name
     run, pointwise = FORMULAS.get(name, plainly), torch.Tag.pointwise in func.tags
-    return Recipe(func, shown, how, written, frozenset(real), run, pointwise, name in REDUCTION_COLLECTIVES)
+    tensors = _tensors(schema) if not real else None
+    return Recipe(
+        func,
+        shown,
+        how,
+        written,
+        frozenset(real),
+        run,
+        pointwise,
+        name in REDUCTION_COLLECTIVES,
+        tensors,
+        frozenset(at for at, _ in written),
+        private.kernel_of(func) if run is plainly else func,
+        not written or any(one.alias_info is None for one in schema.returns),
+    )
+
+
+def _tensors(schema: Any) -> tuple[int, ...] | None:
+    """Where tensors stand among its arguments; None where there are lists of them."""
+    kinds = [str(arg.type) for arg in schema.arguments]
+    if any("Tensor" in kind and kind not in ("Tensor", "Optional[Tensor]") for kind in kinds):
+        return None
+    return tuple(at for at, kind in enumerate(kinds) if "Tensor" in kind)
 
 
 def _how(func: Any, space: str, name: str, writes: bool, schema: Any) -> int:

@@ -25,6 +25,8 @@ GIVEN = 1e-14
 """A smaller error is float64's own; nothing is said of what becomes of it."""
 
 
+FIRST = 4
+"""Times that an operation on a line is looked at; from then on the 8th, the 16th, and so on."""
 MAGNIFIES = 4.0
 """A factor up to which errors grow in any computation: a square doubles them, the root after it halves them again."""
 
@@ -43,6 +45,11 @@ class Row:
     """One operation on one line."""
 
     __slots__ = ("added", "amplification", "distance", "local", "times")
+
+    def looks(self) -> bool:
+        """Whether this time is one of those whose numbers are taken: each of the first few, later ever fewer."""
+        self.times += 1
+        return self.times <= FIRST or self.times & (self.times - 1) == 0
 
     def __init__(self) -> None:
         self.times = 0
@@ -80,15 +87,18 @@ class Rows:
         self._numbers: list[Tensor] = []
         self._records = 0
 
+    def row(self, key: Key) -> Row:
+        """The row of one operation on one line."""
+        found = self.by_key.get(key)
+        if found is None:
+            found = self.by_key[key] = Row()
+        return found
+
     def add(
-        self, key: Key, reals: Sequence[Tensor], exacts: list[Tensor], alone: list[Tensor] | None, given: list[int]
+        self, row: Row, reals: Sequence[Tensor], exacts: list[Tensor], alone: list[Tensor] | None, given: list[int]
     ) -> int:
-        """Books one operation: what it gave, what it should have, and, where that differs, what float64 makes of the
-        inputs as they were. Returns its record."""
-        row = self.by_key.get(key)
-        if row is None:
-            row = self.by_key[key] = Row()
-        row.times += 1
+        """Books one operation: what it gave, what it should have, and, unless that is not looked at this time, what
+        float64 makes of the inputs as they were. Returns its record."""
         numbers = _norms(reals, exacts, alone)
         self._numbers += numbers
         record, self._records = self._records, self._records + 1
@@ -111,19 +121,22 @@ class Rows:
     def _book(self, one: Waiting, numbers: list[float]) -> None:
         kinds = one.kinds
         whole = [math.hypot(*numbers[at::kinds]) for at in range(kinds)]
-        error, size, real, local, own, passed = (*whole, *whole[:2], 0.0) if kinds == 3 else whole
+        error, size, real = whole[:3]
         distance = relative(error, size, real)
         self.distances.append(distance)
         if not math.isfinite(distance):
             return
         row = one.row
+        row.distance = max(row.distance, distance)
+        if kinds == 3:
+            return
+        local, own, passed = whole[3:]
         given = max((self.distances[at] for at in one.given if at >= 0), default=0.0)
         mine = _finite(relative(local, own, real))
         magnified = 0.0
         if given > GIVEN and math.isfinite(given):
             magnified = _finite(relative(passed, size, real) / given)
         row.local = max(row.local, mine)
-        row.distance = max(row.distance, distance)
         row.amplification = max(row.amplification, magnified)
         row.added = max(row.added, mine, distance - given if magnified > MAGNIFIES else 0.0)
 

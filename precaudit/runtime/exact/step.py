@@ -84,13 +84,31 @@ class ExactStep(Companion):
                 ready = self.follower.before(func, args, kwargs)
         except Exception as error:
             self._guard.fault(f"{func} in float64", error)
-        out = private.run_foreign(func, args, kwargs) if foreign else func(*args, **kwargs)
-        if ready is not None:
-            try:
-                self.follower.after(ready, args, kwargs, out)
-            except Exception as error:
-                self._guard.fault(f"{ready.recipe.name} in float64", error)
+        if ready is None:
+            return private.run_foreign(func, args, kwargs) if foreign else func(*args, **kwargs)
+        if not foreign:  # of what is set aside, torch's own kernels ask whether gradients are on
+            grad = torch.is_grad_enabled()
+            with self._guard.unseen():
+                ready = self._ask(self.follower.about_to_write, ready, args, kwargs)
+                torch._C._set_grad_enabled(grad)
+                out = func(*args, **kwargs)
+                torch._C._set_grad_enabled(False)
+                self._ask(self.follower.after, ready, args, kwargs, out)
+            return out
+        with self._guard.unseen():
+            ready = self._ask(self.follower.about_to_write, ready, args, kwargs)
+        out = private.run_foreign(func, args, kwargs)
+        with self._guard.unseen():
+            self._ask(self.follower.after, ready, args, kwargs, out)
         return out
+
+    def _ask(self, act: Any, ready: Any, *rest: Any) -> Any:
+        """What `act` gives; None, and a note, where it fails or something failed before."""
+        try:
+            return act(ready, *rest) if ready is not None else None
+        except Exception as error:
+            self._guard.fault(f"{ready.recipe.name} in float64", error)
+            return None
 
     # -- the step
 
