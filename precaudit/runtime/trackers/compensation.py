@@ -78,4 +78,4 @@ class Compensation:
                 changed = self._flow.of(source).get("delta")
                 if changed is not None and changed.moved_by is self._tensors.of(target):
                     self._tensors.learn(target).compensates = True
-                    changed.writes = (changed.writes or set()) | {"kahan"}
+                    changed.written("kahan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,7 +64,8 @@ class Inventory:
                 roots[id(root)] = root
         for held in self._contents.kept(optimizer):
             owner = names.get(id(held.parameter)) if held.parameter is not None else None
-            self._note(owner or f"{kind}.{held.name}", f"{kind}.{held.name}", held.tensor)
+            what = sys.intern(f"{kind}.{held.name}")  # one string for all parameters
+            self._note(owner or what, what, held.tensor)
         for key, root in roots.items():
             if key not in self._read:
                 self._read.add(key)

@@ -36,50 +36,45 @@ class ParameterWrites:
         if target.dtype not in LOW:
             self.updated(known)
             return
-        if known.writes is None:
-            known.writes = set()
-        kinds = known.writes
         known.version += 1
         for source in sources[:1]:
             if name in COPIES:
                 marks = self._flow.of(source)
                 if "random" in marks:
-                    kinds.add("stochastic")
+                    known.written("stochastic")
                     return
                 cast = marks.get("cast_of")
                 if source.dtype.is_floating_point and source.dtype not in LOW:
-                    self._copied(known, kinds, source, self._tensors.learn(source))
+                    self._copied(known, source, self._tensors.learn(source))
                     return
                 if cast and cast.dtype not in LOW and not cast.source.expired:
-                    self._copied(known, kinds, source, cast.source)
+                    self._copied(known, source, cast.source)
                     return
             if source.dtype in LOW and name in ADDITIONS:
                 known.moved_by = self._tensors.learn(source)
         if name not in RESETS:
-            kinds.add("update")
+            known.written("update")
 
     @staticmethod
     def updated(known: Record) -> None:
         """A wide parameter was written to: whatever it is computed from, it keeps what that gives."""
         known.version += 1
-        if known.writes is None:
-            known.writes = {"update"}
-        else:
-            known.writes.add("update")
+        known.written("update")
 
-    def _copied(self, known: Record, kinds: set[str], source: Tensor, origin: Record) -> None:
+    def _copied(self, known: Record, source: Tensor, origin: Record) -> None:
         """A parameter was copied from float32: from a master, if that is there again at the next step."""
         before, known.copied_from = known.copied_from, origin
         if self._tensors.of(source).by_optimizer or before is origin:
-            kinds.add("copy")
+            known.written("copy")
             if source.dtype not in LOW:
                 self._tensors.learn(source).is_master = True
         elif before is not None:
-            kinds.add("update")
+            known.written("update")
 
     def _changed_unseen(self, event: ParameterChangedUnseen) -> None:
         known = self._tensors.learn(private.local(event.parameter))
-        known.writes = known.writes or {event.how}
+        if not known.writes:
+            known.written(event.how)
 
     def leaves(self) -> list[Tensor]:
         """Parameters that were written to and are still there."""

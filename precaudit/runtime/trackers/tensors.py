@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,11 +68,31 @@ class Leaf(Place):
         """What its updates lost: kept.Totals."""
 
 
+NO_WRITES: frozenset[str] = frozenset()
+
+
+@cache
+def _same(writes: frozenset[str]) -> frozenset[str]:
+    """One object for all equal ones: there are as many as parameters."""
+    return writes
+
+
 class Record:
     """All that is known of one storage. A field that nobody filled says nothing: no default is there to guess by."""
 
     # Most records have these alone; there are several for each parameter. What is rarely filled has its class's value.
-    __slots__ = ("__dict__", "by_optimizer", "gradient_of", "leaf", "marks", "parameter", "slot", "storage", "version")
+    __slots__ = (
+        "__dict__",
+        "by_optimizer",
+        "gradient_of",
+        "leaf",
+        "marks",
+        "parameter",
+        "slot",
+        "storage",
+        "version",
+        "writes",
+    )
 
     storage: int
     """torch's weak reference to the storage, as a number. While it is held, no other storage gets this address."""
@@ -118,8 +139,8 @@ class Record:
     # -- what was written to a parameter
     version: int
     """Rises with every in-place write the trace saw."""
-    writes: set[str] | None = None
-    """"update", "copy" (from a float32 master), "kahan", "stochastic"."""
+    writes: frozenset[str]
+    """"update", "copy" (from a float32 master), "kahan", "stochastic"; add to it by `written`."""
     copied_from: Record | None = None
     """The float32 memory that it was last copied from."""
     moved_by: Record | None = None
@@ -135,7 +156,12 @@ class Record:
     def __init__(self, storage: int) -> None:
         self.storage, self.version = storage, 1
         self.leaf = self.parameter = self.gradient_of = self.slot = self.marks = None
-        self.by_optimizer = False
+        self.by_optimizer, self.writes = False, NO_WRITES
+
+    def written(self, how: str) -> None:
+        """Learns how this parameter is written to."""
+        if how not in self.writes:
+            self.writes = _same(self.writes | {how})
 
     def leaf_at(self, tensor: Tensor) -> Leaf | None:
         """The leaf that a tensor of this memory is, or is a view of."""
@@ -306,7 +332,7 @@ class Tensors:
         gone = private.storage_is_gone
         for key in [key for key, record in self._records.items() if not record.storage or gone(record.storage)]:
             self._records.pop(key).forget()
-        self._many = max(MANY, 2 * len(self._records))
+        self._many = max(MANY, len(self._records) * 3 // 2)
 
     def forget_all(self) -> None:
         """The trace is over."""

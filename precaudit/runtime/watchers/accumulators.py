@@ -130,7 +130,7 @@ class Accumulators(Watcher):
         """Parameters that a loop without an Optimizer updates itself."""
         held: dict[Any, list[Tensor]] = {}
         for leaf in self._parameter_writes.leaves():
-            kinds = self._tensors.of(private.local(leaf)).writes or ()
+            kinds = self._tensors.of(private.local(leaf)).writes
             if "update" in kinds:
                 held.setdefault((leaf.dtype, "kahan" in kinds), []).append(leaf)
         out = [] if held else self._replaced()

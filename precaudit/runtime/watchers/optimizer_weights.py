@@ -93,7 +93,7 @@ class OptimizerWeights(Watcher):
 
     def _compensated(self, kept: list[Held], seen: Observation, params: Iterable[Tensor]) -> None:
         """Why low-precision parameters may be updated in place: no update is lost, or lost ones even out."""
-        kinds = [self._tensors.of(private.local(p)).writes or () for p in params]
+        kinds = [self._tensors.of(private.local(p)).writes for p in params]
         if all(p.dtype is torch.bfloat16 for p in params) and self._holds_lower_halves(kept, params):
             seen.attrs["allowed_because"] = "float32-master"
         elif all("kahan" in kind for kind in kinds) or self._carries_lost_bits(kept, params):

@@ -266,7 +266,7 @@ class Updates(Watcher):
     def _tell_unmeasured(self, seen: Observation, held: Sequence[Tensor]) -> None:
         """How many of these were updated and have no number: of long ones a sample may not do, as for a matmul."""
         own = [private.local(parameter) for parameter in held if self._numbers(parameter) is None]
-        left = [tensor for tensor in own if "update" in (self._tensors.of(tensor).writes or ())]
+        left = [tensor for tensor in own if "update" in self._tensors.of(tensor).writes]
         long = sum(1 for tensor in left if tensor.numel() > samples.limit())
         if samples.limit() and long:
             seen.evidence["beyond_sample"] = long
