@@ -151,10 +151,15 @@ def show_identity(asked: dict[str, float]) -> None:
     print(f"  {'':28}goal {asked['goal']:.2f} {verdict}\n", flush=True)
 
 
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""glibc's heap keeps freed blocks of up to 32 MB, more or less of them from run to run; so freed ones of a tensor's size
+go back to the system, and the peak is of what is in use."""
+
+
 def peak(name: str, traced: bool) -> float:
     """MB that a process of its own needed at most for this program's first three steps."""
     words = [sys.executable, __file__, "--peak-of", name, *(["--traced"] if traced else [])]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ | GIVES_BACK)
     return float(done.stdout.split()[-1])
 
 

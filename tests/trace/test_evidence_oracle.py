@@ -274,14 +274,25 @@ LOOPS = [
 ]
 
 
+INFINITE = [(kind, "clipped", torch.float16) for kind in ("centered", "Adafactor")]
+"""Squares of gradients that were clipped so far are zero in float16, and these divide by them: no number is left."""
+
+
 @pytest.mark.parametrize("hooks", [True, False], ids=["op by op", "as a whole"])
 @pytest.mark.parametrize(("loop", "dtype"), LOOPS)
-@pytest.mark.parametrize("way", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=_name)
-@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [pytest.param(*way, marks=[] if way[0] in ("SGD", "AdamW") else pytest.mark.slow) for way in WAYS],
+    ids=_name,
+)
 def test_numbers_do_not_depend_on_how_the_loop_comes_by_its_gradients(
     kind: str, way: dict[str, bool], loop: str, dtype: torch.dtype, hooks: bool
 ) -> None:
-    compare(*train(lambda p: TORCH[kind](p, **way), dtype, loop, hooks=hooks or loop == "closure"), dtype)
+    oracle, report = train(lambda p: TORCH[kind](p, **way), dtype, loop, hooks=hooks or loop == "closure")
+    if (kind, loop, dtype) in INFINITE:
+        assert "PA213" in harness.loud(report)
+    else:
+        compare(oracle, report, dtype)
 
 
 @pytest.mark.parametrize("hooks", [True, False], ids=["op by op", "as a whole"])
