@@ -152,8 +152,8 @@ def show_identity(asked: dict[str, float]) -> None:
 
 
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""glibc's heap keeps freed blocks of up to 32 MB, more or less of them from run to run; so freed ones of a tensor's size
-go back to the system, and the peak is of what is in use."""
+"""glibc's heap keeps freed blocks of up to 32 MB, more of them in one run than in another: so those as large as a
+tensor go back to the system when they are freed, and the peak is that of what is in use."""
 
 
 def peak(name: str, traced: bool) -> float:

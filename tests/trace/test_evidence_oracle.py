@@ -275,7 +275,8 @@ LOOPS = [
 
 
 INFINITE = [(kind, "clipped", torch.float16) for kind in ("centered", "Adafactor")]
-"""Squares of gradients that were clipped so far are zero in float16, and these divide by them: no number is left."""
+"""Squares of gradients that were clipped so far are zero in float16. From such a state the exact step is NaN or inf,
+of these two in float64 too: the report counts the parameters of which that is so, and gives no share."""
 
 
 @pytest.mark.parametrize("hooks", [True, False], ids=["op by op", "as a whole"])
@@ -290,7 +291,7 @@ def test_numbers_do_not_depend_on_how_the_loop_comes_by_its_gradients(
 ) -> None:
     oracle, report = train(lambda p: TORCH[kind](p, **way), dtype, loop, hooks=hooks or loop == "closure")
     if (kind, loop, dtype) in INFINITE:
-        assert "PA213" in harness.loud(report)
+        assert measured(report, "master_weight", dtype)["infinite"] >= 4
     else:
         compare(oracle, report, dtype)
 
