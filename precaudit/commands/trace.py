@@ -138,7 +138,7 @@ def trace(
     quiet: bool,
     verbose: int,
     command: tuple[str, ...],
-    preflight: dict[str, str] | None = None,
+    preflight: dict[str, Any] | None = None,
     what_if: tuple[str, ...] = (),
     stochastic: bool = False,
     events: bool = False,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import precaudit
 from precaudit.errors import OutputError
@@ -52,8 +53,8 @@ class TraceSettings:
     """What the program computes is hashed, to be compared with another run."""
     traced: bool = True
     """The program is traced; without, it is at most recorded."""
-    preflight: Mapping[str, str] | None = None
-    """The device that is stood in for, where there is none: {"device": "h100"}."""
+    preflight: Mapping[str, Any] | None = None
+    """The device that is stood in for, where there is none: {"device": "h100", "fake": False, "world": {}}."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,8 @@ def call(merged: Merged, peers: Sequence[PeerFile], ends: Ends | None = None) ->
     silent = sorted(joined - merged.ranks - set(late) - {p.rank for p in first})
     if silent:
         lines.append(f"{ranks_in_words(silent)} of {world} joined the process group and ran no backward")
+    if merged.preflight is not None and merged.preflight.ranks > 1:  # one rank of many, alone
+        return lines
     return [*lines, *missing(merged.ranks | joined, world)]
 
 

@@ -242,8 +242,10 @@ class Preflight(Strict):
     device_name: str
     memory: int
     """Bytes of the device."""
-    values: Literal["cpu"]
-    """Where numbers came from: a CPU computed them."""
+    values: Literal["cpu", "none"]
+    """Where numbers came from: a CPU computed them; none: there were sizes and dtypes only."""
+    ranks: int = 1
+    """How many ranks there would be, of which one ran, alone."""
     real: list[str]
     assumed: list[Assumed]
 

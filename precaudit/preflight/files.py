@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .patches import Patches
-from .placement import MARK, on_device
+from .placement import MARK, Current, on_device
 
 LEGACY = {
     "FloatTensor": torch.float32,
@@ -24,10 +24,10 @@ LEGACY = {
 """Classes of torch.cuda -> the dtype of what they make."""
 
 
-def install(patches: Patches) -> None:
+def install(patches: Patches, current: Current) -> None:
     """Lets files be loaded onto the device, and generators and legacy tensors be made there."""
     patches.wrap(torch, "load", _load)
-    patches.set(torch, "Generator", _generator())
+    patches.set(torch, "Generator", _generator(current))
     for name, dtype in LEGACY.items():
         patches.set(torch.cuda, name, _legacy(dtype))
     patches.wrap(torch, "set_default_tensor_type", _default_type)
@@ -51,9 +51,17 @@ def _load(real: Any) -> Any:
     return load
 
 
-def _generator() -> type:
+def _generator(current: Current) -> type:
     """torch.Generator, that of a device being one of the CPU's."""
     real: Any = torch.Generator
+
+    class Placed(real):  # type: ignore[misc]
+        """A generator that says the device it was made for."""
+
+        @property
+        def device(self) -> torch.device:
+            place: torch.device = self._place
+            return place
 
     class Kind(type):
         def __instancecheck__(cls, value: Any) -> bool:
@@ -63,7 +71,11 @@ def _generator() -> type:
         """Draws the CPU's numbers for a device."""
 
         def __new__(cls, device: Any = "cpu") -> Any:
-            return real("cpu" if on_device(device) else device)
+            if not on_device(device):
+                return real(device)
+            made = Placed("cpu")
+            made._place = current.full(device)
+            return made
 
     return Generator
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from . import attention, autocast, files, placement, processes, surface
+from . import attention, autocast, files, placement, processes, readings, surface, world
 from .assumed import Assumed, refuse
 from .devices import DEVICES
 from .imports import Imports, hears_the_truth
 from .late import CHANGES
+from .numbers import Numberless
 from .patches import Patches
 from .placement import Current
 
@@ -38,10 +39,12 @@ class Layer:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.name = settings.get("device", "h100")
         self.device = DEVICES[self.name]
+        self.fake = bool(settings.get("fake"))
+        self.world = settings.get("world") or ({"size": 1, "rank": 0, "node": 1} if self.fake else {})
         self.patches = Patches()
         self.assumed = Assumed()
         # Ranks of one node share its devices: as many as a launcher has started processes.
-        self.current = Current(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
+        self.current = Current(self.world.get("node", 0) or int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
 
     def install(self) -> None:
         """Puts all of it in; what cannot be put in is an error that takes the rest out."""
@@ -53,14 +56,30 @@ class Layer:
             changes = {name: partial(change, self.patches, self.current) for name, change in CHANGES.items()}
             Imports(changes).install(self.patches)
             surface.install(self.patches, self.device, self.current, self.assumed, hears_the_truth)
-            files.install(self.patches)
+            files.install(self.patches, self.current)
             processes.install(self.patches, self.assumed)
+            if self.world:
+                world.install(self.patches, self.assumed, self.world)
             autocast.install(self.patches)
             attention.install(self.patches, self.assumed)
-            placement.install(self.patches, self.current, self.assumed)
+            self._place()
         except BaseException:
             self.remove()
             raise
+
+    def _place(self) -> None:
+        """Tensors on the device, with numbers or without, of one process or of one rank."""
+        run: Any = placement.with_numbers
+        if self.fake:
+            run = Numberless(self.assumed)
+            readings.install(self.patches, self.assumed, run.room)
+        parts = [run]
+        if self.world:
+            parts.append(world.Alone(run))
+        mode = placement.install(self.patches, self.current, self.assumed, parts[-1])
+        for part in parts:
+            if hasattr(part, "mode"):
+                part.mode = mode
 
     def remove(self) -> None:
         """Puts back everything."""
@@ -72,7 +91,8 @@ class Layer:
             "device": self.name,
             "device_name": self.device.name,
             "memory": self.device.memory,
-            "values": "cpu",
-            "real": list(REAL),
+            "values": "none" if self.fake else "cpu",
+            "ranks": self.world.get("size", 1),
+            "real": list(REAL[:2] if self.fake else REAL),
             "assumed": self.assumed.rows(),
         }

@@ -14,12 +14,13 @@ import contextlib
 import importlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..runtime import torch_private
 from .assumed import Assumed
 from .patches import Patches
 
@@ -29,6 +30,9 @@ CPU = torch.device("cpu")
 LOW = (torch.float16, torch.bfloat16)
 MARK = "_precaudit_device"
 """The attribute of a storage that holds the index of its device; a storage keeps its Python object while it lives."""
+
+Kernel = Callable[[Any, Any, Any], Any]
+"""What runs an operation: of it, its arguments and its keywords."""
 
 real_device = torch._C.TensorBase.device.__get__
 
@@ -98,10 +102,13 @@ class Marks(DispatchMode):  # type: ignore[misc]
     """Marks what operations on marked tensors give, and computes in float32 what a CPU cannot in half precision."""
 
     supports_higher_order_operators = True
+    stays_below = True
+    """The trace's own modes go above: what it sees, and what it computes itself, is a device's."""
 
-    def __init__(self, assumed: Assumed) -> None:
+    def __init__(self, assumed: Assumed, run: Kernel) -> None:
         super().__init__()
         self.assumed = assumed
+        self.run = run
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -112,8 +119,10 @@ class Marks(DispatchMode):  # type: ignore[misc]
             if kind.__name__ == "DTensor":
                 return NotImplemented  # its local operations come here by themselves
         kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return self._of_operators(func, args, kwargs)
         try:
-            out = func(*args, **kwargs)
+            out = self.run(func, args, kwargs)
         except (RuntimeError, NotImplementedError) as error:
             if "not implemented for" not in str(error) and "Unsupported dtype" not in str(error):
                 raise
@@ -127,6 +136,16 @@ class Marks(DispatchMode):  # type: ignore[misc]
             for tensor in _tensors(out):
                 mark(tensor, index)
         return out
+
+    def _of_operators(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operator that calls others, which come here in their turn."""
+        with self:
+            if func.name() == "run_dtensor_rng_op":  # what a GPU's generator would have to be moved on for
+                return args[2](*args[3:], **kwargs)
+            key = torch._C.DispatchKey.CompositeExplicitAutograd
+            if key in func.py_kernels:
+                return func.py_kernels[key](*args, **kwargs)
+        return func(*args, **kwargs)
 
     def _in_float32(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
         """The same in float32, rounded to the dtype that it came in."""
@@ -174,12 +193,17 @@ def _first_index(args: tuple[Any, ...]) -> int | None:
     return None
 
 
-def install(patches: Patches, current: Current, assumed: Assumed) -> None:
-    """Lets tensors be made on the device, moved there, and say so."""
+def with_numbers(func: Any, args: Any, kwargs: Any) -> Any:
+    """Runs an operation as it is."""
+    return func(*args, **kwargs)
+
+
+def install(patches: Patches, current: Current, assumed: Assumed, run: Kernel = with_numbers) -> Any:
+    """Lets tensors be made on the device, moved there, and say so. Gives the dispatch mode that marks them."""
     _kernels(patches, current)
     _questions(patches)
     _moves(patches, current)
-    _modes(patches, current, assumed)
+    return _modes(patches, current, assumed, run)
 
 
 def _kernels(patches: Patches, current: Current) -> None:
@@ -298,18 +322,20 @@ def _module_to(current: Current) -> Any:
     return to
 
 
-def _modes(patches: Patches, current: Current, assumed: Assumed) -> None:
+def _modes(patches: Patches, current: Current, assumed: Assumed, run: Kernel) -> Any:
     """Puts both modes into this thread and those that it starts, and the first into backward, where torch leaves it."""
-    devices, marks = patches.enter(Devices(current)), patches.enter(Marks(assumed))
+    devices, marks = patches.enter(Devices(current)), patches.enter(Marks(assumed, run))
 
-    def run(real: Any) -> Any:
+    def start(real: Any) -> Any:
         def in_thread(thread: threading.Thread) -> None:
             with devices, marks:
                 real(thread)
 
         return in_thread
 
-    patches.wrap(threading.Thread, "run", run)
+    patches.wrap(threading.Thread, "run", start)
+    below = torch_private.modes_below
+    patches.set(torch_private, "modes_below", lambda: max(0, below() - 1))
 
     def backward(real: Any) -> Any:
         def engine(*args: Any, **kwargs: Any) -> Any:
@@ -327,3 +353,4 @@ def _modes(patches: Patches, current: Current, assumed: Assumed) -> None:
         "__init__",
         lambda real: lambda self, device: real(self, current.full(device) if on_device(device) else device),
     )
+    return marks

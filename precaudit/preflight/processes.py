@@ -47,6 +47,20 @@ def install(patches: Patches, assumed: Assumed) -> None:
     for owner in (distributed, c10d):
         patches.set(owner, "is_nccl_available", lambda: True)
     _parallel(patches)
+    patches.wrap(torch.nn.parallel.DistributedDataParallel, "_check_comm_hook", _as_a_build_for_cuda)
+
+
+def _as_a_build_for_cuda(real: Any) -> Any:
+    """A hook in bfloat16 is refused where torch was not built for CUDA."""
+
+    def check(model: Any, hook: Any) -> None:
+        before, torch.version.cuda = torch.version.cuda, torch.version.cuda or "12.8"
+        try:
+            real(model, hook)
+        finally:
+            torch.version.cuda = before
+
+    return check
 
 
 def _parallel(patches: Patches) -> None:

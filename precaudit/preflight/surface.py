@@ -137,6 +137,8 @@ MEMORY = (
     "memory_allocated max_memory_allocated memory_reserved max_memory_reserved memory_cached max_memory_cached"
 ).split()
 """Names of torch.cuda that say how much memory is in use: 0, and said to be assumed."""
+NCCL = (2, 27, 5)
+"""What torch.cuda.nccl.version says."""
 CONTEXTS = ("stream", "StreamContext", "device_of")
 """Names of torch.cuda that are entered."""
 ACCELERATOR = {
@@ -208,6 +210,9 @@ def install(patches: Patches, device: Device, current: Current, assumed: Assumed
     patches.set(cuda.nvtx, "range", Nothing)
     patches.set(cuda.memory, "_record_memory_history", lambda *args, **kwargs: None)
     patches.set(cuda.memory, "_dump_snapshot", lambda *args, **kwargs: None)
+    nccl = importlib.import_module("torch.cuda.nccl")
+    patches.set(nccl, "version", lambda: NCCL)
+    patches.set(nccl, "is_available", lambda *args: True)
     patches.set(torch.backends.cudnn, "is_acceptable", lambda tensor: False)
     _accelerator(patches, current, heard)
 

@@ -162,7 +162,10 @@ def preflight(report: Report) -> list[str]:
     """What of a run without a GPU is real, in parts; nothing where there was one, or none was needed."""
     if report.preflight is None:
         return []
-    return ["preflight: CUDA's dtypes on a CPU; values are the CPU's", f"as on one {report.preflight.device_name}"]
+    told = report.preflight
+    numbers = "values are the CPU's" if told.values == "cpu" else "no values: sizes and dtypes only"
+    where = f"as one of {told.ranks:,} ranks, each on one" if told.ranks > 1 else "as on one"
+    return [f"preflight: CUDA's dtypes on a CPU; {numbers}", f"{where} {told.device_name}"]
 
 
 def _steps(report: Report) -> str:

@@ -438,11 +438,14 @@ def _stack() -> list[Any]:
 
 
 def pop_all() -> list[Any]:
-    """This thread's modes, bottom first, taken off the stack; infra modes (fake, functional) stay where they are."""
+    """This thread's modes, bottom first, taken off the stack.
+
+    Infra modes (fake, functional) stay where they are, and a preflight's, below which nothing is a device's.
+    """
     modes = []
     for _ in range(torch._C._len_torch_dispatch_stack()):
         top = torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1)
-        if getattr(top, "_mode_key", None) is not None:
+        if getattr(top, "_mode_key", None) is not None or getattr(top, "stays_below", False):
             break
         modes.append(torch._C._pop_torch_dispatch_stack(None))
     return modes[::-1]

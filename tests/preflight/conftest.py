@@ -26,6 +26,16 @@ def layer() -> Iterator[Layer]:
 
 
 @pytest.fixture
+def fake() -> Iterator[Layer]:
+    """A preflight without numbers."""
+    one = start({"device": "h100", "fake": True})
+    try:
+        yield one
+    finally:
+        one.remove()
+
+
+@pytest.fixture
 def preflight(layer: Layer, monkeypatch: pytest.MonkeyPatch, free_port: int) -> Callable[..., Report]:
     """Traces a script of `scripts/` and gives its report; what it raises fails the test."""
     single = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port}

@@ -19,7 +19,8 @@ OWNERS = (
     "torch", "torch.cuda", "torch.cuda.nvtx", "torch.cuda.memory", "torch.cuda.graphs", "torch.accelerator",
     "torch.Tensor",
     "torch.nn.Module", "torch.nn.DataParallel", "torch.nn.functional", "torch.autograd", "torch.autograd.graph",
-    "torch.backends.cudnn", "torch.distributed", "torch.distributed.distributed_c10d",
+    "torch.backends.cudnn", "torch.UntypedStorage", "torch.cuda.nccl", "torch.nn.parallel.DistributedDataParallel",
+    "os.environ", "precaudit.runtime.torch_private", "torch.distributed", "torch.distributed.distributed_c10d",
     "torch.utils._device.DeviceContext", "threading.Thread",
 )  # fmt: skip
 
@@ -33,6 +34,9 @@ def contents() -> dict[str, Any]:
         except ImportError:
             module, _, name = dotted.rpartition(".")
             owner = getattr(importlib.import_module(module), name)
+        if dotted == "os.environ":
+            found |= {f"variable {name}": value for name, value in owner.items()}
+            continue
         found |= {f"{dotted}.{name}": value for name, value in vars(owner).items() if not name.startswith("__")}
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     for name in torch._C._dispatch_get_all_op_names():
@@ -42,9 +46,13 @@ def contents() -> dict[str, Any]:
     return found
 
 
-def test_nothing_is_left_of_it() -> None:
+ONE_OF_MANY = {"size": 8, "rank": 3, "node": 4}
+
+
+@pytest.mark.parametrize("more", [{}, {"fake": True}, {"world": ONE_OF_MANY}, {"fake": True, "world": ONE_OF_MANY}])
+def test_nothing_is_left_of_it(more: dict[str, Any]) -> None:
     before = contents()
-    layer = start({"device": "h100"})
+    layer = start({"device": "h100", **more})
     during = contents()
     layer.remove()
     after = contents()
@@ -73,6 +81,15 @@ def test_a_tensor_is_where_it_was_made_or_moved(layer: Layer) -> None:
     assert {t.device.type for t in (there * 2, there[1:], there.T, there.sum(), torch.cat([there, there]))} == {"cuda"}
     assert {t.device.type for t in (here * 2, there.cpu(), there.to("cpu"), torch.zeros(3))} == {"cpu"}
     assert there.to("cuda") is there
+
+
+def test_a_generator_is_where_it_was_asked_for(layer: Layer) -> None:
+    there = torch.Generator(device="cuda").manual_seed(3)
+    assert (there.device, torch.Generator().device) == (torch.device("cuda:0"), torch.device("cpu"))
+    assert isinstance(there, torch.Generator)
+    drawn = torch.randn(4, device="cuda", generator=there)
+    assert drawn.is_cuda
+    assert torch.equal(drawn.cpu(), torch.randn(4, generator=torch.Generator().manual_seed(3)))
 
 
 def test_moving_copies_and_staying_does_not(layer: Layer) -> None:

@@ -24,26 +24,25 @@ from precaudit.preflight.placement import Current
 SCRIPTS = Path(__file__).parent / "scripts"
 
 
-VALUES = "not built: a preflight computes real values on this CPU; make the model small instead"
-RANKS = "--world-size: not built: ranks are real processes here; start as many as this machine bears with torchrun"
-NODES = "a preflight runs the ranks of one node; say"
+DATA = "--data FAKE: not built: the program reads its own data; give it a small file of the same form"
+EXACT = "--exact: measures numbers, and with --fake there are none; leave one of them out"
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--fake"], f"--fake: {VALUES}"),
-        (["--data", "FAKE"], f"--data: {VALUES}"),
-        (["--world-size", "8"], RANKS),
-        (["--rank", "1"], RANKS),
-        (["torchrun", "--nnodes", "64"], f"--nnodes 64: {NODES} --nnodes 1 and fewer processes"),
+        (["--data", "FAKE"], DATA),
+        (["--fake", "--exact"], EXACT),
+        (["--rank", "1"], "--rank: of how many? say --world-size as well"),
+        (["--world-size", "8", "--rank", "8"], "--rank 8: of 8 ranks the last is 7"),
         (
-            ["accelerate", "launch", "--num_machines=2"],
-            f"--num_machines 2: {NODES} --num_machines 1 and fewer processes",
+            ["torchrun", "--nnodes", "2", "--nproc-per-node", "gpu"],
+            "--nproc-per-node gpu: a preflight needs a number here, as in --nproc-per-node 8",
         ),
+        (["deepspeed", "--num_gpus", "0"], "--num_gpus 0: at least 1"),
     ],
 )
-def test_a_command_for_what_is_not_built_is_answered_in_one_line(
+def test_what_cannot_be_asked_for_is_answered_in_one_line(
     words: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["preflight", *words, "train.py"]) == 2

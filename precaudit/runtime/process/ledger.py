@@ -24,6 +24,7 @@ class Ledger:
         """Owner -> the keys of what it last renewed."""
         self.measures = settings.values != "off"
         """False where nothing beyond dtypes is to be measured."""
+        self._without = settings.preflight is not None and settings.preflight()["values"] == "none"
         self._deferred: list[tuple[list[Tensor], Callable[[list[float]], None]]] = []
         bus.on(Boundary, lambda event: self.settle())
 
@@ -76,7 +77,8 @@ class Ledger:
         """What to say of it in the report."""
         if self.measures:
             return []
-        return ["whether losses, gradients and parameters are finite was not observed (--values off)"]
+        why = "--fake" if self._without else "--values off"
+        return [f"whether losses, gradients and parameters are finite was not observed ({why})"]
 
     def facts(self) -> list[Fact]:
         return [seen.fact() for seen in self.observations.values() if seen.confirmed]
