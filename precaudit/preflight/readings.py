@@ -25,13 +25,13 @@ aten = torch.ops.aten
 
 def true_in(run: Any, mask: Tensor) -> int:
     """How many elements of a mask are true."""
-    value = value_of(mask)
+    value, count = value_of(mask), int(mask.numel())
     if value is REAL:
         return int(mask.count_nonzero())
     if value is not None:
-        return int(mask.numel()) if value else 0
+        return count if value else 0
     run.assumed.note(f"a mask without numbers: {SHARE:.0%} of it true")
-    return int(math.ceil(mask.numel() * SHARE))
+    return math.ceil(count * SHARE)
 
 
 def read(assumed: Assumed, tensor: Tensor) -> Any:
