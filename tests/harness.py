@@ -245,6 +245,9 @@ def judged_ranks(raws: Sequence[Mapping[str, Any]], exit_code: int = 0) -> Repor
         coverage=merged.coverage,
         facts=[fact.as_json() for fact in facts],
         exact=merged.exact,
+        inventory=merged.inventory,
+        picture=merged.picture,
+        by_rank=merged.by_rank,
         exit_code=exit_code,
     )
 

@@ -121,6 +121,7 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
                 facts=report.facts,
                 exact=report.exact,
                 inventory=report.inventory,
+                picture=report.picture,
             )
         )
     merged.finish()
@@ -139,6 +140,8 @@ def _merge(reports: Sequence[Report], choice: Choice, book: Rulebook) -> Report:
         facts=[fact.as_json() for fact in merged.facts],
         exact=merged.exact,
         inventory=merged.inventory,
+        picture=merged.picture,
+        by_rank=[row for report in reports for row in report.by_rank],
         run=_run_of(reports),
         exit_code=max(
             (r.exit_code for r in reports if r.exit_code is not None and not _met_our_stop(r, reports)), default=None

@@ -10,6 +10,7 @@ from typing import Any
 from precaudit.launch.identity import Program
 from precaudit.model.evidence import joined_parts, worst
 from precaudit.model.exact import ExactStep
+from precaudit.model.picture import Picture, RanksHeld
 from precaudit.model.vocabulary import Fact, Kind, Part, Role, fact_from_json
 from precaudit.model.wire import Coverage, Held, Preflight, RankFile
 
@@ -131,6 +132,8 @@ class Merged:
         self.coverage = Coverage()
         self.exact: ExactStep | None = None
         """That of the lowest rank that has one: each rank has its own data, and its own errors."""
+        self.picture: Picture | None = None
+        """The same."""
         self.ranks: set[int] = set()
         self.world_size = 0
         self.unfinished: set[int] = set()
@@ -163,6 +166,8 @@ class Merged:
             self.unfinished.add(one.rank)
         if one.exact is not None and (self.exact is None or one.exact.rank < self.exact.rank):
             self.exact = one.exact
+        if one.picture is not None and (self.picture is None or one.rank < self.picture.rank):
+            self.picture = one.picture.model_copy(update={"rank": one.rank})
         unreadable = 0
         facts: dict[_Key, Mapping[str, Any]] = {}
         for raw in one.facts:
@@ -189,7 +194,9 @@ class Merged:
             if mine.dtypes != row.dtypes or mine.tensors < row.tensors:
                 kinds = sorted({*mine.dtypes, *row.dtypes})
                 both = {kind: sorted({*mine.dtypes.get(kind, ()), *row.dtypes.get(kind, ())}) for kind in kinds}
-                self._inventory[row.name] = Held(name=row.name, tensors=max(mine.tensors, row.tensors), dtypes=both)
+                sizes = {what: max(mine.bytes.get(what, 0), row.bytes.get(what, 0)) for what in kinds}
+                most = max(mine.tensors, row.tensors)
+                self._inventory[row.name] = Held(name=row.name, tensors=most, dtypes=both, bytes=sizes)
 
     def _add_fact(self, key: _Key, raw: Mapping[str, Any], rank: int) -> None:
         seen = self._facts.get(key)
@@ -251,6 +258,20 @@ class Merged:
     def inventory(self) -> list[Held]:
         """What the tensors of each name held, on whatever rank."""
         return [self._inventory[name] for name in sorted(self._inventory)]
+
+    @property
+    def by_rank(self) -> list[RanksHeld]:
+        """Ranks by what they held, those that are most first; nothing where there is one rank."""
+        if len(self.ranks) < 2:
+            return []
+        held: dict[int, dict[str, list[str]]] = {rank: {} for rank in self.ranks}
+        for role, by_rank in self._holdings().items():
+            for rank, holding in by_rank.items():
+                held[rank][role.value] = sorted(holding.dtypes)
+        alike: dict[str, RanksHeld] = {}
+        for rank, roles in sorted(held.items()):
+            alike.setdefault(repr(sorted(roles.items())), RanksHeld(ranks=[], roles=roles)).ranks.append(rank)
+        return sorted(alike.values(), key=lambda one: (-len(one.ranks), one.ranks))
 
     @property
     def statuses(self) -> list[str]:

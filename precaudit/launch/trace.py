@@ -221,6 +221,8 @@ def report_of(merged: Merged, settings: TraceSettings, choice: Choice, book: Rul
         facts=[fact.as_json() for fact in facts],
         exact=_relative_exact(merged.exact, settings.cwd),
         inventory=merged.inventory,
+        picture=merged.picture,
+        by_rank=merged.by_rank,
         preflight=preflight,
     )
 

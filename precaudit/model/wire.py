@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from precaudit.model.exact import ExactStep
+from precaudit.model.picture import Picture, RanksHeld
 from precaudit.model.vocabulary import Kind, Role, Scalar
 
 FORMAT_VERSION: Literal[1] = 1
@@ -189,6 +190,8 @@ class Held(Strict):
     tensors: int
     dtypes: dict[str, list[str]]
     """What it is -> its dtypes: "weight", "gradient", "buffer", "AdamW.exp_avg"."""
+    bytes: dict[str, int] = {}
+    """What it is -> the bytes of all of them, on one rank."""
 
 
 class Coverage(BaseModel):
@@ -300,6 +303,10 @@ class Report(BaseModel):
     """What `--exact` measured: one step against float64."""
     inventory: list[Held] = []
     """What every parameter, gradient, buffer and optimizer slot held, by name."""
+    picture: Picture | None = None
+    """What a page draws: how large values are, and one step in time; of the lowest rank."""
+    by_rank: list[RanksHeld] = []
+    """Where there are several: which ranks held which dtypes."""
     drift: list[str] = []
     """What the run did otherwise than its precision.lock says, where it was held to one."""
     run: Run | None = None
@@ -328,6 +335,7 @@ class RankFile(BaseModel):
     facts: list[dict[str, Any]] = []
     exact: ExactStep | None = None
     inventory: list[Held] = []
+    picture: Picture | None = None
     preflight: Preflight | None = None
     python: str = ""
     versions: dict[str, str] = {}

@@ -245,7 +245,7 @@ def test_markdown_leaves_no_tag_link_or_table_cell_of_a_hostile_name(root: Path)
 
 
 class Tags(HTMLParser):
-    VOID = {"meta", "br"}
+    VOID = {"meta", "br", "input"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,10 +271,10 @@ def test_html_is_well_formed_and_self_contained(name: str, root: Path) -> None:
     text = render(REPORTS[name](), "html", root=root)
     page.feed(text)
     assert page.open == []
-    assert not page.seen & {"script", "img", "link", "iframe", "form", "object", "svg", "font"}
+    assert not page.seen & {"script", "img", "link", "iframe", "form", "object", "font"}
     assert not {key for key, _ in page.attributes} & {"src", "srcset", "action", "data", "poster"}
     assert not [key for key, _ in page.attributes if key.startswith("on")]
-    assert not re.search(r"@import|url\(", text)
+    assert not re.search(r"@import|url\((?!#stripes)", text)
     assert len(page.ids) == len(set(page.ids))
 
 

@@ -19,6 +19,7 @@ from ..settings import Settings
 from ..trackers.autocast import Autocast
 from ..trackers.claims import Account
 from ..trackers.compiled import Compiled
+from ..trackers.exponents import Exponents
 from ..trackers.inventory import Inventory
 from ..trackers.late import Late
 from ..trackers.lineage import Flow
@@ -27,6 +28,7 @@ from ..trackers.modules import Modules
 from ..trackers.optimizers import parameters
 from ..trackers.passes import Passes
 from ..trackers.steps import Steps
+from ..trackers.timeline import Timeline
 from ..trackers.window import Window
 from .ledger import Ledger, Observation
 from .peers import Peers
@@ -66,6 +68,8 @@ class RankFile:
         inventory: Inventory,
         late: Late,
         modules: Modules,
+        exponents: Exponents,
+        timeline: Timeline,
     ) -> None:
         self._bus, self._guard, self._folder, self._ledger = bus, guard, settings.ranks_folder, ledger
         self._preflight = settings.preflight
@@ -73,6 +77,7 @@ class RankFile:
         self._flow, self._autocast, self._compiled = flow, autocast, compiled
         self._long_steps, self._passes, self._exact, self._inventory = long_steps, passes, exact, inventory
         self._late, self._modules = late, modules
+        self._exponents, self._timeline = exponents, timeline
         self._status = "watching"
         self._final: dict[str, Any] | None = None
         self._path = ""
@@ -144,6 +149,7 @@ class RankFile:
             "steps": ask("the steps", self._traced_steps, otherwise=0),
             "facts": [fact for fact in told if fact is not None],
             "exact": ask("the exact step", self._exact.content, rank, otherwise=None),
+            "picture": ask("the picture", self._picture, rank, otherwise=None),
             "inventory": ask("the inventory", self._inventory.rows, otherwise=[]),
             "preflight": ask("the preflight", self._preflight, otherwise=None) if self._preflight is not None else None,
             "python": sys.version.split()[0],
@@ -179,6 +185,15 @@ class RankFile:
             "setup": ask("the setup", self._setup, optimizers, otherwise={}),
         }
         return {**coverage, "notes": [*self._guard.notes, *notes]}
+
+    def _picture(self, rank: int) -> dict[str, Any]:
+        """What a page draws of a step: sizes of values, and when what was done."""
+        return {
+            "rank": rank,
+            "histograms": self._exponents.rows(),
+            "loss_scale": self._exponents.loss_scale,
+            "timeline": self._timeline.content(),
+        }
 
     def _never_stepped(self) -> list[tuple[Any, Site | None]]:
         """The optimizers that exist and did not step, with the lines that made them; asked once a window is over."""

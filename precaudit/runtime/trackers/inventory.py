@@ -13,7 +13,7 @@ from ..dtypes import DTYPE_NAMES
 from ..events import Bus, StepEnded
 from .contents import Contents
 from .modules import Modules
-from .optimizers import parameters
+from .optimizers import nbytes, parameters
 from .window import Window
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -35,14 +35,24 @@ class Inventory:
         self._held: dict[str, Held] = {}
         self.models: dict[str, int] = {}
         """Class of what was trained -> elements of its parameters, frozen ones too."""
+        self._bytes: dict[str, dict[str, int]] = {}
+        """Name -> what it is -> bytes."""
         self._read: set[int] = set()
         """Optimizers and outermost modules, by id: two that share one after the other tell their names alone."""
         bus.on(StepEnded, self._step_ended)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each pattern of names, as the plain values of a report's `inventory`."""
+        rows = sorted(folded(self._held))
+        apart = {name for name, _, _ in rows if "*" not in name}
+        sizes: dict[str, dict[str, int]] = {}
+        for name, mine in self._bytes.items():
+            row = sizes.setdefault(name if name in apart else NUMBER.sub("*", name), {})
+            for what, size in mine.items():
+                row[what] = row.get(what, 0) + size
         return [
-            {"name": name, "tensors": count, "dtypes": dtypes} for name, count, dtypes in sorted(folded(self._held))
+            {"name": name, "tensors": count, "dtypes": dtypes, "bytes": sizes.get(name, {})}
+            for name, count, dtypes in rows
         ]
 
     def _step_ended(self, event: StepEnded) -> None:
@@ -83,6 +93,7 @@ class Inventory:
     def _note(self, name: str, what: str, tensor: Tensor) -> None:
         dtype = DTYPE_NAMES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
         self._held.setdefault(name, {})[what] = dtype
+        self._bytes.setdefault(name, {})[what] = nbytes(tensor)
 
 
 def unwrapped(module: Any) -> Any:
