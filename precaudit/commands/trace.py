@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -45,6 +46,20 @@ class StepNumbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(sorted({int(word) for word in words}))
 
 
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """An amount of memory: "500MB", "2GB", "1.5GiB"."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", str(value).strip(), re.IGNORECASE)
+        if found is None or not float(found[1]):
+            self.fail(f"'{value}' is no amount of memory; write it as in --exact-memory 2GB", param, context)
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** ("KMGT".index(found[2].upper()) + 1))
+
+
 class ConfiguredCommand(click.Command):
     """Takes its defaults from `[tool.precaudit]` and `[tool.precaudit.trace]` of the nearest pyproject.toml."""
 
@@ -82,6 +97,10 @@ class ConfiguredCommand(click.Command):
 @click.option("--watch", is_flag=True, help="Let it run on, and look again where something new begins.")
 @click.option("--eager", is_flag=True, help="Turn torch.compile off, to see each operation of compiled regions.")
 @click.option("--exact", is_flag=True, help="Compute one step in float64 beside itself: what did it lose, and where?")
+@click.option("--exact-module", "exact_modules", multiple=True, metavar="GLOB",
+              help="Of that step only these modules, as blocks.3 or 'blocks.*.attn'.")  # fmt: skip
+@click.option("--exact-memory", type=Bytes(), metavar="LIMIT", default=0,
+              help="Memory for it, as 2GB: the worst modules that fit, in a second step.")  # fmt: skip
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -121,6 +140,8 @@ def trace(
     watch: bool,
     eager: bool,
     exact: bool,
+    exact_modules: tuple[str, ...],
+    exact_memory: int,
     output: Path | None,
     output_format: str | None,
     output_dir: str | None,
@@ -196,7 +217,9 @@ def trace(
         at=at,
         values=values,
         eager=eager,
-        exact=exact,
+        exact=exact or bool(exact_modules or exact_memory),
+        exact_modules=exact_modules,
+        exact_memory=exact_memory,
         what_if=what_if,
         stochastic=stochastic,
         record=verify_undisturbed,

@@ -42,7 +42,9 @@ OWN = [
         help="How operands are rounded.",
     ),
 ]  # fmt: skip
-LEFT_OUT: dict[str, Any] = {"exact": True, "no_inject": False, "verify_undisturbed": False}
+LEFT_OUT: dict[str, Any] = {
+    "exact": True, "exact_modules": (), "exact_memory": 0, "no_inject": False, "verify_undisturbed": False
+}  # fmt: skip
 """Options of trace that are not asked for here, and what they are."""
 
 

@@ -46,6 +46,8 @@ class TraceSettings:
     values: str = "sample"
     eager: bool = False
     exact: bool = False
+    exact_modules: tuple[str, ...] = ()
+    exact_memory: int = 0
     what_if: tuple[str, ...] = ()
     stochastic: bool = False
     ranks_folder: str = ""

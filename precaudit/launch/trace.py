@@ -157,7 +157,7 @@ def _banner(command: Command, settings: TraceSettings) -> str:
     several = f"steps {first} {'and' if last == first + 1 else 'to'} {last} are watched"
     watched = several if last > first else f"step {first} is watched"
     if settings.exact:
-        watched += ", one of them in float64 too, in 8 to 50 times its time" if last > first else ", in float64 too"
+        watched += ", one of them in float64 too, in 6 to 30 times its time" if last > first else ", in float64 too"
     if settings.at:
         watched += f", and two steps from {', '.join(map(str, settings.at))} on"
     gpu = " as on a GPU, on this CPU" if settings.preflight is not None else ""

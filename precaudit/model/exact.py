@@ -118,6 +118,19 @@ class WhatIf(BaseModel):
     roles: list[RoleRow] = []
 
 
+class ExactScope(BaseModel):
+    """The modules that were followed, where these are not all."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    modules: list[str] = []
+    """Their names, or the patterns that were given for them."""
+    left_out: int = 0
+    """Modules that would not have fitted into memory."""
+    limit: int = 0
+    """Bytes that were allowed; 0 for any."""
+
+
 class ExactStep(BaseModel):
     """`precaudit trace --exact`: one step of one rank."""
 
@@ -129,6 +142,9 @@ class ExactStep(BaseModel):
     """The share of the floating numbers computed in it that were computed in float64 too."""
     not_followed: dict[str, int] = {}
     """Operation -> how often it could not be."""
+    scope: ExactScope | None = None
+    companions: int = 0
+    """Bytes of all float64 numbers at their most, one beside the other."""
     budget: list[ExactLine] = []
     operations: list[ExactOperation] = []
     """Worst first, at most 20."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from precaudit.model.exact import ExactLine, ExactOperation, ExactStep
+from precaudit.model.exact import ExactLine, ExactOperation, ExactScope, ExactStep
 from precaudit.report import words
 from precaudit.report.evidence import number, share
 
@@ -43,11 +43,23 @@ def heading(exact: ExactStep, ranks: int) -> str:
     """`step 2 beside itself in float64: 97.2 % of floating elements followed; not followed: foo 12 times`."""
     whose = f" of rank {exact.rank}" if ranks > 1 else ""
     said = f"step {exact.step}{whose} beside itself in float64: {share(exact.followed)} of floating elements followed"
+    if exact.scope is not None:
+        said += f", {_only(exact.scope)}"
     if exact.not_followed:
         named = [f"{name} {words.plural(times, 'time')}" for name, times in list(exact.not_followed.items())[:5]]
         more = len(exact.not_followed) - len(named)
         said += f"; not followed: {', '.join(named)}{f' and {more} more operations' if more else ''}"
     return said
+
+
+def _only(scope: ExactScope) -> str:
+    """`only in blocks.3, head; 4 modules left out, for which 2.00 GB are too little`."""
+    named = ", ".join(scope.modules[:5]) or "no module"
+    more = f" and {len(scope.modules) - 5} more" if len(scope.modules) > 5 else ""
+    left = words.plural(scope.left_out, "module")
+    return f"{'only ' if scope.modules else ''}in {named}{more}" + (
+        f"; {left} left out, {words.size(scope.limit)} being too little" if scope.left_out else ""
+    )
 
 
 def budget(exact: ExactStep) -> list[Summed]:

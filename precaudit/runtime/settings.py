@@ -27,6 +27,10 @@ class Settings(NamedTuple):
     """torch.compile does nothing."""
     exact: bool = False
     """One step runs with a float64 companion beside every floating number."""
+    exact_modules: tuple[str, ...] = ()
+    """Patterns of the modules that it follows; all where there is none."""
+    exact_memory: int = 0
+    """Bytes that the companions may take; 0: any."""
     what_if: tuple[str, ...] = ()
     """Formats that the exact step's matmuls are run in too."""
     stochastic: bool = False

@@ -131,6 +131,60 @@ class Image(nn.Module):
         return self.head(self.two(h).mean((2, 3)))[:, None].expand(-1, x.shape[1], -1)
 
 
+class Recurrent(nn.Module):
+    """Recurrent layers of torch's own, and a cell in a loop."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(31, 16)
+        self.layer = {"gru": nn.GRU, "rnn": nn.RNN}[kind](16, 12, num_layers=2, batch_first=True)
+        self.cell, self.head = nn.LSTMCell(12, 12), nn.Linear(12, 31)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.layer(self.embedding(x))
+        state, out = None, []
+        for at in range(h.shape[1]):
+            state = self.cell(h[:, at], state)
+            out.append(state[0])
+        return self.head(torch.stack(out, 1))
+
+
+class Tied(Language):
+    """The head is the embedding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(self.embedding(x))
+        return F.linear(h + self.down(F.silu(self.up(h))), self.embedding.weight)
+
+
+class Squeezed(Language):
+    """The user's Function, a custom norm and a gradient that a hook changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((16,), 0.1))
+        self.factor.register_hook(lambda grad: grad * 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = Scaled.apply(self.first(self.embedding(x)), self.factor)
+        return self.head(self.down(Scaled.apply(self.up(h), self.up.bias)))
+
+
+class Upsampled(nn.Module):
+    """A transposed and a grouped convolution, group norm, interpolation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.mix = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.up, self.norm, self.head = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.GroupNorm(2, 8), nn.Linear(8, 31)
+
+    def forward(self, x: Tensor) -> Tensor:
+        picture = (x[:, :8, None].to(self.down.weight.dtype) * x[:, None, :8] / 97).unsqueeze(1).repeat(1, 3, 1, 1)
+        h = F.gelu(self.norm(self.up(self.mix(self.down(picture)))))
+        h = F.interpolate(h, scale_factor=0.5, mode="bilinear", align_corners=False)
+        return self.head(h.mean((2, 3)))[:, None].expand(-1, x.shape[1], -1)
+
+
 @dataclass
 class Program:
     """A model, how it is cast, and what its loop does."""
@@ -144,6 +198,10 @@ class Program:
     micro_batches: int = 1
     masters: bool = False
     """The optimizer steps on float32 copies."""
+    average: float = 0.0
+    """How much of each new weight goes into an average, in float32."""
+    penalty: float = 0.0
+    """Of the size of the gradients, which are differentiated for it."""
     exact: bool = False
     """This is the run in float64."""
     trained: list[Tensor] = field(default_factory=list)
@@ -154,6 +212,7 @@ class Program:
         if self.masters:
             self.trained = [p.detach().clone().float().requires_grad_() for p in self.trained]
         self.steps = self.optimizer(self.trained)
+        self.averages = [p.detach().clone().float() for p in self.trained] if self.average else []
         self.scale = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=self.scaler)
 
     def widen(self) -> None:
@@ -163,6 +222,7 @@ class Program:
             for master in self.trained:
                 master.data = master.data.double()
         self.net.double()
+        self.averages = [mean.double() for mean in self.averages]
         if self.masters:  # the step begins with the copy of them that the last one ended with
             with torch.no_grad():
                 for master, weight in zip(self.trained, self.net.parameters(), strict=True):
@@ -179,6 +239,9 @@ class Program:
             with self.region():
                 logits = self.net(batch[:, :-1])
             loss = F.cross_entropy(up(logits).flatten(0, 1), batch[:, 1:].flatten()) / self.micro_batches
+            if self.penalty:
+                parts = torch.autograd.grad(loss, list(self.net.parameters()), create_graph=True, allow_unused=True)
+                loss = loss + self.penalty * sum(up(part).square().sum() for part in parts if part is not None)
             self.scale.scale(loss).backward()
         if self.masters:
             for master, weight in zip(self.trained, self.net.parameters(), strict=True):
@@ -190,6 +253,9 @@ class Program:
         self.scale.step(self.steps)
         self.scale.update()
         self.steps.zero_grad()
+        with torch.no_grad():
+            for mean, p in zip(self.averages, self.trained, strict=bool(self.averages)):
+                mean.lerp_(p.to(mean.dtype), self.average)
         if self.masters:
             with torch.no_grad():
                 for master, weight in zip(self.trained, self.net.parameters(), strict=True):
@@ -236,4 +302,21 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "masters": lambda: Program(Language, adamw(), BF16, masters=True),
     "rmsprop": lambda: Program(Language, lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5, centered=True), BF16),
     "adagrad": lambda: Program(Language, lambda p: torch.optim.Adagrad(p, lr=1e-3), BF16),
+    "gru": lambda: Program(lambda: Recurrent("gru"), adamw()),
+    "rnn, bfloat16": lambda: Program(lambda: Recurrent("rnn"), adamw(), BF16),
+    "tied weights": lambda: Program(Tied, adamw(), autocast=BF16),
+    "function and hook": lambda: Program(Squeezed, sgd(momentum=0.9), BF16),
+    "upsampled": lambda: Program(Upsampled, adamw()),
+    "upsampled, autocast": lambda: Program(Upsampled, sgd(), autocast=BF16),
+    "average of the weights": lambda: Program(Language, adamw(), BF16, average=0.1),
+    "average, float32": lambda: Program(Language, sgd(momentum=0.9), autocast=BF16, average=0.01),
+    "gradient penalty": lambda: Program(Tied, adamw(), penalty=0.01),
+    "gradient penalty, bfloat16": lambda: Program(Squeezed, adamw(), BF16, penalty=0.01),
+    "adadelta": lambda: Program(Language, lambda p: torch.optim.Adadelta(p), BF16),
+    "adamax": lambda: Program(Language, lambda p: torch.optim.Adamax(p, lr=1e-3), BF16),
+    "nadam": lambda: Program(Language, lambda p: torch.optim.NAdam(p, lr=1e-3), BF16),
+    "radam": lambda: Program(Language, lambda p: torch.optim.RAdam(p, lr=1e-3), BF16),
+    "bfloat16, maximize": lambda: Program(Language, adamw(maximize=True, amsgrad=True, foreach=True), BF16),
+    "asgd": lambda: Program(Language, lambda p: torch.optim.ASGD(p, lr=1e-2)),
+    "fused, scaler, clipped": lambda: Program(Language, adamw(fused=True), autocast=F16, scaler=True, clip=0.2),
 }

@@ -464,6 +464,70 @@ def test_an_example_of_the_docs_is_what_the_program_says(
         agree(PLOT.read_text(encoding="utf-8"), plot + "\n")
 
 
+BLOCKS = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+net = nn.ModuleDict({"body": nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 16)), "head": nn.Linear(16, 4)})
+net = net.bfloat16()
+optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+for number in range(5):
+    x = torch.randn(32, 16).bfloat16()
+    y = net["head"](net["body"](x))
+    y.float().square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def scoped(tmp_path: Path, **settings: Any) -> Any:
+    script = tmp_path / "train.py"
+    script.write_text(BLOCKS, encoding="utf-8")
+    report = harness.run(script, traced=True, exact=True, **settings).report
+    assert report is not None
+    assert report.exact is not None
+    return report.exact
+
+
+def test_only_the_modules_that_are_asked_for_are_followed(tmp_path: Path) -> None:
+    """What comes into them counts as exact: the head's gradient has lost what its own two matmuls and a sum lose."""
+    whole, head = scoped(tmp_path), scoped(tmp_path, exact_modules=("head",))
+    assert head.scope.modules == ["head"]
+    assert {row.module for row in head.operations if row.phase in ("forward", "backward") and row.module} == {"head"}
+    assert {line.name for line in head.budget if line.what in ("gradient", "update")} == {"head.weight", "head.bias"}
+    gradients = {line.name: line.error for line in whole.budget if line.what == "gradient"}
+    for line in head.budget:
+        if line.what == "gradient":
+            assert 0 < line.error < gradients[line.name] * 1.5
+    assert next(line.error for line in head.budget if line.name == "head.weight" and line.what == "gradient") < 0.004
+    nested = scoped(tmp_path, exact_modules=("bo*",))
+    names = {line.name for line in nested.budget if line.what == "gradient"}
+    assert names == {"body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias"}
+
+
+def test_a_pattern_that_no_module_fits_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(BLOCKS, encoding="utf-8")
+    report = harness.run(script, traced=True, exact=True, exact_modules=("heads",)).report
+    assert report is not None
+    said = "--exact-module heads: no such module ran; there are body.0, body.1, body.2, head"
+    assert said in report.coverage.notes
+
+
+def test_what_does_not_fit_into_memory_is_left_out_the_best_first(tmp_path: Path) -> None:
+    whole = scoped(tmp_path)
+    plenty = scoped(tmp_path, exact_memory=1 << 30)
+    assert (whole.scope, plenty.scope) == (None, None)
+    assert plenty.step == whole.step + 1
+    little = scoped(tmp_path, exact_memory=whole.companions // 2)
+    assert little.scope.left_out > 0
+    assert 0 < little.companions <= little.scope.limit == whole.companions // 2
+    assert set(little.scope.modules) == {row.module for row in little.operations if row.module}
+    none = scoped(tmp_path, exact_memory=8)
+    assert (none.scope.modules, none.budget) == ([], [])
+
+
 def test_a_run_without_a_whole_step_says_so_and_keeps_nothing(tmp_path: Path) -> None:
     """One step after the first backward that is seen: the forward pass of it was missed."""
     script = tmp_path / "train.py"

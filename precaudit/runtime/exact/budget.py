@@ -69,7 +69,12 @@ class Budget:
                 self._reduced.append((line.absolute, line.size, line.partial))
 
     def loss(self, root: Tensor) -> None:
-        self.lines.append(self._line("loss", "", root))
+        if self._is_asked_for(root):
+            self.lines.append(self._line("loss", "", root))
+
+    def _is_asked_for(self, tensor: Tensor) -> bool:
+        """Whether its error is: where only some modules are followed, that of what comes of them alone."""
+        return self._follower.scope.is_whole or self._follower.main.find(tensor) is not None
 
     def gradients(self, named: list[tuple[str, Tensor]]) -> None:
         """What the optimizer is about to read, and their norm together."""
@@ -78,7 +83,7 @@ class Budget:
             own = private.local(parameter)
             self._begun[id(parameter)] = own.detach().clone()
             self._follower.watched[private.storage_key(own)] = None
-            if parameter.grad is None:
+            if parameter.grad is None or not self._is_asked_for(private.local(parameter.grad)):
                 continue
             line = self._line("gradient", name, private.local(parameter.grad), ("forward", "backward"))
             if line.error is None and not line.partial:
@@ -89,7 +94,7 @@ class Budget:
             exacts.append(line.size or 0.0)
             partial |= line.partial
         now, size = math.hypot(*norms), math.hypot(*exacts)
-        if norms:
+        if norms and self._follower.scope.is_whole:
             off = abs(now - size)
             self.lines.append(Line("gradient norm", "", "", _known(relative(off, size, now)), off, size, partial))
 
@@ -101,7 +106,7 @@ class Budget:
         """What the parameters moved by."""
         for name, parameter in named:
             before, own = self._begun.pop(id(parameter), None), private.local(parameter)
-            if before is None:
+            if before is None or not self._is_asked_for(own):
                 continue
             line = self._line("update", name, own, ("gradient", "optimizer"), before)
             rounded = self._follower.watched.pop(private.storage_key(own), None)
@@ -110,6 +115,8 @@ class Budget:
             self.lines.append(self._judged(line, parameter))
 
     def state(self, name: str, tensor: Tensor, parameter: Tensor | None) -> None:
+        if not self._is_asked_for(tensor):
+            return
         line = self._line("state", name, tensor, ("gradient", "optimizer"))
         self.lines.append(line if parameter is None else self._judged(line, parameter))
 

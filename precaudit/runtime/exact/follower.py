@@ -19,19 +19,22 @@ import torch
 from torch import Tensor
 
 from .. import torch_private as private
-from ..dtypes import DTYPE_NAMES
+from ..dtypes import DTYPE_NAMES, LOW
 from ..guard import Guard, is_programs_own
 from .companions import WIDE, Companion, Companions, wide
 from .forks import Fork, Forks
 from .places import PHASES, Place
 from .recipes import FACTORIES, LOST, REAL, RUN, VIEW, Recipe, Refused, floats, recipe_of
 from .rows import Key, Row, Rows
-from .samples import Pick, thinned
+from .samples import LARGE, MATMULS, Pick, thinned
+from .scope import Scope
 
 Given = tuple[list[Any], dict[str, Any]]
 """Arguments of an op, positional and named."""
 
 
+NOBODY = Row()
+"""The row of what is not followed."""
 Entries = dict[int, Companion]
 """id of a tensor that an op is given -> the companion of its storage."""
 
@@ -62,6 +65,8 @@ class Plan(NamedTuple):
     """In float64, what it is really given; None where nobody asks what it makes of that."""
     pick: Pick | None = None
     """`alone` gives only these elements of its result."""
+    left: bool = False
+    """It is not followed: what it gives counts as exact."""
 
 
 class Made(NamedTuple):
@@ -76,8 +81,15 @@ class Made(NamedTuple):
 class Follower:
     """The companions of one step."""
 
-    def __init__(self, guard: Guard, place: Callable[[list[Tensor]], Place], forks: Forks | None = None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        place: Callable[[list[Tensor]], Place],
+        forks: Forks | None = None,
+        scope: Scope | None = None,
+    ) -> None:
         self._guard, self._place = guard, place
+        self.scope = scope or Scope()
         self.forks = forks
         """Companions of a step that rounds the operands of its matmuls."""
         self.main = Companions()
@@ -142,9 +154,11 @@ class Follower:
         assert place is not None, "only of what is computed"
         keys = _keys(ready.given)
         main, stage = self.main.among(ready.given, keys), self.stage.among(ready.given, keys)
+        if self.scope.leaves(place, bool(stage) or _differs(main)):
+            return Plan(NOBODY, False, ({}, {}), left=True)
         row = self.rows.row(Key(place.site, place.module, recipe.name, DTYPE_NAMES[first.dtype], place.phase))
         looks = row.looks()
-        followed = _differs(main) and (place.phase == PHASES[0] or _differs(stage))
+        followed = (_differs(main) and (place.phase == PHASES[0] or _differs(stage))) or self.scope.surveys
         watched = bool(self.watched) and any(private.storage_key(one) in self.watched for one in ready.targets)
         if followed and not (looks or watched):
             return Plan(row, looks, (main, stage))
@@ -156,11 +170,7 @@ class Follower:
     def _ran(self, ready: Ready, args: Any, kwargs: Any, out: Any) -> None:
         recipe = ready.recipe
         if recipe.how == REAL:
-            for target in ready.targets:
-                _exact_as_it_is(self.main, target)
-                _exact_as_it_is(self.stage, target)
-                for fork in self.forks.all if self.forks is not None else ():
-                    _exact_as_it_is(fork.values, target)
+            self._as_they_are(ready.targets)
             return
         made = _made(ready.given, out) if recipe.makes else Made([], [], out)
         reals = [*made.fresh, *ready.targets] if made.fresh else ready.targets
@@ -181,11 +191,26 @@ class Follower:
                 self.main.lose(tensor)
                 self.stage.lose(tensor)
 
+    def _as_they_are(self, written: list[Tensor]) -> None:
+        """What these hold now is what they should hold."""
+        for target in written:
+            _exact_as_it_is(self.main, target)
+            _exact_as_it_is(self.stage, target)
+            for fork in self.forks.all if self.forks is not None else ():
+                _exact_as_it_is(fork.values, target)
+
     def _followed(self, ready: Ready, args: Any, kwargs: Any, made: Made, reals: list[Tensor]) -> None:
         """Runs the op in float64: on what it was really given, if somebody asks, and on the companions of that."""
         recipe, place = ready.recipe, ready.place
         assert place is not None, "only of what is computed"
         plan = ready.plan or self._planned(ready, args, kwargs, made.fresh[0])
+        if plan.left:
+            self._as_they_are(ready.targets)
+            self.elements -= sum(one.numel() for one in reals)
+            return
+        if self.scope.surveys:
+            self._survey(place, plan, recipe, made, reals)
+            return
         entries = plan.entries[0].values()
         partial = any(entry.partial for entry in entries)
         records = [entry.record for entry in entries]
@@ -200,6 +225,17 @@ class Follower:
             self._watch(ready.targets, own[len(made.fresh) :])
         if recipe.name == "_log_softmax" and self.on_softmax is not None:
             self.on_softmax(ready.given[0], made.fresh[0])
+
+    def _survey(self, place: Place, plan: Plan, recipe: Recipe, made: Made, reals: list[Tensor]) -> None:
+        """Sees what the op loses itself, and how much memory it would take to follow it."""
+        self.scope.met(place, sum(one.numel() for one in made.fresh))
+        own = self._alone(recipe, plan, made)
+        if own is not None:
+            pick = plan.pick or _whole
+            pairs = [(pick(real), exact) for real, exact in zip(reals, own, strict=True) if real.numel()]
+            if pairs:
+                now, exact = [one[0] for one in pairs], [one[1] for one in pairs]
+                self.rows.add(plan.row, now, exact, exact, [])
 
     def _alone(self, recipe: Recipe, plan: Plan, made: Made) -> list[Tensor] | None:
         """What the op makes of what it was really given, or of some of that."""
@@ -217,7 +253,7 @@ class Follower:
         count = len(made.fresh)
         if _differs(entries):
             given = _converted(recipe, args, kwargs, entries)
-            exacts = self._results(recipe, given, made)
+            exacts = self._results(recipe, given, made) if which == 0 else self._roughly(recipe, given, made)
             theirs = recipe.pointwise or not _shares(exacts, entries)
         else:
             exacts, theirs = own[:count], which == 0
@@ -257,6 +293,14 @@ class Follower:
             fork.round(recipe.name, given[0])
         for real, value in zip(made.fresh, self._results(recipe, given, made), strict=True):
             fork.values.keep(real, value, False, False)
+
+    def _roughly(self, recipe: Recipe, given: Given, made: Made) -> list[Tensor]:
+        """A large matmul of low numbers in float32: they are rounded ten thousand times as much as that rounds."""
+        real = made.fresh[0] if made.fresh else None
+        if recipe.name not in MATMULS or real is None or real.dtype not in LOW or real.numel() < LARGE:
+            return self._results(recipe, given, made)
+        args = [one.float() if isinstance(one, Tensor) else one for one in given[0]]
+        return [recipe.call(*args, **given[1]).double()]
 
     def _results(self, recipe: Recipe, given: Given, made: Made) -> list[Tensor]:
         """Runs the op, and gives back those of its results that stand for new ones of the real run."""

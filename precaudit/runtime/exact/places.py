@@ -29,6 +29,8 @@ class Place(NamedTuple):
     site: Site | None
     module: str
     phase: str
+    inside: bool = True
+    """It belongs to an operation of the forward pass; what adds up the gradients of parameters does not."""
 
 
 class Places:
@@ -47,6 +49,7 @@ class Places:
             known = self._forward.get(private.running_node())
             if known is not None:
                 return Place(*known, PHASES[phase])
+            return Place(self._around(False)[0], "", PHASES[phase], False)
         site, module = self._around(phase == FORWARD)
         if torch.is_grad_enabled() and phase != BACKWARD and any(one.requires_grad for one in given):
             self._forward[private.next_sequence_number() - 1] = (site, module)

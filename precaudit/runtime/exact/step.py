@@ -24,6 +24,7 @@ from .evidence import add_exact
 from .follower import Follower
 from .forks import Asked, Forks, Roles
 from .places import Places
+from .scope import Scope
 
 MOST = 20
 """Rows of operations that are told of."""
@@ -57,6 +58,7 @@ class ExactStep(Companion):
         self._held: list[Tensor] | None = None
         """The leaves of a loop without one; None while its exact step has not begun."""
         self._asked = settings.exact
+        self._scope = Scope(settings.exact_modules, settings.exact_memory)
         self._what_if = Asked(tuple(settings.what_if), settings.stochastic) if settings.what_if else None
         self._roles: Roles | None = None
         self._before: dict[int, Tensor] = {}
@@ -126,7 +128,7 @@ class ExactStep(Companion):
         forks = Forks(self._what_if) if self._what_if is not None else None
         self._roles = Roles(self._what_if) if self._what_if is not None else None
         self._before = {}
-        self.follower = Follower(self._guard, self._places.of, forks)
+        self.follower = Follower(self._guard, self._places.of, forks, self._scope)
         self.budget = Budget(self.follower)
         self._places.clear()
         self._stepped = []
@@ -209,12 +211,26 @@ class ExactStep(Companion):
         self.follower.stage.clear()
 
     def _end(self) -> None:
+        if self._scope.surveys:
+            self._survey_ended()
+            return
         self.following = False
         self.number = self._window.step
         self.follower.rows.settle()
         self.budget.finish()
         self.follower.main.clear()
         self.follower.stage.clear()
+
+    def _survey_ended(self) -> None:
+        """A step has shown which modules are worst, and what they take: the next one follows those that fit."""
+        self.follower.rows.settle()
+        parameters: dict[str, int] = {}
+        for optimizer in self._stepped:
+            for p in trained(optimizer):
+                module = self._modules.name(p).rpartition(".")[0]
+                parameters[module] = parameters.get(module, 0) + private.local(p).numel()
+        self._scope.choose(self.follower.rows.by_key, parameters)
+        self._begin()
 
     # -- a loop without an Optimizer: its step ends where the next forward pass begins
 
@@ -252,6 +268,9 @@ class ExactStep(Companion):
 
     def notes(self) -> list[str]:
         """What to say of it in the report."""
+        if self.number and self._scope.globs and not self.follower.elements:
+            ran = ", ".join(sorted(filter(None, self._scope.met_names()))[:5])
+            return [f"--exact-module {' '.join(self._scope.globs)}: no such module ran; there are {ran}"]
         if not self._asked or self.number:
             return []
         return [
@@ -270,6 +289,8 @@ class ExactStep(Companion):
             "followed": 1.0 - follower.elements_lost / total if total else 1.0,
             "not_followed": dict(follower.lost.most_common()),
             "budget": [line._asdict() for line in self.budget.lines],
+            "scope": self._scope.content(),
+            "companions": 8 * (follower.main.most + follower.stage.most),
             "operations": self._operations(),
             "what_if": self._what_if_content(),
         }
