@@ -345,6 +345,13 @@ class ParameterChangedUnseen(NamedTuple):
     """As a Record's `writes` calls it: "update", "stochastic"."""
 
 
+class AddedUnscaled(NamedTuple):
+    """Something that is no gradient was added to gradients that carry this scaler's scale."""
+
+    scaler: Any
+    site: Site | None
+
+
 class GradientsRescaled(NamedTuple):
     """Gradients were multiplied by something that is not their own norm: a scale was taken out by hand, perhaps."""
 

@@ -1,4 +1,4 @@
-"""Follows what an update rounds away, where the script keeps it: stochastic rounding and Kahan summation."""
+"""Follows what an update rounds away, where the script keeps it: stochastic rounding, Kahan summation, scaled state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ DIFFERENCES = frozenset({"clone", "sub", "_foreach_sub", "_foreach_clone"})
 
 
 class Compensation:
-    """By marks: "random" bits, a parameter as it was "before" its update, the "delta" of the two."""
+    """By marks: "random" bits, a parameter as it was "before" its update, the "delta" of the two.
+
+    What a parameter's rounding lost is also the exact value less the parameter, "widened"; state divided by a scale of
+    its own is "scaled".
+    """
 
     def __init__(self, operations: Operations, tensors: Tensors, flow: Flow) -> None:
         self._tensors, self._flow = tensors, flow
@@ -31,6 +35,8 @@ class Compensation:
     def _hear(self, op: Op) -> Iterable[Heard]:
         if op.name == "_to_copy":
             yield Heard(OPTIMIZER, self.rounded)
+        if op.name == "div":
+            yield Heard(OPTIMIZER, self.scaled)
         for names, act in ((DIFFERENCES, self.differs), (DRAWS, self.drawn), (BITWISE, self.bits)):
             if op.name in names:
                 yield Heard(OPTIMIZER, act)
@@ -41,12 +47,25 @@ class Compensation:
         source = args[0]
         if out.dtype in LOW and source.dtype not in LOW:
             drawn = {"random": True} if "random" in self._flow.of(source) else {}
+            if "scaled" in self._flow.of(source):
+                drawn["scaled"] = True
             self._flow.mark(out, cast_of=CastOf(self._tensors.learn(source), source.dtype), **drawn)
+        elif source.dtype in LOW and out.dtype not in LOW and self._tensors.is_parameter(source):
+            known = self._tensors.of(source)
+            self._flow.mark(out, widened=CastOf(known, source.dtype, known.version))
+
+    def scaled(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """State over its largest value, or over that of each row: what float16 lacks is range."""
+        scale = args[1]
+        if isinstance(scale, Tensor) and scale.numel() < out.numel() and out.dtype not in LOW:
+            self._flow.mark(out, scaled=True)
 
     def differs(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
         for index, result in enumerate(tensors_of([out])):
             if result.dtype not in LOW:
+                if not name.endswith("clone"):
+                    self._what_is_left(sources_of(args, index), result)
                 continue
             sources = sources_of(args, index)
             if name.endswith("clone"):
@@ -56,6 +75,20 @@ class Compensation:
             changed = next((s for s in sources if self._tensors.is_parameter(s)), None)
             if changed is not None and any("before" in self._flow.of(s) for s in sources):
                 self._flow.mark(result, delta=self._tensors.learn(changed))
+
+    def _what_is_left(self, sources: list[Tensor], result: Tensor) -> None:
+        """The exact value that a parameter was just copied from, less the parameter: what the copy rounded away."""
+        if len(sources) != 2:
+            return
+        exact, rounded = sources
+        known = self._tensors.of(rounded)
+        if not self._tensors.is_parameter(rounded):
+            cast = self._flow.of(rounded).get("widened")
+            if cast is None or cast.source.version != cast.version:
+                return
+            known = cast.source
+        if known.copied_from is not None and known.copied_from is self._tensors.of(exact):
+            self._flow.mark(result, left_of=known)
 
     def drawn(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Random integers: what stochastic rounding adds below the last place that is kept."""
@@ -70,6 +103,12 @@ class Compensation:
     def wrote(self, name: str, target: Tensor, sources: list[Tensor]) -> None:
         """Kahan summation adds to a buffer what the parameter's rounding lost: the parameter before less after."""
         for source in sources:
+            of = self._flow.of(source) if name in COPIES else {}
+            if "scaled" in of:
+                self._flow.mark(target, scaled=True)
+            elif "left_of" in of:
+                self._tensors.learn(target).compensates = True
+                of["left_of"].written("kahan")
             if name in COPIES and self._tensors.is_parameter(source):
                 self._flow.mark(target, before=True)
             elif name == "sub_" and "before" in self._flow.of(target) and self._tensors.is_parameter(source):

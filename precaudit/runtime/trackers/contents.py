@@ -162,6 +162,8 @@ class Contents:
                     found.masters.setdefault(dtype, []).append(tensor)
                     continue
                 because = "kahan" if known.compensates else ""
+                if dtype is torch.float16 and "scaled" in (known.marks or ()) and self._has_scale(held, kept):
+                    because = "block-wise"
             group = found.moments.get((because, dtype))
             if group is None:
                 group = found.moments[because, dtype] = Moments({}, {}, [], [])
@@ -174,6 +176,12 @@ class Contents:
         for key, tensor in group_tensors(optimizer):
             found.scalars.setdefault((key, tensor.dtype), []).append(tensor)
         return found
+
+    @staticmethod
+    def _has_scale(held: Held, kept: Iterable[Held]) -> bool:
+        """Whether something smaller and wider is kept beside state that was divided before it was rounded."""
+        size = held.tensor.numel()
+        return any(o.box == held.box and o.tensor.dtype is torch.float32 and o.tensor.numel() < size for o in kept)
 
     @staticmethod
     def _is_master(held: Held, known: Record) -> bool:

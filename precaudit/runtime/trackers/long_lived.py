@@ -54,6 +54,8 @@ class LongLived:
         write: Write | None = known.updates.get(place) if known.updates else None
         if write is None:
             write = self._first_write(target, place)
+        if name in COPIES and sources and not any(self._comes_from(source, write) for source in sources):
+            write.clock.clear()  # written over by what it is no part of: what was rounded until now is gone
         write.clock.add(self._window.clock)
         if name in SELF_UPDATES:
             write.updates_itself = True
@@ -72,6 +74,9 @@ class LongLived:
             if origin.is_loss:
                 write.sources.add("loss")
         return write
+
+    def _comes_from(self, source: Tensor, write: Write) -> bool:
+        return write.memory in (self._tensors.of(source).marks or NO_MARKS).get("from", ())
 
     def _first_write(self, target: Tensor, place: tuple[int, int]) -> Write:
         """A place seen for the first time, with what made it low: its tensor may be a view that lives no longer."""

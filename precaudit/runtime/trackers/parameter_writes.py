@@ -34,6 +34,8 @@ class ParameterWrites:
             if self.hand_written_at is None:
                 self.hand_written_at = user_site()
         if target.dtype not in LOW:
+            if self._window.phase != OPTIMIZER and name in COPIES:
+                known.written_at = user_site()
             self.updated(known)
             return
         known.version += 1

@@ -141,6 +141,8 @@ class Record:
     """Rises with every in-place write the trace saw."""
     writes: frozenset[str]
     """"update", "copy" (from a float32 master), "kahan", "stochastic"; add to it by `written`."""
+    written_at: Site | None = None
+    """Where a wide one was last copied over, outside of an optimizer's step."""
     copied_from: Record | None = None
     """The float32 memory that it was last copied from."""
     moved_by: Record | None = None

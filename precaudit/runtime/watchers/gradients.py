@@ -12,7 +12,7 @@ from torch import Tensor
 from ...model.vocabulary import Kind, Role, Site
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, FLOATING_DTYPES, LOW
-from ..events import BackwardEnded, Boundary, Bus, GradientsRescaled, ScalerStepBegan, StepOver
+from ..events import AddedUnscaled, BackwardEnded, Boundary, Bus, GradientsRescaled, ScalerStepBegan, StepOver
 from ..operands import tensors_of
 from ..optable import MATMULS, NORMS, POINTWISE, REDUCING, REDUCTION_COLLECTIVES, SHAPING
 from ..process.ledger import Ledger, Observation
@@ -212,6 +212,8 @@ class Gradients(Watcher):
         by_number = self.norm_read and any(isinstance(f, (int, float)) and 0 <= f <= 1 for f in factors)
         base = name.removeprefix("_foreach_").rstrip("_")
         put_back = base == "copy" and "clipped" in self.flow.of(factor)
+        if base in ("add", "sub"):
+            self._added(targets, factors)
         if base.startswith("clamp") or put_back or (base in ("mul", "div") and (from_norm or by_number)):
             self._clip(targets)
         elif base in ("mul", "div", "copy"):
@@ -223,6 +225,18 @@ class Gradients(Watcher):
         if not scaled or self._loss_scale.may_be_gone:
             return
         self.clip_is_scaled(gradients[0], user_site())
+
+    def _added(self, gradients: list[Tensor], added: Iterable[Any]) -> None:
+        """Weight decay and penalties added to gradients by hand: to scaled ones, they count for next to nothing."""
+        for gradient, value in zip(gradients, added, strict=False):
+            leaf = self._tensors.of(gradient).gradient_owner(gradient)
+            if leaf is None or leaf.scaled is None or not isinstance(value, Tensor) or not value.ndim:
+                continue
+            marks = self.flow.of(value)
+            if self._tensors.is_gradient(value) or "grad" in marks or "from_gradient" in marks:
+                continue
+            if not self._loss_scale.may_be_gone:
+                self._bus.tell(AddedUnscaled(leaf.scaled[0](), user_site()))
 
     def clip_is_scaled(self, gradient: Tensor, site: Site | None) -> None:
         """A clip at this line met gradients that carry the loss scale."""

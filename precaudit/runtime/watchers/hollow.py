@@ -1,6 +1,7 @@
-"""float32 masters whose content is bfloat16: the low 16 mantissa bits are all zero, and stay so after updates.
+"""float32 masters whose content is bfloat16 or float16: the low mantissa bits are all zero, and stay so after updates.
 
-Read at step boundaries rather than per op. Source: the bit layouts of float32 and bfloat16 share their upper half.
+Read at step boundaries rather than per op. Source: the bit layouts; float32 has 16 mantissa bits more than bfloat16, 13
+more than float16.
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ from ..trackers.modules import Modules
 from ..trackers.optimizers import trained
 from ..trackers.samples import SAMPLE, limit
 from ..trackers.steps import Steps
+from ..trackers.tensors import Tensors
 from . import Watcher
 
 SAMPLED = 256
 """Elements of each weight."""
 FEWEST = 64
 """Fewer distinct values than this prove nothing: ones, zeros, a handful of scales."""
+BEYOND = {"bfloat16": 0xFFFF, "float16": 0x1FFF}
+"""The mantissa bits of float32 that a dtype lacks: bfloat16's first, of which float16's are a part."""
 
 
 class Hollow(Watcher):
     """PA105. Looks at the float32 weights each time an optimizer is about to step."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, modules: Modules, steps: Steps) -> None:
-        self._steps = steps
+    def __init__(self, bus: Bus, ledger: Ledger, tensors: Tensors, modules: Modules, steps: Steps) -> None:
+        self._steps, self._tensors = steps, tensors
         self._modules = modules
         self._ledger = ledger
         self.before: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
@@ -50,30 +54,33 @@ class Hollow(Watcher):
         if not limit():
             return
         most = limit() if limit() > SAMPLE else SAMPLED
-        own = (private.local(p) for p in parameters)
-        samples = [_first(t, most) for t in own if _may_be_hollow(t)]
+        own = [t for t in map(private.local, parameters) if _may_be_hollow(t)]
+        samples = [_first(t, most) for t in own]
         if not samples or len({sample.device for sample in samples}) > 1:
             return
         now = private.flattened(samples)
-        low_bits = (now.view(torch.int32) & 0xFFFF) != 0
+        bits = now.view(torch.int32)
+        beyond = {content: (bits & mask) != 0 for content, mask in BEYOND.items()}
         before = self.before.get(optimizer)
         self.before[optimizer] = now
         tensors = len(samples)
         if before is None or before.shape != now.shape:
-            if restored and not bool(low_bits.any()) and int(now.unique().numel()) >= FEWEST:
-                attrs = {"restored": True, "after_step": False}
+            content = next((name for name, more in beyond.items() if not bool(more.any())), None) if restored else None
+            if content is not None and int(now.unique().numel()) >= FEWEST:
+                attrs = {"restored": True, "after_step": False, "content": content}
                 site = self._modules.loaded_at or self._modules.built_at.get(optimizer)
                 self._report(optimizer, tensors, "at the start of a resumed run", site, attrs)
             return
         moved = (now != before) & torch.isfinite(now)  # nan and inf have no low bits either
-        site = user_site()
+        site = self._tensors.of(own[0]).written_at or user_site()
 
         def use(values: list[float]) -> None:
-            if values[0] >= FEWEST and values[1] == values[0]:
-                attrs = {"after_step": True, "restored": False}
+            content = next((name for name, hollow in zip(BEYOND, values[1:], strict=True) if hollow == values[0]), None)
+            if values[0] >= FEWEST and content is not None:
+                attrs = {"after_step": True, "restored": False, "content": content}
                 self._report(optimizer, tensors, "after an applied step", site, attrs)
 
-        self._ledger.defer([moved.sum(), (moved & ~low_bits).sum()], use)
+        self._ledger.defer([moved.sum(), *((moved & ~more).sum() for more in beyond.values())], use)
 
     def _report(self, optimizer: Any, count: int, when: str, site: Site | None, attrs: dict[str, Any]) -> None:
         self._ledger.put(

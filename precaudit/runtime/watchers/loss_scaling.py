@@ -14,6 +14,7 @@ from ...model.vocabulary import Cause, Kind, Role, Site
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES
 from ..events import (
+    AddedUnscaled,
     Boundary,
     Bus,
     MayEndNow,
@@ -83,6 +84,7 @@ class LossScaling(Watcher):
         bus.on(ScalerStepEnded, self._scaler_step_ended)
         bus.on(StepBegan, self._step_began)
         bus.on(ScalerRefused, self._refused)
+        bus.on(AddedUnscaled, self._added_unscaled)
         bus.on(Boundary, self._boundary)
 
     # -- backward
@@ -117,6 +119,10 @@ class LossScaling(Watcher):
         if any(map(self._is_unscaled, event.found.leaves.values())):
             detail = "scaled gradients were added to gradients that unscale_ had already divided"
             self._misuse(scaler, "backward-after-unscale", user_site(), detail, raises=False)
+
+    def _added_unscaled(self, event: AddedUnscaled) -> None:
+        detail = "what is no gradient of the scaled loss, a decay or a penalty, is added to scaled gradients"
+        self._misuse(event.scaler, "partly-scaled", event.site, detail, raises=False)
 
     def _is_unscaled(self, parameter: Tensor) -> bool:
         """Whether its `.grad` holds what unscale_ has divided, be it before an update."""

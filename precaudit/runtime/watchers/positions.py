@@ -48,6 +48,7 @@ class Positions(Watcher):
 
     def arange(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if out.dtype in LOW:
+            self.flow.mark(out, position=True)
             if self.ledger.measures:
                 self._measure(torch.arange(*args, dtype=torch.float32, device=out.device), out)
         elif not out.dtype.is_floating_point:

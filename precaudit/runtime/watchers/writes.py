@@ -82,7 +82,7 @@ class Writes(Watcher):
         if any(each.is_gradient for each in known):
             self._of_gradients(name, targets, args)
             return
-        if in_graph(args):
+        if in_graph(args) and not any(map(_is_frozen_low, known)):  # an adapter is added to a frozen weight's data
             return
         if name in RESETS:
             for target in targets:
@@ -168,6 +168,11 @@ class Writes(Watcher):
 
     def _is_known(self, target: Tensor) -> bool:
         return self._tensors.is_gradient(target) or self._tensors.is_parameter(target)
+
+
+def _is_frozen_low(known: Record) -> bool:
+    """Whether this is a module's low weight that nothing trains."""
+    return known.parameter is None and (known.born_low or known.cast) is not None
 
 
 def _rounds_to(wide: Tensor, low: Tensor) -> bool:
