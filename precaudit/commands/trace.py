@@ -178,6 +178,7 @@ def trace(
     from precaudit.launch.child import run_command
     from precaudit.launch.command import resolve
     from precaudit.launch.journal import Journal
+    from precaudit.launch.progress import can_show
     from precaudit.launch.runs import abandoned, run_folder
     from precaudit.launch.save import HOME, check_home, check_writable, write_named
     from precaudit.launch.trace import Choice, trace_command
@@ -251,6 +252,7 @@ def trace(
             announce=say,
             so_far=None if hindered else so_far,
             started=started,
+            terminal=sys.stderr.fileno() if not quiet and can_show(sys.stderr, os.environ) else None,
         )
         if amend is not None:
             traced = amend(traced)

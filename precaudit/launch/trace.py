@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from precaudit.launch.command import Command
 from precaudit.launch.identity import Started
 from precaudit.launch.meanwhile import Meanwhile
 from precaudit.launch.merge import Merged
+from precaudit.launch.progress import Progress
 from precaudit.launch.roll import Ends
 from precaudit.model.exact import ExactStep
 from precaudit.model.vocabulary import Fact, Role, Site
@@ -60,11 +61,13 @@ def trace_command(
     announce: Callable[[str], None] = lambda line: None,
     so_far: Callable[[Report], None] | None = None,
     started: Started | None = None,
+    terminal: int | None = None,
 ) -> Traced:
     """Runs the command under the tracer and judges what was seen. Raises PrecauditError where it cannot be started.
 
     What the ranks saw lies in `settings.ranks_folder`; where that is empty, in the private folder. `so_far` is given
-    the report of a command that runs on, when its first window is over and at each later event.
+    the report of a command that runs on, when its first window is over and at each later event. `terminal` is where a
+    line of progress may be drawn.
     """
     notes: list[str] = []
     merged = Merged()
@@ -81,7 +84,10 @@ def trace_command(
                 so_far(report)
 
         runs_on = so_far is not None and bool(settings.keep_going or settings.at)
-        with Ends(private.ranks) as ends, Meanwhile(ranks, renew) if runs_on else nullcontext():
+        shown: AbstractContextManager[object] = nullcontext()
+        if terminal is not None:
+            shown = Progress(terminal, private.path, ranks, settings.skip, settings.steps, settings.keep_going)
+        with Ends(private.ranks) as ends, shown, Meanwhile(ranks, renew) if runs_on else nullcontext():
             ended = run_command(command.argv, child_environment, timeout)
         for rank in read_ranks(ranks, notes):
             merged.add(rank)
