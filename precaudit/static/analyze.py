@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from precaudit.disk import read
@@ -18,8 +18,8 @@ from precaudit.static.files.cache import digest
 from precaudit.static.imports import MAX_FOLDERS, locate, origins
 from precaudit.static.language.heap import Store
 from precaudit.static.language.scopes import OutOfBudget
-from precaudit.static.language.values import ModuleRef, Value
-from precaudit.static.named_files import named, says_low
+from precaudit.static.language.values import ModuleRef, Unread, Value
+from precaudit.static.named_files import READS, named, says_low
 from precaudit.static.overlays.answers import Answers
 from precaudit.static.overlays.run import Run
 from precaudit.static.reach.relevance import leads_to
@@ -29,8 +29,8 @@ from precaudit.static.source import Source
 WORD = re.compile(r"[A-Za-z_]\w*")
 RECURSION_LIMIT = 4000
 """A call that is followed takes about a dozen frames of ours."""
-MAX_SIBLINGS, MAX_FAR = 12, 6
-"""Modules that are run with a file, and those run before one that does not stand beside it."""
+MAX_SIBLINGS, MAX_FAR, MAX_LATE = 12, 6, 6
+"""Modules that are run with a file, those run before one that does not stand beside it, those that were left unread."""
 MAX_SIBLING_BYTES = 60_000
 """Of one. What stands beside a script is read with it, of a package only small modules that hold a low dtype."""
 
@@ -45,7 +45,7 @@ class Siblings:
         """Whether the file under check trains: for any other, modules in folders above and re-exports are not read."""
         self.loaded: dict[Path, ModuleRef | None] = {}
         self.hashes: dict[str, str] = {}
-        self.runs = 0
+        self.runs = self.late = 0
 
     @cached_property
     def low_by_config(self) -> bool:
@@ -73,6 +73,25 @@ class Siblings:
             module = self._module(Path(target), source, level, there)
             found: Value | None = module.store.get(there) if module is not None else None
             if found is not None:
+                return found
+        return None
+
+    def find_unread(self, source: Source, name: str, level: int, imported: str) -> Value | None:
+        """The same where the module was left unread, to be read once something low is handed to what it defines."""
+        path = locate(str(source.file), name, level) if source.file is not None and self.trains else None
+        if path is None:
+            return None
+        return Unread(f"{name}.{imported}".lstrip("."), partial(self._read_after_all, path, source, imported))
+
+    def _read_after_all(self, path: str, source: Source, imported: str) -> Value | None:
+        for target, there in ((path, imported), *origins(path, imported)):
+            file = Path(target)
+            if self.loaded.get(file) is None and self.late < MAX_LATE:
+                self.late += 1
+                self._read(file, source, whatever=True)
+            module = self.loaded.get(file)
+            found: Value | None = module.store.get(there) if module is not None else None
+            if found is not None and not isinstance(found, Unread):
                 return found
         return None
 
@@ -105,15 +124,22 @@ class Siblings:
             self.trains or path.is_relative_to(source.file_folder)
         ):
             return
+        self._read(path, source, level, wanted)
+
+    def _read(self, path: Path, source: Source, level: int = 0, wanted: str = "", whatever: bool = False) -> None:
+        """Runs a module; unless it is asked for `whatever` it holds, only one that can make something low."""
+        assert source.file_folder is not None
+        beside = path.parent == source.file_folder
         self.loaded[path] = None
         try:
             raw = read(path)
             self.hashes[str(path)] = digest(raw)
             by_config = b"dtype" in raw and self.low_by_config
-            may_matter = (beside and not level) or may_hold_a_finding(raw) or _hands_on(path, raw) or by_config
-            if len(raw) > MAX_SIBLING_BYTES or not may_matter:
+            settings = by_config or (self.trains and any(word in raw for word in READS))
+            may_matter = (beside and not level) or settings or may_hold_a_finding(raw) or _hands_on(path, raw)
+            if len(raw) > MAX_SIBLING_BYTES or not (may_matter or whatever):
                 return
-            if wanted and not beside and not by_config and wanted not in leads_to(raw):
+            if wanted and not whatever and not beside and not by_config and wanted not in leads_to(raw):
                 del self.loaded[path]
                 return
             way = os.path.relpath(path, source.file_folder)
@@ -140,6 +166,7 @@ def analyze(source: Source) -> tuple[list[Fact], list[list[str]]]:
     siblings = Siblings(run, source, trains(source.text.encode("utf-8", "replace")))
     interpreter.find_module = siblings.find
     interpreter.find_name = siblings.find_name
+    interpreter.find_unread = siblings.find_unread
     run.read_beside = siblings.read
     store: Store = {}
     enabled, limit = gc.isenabled(), sys.getrecursionlimit()

@@ -15,6 +15,7 @@ MAX_FOLDERS = 4
 MAX_RE_EXPORTS = 3
 ROOTS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "requirements.txt")
 """What stands in the folder that a project's absolute imports count from."""
+INSTALLED = ("site-packages", "dist-packages")
 LIBRARIES = frozenset(
     """
     torch torchvision torchaudio torchtune torchtitan numpy transformers accelerate lightning pytorch_lightning
@@ -52,17 +53,24 @@ def _module(folder: str, parts: list[str], file: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _above(folder: str) -> tuple[str, ...]:
-    """The folders up to the project's root, and the `src` in each; none where no root is near."""
-    found = []
+    """The folder that holds the outermost package; the folders up to a project's root, and the `src` in each."""
+    top = folder
+    for _ in range(MAX_FOLDERS):
+        if not os.path.isfile(os.path.join(top, "__init__.py")):
+            break
+        top = os.path.dirname(top)
+    if os.path.basename(top) in INSTALLED:
+        return ()
+    packages, found = [top] if top != folder else [], []
     for _ in range(MAX_FOLDERS):
         is_root = any(os.path.exists(os.path.join(folder, name)) for name in ROOTS)
         found += [folder, os.path.join(folder, "src")]
         if is_root:
-            return tuple(found)
+            return (*packages, *found)
         folder = os.path.dirname(folder)
-        if os.path.basename(folder) in ("site-packages", "dist-packages"):
+        if os.path.basename(folder) in INSTALLED:
             break
-    return ()
+    return tuple(packages)
 
 
 class Import(NamedTuple):

@@ -141,3 +141,37 @@ def test_a_module_far_away_makes_a_dtype_of_what_a_config_says(low: bool, tmp_pa
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert {rule for rule, _ in rules_of(tmp_path)} == ({"PA101", "PA301"} if low else set())
+
+
+TRAINER = """
+import torch
+
+
+class Trainer:
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer = model, optimizer
+
+    def run(self, batches):
+        for batch in batches:
+            loss = self.model(batch).float().pow(2).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+"""
+HANDED_ON = """
+import torch
+from engine import Trainer
+
+model = torch.nn.Linear(8, 8).to(torch.{dtype})
+optimizer = torch.optim.AdamW(model.parameters())
+Trainer(model, optimizer).run(torch.load("batches.pt"))
+"""
+
+
+@pytest.mark.parametrize(("dtype", "rules"), [("bfloat16", {"PA101", "PA301"}), ("float32", set())])
+def test_a_model_is_followed_into_a_module_that_makes_nothing_low(tmp_path: Path, dtype: str, rules: set[str]) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "__init__.py").write_text("from .trainer import Trainer\n")
+    (tmp_path / "engine" / "trainer.py").write_text(TRAINER)
+    (tmp_path / "main.py").write_text(HANDED_ON.format(dtype=dtype))
+    assert {rule for rule, _ in rules_of(tmp_path)} == rules

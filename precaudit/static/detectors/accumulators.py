@@ -86,7 +86,7 @@ def _takes_gradients(update: Update, target: Tensor, how: str, marks: frozenset[
     run, _, added, node, _, _ = update
     if not target.marks & {"created", "differentiable"}:
         return  # who knows what, perhaps a leaf that the loop perturbs
-    spot = target.origin or target.spot or run.spot(node)
+    spot = _of_its_own(target) or target.spot or run.spot(node)
     if "differentiable" in target.marks:
         # A leaf that the loop itself trains, or perturbs: not a buffer for its gradients.
         if how in ("add", "sub", "addcdiv") and "ratio" not in marks and _older(run, target):

@@ -1,11 +1,11 @@
-"""PA304: frozen weights to which an adapter is added and from which it is subtracted again, in low precision."""
+"""PA304: frozen weights to which adapters are added, low: subtracted again, or added again as it goes on."""
 
 from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
-from precaudit.static.language.values import Param, Spot, is_low
+from precaudit.static.language.values import Dtypes, Param, Spot, is_low
 from precaudit.static.overlays.bus import Bus
-from precaudit.static.overlays.events import Update
+from precaudit.static.overlays.events import Op, Update
 from precaudit.static.overlays.torch import handwritten, operands
 
 
@@ -18,7 +18,11 @@ class Merges:
 
     def __init__(self, bus: Bus) -> None:
         self._seen: dict[int, dict[str, Spot]] = {}
+        self._trained = False
+        self._merged: list[tuple[Dtypes, Spot]] = []
+        """The dtype of frozen weights that were added to since a step, and where."""
         bus.on_update(self._updated)
+        bus.on("optimizer.stepped", self._stepped, low_only=False)
 
     def _updated(self, update: Update) -> None:
         run, target, how = update.run, update.target, update.how
@@ -29,8 +33,19 @@ class Merges:
             return
         seen = self._seen.setdefault(id(target.store), {})
         seen.setdefault(how, run.spot(update.node))
+        averaged = "weights" in added or target.store.get("kind") == "buffer"
+        if self._trained and not averaged and how == "add" and target.dtype is not None:
+            self._merged.append((target.dtype, run.spot(update.node)))
         if len(seen) == 2:
             run.facts.take_back(target.store.get("spot") or seen["add"], what="ema")
             because = ("it is taken back here", seen["sub"])
             detail = "merging and unmerging rounds them twice"
             run.facts.add(Kind.HOLDS, seen["add"], target.dtype, Role.ACCUMULATOR, because, detail, what="running")
+
+    def _stepped(self, op: Op) -> None:
+        """The training goes on after a merge: there will be more of them, each rounded."""
+        self._trained = True
+        for dtype, spot in self._merged:
+            because, detail = ("the training goes on here", op.spot), "each merge rounds them"
+            op.run.facts.add(Kind.HOLDS, spot, dtype, Role.ACCUMULATOR, because, detail, what="running")
+        self._merged.clear()

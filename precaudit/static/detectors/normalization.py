@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.detectors import reaching
-from precaudit.static.language.values import Dtypes, Mark, Seq, Spot, Tensor, float_constant
+from precaudit.static.language.values import Dtypes, Mark, Seq, Spot, Tensor, float_constant, is_low
 from precaudit.static.overlays.bus import Bus
 from precaudit.static.overlays.events import Op
 
@@ -24,7 +24,7 @@ def listen(bus: Bus) -> None:
     bus.on("rsqrt sqrt", _root)
     bus.on("std", lambda op: SCALE.put(op.result, op.spot))
     bus.on("add clamp clamp_min", lambda op: SCALE.put(op.result, SCALE.of(op.first)))
-    bus.on("mul div", _scaled)
+    bus.on("mul div", _scaled, low_only=False)
 
 
 def _with_mean(op: Op) -> None:
@@ -73,14 +73,14 @@ def _scaled(op: Op) -> None:
     pairs = [(one, other)] if op.name == "div" else [(one, other), (other, one)]
     for value, scale in pairs:
         square = SCALE.of(scale)
-        if square is None or not isinstance(value, Tensor) or not isinstance(scale, Tensor) or not scale.dtype:
+        if square is None or not isinstance(value, Tensor) or not isinstance(scale, Tensor) or not is_low(scale.dtype):
             continue
         if "gradient" in value.marks | scale.marks or value.zero_dim or "weights" in value.marks:
             continue
         if "differentiable" in value.marks and op.run.grad():
             _report(op, square, scale.dtype, "something is divided by its root here")
         else:
-            reaching.enters(op.result, reaching.Rounded(square, scale.dtype, _entered))
+            reaching.enters(op.result, reaching.Rounded(square, scale.dtype or frozenset(), _entered))
 
 
 def _entered(op: Op, found: reaching.Rounded) -> None:

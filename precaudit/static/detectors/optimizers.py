@@ -80,7 +80,7 @@ def _cast(op: Op) -> None:
     cast = {id(param.store) for param in op.operands if isinstance(param, Param)}
     for made in op.run.training.optimizers:
         held = [p for p in made.store["params"] if isinstance(p, Param) and id(p.store) in cast]
-        if any(p.trainable is True for p in held):
+        if any(trainable(p) for p in held):
             op.run.interpreter.heap.put(
                 made.store, CAST_AFTER, (op.spot, asked.names if isinstance(asked, DType) else None)
             )

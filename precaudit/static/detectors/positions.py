@@ -6,6 +6,7 @@ from precaudit.model.vocabulary import Kind, Role
 from precaudit.static.language.values import Dtypes, Mark, Spot, Tensor, float_constant, is_float
 from precaudit.static.overlays.bus import Bus
 from precaudit.static.overlays.events import Op
+from precaudit.static.overlays.run import Run
 
 ARITHMETIC = "add sub mul div outer stack cat"
 """What positions are computed with; where they are only compared, none of it matters."""
@@ -21,7 +22,7 @@ EXACT = {"bfloat16": 256, "float16": 2048}
 def listen(bus: Bus) -> None:
     bus.on("arange", _counted, low_only=False)
     bus.on("to half bfloat16 type type_as", _cast)
-    bus.on(ARITHMETIC, _coordinates, low_only=False)
+    Coordinates(bus)
     bus.on("sin cos", _angle, low_only=False)
     bus.on("cumprod sqrt rsqrt pow", _schedule)
     bus.on("cumsum cumprod", _running_count)
@@ -48,12 +49,23 @@ def _rounded(op: Op) -> tuple[Spot, Dtypes] | None:
     return (op.spot, op.result.dtype) if all(last > EXACT.get(name, last) for name in op.result.dtype) else None
 
 
-def _coordinates(op: Op) -> None:
-    """Positions that do not fit are computed with: as coordinates, distances, offsets."""
-    for tensor in op.tensors:
-        found = TOO_MANY.of(tensor)
-        if found is not None and op.run.training.in_earnest:
-            _report(op, *found, ("they are computed with here", op.spot), "positions are coordinates")
+class Coordinates:
+    """Positions that do not fit and are computed with, as coordinates or offsets; told where anything trains."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._found: list[tuple[Spot, Dtypes, Spot]] = []
+        bus.on(ARITHMETIC, self._computed, low_only=False)
+        bus.on_end(self._end)
+
+    def _computed(self, op: Op) -> None:
+        found = next((found for found in map(TOO_MANY.of, op.tensors) if found), None)
+        if found is not None and not op.run.in_a_test_alone():
+            self._found.append((*found, op.spot))
+
+    def _end(self, run: Run) -> None:
+        for spot, dtype, computed in self._found if run.training.in_earnest else ():
+            because, detail = ("they are computed with here", computed), "positions are coordinates"
+            run.facts.add(Kind.HOLDS, spot, dtype, Role.POSITIONS, because, detail, representable=False)
 
 
 def _angle(op: Op) -> None:

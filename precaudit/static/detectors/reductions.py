@@ -74,7 +74,7 @@ class Reductions:
         if buffers and _has_statistics(op.run, op.operand(1)):
             because = ("the model is wrapped here", op.spot)
             role = Role.NORM_RUNNING_STATISTICS
-            op.run.facts.add(Kind.HOLDS, policy.spot, policy.buffer_dtype, role, because, by="buffer_dtype")
+            op.run.facts.add(Kind.HOLDS, policy.buffers, policy.buffer_dtype, role, because, by="buffer_dtype")
 
     def _end(self, run: Run) -> None:
         for made, policy in self._policies:

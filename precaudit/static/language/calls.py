@@ -20,6 +20,7 @@ from precaudit.static.language.values import (
     Function,
     Instance,
     Number,
+    Unread,
     Value,
     choice,
     join_all,
@@ -36,6 +37,8 @@ MAX_SAME = 6
 
 def call(run: Interpreter, function: Value, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
     """What a call returns, with its effects."""
+    if isinstance(function, Unread) and run.library.worth_reading([*args, *kwargs.values()]):
+        function = function.read() or function
     if isinstance(function, Choice):
         return choice(call(run, option, args, kwargs, node) for option in function.options)
     if isinstance(function, Function):

@@ -78,7 +78,29 @@ def _subscript(run: Interpreter, node: cst.Subscript) -> Value:
 
 
 def _call(run: Interpreter, node: cst.Call) -> Value:
-    function = run.eval(node.func)
+    func: Any = node.func
+    if type(func) is cst.Attribute and type(func.value) is cst.IfExp:
+        return _call_of_either(run, node, func)
+    function = run.eval(func)
+    args, kwargs = _arguments(run, node)
+    if isinstance(function, Ref) and function.name == "builtins.super":
+        return _super(run, args)
+    return calls.call(run, function, args, kwargs, node)
+
+
+def _call_of_either(run: Interpreter, node: cst.Call, func: cst.Attribute) -> Value:
+    """`(decay if p.ndim > 1 else rest).append(p)`: one of two objects is changed."""
+    args, kwargs = _arguments(run, node)
+
+    def of(side: Any) -> Value:
+        method = objects.get_attribute(run, run.eval(side), func.attr.value, func)
+        return calls.call(run, method, args, kwargs, node)
+
+    return _either_value(run, func.value, of)
+
+
+def _arguments(run: Interpreter, node: cst.Call) -> tuple[list[Value], dict[str, Value]]:
+    """What a call is given, with lists and dicts behind stars spread out."""
     args: list[Value] = []
     kwargs: dict[str, Value] = {}
     for arg in node.args:
@@ -100,9 +122,7 @@ def _call(run: Interpreter, node: cst.Call) -> Value:
             kwargs[arg.keyword.value] = value
         else:
             args.append(value)
-    if isinstance(function, Ref) and function.name == "builtins.super":
-        return _super(run, args)
-    return calls.call(run, function, args, kwargs, node)
+    return args, kwargs
 
 
 def _super(run: Interpreter, args: list[Value]) -> Value:
@@ -176,14 +196,19 @@ def _comparison(run: Interpreter, node: cst.Comparison) -> Value:
 
 
 def _if_exp(run: Interpreter, node: cst.IfExp) -> Value:
+    return _either_value(run, node, run.eval)
+
+
+def _either_value(run: Interpreter, node: Any, of: Callable[[Any], Value]) -> Value:
+    """`of` the side that a conditional expression takes; of either where that is not known."""
     known = truth(run.eval(node.test))
     if known is not None:
-        return run.eval(node.body if known else node.orelse)
+        return of(node.body if known else node.orelse)
     found: list[Value] = []
 
     def side(expression: Any) -> Callable[[], bool]:
         def follow() -> bool:
-            found.append(run.eval(expression))
+            found.append(of(expression))
             return True
 
         return follow

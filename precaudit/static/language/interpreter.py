@@ -76,6 +76,8 @@ class Interpreter:
         """Loop variables of a comprehension that replaces the list it iterates over."""
         self.find_module: Callable[[Source, str, int], ModuleRef | None] = lambda source, name, level: None
         self.find_name: Callable[[Source, str, int, str], Value | None] = lambda source, name, level, imported: None
+        self.find_unread: Callable[[Source, str, int, str], Value | None] = self.find_name
+        """The same, of a module that was left unread."""
         self._texts: dict[Any, str] = {}
         self.literals: dict[Any, Value] = {}
         """The values of numbers and strings, which are read once."""

@@ -19,6 +19,9 @@ class Library(Protocol):
     def call(self, function: Value, args: Arguments, kwargs: Keywords, node: Any) -> Value:
         """What a call of anything but a function or class under check returns."""
 
+    def worth_reading(self, values: Arguments) -> bool:
+        """Whether a module that makes nothing low has to be read all the same, because it is handed these."""
+
     def call_unknown_module(self, target: Instance, args: Arguments, kwargs: Keywords, node: Any) -> Value:
         """What a call of an object under check returns that has neither `__call__` nor `forward` of its own."""
 

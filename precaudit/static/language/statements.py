@@ -21,6 +21,7 @@ from precaudit.static.language.values import (
     ModuleRef,
     Ref,
     Seq,
+    Unread,
     Value,
     truth,
     unknown,
@@ -180,7 +181,7 @@ def _registered(run: Interpreter, made: Value, decorators: tuple[Value, ...], no
 
 
 def _class_def(run: Interpreter, node: cst.ClassDef) -> None:
-    bases = tuple(run.eval(arg.value) for arg in node.bases)
+    bases = tuple(_base(run.eval(arg.value)) for arg in node.bases)
     decorators = tuple(run.eval(d.decorator) for d in node.decorators)
     store: Store = {}
     outer = run.scope
@@ -195,6 +196,11 @@ def _class_def(run: Interpreter, node: cst.ClassDef) -> None:
     run.library.class_made(made)
     run.heap.put(outer.store, name, made)
     _registered(run, made, decorators, node)
+
+
+def _base(value: Value) -> Value:
+    """What a class derives from, read where that was left for later."""
+    return (value.read() or value) if isinstance(value, Unread) else value
 
 
 def _import(run: Interpreter, node: cst.Import) -> None:
@@ -242,6 +248,7 @@ def _import_from(run: Interpreter, node: cst.ImportFrom) -> None:
         value = (
             run.find_name(run.scope.source, name, level, imported)
             or run.find_module(run.scope.source, f"{name}.{imported}" if name else imported, level)
+            or run.find_unread(run.scope.source, name, level, imported)
             or (unknown() if level else run.library.reference(f"{name}.{imported}", run.spot(alias)))
         )
         bound = alias.asname.name if alias.asname is not None else alias.name

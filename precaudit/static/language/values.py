@@ -122,6 +122,14 @@ class Ref(Value):
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unread(Ref):
+    """A name in a module of the same project that was left unread, since nothing low begins there."""
+
+    read: Callable[[], Value | None] = field(compare=False)
+    """Runs the module after all, and gives what the name stands for."""
+
+
 @record
 class DType(Value):
     """torch.dtype: one, or one of several. `origin` is where it was written."""
@@ -446,7 +454,7 @@ def _same(one: Value, other: Value) -> bool:
         return False
     if isinstance(one, Const) and isinstance(other, Const):
         return type(one.value) is type(other.value) and one.value == other.value
-    if kind is Ref or kind is Number or kind is Context:
+    if kind in (Ref, Unread, Number, Context):
         return one == other
     if isinstance(one, Function) and isinstance(other, Function):
         return one.node is other.node and one.receiver is other.receiver

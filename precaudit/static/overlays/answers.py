@@ -140,6 +140,9 @@ class Answers:
             return opaque.result(self.run, [function, *args, *kwargs.values()], node)
         return opaque.result(self.run, [*args, *kwargs.values()], node)
 
+    def worth_reading(self, values: list[Value]) -> bool:
+        return any(operands.holds_low(value) for value in values)
+
     def stored(self, target: Dict, key: Any, value: Value, node: Any) -> None:
         if target.kind == "param_state":
             tell(self.run, "state.stored", [target, Const(key), operands.as_tensor(self.run, value)], node)

@@ -24,7 +24,9 @@ def config(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], nod
         wanted = operands.dtype_argument(run, given)
         dtype = operands.names(wanted) if wanted is not None else frozenset({"float32"}) if given is None else None
         if dtype is not None and len(dtype) == 1:
-            run.training.compute_dtypes[id(made.store)] = (run.spot(node), min(dtype), made)
+            run.training.compute_dtypes[id(made.store)] = (
+                run.argument_spot(node, "bnb_4bit_compute_dtype"), min(dtype), made,
+            )  # fmt: skip
     return made
 
 

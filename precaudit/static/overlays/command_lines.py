@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +26,11 @@ from precaudit.static.language.values import (
     unknown,
 )
 from precaudit.static.overlays import Call, Method
+from precaudit.static.overlays.torch import operands
 
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
 
-LOW_NAME = re.compile(r"(?:torch\.)?(?:bf16|bfloat16|fp16|float16|half)|(?:bf)?16-(?:mixed|true)")
-"""Words for a low dtype on a command line."""
 CONFIGS = (".yaml", ".yml", ".json", ".toml")
 """How a config is called that is read unless the user names another."""
 CLICK, TYPER, CHOICES = "click.option", "typer.Option", "click.Choice"
@@ -86,7 +84,9 @@ def possible(run: Run, kwargs: dict[str, Value], node: Any) -> Value:
     action = constant(kwargs.get("action"))
     if action == "store_const" and isinstance(kwargs.get("const"), (DType, Const)):
         return choice([kwargs["const"], default])
-    values = [choice(known)] if known else [unless_told_otherwise(default)]
+    told = unless_told_otherwise(default)
+    low = isinstance(told, Const) and told in known  # what runs unless the user says otherwise, whatever else may be
+    values = [choice(known)] if known and not low else [told]
     if isinstance(converted, (Function, Class)):
         # A default is converted too where it is a string, as everything from the command line.
         return choice(
@@ -100,7 +100,7 @@ def unless_told_otherwise(default: Value) -> Value:
     value = constant(default)
     if isinstance(default, DType):
         return default
-    if isinstance(value, str) and (LOW_NAME.fullmatch(value) or value.endswith(CONFIGS)):
+    if isinstance(value, str) and (operands.LOW_NAME.fullmatch(value) or value.endswith(CONFIGS)):
         return default
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return Number()

@@ -34,6 +34,11 @@ class Run:
     def spot(self, node: Any) -> Spot:
         return self.interpreter.spot(node)
 
+    def argument_spot(self, node: Any, *names: str) -> Spot:
+        """Where a call is given a keyword, the first of these names that it is given, or the call."""
+        given = {arg.keyword.value: arg for arg in getattr(node, "args", ()) if arg.keyword is not None}
+        return self.spot(next((given[name] for name in names if name in given), node))
+
     def remember(self, node: Any) -> None:
         """Keeps the place of a node that an event names by identity."""
         self._nodes.setdefault(id(node), self.spot(node))

@@ -47,7 +47,7 @@ def loop_runner(run: Run, name: str, args: list[Value], kwargs: dict[str, Value]
     asked = precision_of(kwargs)
     precision = constant(asked)
     if precision in TRUE_HALF:
-        run.training.true_half.append((run.spot(node), precision, store))
+        run.training.true_half.append((run.argument_spot(node, "precision", "plugins"), precision, store))
     mode = kwargs.get("mixed_precision", asked)
     if isinstance(mode, Const) and isinstance(mode.value, str):
         store["mixed_precision"] = mode

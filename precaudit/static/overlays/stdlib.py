@@ -87,12 +87,19 @@ def _is_instance(run: Run, value: Value, cls: Value) -> bool | None:
         return cls.name == "torch.Tensor" or (cls.name.endswith("nn.Parameter") and isinstance(value, Param))
     builtin = cls.name.removeprefix("builtins.") if cls.name.startswith("builtins.") else None
     if builtin is None:
-        return None
+        plain = isinstance(value, (Dict, Seq, Const)) and cls.name.startswith("torch.")
+        return False if plain else None
     if isinstance(value, Dict):
         return builtin == "dict"
     if isinstance(value, Seq) and value.kind in ("list", "tuple"):
         return builtin == value.kind
     return type(value.value).__name__ == builtin if isinstance(value, Const) else None
+
+
+def is_tensor(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:
+    """`torch.is_tensor(x)`."""
+    verdict = _is_instance(run, args[0], Ref("torch.Tensor")) if args else None
+    return unknown() if verdict is None else Const(verdict)
 
 
 GROUPS = {
@@ -352,6 +359,7 @@ CALLS: Mapping[str, Call] = {
     "argparse.Namespace": namespace,
     "math.*": arithmetic,
     "builtins.isinstance": isinstance_,
+    "torch.is_tensor": is_tensor,
     "builtins.zip": zip_,
     "builtins.enumerate": enumerate_,
     "builtins.range": range_,

@@ -204,7 +204,7 @@ def _compare(run: Run, kwargs: dict[str, Value], node: Any) -> None:
     if not config:
         return
     run.met("deepspeed")
-    spot = _argument(run, node, "deepspeed")
+    spot = run.argument_spot(node, "deepspeed")
     asked = {key: constant(kwargs[key]) for key in launchers.MODES if key in kwargs}
     for mode, wanted in launchers.enabled(config).items():
         given = [asked[key] for key in (mode, f"{mode}_full_eval") if key in asked]
@@ -214,12 +214,6 @@ def _compare(run: Run, kwargs: dict[str, Value], node: Any) -> None:
             return
     for remark in launchers.left_to_the_script(config, kwargs):
         run.facts.add(remark.kind, spot, remark.dtype, remark.role, None, remark.detail, **remark.attrs)
-
-
-def _argument(run: Run, node: Any, name: str) -> Spot:
-    """Where a call is given this keyword, or the call."""
-    given = [arg for arg in node.args if arg.keyword is not None and arg.keyword.value == name]
-    return run.spot(given[0] if given else node)
 
 
 def parser(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

@@ -30,6 +30,7 @@ from precaudit.static.language.values import (
     Value,
     choice,
     constant,
+    is_low,
     join,
     seq,
     truth,
@@ -220,6 +221,8 @@ def attribute_set(run: Run, target: Value, name: str, value: Value, node: Any) -
 def _replaced_parameter(run: Run, target: Instance, name: str, value: Value, node: Any) -> None:
     """A parameter of one module given to another is tied; a fresh one in its place breaks the tie."""
     before = target.store.get(name)
+    if isinstance(before, Instance) and isinstance(value, Instance):
+        _replaced_module(run, before, value, node)
     if not isinstance(value, Param) or not isinstance(before, Param):
         return
     if before.store.get("tied") and value.store.get("fresh"):
@@ -229,7 +232,18 @@ def _replaced_parameter(run: Run, target: Instance, name: str, value: Value, nod
         else:
             untied.append((before.store, value.store, run.spot(node), value.dtype))
     elif not value.store.get("fresh"):
+        run.training.untied = [entry for entry in run.training.untied if entry[1] is not before.store]  # tied again
         run.interpreter.heap.put(value.store, "tied", True)
+
+
+def _replaced_module(run: Run, before: Instance, value: Instance, node: Any) -> None:
+    """`model.lm_head = nn.Linear(...)` of a low model, in float32: no part of it is tied to anything any more."""
+    for name, old in before.store.items():
+        new = value.store.get(name)
+        if not isinstance(old, Param) or not isinstance(new, Param) or not old.store.get("tied"):
+            continue
+        if not new.store.get("tied") and is_low(old.dtype) and not is_low(new.dtype):
+            run.training.untied.append((old.store, new.store, run.spot(node), new.dtype))
 
 
 def item(run: Run, value: Value, index: Value, node: Any) -> Value:

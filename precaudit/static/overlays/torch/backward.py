@@ -28,6 +28,12 @@ def backward(run: Run, loss: Value, node: Any) -> None:
             training.unscaled_backward.append((spot, run.float16_region))
 
 
+def gradients_asked(run: Run, loss: Value, node: Any) -> None:
+    """`torch.autograd.grad(loss, parameters)`: what somebody does who updates weights by hand."""
+    run.training.trained = True
+    run.training.begun.append((loss, run.spot(node), bool(run.loops()) and "loss" in operands.marks_of([loss])))
+
+
 def from_gradient(run: Run, value: Value, node: Any) -> None:
     """`out.backward(grad)`: whoever computed the gradient knows the loss and whether it is scaled."""
     run.training.outside_scaling = run.training.trained = True

@@ -14,6 +14,7 @@ from precaudit.static.language.values import (
     Const,
     Instance,
     Number,
+    Param,
     Ref,
     Seq,
     Tensor,
@@ -162,6 +163,10 @@ def autograd_grad(run: Run, name: str, args: list[Value], kwargs: dict[str, Valu
     root = operands.as_tensor(run, args[0] if args else kwargs.get("outputs", unknown()))
     keys = [int(m.split(":")[1]) for m in operands.marks_of([root]) if m.startswith("scaler:")]
     tell(run, "autograd.grad", [root], node, kwargs=kwargs)
+    asked = args[1] if len(args) > 1 else kwargs.get("inputs")
+    weights = [p for p in optimizers.collect(run, asked or unknown()) if isinstance(p, Param)]
+    if weights and not truth(kwargs.get("create_graph", Const(False))):
+        backward.gradients_asked(run, root, node)
     marks = {"gradient"}
     if keys and truth(kwargs.get("create_graph", Const(False))):
         marks |= {"penalty"}

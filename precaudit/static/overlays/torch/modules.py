@@ -48,8 +48,19 @@ WEIGHTED = {
     "GRU": ("gru", ("weight_ih_l0", "weight_hh_l0")),
     "RNN": ("rnn", ("weight_ih_l0", "weight_hh_l0")),
     "MultiheadAttention": ("linear", ("in_proj_weight", "in_proj_bias")),
-    "TransformerEncoderLayer": ("linear", ("weight",)),
-    "TransformerEncoder": ("linear", ("weight",)),
+    "LSTMCell": ("lstm", ("weight_ih", "weight_hh")),
+    "GRUCell": ("gru", ("weight_ih", "weight_hh")),
+    "RNNCell": ("rnn", ("weight_ih", "weight_hh")),
+    **dict.fromkeys(
+        (
+            "TransformerEncoderLayer",
+            "TransformerEncoder",
+            "TransformerDecoderLayer",
+            "TransformerDecoder",
+            "Transformer",
+        ),
+        ("linear", ("weight",)),
+    ),
 }
 NORMS = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm", "GroupNorm": "group_norm"}
 BATCH_NORMS = frozenset({"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"})
@@ -68,8 +79,15 @@ FUNCTIONAL = {
     "Softplus": "softplus",
     "Softmax": "softmax",
     "LogSoftmax": "log_softmax",
+    "CELU": "celu",
+    "Softsign": "softsign",
+    "LogSigmoid": "logsigmoid",
     "Dropout": "dropout",
+    "Dropout1d": "dropout1d",
     "Dropout2d": "dropout",
+    "Dropout3d": "dropout3d",
+    "AlphaDropout": "alpha_dropout",
+    **dict.fromkeys(("ZeroPad2d", "ConstantPad1d", "ConstantPad2d", "ReflectionPad1d", "ReflectionPad2d"), "pad"),
     "Identity": "dropout",
     "Flatten": "flatten",
     "Unflatten": "view",
@@ -98,6 +116,10 @@ FUNCTIONAL = {
     "TripletMarginLoss": "triplet_margin_loss",
     "MarginRankingLoss": "margin_ranking_loss",
     "CTCLoss": "ctc_loss",
+    "PoissonNLLLoss": "poisson_nll_loss",
+    "GaussianNLLLoss": "gaussian_nll_loss",
+    "HingeEmbeddingLoss": "hinge_embedding_loss",
+    "SoftMarginLoss": "soft_margin_loss",
     "CosineSimilarity": "cosine_similarity",
 }
 """torch.nn class -> the functional operation it calls."""
@@ -321,9 +343,7 @@ def call_library(run: Run, value: Instance, kind: str, args: list[Value], kwargs
         name, weights = WEIGHTED[kind]
         params = [store[w] for w in weights if w in store]
         result = ops.apply(run, "linear" if name in ("lstm", "gru", "rnn") else name, [first, *params], {}, node)
-        if kind in ("LSTM", "GRU", "RNN", "MultiheadAttention"):
-            return seq([result, seq([result], "tuple", open=True) if kind == "LSTM" else result], "tuple")
-        return result
+        return _as_given_back(kind, result)
     if kind in ("Embedding", "EmbeddingBag"):
         weight = operands.as_tensor(run, store.get("weight", unknown()))
         if isinstance(weight, Tensor):
@@ -351,6 +371,13 @@ def call_library(run: Run, value: Instance, kind: str, args: list[Value], kwargs
         run.loss_built = None
         return result
     return unknown(*(operands.marks_of([first, *args]) & operands.KEPT))
+
+
+def _as_given_back(kind: str, result: Value) -> Value:
+    """What comes with the output of a recurrent or an attention layer: a state, weights."""
+    if kind == "LSTM":
+        return seq([result, seq([result], "tuple", open=True)], "tuple")
+    return seq([result, result], "tuple") if kind in ("GRU", "RNN", "MultiheadAttention", "LSTMCell") else result
 
 
 def in_training(value: Instance) -> bool | None:

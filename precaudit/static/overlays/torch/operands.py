@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from precaudit.static.language.values import (
     Bound,
     Choice,
     Const,
+    Dict,
     DType,
     Dtypes,
+    Instance,
     Opaque,
+    Optimizer,
     Param,
+    Scaler,
     Seq,
     Tensor,
     Value,
@@ -25,6 +30,11 @@ from precaudit.static.overlays.torch import opnames
 if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
 
+
+MAX_NESTED = 6
+"""Objects in objects that are looked through for something low."""
+LOW_NAME = re.compile(r"(?:torch\.)?(?:bf16|bfloat16|fp16|float16|half)|(?:bf)?16-(?:mixed|true)")
+"""Words for a low dtype on a command line or in a config."""
 
 OF_FUNCTIONS = "input x A tensors tensor outputs optimizer data d modules model".split()
 OF_METHODS = "other src end exponent tensor1 outputs optimizer state_dict".split()
@@ -97,6 +107,27 @@ def marks_of(values: Iterable[Value]) -> frozenset[str]:
         elif isinstance(value, Param):
             found |= {"weights"}
     return found
+
+
+def holds_low(value: Any, depth: int = 0) -> bool:
+    """Whether something low is in it, or a loss scaler: what decides how those train that it is handed to."""
+    if isinstance(value, Scaler):
+        return value.enabled is not False
+    if isinstance(value, (Tensor, Param)):
+        return is_low(value.dtype)
+    if isinstance(value, DType):
+        return is_low(value.names)
+    if isinstance(value, (Seq, Choice)):
+        return any(holds_low(item, depth) for item in (value.items if isinstance(value, Seq) else value.options))
+    if isinstance(value, Const):
+        return depth > 0 and isinstance(value.value, str) and LOW_NAME.fullmatch(value.value) is not None
+    if isinstance(value, Opaque):
+        return is_low(value.dtype or value.store.get("dtype"))
+    if isinstance(value, Optimizer):
+        return any(holds_low(param) for param in value.store["params"])
+    if isinstance(value, (Instance, Dict)) and depth < MAX_NESTED:
+        return any(holds_low(inner, depth + 1) for inner in value.store.values() if isinstance(inner, Value))
+    return False
 
 
 def dtype_argument(run: Run, value: Value | None) -> DType | None:

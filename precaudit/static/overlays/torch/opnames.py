@@ -124,7 +124,7 @@ LOSSES = frozenset(
 
 FACTORIES = frozenset(
     """
-    zeros ones full empty rand randn tensor operands.as_tensor arange linspace logspace eye scalar_tensor
+    zeros ones full empty rand randn tensor as_tensor arange linspace logspace eye scalar_tensor
     """.split()
 )
 

@@ -26,6 +26,8 @@ class Policy(NamedTuple):
     reduce_dtype: Dtypes | None
     buffer_dtype: Dtypes | None
     reduce_given: bool
+    buffers: Spot
+    """Where it speaks of buffers."""
 
 
 def policy_of(value: Value | None) -> Policy | None:
@@ -41,7 +43,9 @@ def mixed_precision(run: Run, name: str, args: list[Value], kwargs: dict[str, Va
     given = {**dict(zip(FIELDS[name.rpartition(".")[2]], args, strict=False)), **kwargs}
     asked = [operands.dtype_argument(run, given.get(field)) for field in FIELDS["MixedPrecision"]]
     dtypes = [operands.names(dtype) for dtype in asked]
-    policy = Policy(run.spot(node), dtypes[0], dtypes[1], dtypes[2], reduce_given=asked[1] is not None)
+    policy = Policy(
+        run.spot(node), dtypes[0], dtypes[1], dtypes[2], asked[1] is not None, run.argument_spot(node, "buffer_dtype")
+    )
     made = Instance(Ref(name), {"\0policy": policy})
     tell(run, "MixedPrecision", args, node, made, kwargs)
     return made
