@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -26,3 +26,16 @@ def patch(owner: Any, name: str, wrap: Wrap) -> Undo:
                 delattr(owner, name)
 
     return undo
+
+
+def put_in(install: Callable[[], Iterable[Undo]]) -> list[Undo]:
+    """Puts in all pieces of a part; returns what takes each out. Where one fails, those before it come out again."""
+    pieces: list[Undo] = []
+    try:
+        for undo in install():
+            pieces.append(undo)
+    except BaseException:
+        for undo in reversed(pieces):
+            undo()
+        raise
+    return pieces

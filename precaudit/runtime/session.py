@@ -13,7 +13,7 @@ from .guard import Guard
 from .modes import Modes
 from .operations import Moment
 from .parts import Parts, find
-from .patching import Undo
+from .patching import Undo, put_in
 from .process.ending import Ending
 from .process.ledger import Ledger
 from .process.peers import Peers
@@ -84,8 +84,7 @@ class Session:
         self.guard.open = True
         self.guard.ask("the samples", look_at, self.settings.values, otherwise=None)
         for part in (*self._taps, TracebackTap(), self.parts.get(Ending), self.parts.get(Frameworks)):
-            undo: list[Undo] = self.guard.ask(type(part).__name__, part.install, otherwise=[])
-            self._undo += undo
+            self._undo += self.guard.ask(type(part).__name__, put_in, part.install, otherwise=[])
         self.guard.ask("Dynamo", private.hide_from_dynamo, otherwise=None)
 
     def introduce(self, modules: Iterable[Any], optimizers: Iterable[Any]) -> None:

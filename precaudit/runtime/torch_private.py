@@ -20,6 +20,32 @@ import torch.utils._python_dispatch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+NEEDED = (
+    "UntypedStorage._expired", "UntypedStorage._free_weak_ref", "UntypedStorage._new_with_weak_ptr",
+    "_C._ForceDispatchKeyGuard", "_C._RestorePythonTLSSnapshot", "_C._TorchDispatchModeKey",
+    "_C._current_graph_task_id", "_C._dispatch_tls_local_exclude_set", "_C._dispatch_tls_local_include_set",
+    "_C._functorch", "_C._get_dispatch_mode", "_C._get_dispatch_stack_at", "_C._len_torch_dispatch_stack",
+    "_C._pop_torch_dispatch_stack", "_C._push_on_torch_dispatch_stack", "_C._storage_address",
+    "utils._python_dispatch",
+)  # fmt: skip
+"""Where one of these is missing nothing can be traced, and is not begun; without another, less is seen, and said."""
+
+
+def missing() -> list[str]:
+    """Which of `NEEDED` this torch does not have."""
+
+    def is_there(name: str) -> bool:
+        found: Any = torch
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return found is not None
+
+    return [f"torch.{name}" for name in NEEDED if not is_there(name)]
+
+
+if missing():
+    raise ImportError(f"torch {torch.__version__} has no {', '.join(missing())}, which a trace rests on")
+
 DispatchMode: Any = torch.utils._python_dispatch.TorchDispatchMode
 
 graph_task_id: Callable[[], int] = torch._C._current_graph_task_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import harness
 import pytest
+from conftest import residue
 
 import precaudit.runtime
 
@@ -156,6 +158,7 @@ def make_fail(monkeypatch: pytest.MonkeyPatch, file: str, owner: Any, name: str,
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("faults") / "train.py"
     path.write_text(PROGRAM, encoding="utf-8")
+    harness.run(path, traced=True)  # what is imported while a function is made to fail would keep it
     return path
 
 
@@ -186,3 +189,36 @@ def test_a_file_of_which_everything_fails_is_noted_and_disturbs_nothing(
         if title.rpartition(".")[2] not in AT_THE_END:
             make_fail(monkeypatch, file, owner, name, failing)
     assert unharmed(script, file, failing) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", files())
+def test_each_function_that_fails_is_noted_and_disturbs_nothing(
+    script: Path, file: str, untouched: dict[str, Any]
+) -> None:
+    """One at a time, from its first call on, and from its third: at first all went well."""
+    wrong: list[str] = []
+    for title, owner, name in functions(file):
+        for fine in (0, 2):
+            failing = Failing(fine)
+            with pytest.MonkeyPatch.context() as patches:
+                make_fail(patches, file, owner, name, failing)
+                wrong += unharmed(script, title, failing)
+            left = [name for name, value in residue().items() if value != untouched[name]]
+            wrong += [f"{title}: left {', '.join(left)}"] if left else []
+            if not failing.failed:
+                break
+    assert wrong == []
+
+
+def test_a_patch_that_fails_leaves_none_behind(script: Path, untouched: dict[str, Any]) -> None:
+    """The first patch, then the second, and so on: those of its part that were in already are taken out."""
+    for number in itertools.count():
+        failing = Failing(number)
+        with pytest.MonkeyPatch.context() as patches:
+            make_fail(patches, "patching", None, "patch", failing)
+            assert unharmed(script, "patching:patch", failing) == []
+        assert residue() == untouched
+        if not failing.failed:
+            break
+    assert number > 20

@@ -36,12 +36,12 @@ class Framework:
     inserts: frozenset[str] = frozenset()
     """Names that its wrappers put into the module tree and that are none of the user's: "_fsdp_wrapped_module"."""
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         """Patches the framework's classes, once, when the first object is met or its awaited module was imported.
 
-        Returns the undo.
+        After each patch it yields what takes that one out again.
         """
-        return []
+        return ()
 
     def meet(self, made: Any, site: Site | None) -> None:
         """An object of the framework was seen; `site` is the user's line that made it, where that is now."""

@@ -32,7 +32,7 @@ class Accelerate(Framework):
         self._written: Site | None = None
         """Where the last Accelerator was made."""
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         accelerators = imported("accelerate.accelerator", "Accelerator")
         return [patch(kind, "__init__", self._around_init) for kind in accelerators]
 

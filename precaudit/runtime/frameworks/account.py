@@ -25,7 +25,7 @@ from ..events import (
 from ..guard import Guard
 from ..imports import when_imported
 from ..parts import Parts, find
-from ..patching import Undo
+from ..patching import Undo, put_in
 from ..process.ledger import Observation
 from ..sites import selves_on_stack, user_site
 from ..trackers.claims import Account, Claim, Claimed, Declaration, SumsClaimed
@@ -58,13 +58,14 @@ class Frameworks(Account):
         bus.on(StepBegan, lambda event: self._look(event.optimizer, parameters(event.optimizer)))
         bus.on(FactsAsked, lambda event: event.told.extend(told for _, told in self._answers("observes")))
 
-    def install(self) -> list[Undo]:
+    def install(self) -> Iterable[Undo]:
         """Waits for the frameworks whose objects come too late to be patched."""
         awaited: dict[str, list[type[Framework]]] = {}
         for kind in self._kinds:
             for module in kind.awaits:
                 awaited.setdefault(module, []).append(kind)
-        return [self._take_out, when_imported({name: partial(self._imported, who) for name, who in awaited.items()})]
+        yield self._take_out
+        yield when_imported({name: partial(self._imported, who) for name, who in awaited.items()})
 
     def _take_out(self) -> None:
         for undo in reversed(self._undo):
@@ -149,7 +150,7 @@ class Frameworks(Account):
     def _make(self, kind: type[Framework]) -> Framework | None:
         try:
             framework = self._parts.get(kind)
-            self._undo += framework.install()
+            self._undo += put_in(framework.install)
         except Exception as error:
             self._guard.fault(f"{kind.title}", error)
             return None

@@ -73,7 +73,7 @@ class Bitsandbytes(Framework):
         """Those dtypes that autocast chose, whatever the layers were told."""
         operations.on(self._hear)
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         settings = imported("transformers.utils.quantization_config", "BitsAndBytesConfig")
         return [patch(kind, "__init__", self._around_config) for kind in settings]
 

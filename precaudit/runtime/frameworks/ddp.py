@@ -31,7 +31,7 @@ class DDP(Framework):
         self._wrapped_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
         self._hooked_at: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         import torch.nn.parallel
 
         ddp = torch.nn.parallel.DistributedDataParallel

@@ -58,7 +58,7 @@ class DeepSpeed(Framework):
         self._engines: weakref.WeakKeyDictionary[Any, Site | None] = weakref.WeakKeyDictionary()
         self._skips: weakref.WeakKeyDictionary[Any, Skips] = weakref.WeakKeyDictionary()
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         engine = getattr(sys.modules.get("deepspeed.runtime.engine"), "DeepSpeedEngine", None)
         if engine is None:
             return []

@@ -39,7 +39,7 @@ class FSDP2(Framework):
         self._owners: dict[int, weakref.ref[Any]] = {}
         """`id` of a sharded parameter -> what fully_shard keeps of it: itself, its module, and its name there."""
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         owner, name = private.fsdp2_begins()
         return [patch(owner, name, self._around_init)]
 

@@ -44,7 +44,7 @@ class Lightning(Framework):
         self._guard, self._ledger = guard, ledger
         self._written: weakref.WeakKeyDictionary[Any, Written] = weakref.WeakKeyDictionary()
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         return [patch(kind, "__init__", self._around_init) for kind in imported(*self.maker)]
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,7 +36,7 @@ class PEFT(Framework):
         self._made: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Site | None]]] = weakref.WeakKeyDictionary()
         """Module -> for each adapter weight in it its dtype when PEFT was done with it, and the user's line."""
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         tuners = imported("peft.tuners.tuners_utils", "BaseTuner")
         return [patch(kind, "_cast_adapter_dtype", self._around_cast) for kind in tuners]
 

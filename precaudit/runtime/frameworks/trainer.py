@@ -31,7 +31,7 @@ class HuggingFaceTrainer(Framework):
         self._written: dict[int, tuple[weakref.ref[Any], Site | None]] = {}
         """id of a TrainingArguments, which cannot be hashed -> itself, and the user's line that made it."""
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         # Not __init__: each subclass, such as SFTConfig, is a dataclass with an __init__ of its own.
         arguments = imported("transformers.training_args", "TrainingArguments")
         return [patch(kind, "__post_init__", self._around_post_init) for kind in arguments]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +28,7 @@ class Transformers(Framework):
         self._loaded: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         """Model -> whether its dtype was asked for."""
 
-    def install(self) -> list[Callable[[], None]]:
+    def install(self) -> Iterable[Callable[[], None]]:
         return [self._watch_loading(kind) for kind in imported("transformers.modeling_utils", "PreTrainedModel")]
 
     def _watch_loading(self, kind: Any) -> Callable[[], None]:

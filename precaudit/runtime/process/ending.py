@@ -7,7 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from .. import torch_private as private
@@ -49,9 +49,9 @@ class Ending:
         bus.on(BackwardBegan, self._backward_began, always=True)
         bus.on(WindowClosed, lambda event: self.close(), always=True)
 
-    def install(self) -> list[Undo]:
+    def install(self) -> Iterable[Undo]:
         atexit.register(self._at_exit)
-        return [lambda: atexit.unregister(self._at_exit)]
+        yield lambda: atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
         """The program ended before the window did: what was seen last is still written."""

@@ -6,7 +6,7 @@ Known limitations: a traceback that the script prints itself, from its own `exce
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from ..patching import Undo, patch
@@ -16,8 +16,8 @@ from ..sites import is_ours
 class TracebackTap:
     """Stands in front of sys.excepthook."""
 
-    def install(self) -> list[Undo]:
-        return [patch(sys, "excepthook", self._around)]
+    def install(self) -> Iterable[Undo]:
+        yield patch(sys, "excepthook", self._around)
 
     @staticmethod
     def _around(original: Callable[..., object]) -> Callable[..., object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..patching import Undo
 
 
@@ -11,9 +13,9 @@ class Tap:
     A file in this folder is all it takes: its taps are found, made and put in.
     """
 
-    def install(self) -> list[Undo]:
-        """Puts it in, and returns what takes it out again."""
-        return []
+    def install(self) -> Iterable[Undo]:
+        """Puts it in, piece by piece; after each piece it yields what takes that one out again."""
+        return ()
 
 
 __all__ = ["Tap"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,13 +16,11 @@ class AutocastTap(Tap):
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    def install(self) -> list[Undo]:
+    def install(self) -> Iterable[Undo]:
         autocast = torch.amp.autocast_mode.autocast
-        return [
-            patch(autocast, "__init__", self._around_init),
-            patch(autocast, "__enter__", self._around_enter),
-            patch(autocast, "__exit__", self._around_exit),
-        ]
+        yield patch(autocast, "__init__", self._around_init)
+        yield patch(autocast, "__enter__", self._around_enter)
+        yield patch(autocast, "__exit__", self._around_exit)
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(region: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +22,8 @@ class BackwardTap(Tap):
     def __init__(self, bus: Bus, guard: Guard, modes: Modes, steps: StepTap) -> None:
         self._bus, self._guard, self._modes, self._steps = bus, guard, modes, steps
 
-    def install(self) -> list[Undo]:
-        return [private.patch_engine(self._around)]
+    def install(self) -> Iterable[Undo]:
+        yield private.patch_engine(self._around)
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ Known limitations: safetensors, distributed checkpoints and pickles of other lib
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,11 +21,9 @@ class CheckpointTap(Tap):
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    def install(self) -> list[Undo]:
-        return [
-            patch(torch, "save", self._around_save),
-            patch(torch.optim.Optimizer, "load_state_dict", self._around_load),
-        ]
+    def install(self) -> Iterable[Undo]:
+        yield patch(torch, "save", self._around_save)
+        yield patch(torch.optim.Optimizer, "load_state_dict", self._around_load)
 
     def _around_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def save(obj: Any, *args: Any, **kwargs: Any) -> Any:

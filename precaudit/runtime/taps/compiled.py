@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ class CompileTap(Tap):
         self._undo: Undo | None = None
         self._asked = False
 
-    def install(self) -> list[Undo]:
-        return [self._take_out, patch(torch, "compile", self._around)]
+    def install(self) -> Iterable[Undo]:
+        yield self._take_out
+        yield patch(torch, "compile", self._around)
 
     def _take_out(self) -> None:
         if self._undo is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,12 +21,10 @@ class ConstructionTap(Tap):
     def __init__(self, bus: Bus, guard: Guard) -> None:
         self._bus, self._guard = bus, guard
 
-    def install(self) -> list[Undo]:
-        return [
-            patch(torch.optim.Optimizer, "__init__", self._around_init),
-            patch(torch.amp.GradScaler, "__init__", self._around_init),
-            patch(torch, "set_default_dtype", self._around_default),
-        ]
+    def install(self) -> Iterable[Undo]:
+        yield patch(torch.optim.Optimizer, "__init__", self._around_init)
+        yield patch(torch.amp.GradScaler, "__init__", self._around_init)
+        yield patch(torch, "set_default_dtype", self._around_default)
 
     def _around_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def __init__(made: Any, *args: Any, **kwargs: Any) -> None:

@@ -9,6 +9,7 @@ all steps, as an average that is updated at every tenth, may be missed.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from .. import torch_private as private
@@ -65,8 +66,8 @@ class GlanceTap(Tap):
         bus.on(GlanceBegan, self._begin, always=True)
         bus.on(BackwardBegan, lambda event: self._end(), always=True)
 
-    def install(self) -> list[Undo]:
-        return [self._take_out]
+    def install(self) -> Iterable[Undo]:
+        yield self._take_out
 
     def _begin(self, event: GlanceBegan) -> None:
         if not self._since:

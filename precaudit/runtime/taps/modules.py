@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -28,14 +28,13 @@ class ModuleTap(Tap):
         self._bus, self._guard = bus, guard
         self._depth = 0
 
-    def install(self) -> list[Undo]:
-        return [
-            modules.register_module_parameter_registration_hook(self._guarded(self._parameter)).remove,
-            modules.register_module_module_registration_hook(self._guarded(self._module)).remove,
-            modules.register_module_buffer_registration_hook(self._guarded(self._buffer)).remove,
-            *(patch(torch.nn.Module, name, partial(self._around_cast, name)) for name in CASTS),
-            patch(torch.nn.Module, "load_state_dict", self._around_load),
-        ]
+    def install(self) -> Iterable[Undo]:
+        yield modules.register_module_parameter_registration_hook(self._guarded(self._parameter)).remove
+        yield modules.register_module_module_registration_hook(self._guarded(self._module)).remove
+        yield modules.register_module_buffer_registration_hook(self._guarded(self._buffer)).remove
+        for name in CASTS:
+            yield patch(torch.nn.Module, name, partial(self._around_cast, name))
+        yield patch(torch.nn.Module, "load_state_dict", self._around_load)
 
     def _guarded(self, told: Callable[..., None]) -> Callable[..., None]:
         def registered(*args: Any) -> None:

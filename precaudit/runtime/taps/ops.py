@@ -8,6 +8,7 @@ values through Python numbers, except a gradient norm read with `.item()`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -124,8 +125,9 @@ class OpTap(Tap):
         bus.on(OpsPaused, lambda event: self._take_out(self._full))
         bus.on(OpsResumed, lambda event: self._put_in(self._full))
 
-    def install(self) -> list[Undo]:
-        return [lambda: self._take_out(self._full), lambda: self._take_out(self._early)]
+    def install(self) -> Iterable[Undo]:
+        yield lambda: self._take_out(self._full)
+        yield lambda: self._take_out(self._early)
 
     def _put_in(self, mode: OurMode) -> None:
         if mode not in self._in:

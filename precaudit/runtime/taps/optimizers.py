@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,12 +29,10 @@ class StepTap(Tap):
         self._called = False
         """torch is walking through its table of hooks, and is at ours."""
 
-    def install(self) -> list[Undo]:
-        self._hooks = [
-            register_optimizer_step_pre_hook(self._before),
-            register_optimizer_step_post_hook(self._after),
-        ]
-        return []
+    def install(self) -> Iterable[Undo]:
+        self._hooks.append(register_optimizer_step_pre_hook(self._before))
+        self._hooks.append(register_optimizer_step_post_hook(self._after))
+        return ()
 
     def remove(self) -> Callable[[], None]:
         """Takes the hooks out; where torch walks through them just now, at the next backward, or by what is returned.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ class ProcessGroupTap(Tap):
     def __init__(self, bus: Bus, guard: Guard) -> None:
         self._bus, self._guard = bus, guard
 
-    def install(self) -> list[Undo]:
-        return [private.patch_init_process_group(self._around)]
+    def install(self) -> Iterable[Undo]:
+        yield private.patch_init_process_group(self._around)
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def init_process_group(*args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ Known limitations: a scaler that is not a GradScaler is seen only by what it doe
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -40,14 +40,13 @@ class ScalingTap(Tap):
         """Methods in progress, by scaler."""
         bus.on(ScalerBuilt, self._scaler_built)
 
-    def install(self) -> list[Undo]:
+    def install(self) -> Iterable[Undo]:
+        yield self._take_out
         self._patch(torch.amp.GradScaler)
 
-        def undo() -> None:
-            for each in reversed(self._undo):
-                each()
-
-        return [undo]
+    def _take_out(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
 
     def _scaler_built(self, event: ScalerBuilt) -> None:
         """Follows a subclass too: ShardedGradScaler has methods of its own that never reach GradScaler's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -18,8 +18,8 @@ class SchedulerTap(Tap):
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    def install(self) -> list[Undo]:
-        return [patch(ReduceLROnPlateau, "step", self._around)]
+    def install(self) -> Iterable[Undo]:
+        yield patch(ReduceLROnPlateau, "step", self._around)
 
     def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def step(scheduler: Any, metrics: Any, *args: Any, **kwargs: Any) -> Any:
