@@ -191,26 +191,6 @@ def test_a_file_of_which_everything_fails_is_noted_and_disturbs_nothing(
     assert unharmed(script, file, failing) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", files())
-def test_each_function_that_fails_is_noted_and_disturbs_nothing(
-    script: Path, file: str, untouched: dict[str, Any]
-) -> None:
-    """One at a time, from its first call on, and from its third: at first all went well."""
-    wrong: list[str] = []
-    for title, owner, name in functions(file):
-        for fine in (0, 2):
-            failing = Failing(fine)
-            with pytest.MonkeyPatch.context() as patches:
-                make_fail(patches, file, owner, name, failing)
-                wrong += unharmed(script, title, failing)
-            left = [name for name, value in residue().items() if value != untouched[name]]
-            wrong += [f"{title}: left {', '.join(left)}"] if left else []
-            if not failing.failed:
-                break
-    assert wrong == []
-
-
 def test_a_patch_that_fails_leaves_none_behind(script: Path, untouched: dict[str, Any]) -> None:
     """The first patch, then the second, and so on: those of its part that were in already are taken out."""
     for number in itertools.count():
