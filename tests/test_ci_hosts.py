@@ -30,6 +30,7 @@ class Runner:
         self.log: dict[str, str] = {}
         self.path: list[str] = []
         self.summary = folder / "summary.md"
+        self.summary.touch()
         (folder / "temp").mkdir()
 
     def run(self, inputs: dict[str, str], instead: dict[str, str] | None = None) -> int:

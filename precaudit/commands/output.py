@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from precaudit import disk
 from precaudit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def tell_github(report: Report, verbosity: int = 0, annotate: bool = False) -> N
     if len(text) > SUMMARY_BYTES:
         text = text[:SUMMARY_BYTES].rpartition(b"\n")[0] + b"\n\nThe rest is left out: GitHub takes 1 MiB.\n"
     try:
-        with open(path, "ab") as file:
-            file.write(text + b"\n")
+        disk.append(Path(path), text.decode(errors="ignore"))
     except OSError as error:
         say(f"GITHUB_STEP_SUMMARY: {path}: cannot be written: {error.strerror}; the report is in the log")
 

@@ -17,7 +17,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ToolAnnotations
 
-from precaudit import __version__
+from precaudit import __version__, disk
 
 INSTRUCTIONS = """\
 Audits the numeric precision of PyTorch training. Prefer `trace` (runs the command, watches two steps, measures) to
@@ -88,7 +88,7 @@ def trace(
         )
         if not output.is_file():
             raise ToolError(_last_line(done))
-        text = output.read_text(encoding="utf-8", errors="replace")
+        text = disk.read_text(output)
     if text.startswith("precaudit trace: script-failed"):
         text += f"the command's own last words:\n{(done.stdout + done.stderr)[-TAIL:]}\n"
     return text

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from precaudit import disk
 from precaudit.launch.collect import rank_files
 
 EVERY = 0.25
@@ -93,7 +94,7 @@ class Progress:
         try:
             stamp = path.stat().st_mtime_ns
             if self._read.get(path.name, (0, {}))[0] != stamp:
-                content = json.loads(path.read_bytes())
+                content = json.loads(disk.read(path, disk.LARGEST_REPORT))
                 assert {"status", "steps", "coverage"} <= content.keys()
                 self._read[path.name] = stamp, content
         except (OSError, ValueError, AssertionError, AttributeError):
