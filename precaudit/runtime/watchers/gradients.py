@@ -22,7 +22,7 @@ from ..trackers.lineage import CastOf, Flow, Marks, kind_of
 from ..trackers.loss_scale import Float16Gradients, LossScale
 from ..trackers.optimizers import parameters
 from ..trackers.samples import nonfinite, underflow
-from ..trackers.tensors import Tensors
+from ..trackers.tensors import Leaf, Tensors
 from ..trackers.window import Window
 from . import BACKWARD, FORWARD, GRADIENTS, Registration, Watcher
 
@@ -175,6 +175,11 @@ class Gradients(Watcher):
                 self._bus.tell(GradientsRescaled())
             elif not self._loss_scale.rescaled:
                 self._clipped(out, owner)
+        elif name in ("add", "sub") and isinstance(out, Tensor) and out.ndim:
+            owner = self._gradient_among(args[:1])
+            leaf = self._tensors.of(owner).gradient_owner(owner) if owner is not None else None
+            if leaf is not None and self._is_unscaled_term(leaf, args[1]):
+                self.flow.mark(out, mixed=(user_site(), leaf))
 
     def _gradient_among(self, args: Iterable[Any]) -> Tensor | None:
         return next((a for a in args if isinstance(a, Tensor) and self._tensors.is_gradient(a)), None)
@@ -230,13 +235,15 @@ class Gradients(Watcher):
         """Weight decay and penalties added to gradients by hand: to scaled ones, they count for next to nothing."""
         for gradient, value in zip(gradients, added, strict=False):
             leaf = self._tensors.of(gradient).gradient_owner(gradient)
-            if leaf is None or leaf.scaled is None or not isinstance(value, Tensor) or not value.ndim:
-                continue
-            marks = self.flow.of(value)
-            if self._tensors.is_gradient(value) or "grad" in marks or "from_gradient" in marks:
-                continue
-            if not self._loss_scale.may_be_gone:
-                self._bus.tell(AddedUnscaled(leaf.scaled[0](), user_site()))
+            if leaf is not None and self._is_unscaled_term(leaf, value):
+                self._bus.tell(AddedUnscaled(leaf.scaled[0]() if leaf.scaled else None, user_site()))
+
+    def _is_unscaled_term(self, leaf: Leaf, value: Any) -> bool:
+        """Whether this, added to a gradient that carries the scale, is no gradient itself."""
+        if leaf.scaled is None or not isinstance(value, Tensor) or not value.ndim or self._loss_scale.may_be_gone:
+            return False
+        marks = self.flow.of(value)
+        return not (self._tensors.is_gradient(value) or "grad" in marks or "from_gradient" in marks)
 
     def clip_is_scaled(self, gradient: Tensor, site: Site | None) -> None:
         """A clip at this line met gradients that carry the loss scale."""
@@ -253,12 +260,15 @@ class Gradients(Watcher):
         )
 
     def _scaler_step_began(self, event: ScalerStepBegan) -> None:
-        """A gradient was replaced by its clamped values while it still carried the scale."""
+        """A gradient was replaced by its clamped values, or its sum with others, while it still carried the scale."""
         scale = self._loss_scale
         if not event.unscales or scale.may_be_gone:
             return
         for p in parameters(event.optimizer):
-            clipped = self.flow.of(p.grad).get("clipped")
+            marks = self.flow.of(p.grad)
+            if "mixed" in marks and marks["mixed"][1] is self._tensors.leaf(p) and scale.is_on(p):
+                self._bus.tell(AddedUnscaled(event.scaler, marks["mixed"][0]))
+            clipped = marks.get("clipped")
             if clipped is not None and clipped[1] is self._tensors.leaf(p) is not None and scale.is_on(p):
                 self.clip_is_scaled(p, clipped[0])
 
