@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 COMPENSATED = re.compile(r"kahan|compensat|stochastic|_sr_|seeded_round", re.IGNORECASE)
 CARRIES = re.compile(r"\b(\w+) *= *(\w+)(?:\.data|\.detach\(\))?\.clone\(\).*\b\1(?:\.sub_?\( *| *- *)\2\b", re.DOTALL)
 """A copy made before an update, less what is there after it: what rounding took."""
+LEFT = re.compile(r"\b(\w+)(?:\.data)?\.copy_\( *(\w+) *\).*\b\2 *- *\1\b", re.DOTALL)
+"""The exact value that a parameter is copied from, less the parameter: what rounding took."""
+SCALED = re.compile(r"/ *\w+\)\.(?:half\(|to\( *torch\.(?:float16|half) *\))")
+"""State over a scale of its own: what float16 lacks is range."""
 
 
 def is_optimizer_class(cls: Value) -> bool:
@@ -54,9 +58,12 @@ def current_optimizer(run: Run) -> Instance | None:
 
 
 def compensated(instance: Instance) -> bool:
-    """Whether the class compensates on purpose: Kahan summation or stochastic rounding."""
+    """Whether the class compensates on purpose: Kahan summation, stochastic rounding, state with a scale."""
     cls = instance.cls
-    return isinstance(cls, Class) and bool(COMPENSATED.search(code_of(cls.scope.source.code(cls.node))))
+    if not isinstance(cls, Class):
+        return False
+    text = code_of(cls.scope.source.code(cls.node))
+    return any(shape.search(text) for shape in (COMPENSATED, LEFT, SCALED))
 
 
 def compensating(run: Run) -> bool:
@@ -66,7 +73,7 @@ def compensating(run: Run) -> bool:
             owner = frame.owner if isinstance(frame.owner, Class) else None
             source = owner.scope.source if owner is not None else run.interpreter.scope.source
             text = code_of(source.code(owner.node if owner is not None else frame.function))
-            found = COMPENSATED.search(text) or CARRIES.search(text)
+            found = COMPENSATED.search(text) or CARRIES.search(text) or LEFT.search(text)
             return found is not None and "backward(" not in text
     return False
 
