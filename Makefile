@@ -9,7 +9,7 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS)/installed
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow test-pythons fuzz kills gpu lint bench-trace bench-check bench-merge mutants clean
+.PHONY: help demo test test-slow test-pythons fuzz kills gpu lint bench-trace bench-check bench-merge mutants docs clean
 
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-check  checks eight libraries and training scripts: findings, CPU seconds and memory, beside ruff and TorchFix"
 	@echo "make bench-merge  seconds and memory of merging 4096 rank files"
 	@echo "make mutants      breaks clean programs in a hundred ways, and counts what each witness finds: hours; see docs/mutants.md"
+	@echo "make docs         the documentation as a site, into site/: strict, without network once it is set up"
 	@echo "make clean        remove the environments and what tools left behind"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -81,5 +82,14 @@ bench-merge: $(INSTALLED)
 mutants: $(FRAMEWORKS_INSTALLED)
 	PYTHONPATH=tests $(FRAMEWORKS)/bin/python -m mutants.matrix --report --survivors $(SAMPLE)
 
+# A third environment, small: mkdocs-material and precaudit itself, whose rules, options and schema become pages.
+.venv-docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) $(FRAMEWORKS) .venv-gpu .venv-pythons .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build
+	rm -rf $(VENV) $(FRAMEWORKS) .venv-gpu .venv-pythons .venv-docs site .mypy_cache .ruff_cache .pytest_cache .hypothesis .precaudit .precaudit_cache dist build

@@ -1,7 +1,9 @@
-"""The README shows what the program prints. `python tests/test_readme.py` writes it anew, to be read in review."""
+"""README and documentation show what the program prints. `python tests/test_readme.py` writes it anew, to be read."""
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 import subprocess
@@ -13,13 +15,16 @@ from precaudit import settings
 from precaudit.static.files.fixes.rules import FIXES
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "trace.md"
+PICTURE = ROOT / "docs" / "pictures" / "trace.svg"
+RESULTS = ROOT / "benchmarks" / "results"
 COMMAND = ("trace", "fixtures/scripts/gpt_bf16_adamw.py")
+PEERS = re.compile(r"(<!-- peers -->\n)(.*?)(<!-- /peers -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- capture:trace -->\n)(.*?)(<!-- /capture:trace -->)", re.DOTALL)
 
 
-def capture() -> str:
-    """What `precaudit trace` prints on a terminal of 100 columns, as a fenced block."""
+def capture() -> tuple[str, str]:
+    """What `precaudit trace` prints on a terminal of 100 columns, and its report as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
         done = subprocess.run(
@@ -31,9 +36,59 @@ def capture() -> str:
             encoding="utf-8",
             timeout=120,
         )
-    assert done.returncode == 1, done.stderr
-    report = done.stderr.replace(sys.executable, "python")
-    return f"```\n$ precaudit {' '.join(COMMAND)}\n{report.rstrip()}\n```\n"
+        assert done.returncode == 1, done.stderr
+        raw = (Path(folder) / "report.json").read_text(encoding="utf-8")
+    return done.stderr.replace(sys.executable, "python"), raw
+
+
+def fenced(printed: str) -> str:
+    return f"```\n$ precaudit {' '.join(COMMAND)}\n{printed.rstrip()}\n```\n"
+
+
+def picture(raw: str) -> str:
+    """The report as a terminal shows it, in colour, as an SVG that asks for no font from elsewhere."""
+    from rich.console import Console
+    from rich.terminal_theme import MONOKAI
+    from rich.text import Text
+
+    from precaudit.model.wire import Report
+    from precaudit.report import render
+
+    console = Console(record=True, width=92, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    console.print(f"$ precaudit {' '.join(COMMAND)}\n", markup=False, highlight=False)
+    shown = render(Report.model_validate_json(raw), "text", root=ROOT, color=True, width=90)
+    console.print(Text.from_ansi(shown), soft_wrap=True)
+    drawn = console.export_svg(title="precaudit", theme=MONOKAI, unique_id="trace")
+    drawn = drawn.replace("#625e4c", "#9a9a8c")  # dim words, still to be read
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+    return drawn.replace("Fira Code", "ui-monospace, Menlo, Consolas").replace(
+        "<!-- Generated with Rich https://www.textualize.io -->", ""
+    )
+
+
+def words_of(svg: str) -> list[str]:
+    """The words of a picture, without numbers and layout; its title bar is not the program's."""
+    texts = re.findall(r"<text[^>]*clip-path[^>]*>(.*?)</text>", svg)
+    return scrubbed(" ".join(html.unescape(text).replace("\xa0", " ") for text in texts))
+
+
+def peers() -> str:
+    """What the benchmarks measured beside others in one run, from the newest results that are kept."""
+    trace, check = (json.loads(max(RESULTS.glob(f"{name}-*.json")).read_text()) for name in ("trace", "check"))
+    rows = ["", "| Measured in one run | precaudit | Others |", "|---|---|---|"]
+    for shape, said in (("launch-bound", "small operations"), ("compute-bound", "large operations")):
+        ratio = {name: one["ratio"] for name, one in trace["results"][shape]["variants"].items()}
+        ours, other = ratio["precaudit, traced steps"], ratio["DebugMode"]
+        rows.append(
+            f"| a traced step, {said} | {ours:.2f} × an untraced one | torch's DebugMode, which logs: {other:.2f} × |"
+        )
+    for name, one in check["libraries"].items():
+        if "TorchFix" in one:
+            rows.append(
+                f"| checking {name}, {one['lines']:,} lines | {one['cold']:.2g} s of CPU, again {one['warm']:.2g} s | "
+                f"TorchFix {one['TorchFix']:.0f} s, ruff {one['ruff']:.2g} s |"
+            )
+    return "\n".join([*rows, "", ""])
 
 
 def scrubbed(text: str) -> list[str]:
@@ -41,16 +96,28 @@ def scrubbed(text: str) -> list[str]:
     return re.sub(r"[\d.,+^]+", " ", text).split()
 
 
-def test_the_picture_in_the_readme_is_what_the_program_prints() -> None:
-    shown = BLOCK.search(README.read_text(encoding="utf-8"))
+def test_text_and_picture_are_what_the_program_prints() -> None:
+    shown = BLOCK.search(PAGE.read_text(encoding="utf-8"))
     assert shown is not None
-    assert scrubbed(shown[2]) == scrubbed(capture()), "run: python tests/test_readme.py"
+    printed, raw = capture()
+    assert scrubbed(shown[2]) == scrubbed(fenced(printed)), "run: python tests/test_readme.py"
+    drawn = PICTURE.read_text(encoding="utf-8")
+    assert words_of(drawn) == words_of(picture(raw)), "run: python tests/test_readme.py"
+    assert "url(http" not in drawn
 
 
-def test_every_local_link_of_the_readme_leads_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8"))
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_the_comparison_with_others_is_what_the_benchmarks_measured() -> None:
+    shown = PEERS.search(README.read_text(encoding="utf-8"))
+    assert shown is not None
+    assert shown[2] == peers(), "run: python tests/test_readme.py"
+
+
+def test_the_readme_is_one_screen() -> None:
+    """Sixty lines; the picture is the program's, and the first commands say how to install."""
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
+    first = next(at for at, line in enumerate(lines) if line == "```")
+    assert any("pip install" in line for line in lines[first : first + 4])
 
 
 def test_every_setting_and_every_fix_is_documented() -> None:
@@ -62,5 +129,7 @@ def test_every_setting_and_every_fix_is_documented() -> None:
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda match: match[1] + capture() + match[3], text), encoding="utf-8")
+    printed, raw = capture()
+    PAGE.write_text(BLOCK.sub(lambda match: match[1] + fenced(printed) + match[3], PAGE.read_text(encoding="utf-8")))
+    README.write_text(PEERS.sub(lambda match: match[1] + peers() + match[3], README.read_text(encoding="utf-8")))
+    PICTURE.write_text(picture(raw), encoding="utf-8")
