@@ -34,6 +34,7 @@ ELSEWHERE = {
     "report/page/frame.py": "what is shipped beside it",
     "run.py": "in the traced process, before anything of ours is loaded; the script is opened as Python does",
     "runtime/sitecustomize.py": "in the traced process, where nothing may be imported",
+    "runtime/exact/exchange.py": "in the traced process: the companions that ranks show each other",
     "runtime/process/peers.py": "in the traced process: the files by which ranks stop together",
     "runtime/process/rankfile.py": "in the traced process: what it saw",
     "runtime/recorder.py": "in the traced process: what it computes, for --verify-undisturbed",

@@ -28,7 +28,8 @@ class ExactLine(BaseModel):
     nil: bool = False
     """The parameter's exact gradient is zero: what is here is made of rounding alone."""
     split: dict[str, float] = {}
-    """Where it was lost, as norms over that of the exact value: of a gradient in "forward" and in "backward"; of an
+    """Where it was lost, as norms over that of the exact value: of a gradient in "forward" and in "backward" and
+    in the "reduction" over ranks; of an
     update and of state with the "gradient" or in the "optimizer", of which "write-back" is the last rounding."""
 
 

@@ -392,6 +392,22 @@ def patch_init_process_group(wrap: Callable[[Callable[..., Any]], Callable[..., 
     return undo
 
 
+def process_group(given: Any) -> Any:
+    """The process group that an op of c10d or of the functional collectives is given: boxed, by its name, or itself."""
+    if isinstance(given, str):
+        return torch.distributed.distributed_c10d._resolve_process_group(given)
+    own = torch.distributed.ProcessGroup
+    return given if isinstance(given, own) else own.unbox(given)
+
+
+def reduction(given: Any) -> int:
+    """How such an op reduces: the number of a ReduceOp.RedOpType, -1 where torch does not tell."""
+    if isinstance(given, str):
+        kind = getattr(torch.distributed.ReduceOp.RedOpType, given.upper(), None)
+        return -1 if kind is None else int(kind)
+    return int(given.op()) if given._has_method("op") else -1
+
+
 def collectives_begun() -> dict[str, int]:
     """Process group -> collectives that this rank has begun in it; 0 or no entry where its backend does not count."""
     counts: dict[str, int] = {}

@@ -391,15 +391,25 @@ main()
 """
 
 
-def test_gradients_are_measured_before_their_reduction_and_not_known_after_it(tmp_path: Path) -> None:
+def test_gradients_are_measured_before_their_reduction_and_after_it(tmp_path: Path) -> None:
+    """The one rank of a group gets back what it gave."""
     exact = exact_of(REDUCED, tmp_path)
     alone = exact_of(REDUCED.replace("torch.distributed.all_reduce(p.grad)", "pass"), tmp_path)
-    assert list(exact.not_followed) == ["c10d::allreduce_"]
+    assert exact.not_followed == {}
     before = next(line for line in exact.budget if line.what == "before reduction")
     true = [line for line in alone.budget if line.what == "gradient"]
     assert before.error == pytest.approx(
         sum(line.absolute**2 for line in true) ** 0.5 / sum(line.size**2 for line in true) ** 0.5
     )
+    after = [line for line in exact.budget if line.what == "gradient"]
+    assert [line.error for line in after] == pytest.approx([line.error for line in true])
+    assert [line.split["reduction"] for line in after] == [0.0] * 4
+    assert not any(line.partial for line in exact.budget)
+
+
+def test_a_collective_whose_ranks_cannot_be_asked_leaves_gradients_unknown(tmp_path: Path) -> None:
+    exact = exact_of(REDUCED.replace("(p.grad)", "(p.grad, op=torch.distributed.ReduceOp.PRODUCT)"), tmp_path)
+    assert list(exact.not_followed) == ["c10d::allreduce_"]
     assert all(line.partial for line in exact.budget if line.what in ("gradient", "gradient norm", "update", "state"))
 
 

@@ -153,8 +153,12 @@ class Budget:
         share = relative(error, size, length)
         split: dict[str, float] = {}
         middle = self._follower.stage.of(real)
+        late = self._follower.late.of(real)
         if stages and middle is not None and size and math.isfinite(share):
-            split = {stages[0]: _norm(middle - exact) / size, stages[1]: _norm(now - middle) / size}
+            last = now if late is None else late
+            split = {stages[0]: _norm(middle - exact) / size, stages[1]: _norm(last - middle) / size}
+            if late is not None:
+                split["reduction"] = _norm(now - late) / size
         return Line(
             what,
             name,

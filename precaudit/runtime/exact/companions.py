@@ -7,7 +7,7 @@ the parameters that the step begins with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,12 +34,22 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to(WIDE[tensor.dtype], copy=True)
 
 
+def floats(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The floating tensors among these, those inside lists included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.dtype in WIDE and value.layout is torch.strided:
+                yield value
+        elif isinstance(value, (list, tuple)):
+            yield from floats(value)
+
+
 class Companion:
     """The float64 numbers of one storage."""
 
     __slots__ = (
         "_exact", "_flat", "_offset", "_plain", "_size", "_stride",
-        "count", "differs", "dtype", "nbytes", "partial", "record", "storage", "unit",
+        "awaited", "count", "differs", "dtype", "nbytes", "partial", "record", "storage", "unit",
     )  # fmt: skip
 
     def __init__(self, tensor: Tensor, exact: Tensor | None, partial: bool) -> None:
@@ -58,6 +68,8 @@ class Companion:
         """While it is held, no other storage gets this one's address."""
         self.partial = partial
         """Something that could not be followed went into it: it is exact only from there on."""
+        self.awaited = False
+        """A collective writes to the storage, perhaps when it is waited for."""
         self.record = -1
         """The number of the operation that wrote it last."""
 
@@ -155,6 +167,11 @@ class Companions:
         """What stands for this tensor."""
         found = self.find(tensor)
         return None if found is None else found.view(tensor)
+
+    def reading(self, tensor: Tensor) -> Tensor:
+        """The same, of its own where there is none."""
+        found = self.of(tensor)
+        return wide(tensor) if found is None else found.clone()
 
     def writable(self, tensor: Tensor) -> Companion | None:
         """The companion of the tensor's storage, made now of what it holds; None for a tensor without storage."""

@@ -21,10 +21,11 @@ from torch import Tensor
 from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
 from ..guard import Guard, is_programs_own
-from .companions import WIDE, Companion, Companions, wide
+from . import exchange
+from .companions import WIDE, Companion, Companions, floats, wide
 from .forks import Fork, Forks
 from .places import PHASES, Place
-from .recipes import FACTORIES, LOST, REAL, RUN, VIEW, Recipe, Refused, floats, recipe_of
+from .recipes import FACTORIES, LOST, REAL, RUN, SHOWN, VIEW, Recipe, Refused, recipe_of
 from .rows import Key, Row, Rows
 from .samples import LARGE, MATMULS, Pick, thinned
 from .scope import Scope
@@ -51,6 +52,8 @@ class Ready(NamedTuple):
     """None where nothing is computed beside it."""
     plan: Plan | None = None
     """Of an op that writes, since what it is given is then written over."""
+    shown: exchange.Given | None = None
+    """Of a collective."""
 
 
 class Plan(NamedTuple):
@@ -59,7 +62,7 @@ class Plan(NamedTuple):
     row: Row
     looks: bool
     """Its numbers are taken this time."""
-    entries: tuple[Entries, Entries]
+    entries: tuple[Entries, Entries, Entries]
     """What each lineage holds of what it reads."""
     alone: Given | None = None
     """In float64, what it is really given; None where nobody asks what it makes of that."""
@@ -67,6 +70,8 @@ class Plan(NamedTuple):
     """`alone` gives only these elements of its result."""
     left: bool = False
     """It is not followed: what it gives counts as exact."""
+    arrives: bool = False
+    """It only copies what a collective gave to where its companion is already."""
 
 
 class Made(NamedTuple):
@@ -87,20 +92,26 @@ class Follower:
         place: Callable[[list[Tensor]], Place],
         forks: Forks | None = None,
         scope: Scope | None = None,
+        ranks: exchange.Exchange | None = None,
     ) -> None:
         self._guard, self._place = guard, place
         self.scope = scope or Scope()
+        self.ranks = ranks or exchange.Exchange(None)
         self.forks = forks
         """Companions of a step that rounds the operands of its matmuls."""
         self.main = Companions()
         """They began with the step."""
         self.stage = Companions()
         """They began with backward, or with the optimizer's step."""
+        self.late = Companions()
+        """They began with the last sum over the ranks, in backward or after it."""
         self.rows = Rows()
         self.lost: Counter[str] = Counter()
         """Op that could not be followed -> times."""
         self.elements = self.elements_lost = 0
         """Floating numbers computed, and those of them that were not followed."""
+        self.sums_gradients: Callable[[], bool] = lambda: False
+        """Whether sums over the ranks are now those of gradients."""
         self.watched: dict[int, Tensor | None] = {}
         """Storage of a parameter -> the error of the last write to it, as the norm of what that rounded away."""
         self.layers: dict[str, int] = {}
@@ -110,6 +121,11 @@ class Follower:
         self.on_reduction: Callable[[list[Tensor]], None] | None = None
         """Called with what is about to be added up over the ranks."""
         self._recipes: dict[int, Recipe] = {}
+
+    def clear_stage(self) -> None:
+        """A stage is over: the next one begins from what is there."""
+        self.stage.clear()
+        self.late.clear()
 
     # -- what the mode tells
 
@@ -131,10 +147,12 @@ class Follower:
 
     def about_to_write(self, ready: Ready, args: Any, kwargs: Any) -> Ready:
         """Takes what an op that writes is given. To be called unseen, right before it runs."""
+        if ready.recipe.how == SHOWN:
+            return ready._replace(shown=self._given(ready, args))
         if ready.place is None or not ready.targets:
             return ready
         plan = self._planned(ready, args, kwargs, ready.targets[0])
-        for lineage, entries in ((self.main, plan.entries[0]), (self.stage, plan.entries[1])):
+        for lineage, entries in zip((self.main, self.stage, self.late), plan.entries, strict=True):
             if _differs(entries):
                 for target in ready.targets:
                     if id(target) not in entries and (entry := lineage.writable(target)) is not None:
@@ -154,18 +172,24 @@ class Follower:
         assert place is not None, "only of what is computed"
         keys = _keys(ready.given)
         main, stage = self.main.among(ready.given, keys), self.stage.among(ready.given, keys)
+        entries = (main, stage, self.late.among(ready.given, keys))
+        if recipe.name == "copy_" and (entry := main.get(id(ready.given[0]))) is not None and entry.awaited:
+            entry.awaited = False
+            if len(main) == 1:  # what is copied is a backend's own buffer
+                return Plan(NOBODY, False, ({}, {}, {}), left=True, arrives=True)
         if self.scope.leaves(place, bool(stage) or _differs(main)):
-            return Plan(NOBODY, False, ({}, {}), left=True)
+            return Plan(NOBODY, False, ({}, {}, {}), left=True)
         row = self.rows.row(Key(place.site, place.module, recipe.name, DTYPE_NAMES[first.dtype], place.phase))
         looks = row.looks()
-        followed = (_differs(main) and (place.phase == PHASES[0] or _differs(stage))) or self.scope.surveys
+        followed = _differs(main) and (place.phase == PHASES[0] or _differs(stage))
+        followed = (followed and _differs(entries[2]) == bool(entries[2])) or self.scope.surveys
         watched = bool(self.watched) and any(private.storage_key(one) in self.watched for one in ready.targets)
         if followed and not (looks or watched):
-            return Plan(row, looks, (main, stage))
+            return Plan(row, looks, entries)
         thin = thinned(recipe, args, kwargs, first) if followed and not watched and self.forks is None else None
         if thin is not None:
-            return Plan(row, looks, (main, stage), _converted(recipe, thin.args, kwargs, {}), thin.pick)
-        return Plan(row, looks, (main, stage), _converted(recipe, args, kwargs, {}))
+            return Plan(row, looks, entries, _converted(recipe, thin.args, kwargs, {}), thin.pick)
+        return Plan(row, looks, entries, _converted(recipe, args, kwargs, {}))
 
     def _ran(self, ready: Ready, args: Any, kwargs: Any, out: Any) -> None:
         recipe = ready.recipe
@@ -181,6 +205,9 @@ class Follower:
         try:
             if recipe.how == LOST:
                 raise Refused
+            if recipe.how == SHOWN:
+                self._shown(ready, args, out)
+                return
             self._followed(ready, args, kwargs, made, reals)
         except Exception as error:
             if is_programs_own(error):
@@ -190,12 +217,14 @@ class Follower:
             for tensor in reals:
                 self.main.lose(tensor)
                 self.stage.lose(tensor)
+                self.late.lose(tensor)
 
     def _as_they_are(self, written: list[Tensor]) -> None:
         """What these hold now is what they should hold."""
         for target in written:
             _exact_as_it_is(self.main, target)
             _exact_as_it_is(self.stage, target)
+            _exact_as_it_is(self.late, target)
             for fork in self.forks.all if self.forks is not None else ():
                 _exact_as_it_is(fork.values, target)
 
@@ -205,7 +234,8 @@ class Follower:
         assert place is not None, "only of what is computed"
         plan = ready.plan or self._planned(ready, args, kwargs, made.fresh[0])
         if plan.left:
-            self._as_they_are(ready.targets)
+            if not plan.arrives:
+                self._as_they_are(ready.targets)
             self.elements -= sum(one.numel() for one in reals)
             return
         if self.scope.surveys:
@@ -220,11 +250,38 @@ class Follower:
         exacts = self._companions(0, ready, plan, args, kwargs, made, own, partial)
         if place.phase != PHASES[0] or plan.entries[1]:
             self._companions(1, ready, plan, args, kwargs, made, own, partial)
+        if plan.entries[2]:
+            self._companions(2, ready, plan, args, kwargs, made, own, partial)
         self._book(place, plan, reals, exacts, own, records)
         if self.watched and own and plan.pick is None:
             self._watch(ready.targets, own[len(made.fresh) :])
         if recipe.name == "_log_softmax" and self.on_softmax is not None:
             self.on_softmax(ready.given[0], made.fresh[0])
+
+    # -- collectives
+
+    def _given(self, ready: Ready, args: Any) -> exchange.Given:
+        """The companions of what this rank gives to a collective, before that is written over."""
+        entries = self.main.among(ready.given, _keys(ready.given)).values()
+        kinds = [self.main.reading, self.stage.reading, self.late.reading if not ready.recipe.reduces else wide]
+        return exchange.collective(ready.recipe.name, args, kinds, any(entry.partial for entry in entries))
+
+    def _shown(self, ready: Ready, args: Any, out: Any) -> None:
+        """Has the companions of what a collective gives made of those of all ranks."""
+        given = ready.shown
+        outs = exchange.written(given.shape, args, out) if given is not None else []
+        found = self.ranks.run(given, args, outs) if given is not None else None
+        if given is None or found is None:
+            raise Refused
+        (main, stage, late), partial = found
+        sums = ready.recipe.reduces and not torch.is_grad_enabled() and self.sums_gradients()
+        for at, target in enumerate(outs):
+            self.main.write(target, main[at], partial, True)
+            self.stage.write(target, stage[at], partial, True)
+            if (entry := self.main.find(target)) is not None:
+                entry.awaited = exchange.arrives_late(given.shape)
+            if sums or self.late:
+                self.late.write(target, late[at], partial, True)
 
     def _survey(self, place: Place, plan: Plan, recipe: Recipe, made: Made, reals: list[Tensor]) -> None:
         """Sees what the op loses itself, and how much memory it would take to follow it."""
@@ -249,7 +306,7 @@ class Follower:
         self, which: int, ready: Ready, plan: Plan, args: Any, kwargs: Any, made: Made, own: Any, partial: bool
     ) -> list[Tensor]:
         """Runs the op on the companions of one lineage; where none is given, they are what it gives alone."""
-        recipe, lineage, entries = ready.recipe, (self.main, self.stage)[which], plan.entries[which]
+        recipe, lineage, entries = ready.recipe, (self.main, self.stage, self.late)[which], plan.entries[which]
         count = len(made.fresh)
         if _differs(entries):
             given = _converted(recipe, args, kwargs, entries)

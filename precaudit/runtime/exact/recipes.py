@@ -6,7 +6,7 @@ from the real run. What it must not do either is touch anything of the program's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..optable import REDUCTION_COLLECTIVES
-from .companions import WIDE
+from .companions import WIDE, floats
+from .exchange import COLLECTIVES
 
-VIEW, REAL, RUN, LOST = range(4)
-"""Makes no number; makes numbers that are exact as they are; is run in float64; cannot be followed."""
+VIEW, REAL, RUN, LOST, SHOWN = range(5)
+"""Makes no number; makes numbers that are exact as they are; is run in float64; cannot be followed; is a collective,
+whose ranks show each other their companions."""
 
 NOTHING = frozenset("resize_ resize_as_ set_ record_stream _local_scalar_dense is_same_size item".split())
 SHAPES = ("empty", "new_empty", "zeros", "new_zeros", "ones", "new_ones")
@@ -28,7 +30,7 @@ EXACT = frozenset("zero_ _foreach_zero_ _amp_update_scale_".split())
 FACTORIES = frozenset("full full_like new_full scalar_tensor arange linspace logspace range eye".split())
 UNSAID: dict[str, tuple[int, ...]] = dict.fromkeys(
     ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), (3, 4)
-)
+) | {"all_gather_copy_in": (1,)}
 """Positions that an op writes to, though its schema says nothing of it."""
 AS_IT_IS = frozenset("state_steps grad_scale found_inf".split())
 """Arguments of which fused kernels take float32 only: counts and powers of two, which are exact."""
@@ -125,19 +127,13 @@ def _how(func: Any, space: str, name: str, writes: bool, schema: Any) -> int:
     if torch.Tag.nondeterministic_seeded in func.tags and name not in FORMULAS:
         draws = name.endswith("_") or name.startswith("rand") or name.removesuffix("_like") in SAMPLERS
         return REAL if draws else LOST
+    if schema.name in COLLECTIVES:
+        return SHOWN
+    if space == "fsdp":  # written in Python, and copies numbers
+        return RUN
     if "c10d" in space or (private.is_foreign(func) and private.is_written_in_python(func)):
         return LOST
     return RUN
-
-
-def floats(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The floating tensors among these, those inside lists included."""
-    for value in values:
-        if isinstance(value, Tensor):
-            if value.dtype in WIDE and value.layout is torch.strided:
-                yield value
-        elif isinstance(value, (list, tuple)):
-            yield from floats(value)
 
 
 # -- formulas

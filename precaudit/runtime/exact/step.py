@@ -21,6 +21,7 @@ from ..trackers.window import Window
 from .budget import Budget
 from .companions import WIDE, wide
 from .evidence import add_exact
+from .exchange import Exchange
 from .follower import Follower
 from .forks import Asked, Forks, Roles
 from .places import Places
@@ -58,6 +59,7 @@ class ExactStep(Companion):
         self._held: list[Tensor] | None = None
         """The leaves of a loop without one; None while its exact step has not begun."""
         self._asked = settings.exact
+        self._ranks = Exchange(settings.peers_folder or settings.ranks_folder)
         self._scope = Scope(settings.exact_modules, settings.exact_memory)
         self._what_if = Asked(tuple(settings.what_if), settings.stochastic) if settings.what_if else None
         self._roles: Roles | None = None
@@ -128,7 +130,9 @@ class ExactStep(Companion):
         forks = Forks(self._what_if) if self._what_if is not None else None
         self._roles = Roles(self._what_if) if self._what_if is not None else None
         self._before = {}
-        self.follower = Follower(self._guard, self._places.of, forks, self._scope)
+        self.follower = Follower(self._guard, self._places.of, forks, self._scope, self._ranks)
+        self.follower.sums_gradients = lambda: self._window.phase != FORWARD
+        self._ranks.begins(self._window.step)
         self.budget = Budget(self.follower)
         self._places.clear()
         self._stepped = []
@@ -144,7 +148,7 @@ class ExactStep(Companion):
     def _step_began(self, event: StepBegan) -> None:
         if self.following:
             self.budget.gradients([(self._modules.name(p), p) for p in trained(event.optimizer)])
-            self.follower.stage.clear()
+            self.follower.clear_stage()
             self._what_if_before(event.optimizer)
 
     def _exact(self, tensor: Tensor) -> Tensor:
@@ -190,7 +194,7 @@ class ExactStep(Companion):
             if held.tensor.dtype in WIDE and held.tensor.numel() > 1:
                 owner = f"{self._modules.name(held.parameter)}: " if held.parameter is not None else ""
                 self.budget.state(owner + held.name, held.tensor, held.parameter)
-        self.follower.stage.clear()
+        self.follower.clear_stage()
 
     def _boundary(self, event: Boundary) -> None:
         """A step that a loss scaler skipped shows nothing of the optimizer: the next one is tried."""
@@ -208,7 +212,7 @@ class ExactStep(Companion):
         """The window is over, and with it a step that has not ended: nothing of it is kept."""
         self.following = False
         self.follower.main.clear()
-        self.follower.stage.clear()
+        self.follower.clear_stage()
 
     def _end(self) -> None:
         if self._scope.surveys:
@@ -219,7 +223,7 @@ class ExactStep(Companion):
         self.follower.rows.settle()
         self.budget.finish()
         self.follower.main.clear()
-        self.follower.stage.clear()
+        self.follower.clear_stage()
 
     def _survey_ended(self) -> None:
         """A step has shown which modules are worst, and what they take: the next one follows those that fit."""
@@ -240,7 +244,7 @@ class ExactStep(Companion):
             self._held = event.leaves
             self.budget.again()
             self.budget.gradients([(self._modules.name(leaf), leaf) for leaf in event.leaves])
-            self.follower.stage.clear()
+            self.follower.clear_stage()
 
     def _next_begins(self, args: Any) -> bool:
         """Whether this op is the first of the forward pass after a step by hand."""
