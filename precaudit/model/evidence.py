@@ -72,6 +72,13 @@ EVIDENCE: Mapping[str, Evidence] = {
     "exact_update_error": Evidence(Unit.SHARE, "against float64 the updates are off by {} of their norm", effect=True),
     "exact_local_error": Evidence(Unit.SHARE, "against float64 on the same inputs it is off by {}", effect=True),
     "exact_loss_error": Evidence(Unit.SHARE, "against float64 the loss is off by {}"),
+    "exact_loss_change": Evidence(Unit.SHARE, "its own rounding moved the loss by {}"),
+    "exact_phase_error": Evidence(Unit.RADIANS, "against float64 phases are off by up to {} radians"),
+    "exact_gradient_error": Evidence(Unit.SHARE, "against float64 the gradients are off by {}", effect=True),
+    "exact_reduction_error": Evidence(Unit.SHARE, "the sum over ranks moved the gradients by {}", effect=True),
+    "exact_error": Evidence(Unit.SHARE, "against float64 the result is off by {}"),
+    "exact_state_error": Evidence(Unit.SHARE, "against float64 the state is off by {}"),
+    "exact_amplification": Evidence(Unit.FACTOR, "errors of what it is given become {} times as large"),
     "loss_scale": Evidence(Unit.FACTOR, "the loss scale was {}"),
 }
 """Evidence name -> what it is."""

@@ -11,8 +11,8 @@ class ExactLine(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     what: str
-    """"loss", "logits", "log-probabilities", "activation" of a module, "before reduction" of all that this
-    rank gave to be added up over ranks, "gradient" and "update" of a
+    """"loss", "logits", "log-probabilities", "activation" of a module, "phases" of all sines and cosines,
+    "before reduction" of all that this rank gave to be added up over ranks, "gradient" and "update" of a
     parameter, "gradient norm" of all of one optimizer, its "state"."""
     name: str = ""
     """The parameter's or the module's; of state also the optimizer's own name for it."""
@@ -20,7 +20,7 @@ class ExactLine(BaseModel):
     error: float | None = None
     """The norm of the error over the norm of the exact value; null where that is zero or not known."""
     absolute: float | None = None
-    """The norm of the error; of log-probabilities its mean, in nats."""
+    """The norm of the error; of log-probabilities its mean, in nats; of phases the largest, in radians."""
     size: float | None = None
     """The norm of the exact value."""
     partial: bool = False
@@ -28,9 +28,9 @@ class ExactLine(BaseModel):
     nil: bool = False
     """The parameter's exact gradient is zero: what is here is made of rounding alone."""
     split: dict[str, float] = {}
-    """Where it was lost, as norms over that of the exact value: of a gradient in "forward" and in "backward" and
-    in the "reduction" over ranks; of an
-    update and of state with the "gradient" or in the "optimizer", of which "write-back" is the last rounding."""
+    """Where it was lost, as norms over that of the exact value: of a gradient in "forward", in "backward" and in the
+    "reduction" over ranks; of an update and of state with the "gradient" or in the "optimizer", of which "write-back"
+    is the last rounding."""
 
 
 class ExactOperation(BaseModel):

@@ -15,6 +15,7 @@ KINDS = {
     "log-probabilities": ("log-probabilities", "log-probabilities"),
     "logits": ("logits", "logits"),
     "activation": ("activation", "activations"),
+    "phases": ("phases", "phases"),
     "before reduction": ("before reduction", "before reduction"),
     "gradient": ("gradient", "gradients"),
     "gradient norm": ("gradient norm", "gradient norms"),
@@ -75,6 +76,8 @@ def budget(exact: ExactStep) -> list[Summed]:
 def _said(lines: Sequence[ExactLine]) -> str:
     if lines[0].what == "log-probabilities":
         return f"off by {number(max(line.absolute or 0.0 for line in lines))} nats on average"
+    if lines[0].what == "phases":
+        return f"off by up to {number(max(line.absolute or 0.0 for line in lines))} radians"
     followed = (line for line in lines if line.error is not None and not line.partial)
     known = sorted(followed, key=lambda line: -(line.error or 0.0))
     said = []

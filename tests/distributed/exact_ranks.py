@@ -60,6 +60,7 @@ class Loop:
             config = {
                 "train_micro_batch_size_per_gpu": 6,
                 "bf16": {"enabled": True},
+                "gradient_clipping": 0.0,
                 "zero_optimization": {"stage": int(kind[-1]), "reduce_bucket_size": 500, "allgather_bucket_size": 500},
                 "zero_allow_untested_optimizer": True,
             }

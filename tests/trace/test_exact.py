@@ -364,6 +364,107 @@ def test_findings_say_what_the_exact_step_measured_of_them(tmp_path: Path) -> No
     assert 1e-3 < norm.evidence["exact_local_error"] < 4e-3
 
 
+SOFTMAX = """
+import torch
+
+torch.manual_seed(0)
+weight = torch.randn(16, 50, requires_grad=True)
+x, y = torch.randn(64, 16), torch.randint(0, 50, (64, 1))
+optimizer = torch.optim.SGD([weight], lr=0.0)
+for _ in range(4):
+    logits = (x @ weight).bfloat16()
+    chosen = torch.log_softmax(logits, -1).float().gather(1, y)
+    loss = -1024 * chosen.mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_how_far_the_rounding_of_a_softmax_moved_the_loss(tmp_path: Path) -> None:
+    """To first order, which is all of it where the loss is a mean of what the softmax gives."""
+    (tmp_path / "train.py").write_text(SOFTMAX)
+    report = harness.run(tmp_path / "train.py", traced=True, exact=True).report
+    assert report is not None
+    (found,) = [one for one in report.findings if one.rule == "PA404"]
+    torch.manual_seed(0)
+    weight, x, y = torch.randn(16, 50), torch.randn(64, 16), torch.randint(0, 50, (64, 1))
+    logits = (x @ weight).bfloat16()
+    low, exact = (torch.log_softmax(one, -1).double().gather(1, y).mean() for one in (logits, logits.double()))
+    assert found.evidence["exact_loss_change"] == pytest.approx(float((low - exact).abs() / low.abs()), rel=1e-4)
+
+
+ANGLES = """
+import torch
+
+weight = torch.ones(1, requires_grad=True)
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for _ in range(4):
+    angles = torch.outer(torch.arange(300, dtype=torch.bfloat16), torch.tensor([1.0, 0.1]))
+    (weight * angles.cos()).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_how_far_angles_are_off(tmp_path: Path) -> None:
+    exact = exact_of(ANGLES, tmp_path)
+    places = torch.arange(300)
+    true = float((places.bfloat16().double() - places.double()).abs().max())
+    (phases,) = [line for line in exact.budget if line.what == "phases"]
+    assert phases.absolute == pytest.approx(true, abs=1e-6) == 1.0
+    report = harness.run(tmp_path / "train.py", traced=True, exact=True).report
+    assert report is not None
+    assert {one.evidence["exact_phase_error"] for one in report.findings if one.rule == "PA408"} == {phases.absolute}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "rule", "name"),
+    [
+        ("PA208/bad.py", "PA208", "exact_gradient_error"),
+        ("PA301/bad.py", "PA301", "exact_state_error"),
+        ("PA401/bad.py", "PA401", "exact_loss_error"),
+        ("PA405/bad.py", "PA405", "exact_error"),
+        ("PA415/bad.py", "PA415", "exact_amplification"),
+    ],
+)
+def test_evidence_of_each_kind_of_rule(fixture: str, rule: str, name: str) -> None:
+    report = harness.run(harness.FIXTURES / fixture, traced=True, exact=True).report
+    assert report is not None
+    assert report.exact is not None
+    (found,) = [one for one in report.findings if one.rule == rule]
+    gradients = [line.error for line in report.exact.budget if line.what == "gradient"]
+    worst = {
+        "exact_gradient_error": max(gradients),
+        "exact_state_error": max(
+            (line.error or 0.0 for line in report.exact.budget if line.what == "state"), default=0.0
+        ),
+        "exact_loss_error": max(line.error for line in report.exact.budget if line.what == "loss"),
+        "exact_amplification": max(row.amplification or 0.0 for row in report.exact.operations),
+        "exact_error": max(row.error for row in report.exact.operations),
+    }
+    assert 0 < found.evidence[name] <= worst[name]
+
+
+def test_float16_that_rounds_little_is_still_told(tmp_path: Path) -> None:
+    """Its rounding is no measure of what it does to a sum of squares that leaves its range."""
+    report = harness.run(harness.FIXTURES / "PA209/bad.py", traced=True, exact=True).report
+    assert report is not None
+    (found,) = [one for one in report.findings if one.rule == "PA209"]
+    assert found.severity.value != "note"
+    assert 0 < found.evidence["exact_error"] < 0.0005
+
+
+def test_nothing_is_known_of_an_operation_that_overflows(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(LOW_NORM.replace("bfloat16", "half").replace("x.pow(2)", "(300 * x).pow(2)"))
+    report = harness.run(tmp_path / "train.py", traced=True, exact=True).report
+    assert report is not None
+    norms = [one for one in report.findings if one.rule == "PA403"]
+    assert norms
+    assert not any(name.startswith("exact_") for one in norms for name in one.evidence)
+    assert not any("measured: 0.0 %" in one.message for one in norms)
+
+
 LOW_NORM = """
 import torch
 from torch import nn

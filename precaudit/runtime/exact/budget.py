@@ -19,15 +19,15 @@ class Line(NamedTuple):
     """One quantity."""
 
     what: str
-    """"loss", "log-probabilities", "logits", "activation", "before reduction", "gradient", "gradient norm", "update" or
-    "state"."""
+    """"loss", "log-probabilities", "logits", "activation", "phases", "before reduction", "gradient",
+    "gradient norm", "update" or "state"."""
     name: str
     """The parameter's, the module's, or, of state, both the parameter's and the optimizer's own."""
     dtype: str
     error: float | None
     """The norm of the error over that of the exact value; None where the exact value is zero, or is not known."""
     absolute: float | None = None
-    """The norm of the error; of log-probabilities its mean size, in nats."""
+    """The norm of the error; of log-probabilities its mean size, in nats; of phases the largest, in radians."""
     size: float | None = None
     """The norm of the exact value."""
     partial: bool = False
@@ -69,6 +69,7 @@ class Budget:
                 self._reduced.append((line.absolute, line.size, line.partial))
 
     def loss(self, root: Tensor) -> None:
+        self._follower.effects.begins(root)
         if self._is_asked_for(root):
             self.lines.append(self._line("loss", "", root))
 
@@ -135,6 +136,9 @@ class Budget:
             error, size = (math.hypot(*(one[at] for one in self._reduced)) for at in (0, 1))
             partial = any(one[2] for one in self._reduced)
             found.append(Line("before reduction", "", "", _known(relative(error, size, size)), error, size, partial))
+        if self._follower.phases:
+            found.append(Line("phases", "", "", None, float(torch.stack(self._follower.phases).max())))
+        self._follower.effects.settle()
         self.lines[:0] = found
 
     # -- comparing

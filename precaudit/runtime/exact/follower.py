@@ -23,6 +23,7 @@ from ..dtypes import DTYPE_NAMES, LOW
 from ..guard import Guard, is_programs_own
 from . import exchange
 from .companions import WIDE, Companion, Companions, floats, wide
+from .effects import Effects
 from .forks import Fork, Forks
 from .places import PHASES, Place
 from .recipes import FACTORIES, LOST, REAL, RUN, SHOWN, VIEW, Recipe, Refused, recipe_of
@@ -34,6 +35,7 @@ Given = tuple[list[Any], dict[str, Any]]
 """Arguments of an op, positional and named."""
 
 
+ANGLES = frozenset(("sin", "cos"))
 NOBODY = Row()
 """The row of what is not followed."""
 Entries = dict[int, Companion]
@@ -114,6 +116,9 @@ class Follower:
         """Whether sums over the ranks are now those of gradients."""
         self.watched: dict[int, Tensor | None] = {}
         """Storage of a parameter -> the error of the last write to it, as the norm of what that rounded away."""
+        self.effects = Effects()
+        self.phases: list[Tensor] = []
+        """Of angles that a sine or cosine is taken of, the largest errors."""
         self.layers: dict[str, int] = {}
         """Module -> the record of its last operation in forward."""
         self.on_softmax: Callable[[Tensor, Tensor], None] | None = None
@@ -255,8 +260,17 @@ class Follower:
         self._book(place, plan, reals, exacts, own, records)
         if self.watched and own and plan.pick is None:
             self._watch(ready.targets, own[len(made.fresh) :])
-        if recipe.name == "_log_softmax" and self.on_softmax is not None:
-            self.on_softmax(ready.given[0], made.fresh[0])
+        self._meant(recipe.name, plan, args, made, own)
+
+    def _meant(self, name: str, plan: Plan, args: Any, made: Made, own: list[Tensor] | None) -> None:
+        """Of a few operations it is known what their errors do."""
+        if name == "_log_softmax" and self.on_softmax is not None:
+            self.on_softmax(args[0], made.fresh[0])
+        if name in ANGLES and args[0].numel() and (exact := plan.entries[0].get(id(args[0]))) and not exact.partial:
+            self.phases.append((wide(args[0]) - exact.view(args[0])).abs().amax())
+        if own and made.fresh and plan.pick is None:
+            self.effects.gave(name, plan.row, made.fresh[0], own[0])
+        self.effects.met(name, args)
 
     # -- collectives
 

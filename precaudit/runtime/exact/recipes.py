@@ -32,6 +32,8 @@ UNSAID: dict[str, tuple[int, ...]] = dict.fromkeys(
     ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), (3, 4)
 ) | {"all_gather_copy_in": (1,)}
 """Positions that an op writes to, though its schema says nothing of it."""
+COPIES = frozenset(("_wrap_tensor_autograd",))
+"""Ops around collectives that give back what they are given."""
 AS_IT_IS = frozenset("state_steps grad_scale found_inf".split())
 """Arguments of which fused kernels take float32 only: counts and powers of two, which are exact."""
 Run = Callable[[Any, list[Any], dict[str, Any], Any], Any]
@@ -129,7 +131,7 @@ def _how(func: Any, space: str, name: str, writes: bool, schema: Any) -> int:
         return REAL if draws else LOST
     if schema.name in COLLECTIVES:
         return SHOWN
-    if space == "fsdp":  # written in Python, and copies numbers
+    if space == "fsdp" or name in COPIES:  # written in Python, and copies numbers
         return RUN
     if "c10d" in space or (private.is_foreign(func) and private.is_written_in_python(func)):
         return LOST
@@ -205,6 +207,10 @@ def _normed(func: Any, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any
     return func(args[0], args[1], args[2], torch.finfo(torch.float32).eps if eps is None else eps)
 
 
+def _copied(func: Any, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    return args[0].clone()
+
+
 FORMULAS: dict[str, Run] = {
     **dict.fromkeys(("_softmax", "_log_softmax"), _to_softmax),
     "native_dropout": _dropout,
@@ -213,6 +219,7 @@ FORMULAS: dict[str, Run] = {
     "max_pool2d_with_indices": _pooled,
     "max_pool3d_with_indices": _pooled,
     "_fused_rms_norm": _normed,
+    **dict.fromkeys(COPIES, _copied),
 }
 for _name in "topk sort max min kthvalue median nanmedian mode cummax cummin".split():
     FORMULAS[_name] = lambda func, args, kwargs, out: (

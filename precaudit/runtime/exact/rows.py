@@ -44,7 +44,7 @@ class Key(NamedTuple):
 class Row:
     """One operation on one line."""
 
-    __slots__ = ("added", "amplification", "distance", "local", "times")
+    __slots__ = ("added", "amplification", "distance", "local", "loss", "sound", "times")
 
     def looks(self) -> bool:
         """Whether this time is one of those whose numbers are taken: each of the first few, later ever fewer."""
@@ -59,6 +59,10 @@ class Row:
         """Error of its result against the exact one."""
         self.amplification = 0.0
         """What the error it was given became, as a factor."""
+        self.sound: bool | None = None
+        """Its own error is known; False where something that it gave was inf or NaN."""
+        self.loss = 0.0
+        """Of a low softmax, how far its own error moved the loss, as a share of that."""
         self.added = 0.0
         """What was lost here: its own error, or, of an op that magnifies errors, all that its result has beyond its
         inputs. By this the rows are ordered."""
@@ -124,9 +128,11 @@ class Rows:
         error, size, real = whole[:3]
         distance = relative(error, size, real)
         self.distances.append(distance)
+        row = one.row
+        if not math.isfinite(real):
+            row.sound = False
         if not math.isfinite(distance):
             return
-        row = one.row
         row.distance = max(row.distance, distance)
         if kinds == 3:
             return
@@ -136,6 +142,7 @@ class Rows:
         magnified = 0.0
         if given > GIVEN and math.isfinite(given):
             magnified = _finite(relative(passed, size, real) / given)
+        row.sound = row.sound is not False
         row.local = max(row.local, mine)
         row.amplification = max(row.amplification, magnified)
         row.added = max(row.added, mine, distance - given if magnified > MAGNIFIES else 0.0)
