@@ -15,6 +15,10 @@ from .follower import Follower
 from .rows import relative
 
 
+SMALL_ANGLE = 1e-3
+"""Radians; nothing is said of phases that are off by less."""
+
+
 class Line(NamedTuple):
     """One quantity."""
 
@@ -136,8 +140,8 @@ class Budget:
             error, size = (math.hypot(*(one[at] for one in self._reduced)) for at in (0, 1))
             partial = any(one[2] for one in self._reduced)
             found.append(Line("before reduction", "", "", _known(relative(error, size, size)), error, size, partial))
-        if self._follower.phases:
-            found.append(Line("phases", "", "", None, float(torch.stack(self._follower.phases).max())))
+        if (phases := max((float(one) for one in self._follower.phases), default=0.0)) > SMALL_ANGLE:
+            found.append(Line("phases", "", "", None, phases))
         self._follower.effects.settle()
         self.lines[:0] = found
 
