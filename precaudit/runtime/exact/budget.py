@@ -14,7 +14,6 @@ from .companions import wide
 from .follower import Follower
 from .rows import relative
 
-
 SMALL_ANGLE = 1e-3
 """Radians; nothing is said of phases that are off by less."""
 
