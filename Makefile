@@ -9,7 +9,7 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_INSTALLED := $(FRAMEWORKS)/installed
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow test-pythons fuzz kills gpu lint bench-trace bench-check bench-merge mutants docs clean
+.PHONY: help demo test test-slow test-pythons faults fuzz kills gpu lint bench-trace bench-check bench-merge mutants docs clean
 
 help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow    set up the frameworks, then the tests that need them or minutes"
 	@echo "make gpu          on a CUDA machine: the tests that need one, with the torch that PYTHON has"
 	@echo "make test-pythons what needs no torch, on each Python that is installed, with the newest and oldest libraries"
+	@echo "make faults       makes each function of the trace fail in turn, and says what that does to a program"
 	@echo "make fuzz         100000 mutated inputs of each kind that precaudit reads"
 	@echo "make kills        200 traced runs ended at random moments in every way"
 	@echo "make lint         ruff and mypy alone"
@@ -62,6 +63,9 @@ gpu:
 
 test-pythons: $(INSTALLED)
 	$(BIN)/python tests/pythons.py
+
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faulting.py
 
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/fuzz

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+
+from precaudit.runtime.modes import Modes
 
 
 @torch.library.custom_op("precaudit_tests::squash", mutates_args=())
@@ -297,3 +300,15 @@ def test_an_optimizer_that_the_program_drops_after_the_window_is_gone() -> None:
 
     harness.trace_call(train)
     assert gone == [True]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_our_own_arithmetic_makes_no_collection_of_cycles(collects: bool) -> None:
+    """And leaves the collector as the program has it."""
+    (gc.enable if collects else gc.disable)()
+    try:
+        with Modes().aside():
+            assert not gc.isenabled()
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()

@@ -62,7 +62,7 @@ class OpMode(OurMode):
             self.tap.look_after(func, known, args, out)
         phase = self.moment.phase
         if phase != FORWARD and torch.is_grad_enabled():
-            phase = self.moment.with_gradients(args)
+            phase = self.tap.phase(self.moment, args)
         asked = plan.asked[phase]
         if asked is not None:
             self.tap.react(plan.op, asked, args, kwargs, out)
@@ -173,6 +173,10 @@ class OpTap(Tap):
             self._operations.follower.after(func, known, args, out)
         except Exception as error:
             self._guard.fault(f"what {func} gives", error)
+
+    def phase(self, moment: Moment, args: Any) -> int:
+        """Which part of a step an op belongs to that gradients flow through, outside of the forward pass."""
+        return self._guard.ask("a part of a step", moment.with_gradients, args, otherwise=moment.phase)
 
     def is_wanted(self, args: Any) -> bool:
         """Whether the scout wants an op to be seen as inside of the window."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..dtypes import LOW
-from ..guard import is_programs_own
 from ..operands import any_low
 from ..process.ledger import Ledger
 from . import samples
@@ -159,10 +158,6 @@ def flat_step(optimizer: Any) -> FlatStep | None:
                 by_kind.setdefault(kind, []).append(member)
         return FlatStep(optimizer, [chunk for kind, members in by_kind.items() for chunk in _chunks(kind, members)])
     except Unusual:
-        return None
-    except Exception as error:
-        if is_programs_own(error):
-            raise
         return None
 
 

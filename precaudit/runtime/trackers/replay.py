@@ -40,6 +40,8 @@ SHAPES_ONLY = frozenset("empty_like zeros_like ones_like full_like new_zeros new
 OVERWRITING = frozenset("copy_ zero_ fill_ _foreach_copy_ _foreach_zero_".split())
 ABOUT = 2.0**-6
 """What low precision may change a number by, of its size."""
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
+"""What torch raises where it does not run an op on such tensors."""
 MANY = 1 << 20
 """Elements that may lie in shadows of freed memory."""
 
@@ -269,9 +271,13 @@ class Replay:
                     extra = {key: _one(value, at, length) for key, value in kwargs.items()}
                     failed += self._attempt(func, recipe, part, extra, None if out is None else [out[at]])
                 return failed
-        except Exception as error:
+        except REFUSALS as error:
             if is_programs_own(error):
                 raise
+        except Exception:  # a fault of ours: no number may rest on what was there before
+            for target in _written(recipe, args, kwargs):
+                self.lose(target)
+            raise
         for result in _tensors((out,)):
             self._keep(result, None)
         return [(args, kwargs)]

@@ -150,7 +150,9 @@ class Updates(Watcher):
         self.finish()
         self.replay.begin()
         whole = self._window.tracing and samples.limit() and not event.given
-        self._flat = flat_step(event.optimizer) if whole else None
+        self._flat = None
+        if whole:
+            self._flat = flat_step(event.optimizer)
 
     def _backward_began(self, event: BackwardBegan) -> None:
         """A closure's backward inside a step: where parameters have moved already, it is more than one step."""
