@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from precaudit.api.audit import Audit, audit, audited
     from precaudit.api.reports import Audited, check, load
+    from precaudit.api.snapshot import Snapshot, snapshot
     from precaudit.errors import FindingsError, PrecauditError
 
 __version__ = "0.1.0"
@@ -16,11 +17,13 @@ __all__ = [
     "Audited",
     "FindingsError",
     "PrecauditError",
+    "Snapshot",
     "__version__",
     "audit",
     "audited",
     "check",
     "load",
+    "snapshot",
 ]
 
 _HOMES = {
@@ -28,10 +31,12 @@ _HOMES = {
     "Audited": "precaudit.api.reports",
     "FindingsError": "precaudit.errors",
     "PrecauditError": "precaudit.errors",
+    "Snapshot": "precaudit.api.snapshot",
     "audit": "precaudit.api.audit",
     "audited": "precaudit.api.audit",
     "check": "precaudit.api.reports",
     "load": "precaudit.api.reports",
+    "snapshot": "precaudit.api.snapshot",
 }
 """Name -> where it lives: imported at its first use, so that `import precaudit` costs nothing."""
 

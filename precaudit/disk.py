@@ -79,6 +79,12 @@ def append(path: Path, line: str) -> None:
         file.write(_bytes(line + "\n"))
 
 
+def append_named(path: Path, line: str) -> None:
+    """Adds a line where the user said, to a file that is made if it is not there. Raises OSError."""
+    with open(path, "ab") as file:
+        file.write(_bytes(line + "\n"))
+
+
 def rewrite(path: Path, content: bytes) -> None:
     """Puts other content into a file of the project. Raises OSError for a link, which may lead out of it."""
     if path.is_symlink():

@@ -167,7 +167,7 @@ def _looked_up() -> Iterator[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
                 holder, key = node.value, node.slice
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".attrs.get"):
                 holder, key = node.func.value, node.args[0]
             else:
                 continue

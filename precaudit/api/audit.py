@@ -143,6 +143,7 @@ class Audit(Audited):
             report.coverage.notes.append(self._why_short(merged.coverage.steps, error))
         if self._started is not None:
             report.run = self._started.ended(merged.program)
+        _name_cells(report)
         return report
 
     def _why_short(self, steps: int, error: BaseException | None) -> str:
@@ -253,6 +254,16 @@ def _watched_from_outside() -> Report:
     note = "audit: this process runs under precaudit trace, whose report tells of these steps"
     coverage = Coverage(notes=[note])
     return Report(tool=Tool(version=__version__), command="trace", status="inconclusive", coverage=coverage)
+
+
+def _name_cells(report: Report) -> None:
+    """In a notebook's kernel: `In[3]` for the file, in a temporary folder, that Jupyter compiles a cell as."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    files: Mapping[str, Any] = getattr(getattr(shell, "compile", None), "_filename_map", {})
+    cells = {os.path.realpath(file): f"In[{count}]" for file, count in files.items()}
+    for place in (*report.findings, *(finding.cause for finding in report.findings)) if cells else ():
+        if place is not None and place.path:
+            place.path = cells.get(os.path.realpath(place.path), place.path)
 
 
 def _caller() -> str:

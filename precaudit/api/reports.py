@@ -78,6 +78,16 @@ class Audited:
 
         return flat(self.report)
 
+    def log(self, destination: str) -> None:
+        """Sends `flat()` to a tracker, from rank 0: "wandb", "mlflow", "tensorboard", "trackio", "jsonl".
+
+        Into the run that is active in this process, else into one of its own: "wandb:my-project", "jsonl:file.jsonl".
+        Raises UsageError where the tracker is not installed, OutputError where it refuses.
+        """
+        from precaudit.integrations.logs import log
+
+        log(self.report, destination)
+
     def text(self, width: int = 100) -> str:
         """What the terminal shows."""
         from precaudit.report import render
@@ -86,6 +96,13 @@ class Audited:
 
     def __str__(self) -> str:
         return self.text()
+
+    def __repr__(self) -> str:
+        """`<Audit: 2 errors, 0 warnings>`; before the report is there, that it is not."""
+        from precaudit.report.words import verdict
+
+        said = verdict(self._report) if self._report is not None else "not over yet"
+        return f"<{type(self).__name__}: {said}>"
 
     def __rich__(self) -> Any:
         from precaudit.report.terminal import as_rich

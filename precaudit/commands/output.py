@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from precaudit import disk
-from precaudit.errors import UsageError
+from precaudit.errors import PrecauditError, UsageError
 
 if TYPE_CHECKING:
     from precaudit.model.wire import Report
@@ -45,6 +45,28 @@ def print_report(
     encoding = getattr(file, "encoding", None) or "utf-8"  # a StringIO has none
     file.write(text.encode(encoding, "replace").decode(encoding))
     file.flush()
+
+
+def trackers(_: Any, __: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """The value of --log. Raises UsageError now, before hours of training, for a tracker that is not known."""
+    if names:
+        from precaudit.integrations.logs import check
+
+        return tuple(check(name) for name in names)
+    return ()
+
+
+def send(report: Report, logs: Iterable[str]) -> list[PrecauditError]:
+    """Sends the report to each tracker; what kept some of them from it."""
+    failures: list[PrecauditError] = []
+    for destination in logs:
+        from precaudit.integrations.logs import log
+
+        try:
+            log(report, destination)
+        except PrecauditError as error:
+            failures.append(error)
+    return failures
 
 
 SUMMARY_BYTES = 1_000_000

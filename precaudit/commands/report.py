@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import chosen_rules, format_of, print_report, say
+from precaudit.commands.output import chosen_rules, format_of, print_report, say, send, trackers
 
 
 @click.command(short_help="Show the latest report again, or merge several.")
@@ -19,6 +19,8 @@ from precaudit.commands.output import chosen_rules, format_of, print_report, say
 @click.option("--output-format", metavar="FORMAT", help="How to show it.  [default: text]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it here instead of stdout.")
 @click.option("--output-dir", metavar="FOLDER", help="Where reports were kept.  [default: .precaudit]")
+@click.option("--log", "logs", multiple=True, metavar="TRACKER", callback=trackers,
+              help="Send its values to wandb, mlflow, tensorboard, trackio or jsonl.")  # fmt: skip
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "note", "never"]),
@@ -33,6 +35,7 @@ def report(
     output_format: str | None,
     output: Path | None,
     output_dir: str | None,
+    logs: tuple[str, ...],
     fail_on: str | None,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
@@ -72,6 +75,8 @@ def report(
         write_named(output, text.getvalue())
     if open_it and output is not None:
         _open(output)
+    if failures := send(merged, logs):
+        raise failures[0]
     if fail_on is None:
         return CLEAN
     if merged.status == "inconclusive" or (merged.status == "script-failed" and not merged.findings):

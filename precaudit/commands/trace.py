@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from precaudit import settings as settings_module
-from precaudit.commands.output import chosen_rules, format_of, print_report, say, tell_github
-from precaudit.errors import ConfigError, OutputError, UsageError
+from precaudit.commands.output import chosen_rules, format_of, print_report, say, send, tell_github, trackers
+from precaudit.errors import ConfigError, OutputError, PrecauditError, UsageError
 
 if TYPE_CHECKING:
     from precaudit.contracts.drift import Comparison
@@ -109,6 +109,8 @@ class ConfiguredCommand(click.Command):
 )
 @click.option("--output-format", metavar="FORMAT", help="Of --output, or of the report on stderr.  [default: text]")
 @click.option("--output-dir", metavar="FOLDER", help="Keep reports here.  [default: .precaudit]")
+@click.option("--log", "logs", multiple=True, metavar="TRACKER", callback=trackers,
+              help="Send its values to wandb, mlflow, tensorboard, trackio or jsonl.")  # fmt: skip
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "note", "never"]),
@@ -145,6 +147,7 @@ def trace(
     output: Path | None,
     output_format: str | None,
     output_dir: str | None,
+    logs: tuple[str, ...],
     fail_on: str,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
@@ -260,7 +263,7 @@ def trace(
         if compared is not None:
             traced.report.drift = [str(change) for change in compared.changes]
         text = _as_json(traced.report)
-        failures = []
+        failures: list[PrecauditError] = []
         show_again = f"precaudit report --output-dir {shlex.quote(output_dir)} --open" if output_dir else None
         try:
             if folder is None:
@@ -280,6 +283,7 @@ def trace(
             failures.append(error)
     _show(traced, resolved.shown, shape if output is None else "text", -1 if quiet else verbose, show_again)
     tell_github(traced.report, verbose, annotate=output is not None or shape != "github")
+    failures += send(traced.report, logs)
     if failures:
         raise failures[0]
     if lock is None or compared is None:

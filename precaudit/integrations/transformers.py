@@ -9,6 +9,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from precaudit.api.audit import Audit
+from precaudit.errors import PrecauditError
+from precaudit.integrations.logs import LOGS
 
 
 class PrecauditCallback(TrainerCallback):  # type: ignore[misc]
@@ -18,7 +20,7 @@ class PrecauditCallback(TrainerCallback):  # type: ignore[misc]
 
     Once the steps are seen every hook is gone. The report is kept in `report`, written to `precision.json` in the
     Trainer's output_dir by the first rank, and printed on stderr where it has errors or warnings. Flat values such as
-    `precision/optimizer_state` stand in the state's log history, where reports to trackers find them.
+    `precision/optimizer_state` stand in the state's log history, and go to the trackers of `report_to`.
 
     Args:
         steps: optimizer steps to watch.
@@ -50,5 +52,10 @@ class PrecauditCallback(TrainerCallback):  # type: ignore[misc]
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             run.save(folder / "precision.json")
+            for name in {*args.report_to} & LOGS.keys():
+                try:
+                    run.log(f"tensorboard:{folder / 'runs' / 'precaudit'}" if name == "tensorboard" else name)
+                except PrecauditError as error:  # the training goes on
+                    print(f"precaudit: {error}", file=sys.stderr)
             if run.findings:
                 print(run, file=sys.stderr)

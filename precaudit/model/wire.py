@@ -293,7 +293,7 @@ class Report(BaseModel):
 
     format_version: Literal[1] = FORMAT_VERSION
     tool: Tool
-    command: Literal["check", "trace", "audit", "checkpoint"]
+    command: Literal["check", "trace", "audit", "checkpoint", "snapshot"]
     status: Literal["clean", "findings", "inconclusive", "script-failed"]
     findings: list[Finding] = []
     roles: list[RoleSummary] = []

@@ -81,6 +81,7 @@ class Page:
         self._console = Console(
             file=self._out,
             width=100_000,
+            force_jupyter=False,  # there rich would show it at once, beside the file
             force_terminal=color,
             color_system="standard" if color else None,
             no_color=not color,

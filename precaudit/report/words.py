@@ -151,15 +151,11 @@ def opening(report: Report) -> list[str]:
     if cover.ranks > 1:
         differ = any(f.rule == "PA505" and not f.suppressed for f in report.findings)
         parts.append(f"{cover.ranks} ranks {'differ' if differ else 'agree'}")
-    if cover.steps or report.command in ("trace", "audit"):
+    if cover.steps or report.command in ("trace", "audit", "snapshot"):
         parts.append(_steps(report))
     if report.command in ("check", "audit", "checkpoint"):
         parts.append(plural(cover.files, "file"))
     return [visible(part) for part in parts]
-
-
-LASTING = {"master_weight": "master weights", "gradient": "gradients", "optimizer_state": "optimizer state"}
-"""What a rank holds from step to step, whatever its activations take."""
 
 
 def preflight(report: Report) -> list[str]:
@@ -169,14 +165,7 @@ def preflight(report: Report) -> list[str]:
     told = report.preflight
     numbers = "values are the CPU's" if told.values == "cpu" else "no values: sizes and dtypes only"
     where = f"as one of {told.ranks:,} ranks, each on one" if told.ranks > 1 else "as on one"
-    held = {words: sum(row.bytes for row in report.roles if row.role == role) for role, words in LASTING.items()}
-    total = sum(held.values())
-    if told.values == "cpu" or not total:
-        return [f"preflight: CUDA's dtypes on a CPU; {numbers}", f"{where} {told.device_name}"]
-    parts = ", ".join(f"{words} {size(count)}" for words, count in held.items() if count)
-    verdict = "more than its" if total > told.memory else f"{total / told.memory:.2g} of its"
-    memory = f"{parts}: {size(total)}, {verdict} {size(told.memory)}"
-    return [f"preflight: CUDA's dtypes on a CPU; {numbers}", f"{where} {told.device_name}", memory]
+    return [f"preflight: CUDA's dtypes on a CPU; {numbers}", f"{where} {told.device_name}"]
 
 
 def _steps(report: Report) -> str:
@@ -208,6 +197,10 @@ def verdict(report: Report) -> str:
         if report.command == "check" and report.coverage.files:
             unread = "not everything could be read; in the rest "
             return f"inconclusive: {unread}{counts if found else NOTHING}"
+        if report.command == "snapshot":
+            return (
+                f"inconclusive: without a step not everything can be told; of the rest {counts if found else NOTHING}"
+            )
         if any(row.verdict != "not-observed" for row in report.roles):
             until = "the run ended before the traced steps were over; until then "
             return f"inconclusive: {until}{counts if found else NOTHING}"
@@ -250,7 +243,7 @@ def closing(report: Report, verbosity: int = 0, show_again: str | None = None) -
 def next_command(report: Report, show_again: str | None = None) -> str:
     """The command that is most useful after this report; empty where there is none to suggest."""
     shown = loud(report)
-    if report.command == "check":
+    if report.command in ("check", "snapshot"):
         return f"precaudit rules {shown[0].rule}" if shown else "precaudit trace <your training command>"
     if report.command == "trace" and report.status in ("clean", "findings", "inconclusive") and report.roles:
         return SHOW_AGAIN if show_again is None else show_again

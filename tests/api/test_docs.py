@@ -20,12 +20,11 @@ def test_what_stands_around_a_loop_runs_in_this_order(tmp_path: Path, monkeypatc
     model, optimizer = build(float32)
     names: dict[str, Any] = {"model": model, "optimizer": optimizer, "train": train}
     mine = [block for block in BLOCKS if "pytest" not in block and "integrations" not in block]
-    assert len(mine) == 3
+    assert len(mine) == 2
     for block in mine:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["run"].ok
     assert names["fit"].audit.ok
-    assert names["run"].flat()["precision/optimizer_state"] == "float32"
     assert (tmp_path / "precision.json").is_file()
 
 

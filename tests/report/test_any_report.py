@@ -64,7 +64,7 @@ coverages = st.builds(
 reports = st.builds(
     Report,
     tool=st.just(Tool(version="0.1.0")),
-    command=st.sampled_from(["check", "trace", "audit", "checkpoint"]),
+    command=st.sampled_from(["check", "trace", "audit", "checkpoint", "snapshot"]),
     status=st.sampled_from(["clean", "findings", "inconclusive", "script-failed"]),
     findings=st.lists(findings, max_size=5),
     roles=st.lists(roles, max_size=5),
