@@ -16,6 +16,7 @@ from precaudit.errors import INTERNAL_ERROR, PrecauditError, internal_error
 COMMANDS: Mapping[str, str] = {
     "check": "precaudit.commands.check:check",
     "trace": "precaudit.commands.trace:trace",
+    "audit": "precaudit.commands.audit:audit",
     "watch": "precaudit.commands.watch:watch",
     "preflight": "precaudit.commands.preflight:preflight",
     "whatif": "precaudit.commands.whatif:whatif",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,6 +115,27 @@ def remove_folder(folder: Path) -> None:
 
     if not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def mirrored(folder: Path, copied: Iterable[Path]) -> Iterator[Path]:
+    """A temporary folder that shows another one: some of its files, named from there, as copies, all else as links."""
+    import shutil
+    import tempfile
+
+    files = set(copied)
+    real = {parent for file in files for parent in file.parents}
+    with tempfile.TemporaryDirectory(prefix="precaudit-copy-") as name:
+        top = Path(name)
+        for inside in sorted({Path(), *real}):
+            (top / inside).mkdir(exist_ok=True)
+            for entry in os.scandir(folder / inside):
+                place = inside / entry.name
+                if place in files:
+                    shutil.copy(entry.path, top / place)
+                elif place not in real:
+                    os.symlink(os.path.abspath(entry.path), top / place)
+        yield top
 
 
 def try_writing(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -13,12 +13,24 @@ from precaudit.model.wire import Case, Finding, Grade, Line, PartOf, RoleSummary
 from precaudit.rulebook import Rulebook, dtypes
 
 
-def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Sequence[str] = ()) -> list[Finding]:
+def nobody(rule: Rule, fact: Fact) -> str:
+    """Allows nothing."""
+    return ""
+
+
+def judge(
+    facts: Iterable[Fact],
+    book: Rulebook,
+    witness: str,
+    frameworks: Sequence[str] = (),
+    allowed: Callable[[Rule, Fact], str] = nobody,
+) -> list[Finding]:
     """The findings in these Facts, worst first; Facts that differ only in module or count become one finding.
 
     `witness` is "check", "trace" or "checkpoint": a rule speaks only about what its `seen_by` names.
     `frameworks` chooses the words of the fix ("fsdp2", "trainer"), or where there are none those that a Fact names
-    itself; the first that a rule knows wins.
+    itself; the first that a rule knows wins. `allowed` says why something is all right that breaks a rule, "" where
+    nothing does: such a finding is there, with the reason, and counts for nothing.
     """
     findings: dict[tuple[Any, ...], Finding] = {}
     parts: dict[tuple[Any, ...], str] = {}
@@ -31,7 +43,9 @@ def judge(facts: Iterable[Fact], book: Rulebook, witness: str, frameworks: Seque
             if graded is None:
                 continue
             found = _finding(rule, fact, graded, witness, frameworks, _allowed(rule, fact, book))
-            key = (rule.id, found.path, found.line, found.dtype, found.message)
+            found.because = allowed(rule, fact)
+            found.suppressed = bool(found.because)
+            key = (rule.id, found.path, found.line, found.dtype, found.message, found.because)
             findings[key] = _merge(findings[key], found) if key in findings else found
             if (case := case_of(rule, fact)) is not None and case.part_of:
                 parts[key] = case.part_of
@@ -240,6 +254,7 @@ def role_table(
     findings = list(findings)
     speaking = [rule for rule in book.rules.values() if witness in rule.seen_by]
     suppressed = {(f.role, f.dtype) for f in findings if f.suppressed}
+    given = {(f.role, f.dtype): f.because for f in findings if f.because}
     loud = {(f.role, f.dtype) for f in findings if f.severity is not Severity.NOTE and not f.suppressed}
     held: dict[tuple[Role, str], list[int]] = {}
     excuses: dict[tuple[Role, str], set[str]] = {}
@@ -267,6 +282,8 @@ def role_table(
             elif row.wanted == ["any"] or dtype in dtypes(row.wanted):
                 verdict = "ok"
             because = sorted(excuses.get((role, dtype), ())) if verdict == "allowed" else []
+            if verdict == "allowed" and (role.value, dtype) in given:
+                because.append(given[role.value, dtype])
             row_of = RoleSummary(
                 role=role.value, dtype=dtype, tensors=tensors, bytes=size, verdict=verdict, because=because
             )

@@ -40,6 +40,12 @@ class Settings:
     """Finished runs whose reports are kept there, the newest."""
     trace: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `precaudit trace`, which reads them itself."""
+    contract: Mapping[str, Any] = field(default_factory=dict)
+    """Roles that may hold other dtypes; read in `allowed/read.py`, as `allow` is."""
+    allow: tuple[Mapping[str, Any], ...] = ()
+    """Rules that are silent in some modules until a day."""
+    source: Path | None = None
+    """The pyproject.toml that was read."""
     root: Path = Path()
     """The folder of pyproject.toml, or the current one."""
 
@@ -48,8 +54,8 @@ LISTS = ("select", "extend_select", "ignore", "exclude")
 BOOLEANS = ("respect_gitignore", "notes")
 STRINGS = ("fail_on", "output_format", "baseline", "cache_dir", "output_dir")
 NUMBERS = ("keep_runs",)
-TABLES = ("per_file_ignores", "trace")
-KEYS = tuple(f.name for f in fields(Settings) if f.name != "root")
+TABLES = ("per_file_ignores", "trace", "contract")
+KEYS = tuple(f.name for f in fields(Settings) if f.name not in ("root", "source"))
 
 
 def find_pyproject(start: Path) -> Path | None:
@@ -73,7 +79,7 @@ def load(
     environment = os.environ if environment is None else environment
     start = (start or Path.cwd()).resolve()
     path = config or find_pyproject(start)
-    settings = Settings(root=path.resolve().parent if path is not None else start)
+    settings = Settings(root=path.resolve().parent if path is not None else start, source=path)
     if path is not None:
         settings = _from_file(settings, path)
     return _from_environment(settings, environment)
@@ -126,6 +132,10 @@ def _checked(name: str, value: Any, where: str) -> Any:
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: true or false is expected")
         return value
+    if name == "allow":
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise ConfigError(f"{where}: tables are expected, each below [[tool.precaudit.allow]]")
+        return tuple(value)
     if name in NUMBERS:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ConfigError(f"{where}: a whole number is expected, 0 or more")
@@ -133,7 +143,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if name in TABLES:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: a table is expected")
-        if name == "trace":
+        if name in ("trace", "contract"):
             return value
         return {pattern: _checked("ignore", rules, f"{where}.{pattern}") for pattern, rules in value.items()}
     if not isinstance(value, str):

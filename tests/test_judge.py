@@ -34,6 +34,7 @@ def verdicts(one: Fact) -> dict[str, str]:
 SPOKEN: list[tuple[Fact, dict[str, str]]] = [
     (fact("suppression", used=False), {"PA001": "warning"}),
     (fact("suppression", names_rule=False), {"PA002": "warning"}),
+    (fact("suppression", expired=True), {"PA003": "warning"}),
     (holds("master_weight", "bfloat16"), {"PA101": "warning"}),
     (holds("master_weight", "bfloat16", {"updates_lost": 0.91}), {"PA101": "error"}),
     (holds("master_weight", "bfloat16", {"updates_lost": 0.001}), {"PA101": "warning"}),

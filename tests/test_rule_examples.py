@@ -14,13 +14,14 @@ IMPORTS = "import copy\nimport math\n\nimport torch\nimport torch.nn.functional 
 
 
 def test_no_right_example_has_a_finding(tmp_path: Path) -> None:
-    for rule in rulebook.load().rules.values():
+    written = [rule for rule in rulebook.load().rules.values() if not rule.right.lstrip().startswith("[[tool.")]
+    for rule in written:
         config = rule.right.lstrip().startswith("{")
         path = tmp_path / f"{rule.id}.{'json' if config else 'py'}"
         path.write_text(rule.right if config else IMPORTS + rule.right, encoding="utf-8")
     command = [sys.executable, "-m", "precaudit", "check", "--no-cache", "--output-format", "json", str(tmp_path)]
     report = json.loads(subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout)
-    assert report["coverage"]["files"] == len(rulebook.load().rules)
+    assert report["coverage"]["files"] == len(written)
     # PA002's page shows an ignore comment on a line that is wrong only where its names are defined.
     loud = [f for f in report["findings"] if f["severity"] != "note"]
     found = [f"{Path(f['path']).name}:{f['line']} {f['rule']}" for f in loud]

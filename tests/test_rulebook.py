@@ -12,6 +12,7 @@ import pytest
 import precaudit
 from precaudit import rulebook
 from precaudit.errors import RuleError
+from precaudit.foreign import parse_toml
 from precaudit.model.evidence import EVIDENCE
 from precaudit.model.vocabulary import FLOATING, Kind, Role
 from precaudit.model.wire import Rule
@@ -50,7 +51,8 @@ class TestEveryRule:
 
     def test_shows_wrong_and_right_code_that_parses(self, rule: Rule) -> None:
         for example in (rule.wrong, rule.right):
-            ast.parse(textwrap.dedent(example))
+            settings = example.lstrip().startswith("[[tool.precaudit.")
+            parse_toml(example) if settings else ast.parse(textwrap.dedent(example))
         assert rule.wrong != rule.right
 
     def test_gives_a_fix_in_one_line(self, rule: Rule) -> None:

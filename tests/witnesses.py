@@ -19,9 +19,9 @@ from precaudit.model.vocabulary import Kind, Role
 
 PACKAGE = Path(__file__).parent.parent / "precaudit"
 WITNESSES: Mapping[str, tuple[str, ...]] = {
-    "check": ("static",),
-    "trace": ("runtime", "launch/merge.py"),
-    "checkpoint": ("checkpoint",),
+    "check": ("static", "allowed/contract.py"),
+    "trace": ("runtime", "launch/merge.py", "allowed/contract.py"),
+    "checkpoint": ("checkpoint", "allowed/contract.py"),
 }
 """The code of each witness; what ranks hold differently is seen where their files are merged."""
 

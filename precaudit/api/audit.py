@@ -119,6 +119,7 @@ class Audit(Audited):
 
     def _judged(self, seen: Mapping[str, Any], error: BaseException | None) -> Report:
         from precaudit import rulebook
+        from precaudit.allowed.read import contract_of
         from precaudit.commands.output import chosen_rules
         from precaudit.launch.bootstrap import TraceSettings
         from precaudit.launch.merge import Merged
@@ -135,6 +136,7 @@ class Audit(Audited):
             rules=chosen_rules(book, configured.select, configured.ignore, configured.extend_select),
             per_file_ignores=configured.per_file_ignores,
             root=configured.root.resolve(),
+            contract=contract_of(configured, book),
         )
         report = report_of(merged, TraceSettings(cwd=os.getcwd(), skip=self.skip, steps=self.steps), choice, book)
         whole = merged.coverage.steps >= self.steps

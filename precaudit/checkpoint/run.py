@@ -33,6 +33,8 @@ class Examined:
     skipped: list[str] = field(default_factory=list)
     """One line for each file that could not be read, with the way out."""
     notes: list[str] = field(default_factory=list)
+    held: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
+    """What each tensor is, by its name in the file: ("blocks.0.weight", {"weight": ["bfloat16"]})."""
 
 
 def examine(names: Sequence[str], whole: bool = True) -> Examined:
@@ -85,6 +87,10 @@ def _one(checkpoint: Checkpoint, result: Examined, whole: bool) -> None:
         key = held.tensor.storage or id(held)
         result.bytes += 0 if key in counted else held.tensor.size
         counted.add(key)
+        if held.part is Part.MOMENT:
+            result.held.append((held.parameter, {f"state.{held.name}": [held.tensor.dtype]}))
+        elif held.part in (Part.WEIGHT, Part.MASTER, Part.ADAPTER):
+            result.held.append((held.dotted, {"weight": [held.tensor.dtype]}))
     facts, notes = facts_of(holdings, os.fspath(checkpoint.path))
     result.facts += facts
     result.notes += notes

@@ -224,7 +224,7 @@ def _certainly_clean(results: Results, skipped: list[str], settings: Settings, g
     named = settings.select or settings.extend_select or settings.ignore or settings.per_file_ignores
     if not plain or named or skipped or settings.notes or given["statistics"] or given["output"] or settings.baseline:
         return False
-    if given["since"]:
+    if given["since"] or settings.allow or settings.contract:
         return False
     return not any(result.get("facts") or result.get("suppressions") for _, result in results)
 

@@ -14,6 +14,7 @@ from precaudit import settings as settings_module
 from precaudit.commands.output import WITH_RUN, chosen_rules, format_of, print_report, say, tell_github
 
 if TYPE_CHECKING:
+    from precaudit.allowed.contract import Contract
     from precaudit.checkpoint.run import Examined
     from precaudit.model.wire import Report
     from precaudit.rulebook import Rulebook
@@ -59,6 +60,7 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     precaudit checkpoint output/checkpoint-500
     """
     from precaudit import rulebook
+    from precaudit.allowed.read import contract_of
     from precaudit.checkpoint.run import examine
     from precaudit.launch.identity import begin
     from precaudit.launch.save import check_writable, write_named
@@ -73,7 +75,7 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     found = examine(paths, whole=given["values"] == "full")
     for line in found.skipped:
         say(line)
-    report = build(found, chosen, book)
+    report = build(found, chosen, book, contract_of(settings_module.load(), book))
     if shape in WITH_RUN:
         report.run = begin(began=began).ended()
     text = io.StringIO()
@@ -91,14 +93,17 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     return EXIT_FINDINGS if reaches(report.findings, given["fail_on"]) and not given["exit_zero"] else EXIT_CLEAN
 
 
-def build(found: Examined, chosen: frozenset[str], book: Rulebook) -> Report:
-    """The Report of what was examined, judged by the chosen rules."""
+def build(found: Examined, chosen: frozenset[str], book: Rulebook, contract: Contract | None = None) -> Report:
+    """The Report of what was examined, judged by the chosen rules under a contract."""
     from precaudit import __version__, judge
+    from precaudit.allowed.contract import NOTHING
     from precaudit.launch.verdict import loud
     from precaudit.model.wire import Coverage, Report, Tool
     from precaudit.report.words import plural, size
 
-    findings = [f for f in judge.judge(found.facts, book, "checkpoint") if f.rule in chosen]
+    under = (contract or NOTHING).of_run(found.held)
+    facts = [*found.facts, *under.expired(Path.cwd())]
+    findings = [f for f in judge.judge(facts, book, "checkpoint", allowed=under) if f.rule in chosen]
     rows = judge.role_table(found.facts, findings, book, witness="checkpoint")
     setup = {"frameworks": ", ".join(found.frameworks)} if found.frameworks else {}
     amount = f"{plural(found.tensors, 'tensor')}, {size(found.bytes)}"

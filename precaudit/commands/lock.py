@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from precaudit import settings as settings_module
 from precaudit.commands.output import say
 from precaudit.commands.trace import Count
 
@@ -29,6 +30,7 @@ def lock(path: Path, skip: int, steps: int, timeout: float | None, command: tupl
     precaudit trace --locked train.py --lr 1e-4
     """
     from precaudit import rulebook
+    from precaudit.allowed.read import contract_of
     from precaudit.contracts import hold
     from precaudit.launch.bootstrap import TraceSettings
     from precaudit.launch.command import resolve
@@ -40,7 +42,8 @@ def lock(path: Path, skip: int, steps: int, timeout: float | None, command: tupl
     check_writable(path)
     book = rulebook.load()
     settings = TraceSettings(cwd=os.getcwd(), skip=skip, steps=steps, values="off")
-    choice = Choice(rules=frozenset(book.rules), fail_on="never")
+    contract = contract_of(settings_module.load(), book)
+    choice = Choice(rules=frozenset(book.rules), fail_on="never", contract=contract)
     traced = trace_command(resolved, settings, choice, book, os.environ, timeout=timeout, announce=say)
     report = traced.report
     if not hold.seen_enough(report):

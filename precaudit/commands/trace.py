@@ -22,7 +22,7 @@ from precaudit.errors import ConfigError, OutputError, PrecauditError, UsageErro
 if TYPE_CHECKING:
     from precaudit.contracts.drift import Comparison
     from precaudit.contracts.hold import Lock
-    from precaudit.launch.trace import Traced
+    from precaudit.launch.trace import Choice, Traced
     from precaudit.model.wire import Report
 
 
@@ -166,7 +166,7 @@ def trace(
     what_if: tuple[str, ...] = (),
     stochastic: bool = False,
     events: bool = False,
-    amend: Callable[[Traced], Traced] | None = None,
+    amend: Callable[[Traced, Choice], Traced] | None = None,
 ) -> int:
     """Run COMMAND, a training script or what starts one, and report its precision.
 
@@ -176,6 +176,7 @@ def trace(
     precaudit trace torchrun --nproc-per-node 2 train.py
     """
     from precaudit import rulebook
+    from precaudit.allowed.read import contract_of
     from precaudit.launch import identity
     from precaudit.launch.bootstrap import TraceSettings
     from precaudit.launch.child import run_command
@@ -207,6 +208,7 @@ def trace(
         fail_on=fail_on,
         per_file_ignores=configured.per_file_ignores,
         root=configured.root.resolve(),
+        contract=contract_of(configured, book),
     )
     home = Path(output_dir or configured.output_dir or HOME)
     for line in (*map(str, abandoned(home)[:1]), hindered := check_home(home, os.environ)):
@@ -258,7 +260,7 @@ def trace(
             terminal=sys.stderr.fileno() if not quiet and can_show(sys.stderr, os.environ) else None,
         )
         if amend is not None:
-            traced = amend(traced)
+            traced = amend(traced, choice)
         compared = hold.after(lock, traced.report) if lock is not None else None
         if compared is not None:
             traced.report.drift = [str(change) for change in compared.changes]

@@ -203,7 +203,7 @@ def _united(lists: Sequence[Sequence[Finding]]) -> list[Finding]:
     seen: dict[tuple[object, ...], Finding] = {}
     for findings in lists:
         for one in findings:
-            seen.setdefault((one.rule, one.path, one.line, one.dtype, one.message), one)
+            seen.setdefault((one.rule, one.path, one.line, one.dtype, one.message, one.because), one)
     return sorted(seen.values(), key=lambda f: (-f.severity.rank, f.rule, f.path or "", f.line or 0, f.column or 0))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from precaudit import __version__, judge
+from precaudit.allowed.contract import NOTHING, Contract
 from precaudit.launch import identity, roll, verdict, verify
 from precaudit.launch.bootstrap import Marks, TraceSettings, last_line, private_folder
 from precaudit.launch.child import Ended, run_command
@@ -38,6 +39,7 @@ class Choice:
     per_file_ignores: Mapping[str, Sequence[str]] = field(default_factory=dict)
     root: Path = Path()
     """What the patterns of per_file_ignores count from."""
+    contract: Contract = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +211,11 @@ def report_of(merged: Merged, settings: TraceSettings, choice: Choice, book: Rul
     """What the ranks saw, judged, as far as that says it; how the run ended is not in it yet."""
     facts = [_relative(fact, settings.cwd) for fact in merged.facts]
     frameworks = frameworks_of(merged.coverage.setup)
-    found = judge.judge(facts, book, "trace", frameworks)
+    cwd = Path(settings.cwd)
+    allowed = choice.contract.of_run([(row.name, row.dtypes) for row in merged.inventory])
+    found = judge.judge([*facts, *allowed.expired(cwd)], book, "trace", frameworks, allowed)
     if len(merged.ranks) > 1:
         _name_ranks(found, merged, settings.cwd, book, frameworks)
-    cwd = Path(settings.cwd)
     findings = PerFileIgnores(choice.per_file_ignores, choice.root, cwd, book).leave(keep(found, choice))
     silence(findings, CommentsBelow(cwd))
     preflight = _relative_preflight(merged.preflight, settings.cwd)

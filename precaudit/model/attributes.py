@@ -275,6 +275,8 @@ class Suppression(TypedDict, total=False):
     used: bool
     """It silenced something."""
     names_rule: bool
+    expired: bool
+    """The day until which something was allowed is over."""
 
 
 class Nothing(TypedDict):

@@ -165,6 +165,12 @@ class Finding(BaseModel):
     """Bytes per rank the fix would add, where that follows from the tensors seen."""
     fingerprint: str = ""
     suppressed: bool = False
+    """The user has accepted it: it is told, and counts for nothing."""
+    because: str = ""
+    """Why the contract in pyproject.toml allows it; such a finding is suppressed."""
+    standing: Literal["", "confirmed", "refuted", "not-exercised"] = ""
+    """Of an audit: what the run says of what the source shows; empty for what the run alone shows."""
+    standing_because: str = ""
     fixable: bool = False
     """`precaudit check --fix` mends it."""
     ranks: list[int] = []

@@ -25,6 +25,9 @@ def render(report: Report, view: View) -> str:
     for story in stories(words.loud(report, view.verbosity), by_rule=False):
         lines.append(_finding(story.lead, None, source, report))
         lines += [_finding(finding, story.lead, source, report) for finding in story.consequences]
+    for finding in words.allowed(report):
+        at = words.place(finding) or finding.module or "-"
+        lines.append(_line([f"{finding.rule} allowed {at}", words.excuse(finding), "edit: none"]))
     # A table would give silence a row; here it must be said that it is no verdict.
     if reasons := unseen(rows(report), report):
         told = [f"{name} ({why})" if why else name for name, why in reasons.items()]

@@ -13,6 +13,9 @@ def render(report: Report, view: View) -> str:
         at = words.place(finding) or words.visible(finding.module) or "-"
         what = f"{finding.rule} {finding.severity.value}{words.mark(finding)}"
         lines.append(f"{at}: {what} {words.visible(finding.message)} [{finding.name}]")
+    for finding in words.allowed(report):
+        at = words.place(finding) or words.visible(finding.module) or "-"
+        lines.append(f"{at}: {finding.rule} allowed {words.excuse(finding)} [{finding.name}]")
     if view.verbosity >= 0:
         lines.append(words.one_line(words.closing(report, view.verbosity, view.show_again)))
     return "".join(f"{line}\n" for line in lines)

@@ -19,7 +19,8 @@ def render(report: Report, view: View) -> str:
     """`::error file=train.py,line=42,…::message` per finding, then the verdict as a plain line."""
     top = repository(view.root)
     source = Source(view.root)
-    lines = [_command(finding, view, top, source) for finding in words.loud(report, view.verbosity)]
+    shown = [*words.loud(report, view.verbosity), *words.allowed(report)]
+    lines = [_command(finding, view, top, source) for finding in shown]
     return "".join(
         f"{line}\n" for line in [*lines, words.one_line(words.closing(report, view.verbosity, view.show_again))]
     )
@@ -36,7 +37,7 @@ def _command(finding: Finding, view: View, top: Path, source: Source) -> str:
             where["endColumn"] = finding.end_column and source.in_file(finding, line, finding.end_column)[1]
         where["endLine"] = finding.end_line and source.in_file(finding, finding.end_line, 1)[0]
     where["title"] = f"{finding.rule} {finding.name}"
-    body = [finding.message, *words.evidence(finding)]
+    body = [words.excuse(finding) if finding.because else finding.message, *words.evidence(finding)]
     if finding.cause:
         at = words.place(finding.cause)
         body.append(f"cause: {finding.cause.text}" + (f" ({at})" if at else ""))
@@ -44,7 +45,8 @@ def _command(finding: Finding, view: View, top: Path, source: Source) -> str:
         f"\nfix: {words.visible(finding.fix)}" if finding.fix else ""
     )
     properties = ",".join(f"{key}={_property(str(value))}" for key, value in where.items() if value)
-    return f"::{LEVELS[finding.severity]} {properties}::{_data(text)}"
+    level = LEVELS[Severity.NOTE if finding.because else finding.severity]
+    return f"::{level} {properties}::{_data(text)}"
 
 
 def _data(text: str) -> str:

@@ -7,6 +7,7 @@ from precaudit.report import View, exactpage, words
 from precaudit.report.headline import headline
 from precaudit.report.page import frame
 from precaudit.report.page.about import not_observed, run_card
+from precaudit.report.page.allowances import allowances
 from precaudit.report.page.findings import index, story
 from precaudit.report.page.memory import memory
 from precaudit.report.page.modules import modules
@@ -35,6 +36,7 @@ def render(report: Report, view: View) -> str:
         "Findings": section("findings", "Findings", [index(loud), *(story(a, s, source, report) for a, s in loud)])
         if loud
         else "",
+        "Allowed": allowances(report),
         "Notes": section("notes", "Notes", [story(a, s, source, report) for a, s in quiet]) if quiet else "",
         "Updates lost": updates(report),
         "Values": values(picture, many),

@@ -16,8 +16,8 @@ FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def render(report: Report, view: View) -> str:
     """One test case per finding; without any, one case that passed, or failed where nothing was examined."""
-    shown = words.loud(report, verbosity=1)
-    errors = sum(1 for finding in shown if finding.severity is Severity.ERROR)
+    shown = [*words.loud(report, verbosity=1), *words.allowed(report)]
+    errors = sum(1 for finding in shown if finding.severity is Severity.ERROR and not finding.because)
     empty = report.status in ("inconclusive", "script-failed") and not shown
     suite = ElementTree.Element("testsuite", name=f"precaudit {report.command}")
     top, source = repository(view.root), Source(view.root)
@@ -52,8 +52,9 @@ def _case(suite: ElementTree.Element, finding: Finding, path: str, line: int) ->
         case.set("file", _text(path))
     if line:
         case.set("line", str(line))
-    kind = "failure" if finding.severity is Severity.ERROR else "skipped"
-    told = ElementTree.SubElement(case, kind, message=_text(finding.message))
+    kind = "failure" if finding.severity is Severity.ERROR and not finding.because else "skipped"
+    message = words.excuse(finding) if finding.because else finding.message
+    told = ElementTree.SubElement(case, kind, message=_text(message))
     if kind == "failure":
         told.set("type", finding.rule)
     told.text = _text("\n".join([at, finding.message, *words.evidence(finding), f"fix: {finding.fix}"]))

@@ -24,6 +24,9 @@ def render(report: Report, view: View) -> str:
         parts.append(_roles(rows(report), report))
     for story in stories(words.loud(report, view.verbosity), by_rule=report.command != "check"):
         parts += _story(story, source, report)
+    if given := words.allowed(report):
+        parts.append("### Allowed")
+        parts.append("\n".join(_allowance(finding) for finding in given))
     if reasons := unseen(rows(report), report):
         parts.append("### Not observed")
         parts.append("\n".join(f"- {text(name)}: {text(why)}" for name, why in reasons.items()))
@@ -82,6 +85,11 @@ def _story(story: Story, source: Source, report: Report) -> list[str]:
         head = "| also | where | what |\n|---|---|---|"
         parts.append("\n".join([head, *(_consequence(finding) for finding in story.consequences)]))
     return parts
+
+
+def _allowance(finding: Finding) -> str:
+    at = f" {code(words.place(finding))}" if finding.path else ""
+    return f"- {inline(finding.rule)}{at} {text(words.excuse(finding))}"
 
 
 def _consequence(finding: Finding) -> str:

@@ -64,7 +64,9 @@ def _case(case: Case) -> str:
 
 
 def _example(source: str) -> str:
-    return markup.block(source, "json" if source.lstrip().startswith("{") else "python")
+    start = source.lstrip()
+    language = "json" if start.startswith("{") else "toml" if start.startswith("[[tool.") else "python"
+    return markup.block(source, language)
 
 
 def table_markdown(book: Rulebook, page: str | None = None) -> str:

@@ -108,7 +108,9 @@ def _result(
     if finding.cause and finding.cause.path:
         related = {"physicalLocation": _place(finding.cause, view, top, source)}
         result["relatedLocations"] = [{"id": 1, **related, "message": {"text": _message(finding.cause.text)}}]
-    if finding.suppressed:
+    if finding.because:
+        result["suppressions"] = [{"kind": "external", "status": "accepted", "justification": finding.because}]
+    elif finding.suppressed:
         result["suppressions"] = [{"kind": "inSource"}]
     return result
 

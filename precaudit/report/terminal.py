@@ -62,6 +62,7 @@ def render(report: Report, view: View) -> str:
             _excerpt_story(page, story, source, report, view)
         else:
             _trace_story(page, story, source, report, view)
+    _allowed(page, words.allowed(report))
     if view.verbosity >= 0 and report.exact is not None:
         _exact(page, report, report.exact, view.verbosity)
     if view.verbosity >= 0:
@@ -70,6 +71,16 @@ def render(report: Report, view: View) -> str:
     # Of a trace where nothing is wrong the first line has said so.
     page.flow(closing[1:] if brief and not static and len(closing) > 1 else closing, style)
     return page.text()
+
+
+def _allowed(page: Page, findings: Sequence[Finding]) -> None:
+    """What the contract allows, a line for each, with the reason."""
+    for finding in findings:
+        at = words.place(finding)
+        mark = f"{words.MARKS[Severity.NOTE]} {finding.rule} "
+        page.fold([(mark, DIM), (f"{at} " if at else "", PLACE), words.excuse(finding)], 4)
+    if findings:
+        page.gap()
 
 
 class Page:
@@ -286,8 +297,6 @@ def _trace_story(page: Page, story: Story, source: Source, report: Report, view:
         _cause(page, lead, lead.cause, source, "    cause      ")
     if lead.ranks and len(lead.ranks) < report.coverage.ranks:
         page.field("ranks", [", ".join(map(str, lead.ranks))])
-    if report.command == "audit":
-        page.field("seen by", [" and ".join(lead.seen_by)])
     if lead.fix:
         page.field("fix", [lead.fix])
     more = f"more: precaudit rules {lead.rule}"

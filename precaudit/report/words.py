@@ -93,7 +93,15 @@ def in_cell(finding: Finding) -> str:
 def evidence(finding: Finding) -> list[str]:
     """The measured numbers in words, in the order of the table of sentences."""
     told = [visible(sentence(name, value)) for name, value in finding.evidence.items()]
+    if finding.standing_because:
+        told = [standing(finding), *told]
     return [*told, *filter(None, [where(finding)])]
+
+
+def standing(finding: Finding) -> str:
+    """What an audit says of a finding: "refuted: in this run it held float32 here"."""
+    because = visible(finding.standing_because)
+    return f"{finding.standing.replace('-', ' ')}: {because}" if finding.standing else f"seen by the run: {because}"
 
 
 NAMED = 6
@@ -128,6 +136,16 @@ def loud(report: Report, verbosity: int = 0) -> list[Finding]:
     """The findings a person is shown, worst first: neither suppressed ones, nor notes unless asked for."""
     shown = [f for f in report.findings if not f.suppressed and (f.severity is not Severity.NOTE or verbosity > 0)]
     return sorted(shown, key=lambda f: -f.severity.rank)
+
+
+def allowed(report: Report) -> list[Finding]:
+    """The findings that the contract in pyproject.toml allows: told in every format, and counted in none."""
+    return [finding for finding in report.findings if finding.because]
+
+
+def excuse(finding: Finding) -> str:
+    """`optimizer state is bfloat16: allowed, because 8 GB card, measured (pyproject.toml, until 2027-01-31)`."""
+    return f"{visible(finding.message)}: allowed, because {visible(finding.because)}"
 
 
 def count_of(report: Report, severity: Severity) -> int:
@@ -222,7 +240,9 @@ def closing(report: Report, verbosity: int = 0, show_again: str | None = None) -
         parts.append(
             plural(notes, "note") + ("" if verbosity > 0 else " (-v shows them)" if notes > 1 else " (-v shows it)")
         )
-    if hidden := sum(1 for f in report.findings if f.suppressed):
+    if given := len(allowed(report)):
+        parts.append(f"{given} allowed")
+    if hidden := sum(1 for f in report.findings if f.suppressed and not f.because):
         parts.append(f"{hidden} suppressed")
     parts += [f"{count} {HIDDEN.get(name, name)}" for name, count in report.coverage.hidden.items() if count]
     if fixable := sum(1 for f in report.findings if f.fixable and not f.suppressed):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from precaudit.allowed.contract import NOTHING, Contract
+from precaudit.allowed.read import contract_of
 from precaudit.judge import judge
 from precaudit.model.vocabulary import Fact, Kind, Site, fact_from_json
 from precaudit.model.wire import Finding
@@ -25,7 +27,9 @@ def findings_of(results: Results, settings: Settings) -> list[Finding]:
     book = load()
     selected = select(book, settings)
     ignores = PerFileIgnores(settings.per_file_ignores, settings.root, Path.cwd(), book)
-    found = [f for item, result in results for f in judged(item, result, book, selected, ignores)]
+    contract = contract_of(settings, book)
+    found = [f for item, result in results for f in judged(item, result, book, selected, ignores, contract)]
+    found += [f for f in judge(contract.expired(Path.cwd()), book, "check") if f.rule in selected]
     return sorted(
         _without_repeats(found), key=lambda f: (f.path or "", f.cell or 0, f.line or 0, f.column or 0, f.rule)
     )
@@ -39,13 +43,18 @@ def select(book: Rulebook, settings: Settings) -> set[str]:
 
 
 def judged(
-    item: Found, result: dict[str, Any], book: Rulebook, selected: set[str], ignores: PerFileIgnores
+    item: Found,
+    result: dict[str, Any],
+    book: Rulebook,
+    selected: set[str],
+    ignores: PerFileIgnores,
+    contract: Contract = NOTHING,
 ) -> list[Finding]:
     """The findings of one file, those that its ignore comments silence marked so, and what to say of the comments."""
     rows = result.get("suppressions", [])
     comments = [Suppression(r[0], r[1], r[2], r[3], tuple(r[4]), r[5], foreign=r[6]) for r in rows]
     facts = [fact_from_json(raw) for raw in result.get("facts", [])]
-    kept = ignores.leave(f for f in judge(facts, book, "check") if f.rule in selected)
+    kept = ignores.leave(f for f in judge(facts, book, "check", allowed=contract) if f.rule in selected)
     silence(kept, lambda path: comments if path == item.shown else ())
     remarks = []
     for comment in comments:

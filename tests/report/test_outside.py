@@ -43,7 +43,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value[0], (*at, 0))
 
 
-FIXED = {"severity", "status", "command", "format_version", "verdict", "facts"}
+FIXED = {"severity", "standing", "status", "command", "format_version", "verdict", "facts"}
 RAW = samples.trace().model_dump(mode="json") | {
     "run": {
         "id": "1", "argv": ["python"], "cwd": "/", "started": "2026-01-01T00:00:00Z", "duration_s": 1.0, "host": "h",
