@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import torch_private as private
 from ..optable import REDUCTION_COLLECTIVES
+from . import quantized
 from .companions import WIDE, floats
 from .exchange import COLLECTIVES
 
@@ -91,6 +92,7 @@ def recipe_of(func: Any) -> Recipe:
     collective = (0,) if "c10d" in space and (space == "c10d" or name.endswith("_")) else ()
     written = tuple((at, schema.arguments[at].name) for at in sorted({*said, *UNSAID.get(name, ()), *collective}))
     kept = AS_IT_IS if name.startswith(("_fused_", "_amp_foreach_non_finite")) else frozenset[str]()
+    kept |= quantized.SCALES if space == quantized.OPERATIONS else frozenset()
     real = {key for at, arg in enumerate(schema.arguments) if arg.name in kept for key in (at, arg.name)}
     how = _how(func, space, name, bool(written), schema)
     shown = name if space == "aten" else schema.name
@@ -126,6 +128,8 @@ def _how(func: Any, space: str, name: str, writes: bool, schema: Any) -> int:
         return VIEW
     if name in EXACT:
         return REAL
+    if space == quantized.OPERATIONS:
+        return RUN if name in FORMULAS else REAL
     if torch.Tag.nondeterministic_seeded in func.tags and name not in FORMULAS:
         draws = name.endswith("_") or name.startswith("rand") or name.removesuffix("_like") in SAMPLERS
         return REAL if draws else LOST
@@ -220,6 +224,7 @@ FORMULAS: dict[str, Run] = {
     "max_pool3d_with_indices": _pooled,
     "_fused_rms_norm": _normed,
     **dict.fromkeys(COPIES, _copied),
+    "gemm_4bit": quantized.multiplied,
 }
 for _name in "topk sort max min kthvalue median nanmedian mode cummax cummin".split():
     FORMULAS[_name] = lambda func, args, kwargs, out: (
