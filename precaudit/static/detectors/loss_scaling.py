@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,12 @@ EXTREME_SCALE = 2.0**24
 FIXED_INTERVAL = 1_000_000
 """Steps between two growths of the loss scale from which it is as good as fixed."""
 
+WORD = re.compile(r"[A-Za-z_]\w*")
+
 E = TypeVar("E")
+
+Which = tuple[int, bool]
+"""An optimizer: the identity of its store; whether it is that of a later turn of a loop, where one stands for all."""
 
 # What has happened on a path. No NamedTuples: those of two kinds with equal fields would be one event.
 
@@ -53,7 +59,7 @@ class Unscaled:
     """The scaler unscaled this optimizer's gradients. `each_turn`: no condition stands before it in its loop."""
 
     scaler: int
-    optimizer: int
+    optimizer: Which
     each_turn: bool = False
 
 
@@ -70,7 +76,7 @@ class Stepped:
     """The scaler stepped this optimizer, and was not updated since."""
 
     scaler: int
-    optimizer: int
+    optimizer: Which
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class ScaledByRunner:
 class SteppedByScaler:
     """Some scaler stepped this optimizer, and no backward pass followed."""
 
-    optimizer: int
+    optimizer: Which
 
 
 def listen(bus: Bus) -> None:
@@ -126,6 +132,10 @@ class LossScaling:
         on("scaler.steps", self._steps)
         on("scaler.step", self._stepped)
         on("scaler.update", self._updated)
+        on(
+            "scaler.reset",
+            lambda op: _note(op.run, lambda s: _without(s, (Stepped, Unscaled), _identity(op.operand(0)))),
+        )
         on("runner.prepare", lambda op: self._float16_gradients(op, op.operand(0)))
         on("runner.backward", lambda op: _note(op.run, lambda s: s | {ScaledByRunner(self._node(op))}))
         on("runner.unscale", lambda op: _forget(op.run, ScaledByRunner))
@@ -198,7 +208,7 @@ class LossScaling:
         return bool(keys)
 
     def _unscaled(self, op: Op) -> None:
-        key, which, states = _identity(op.operand(0)), _identity(op.operand(1)), op.run.interpreter.paths
+        key, which, states = _identity(op.operand(0)), _which(op, 1), op.run.interpreter.paths
         if isinstance(op.operand(0), Opaque):
             _note(op.run, lambda s: s | {Unscaled(key, which)})
             return
@@ -216,7 +226,7 @@ class LossScaling:
         """A scaler is about to step: a wrapper's `param_groups` are unscaled before its own `step` runs."""
         made, optimizer = op.operand(0), op.operand(1)
         self._float16_gradients(op, optimizer)
-        unscaled = Unscaled(_identity(made), _identity(optimizer))
+        unscaled = Unscaled(_identity(made), _which(op, 1))
         by_hand = all(unscaled in state for state in op.run.interpreter.paths)
         lent = not by_hand and any(isinstance(option, Instance) for option in options(optimizer))
         self._lent.append({unscaled} if lent else set())
@@ -225,7 +235,7 @@ class LossScaling:
 
     def _stepped(self, op: Op) -> None:
         made, run = op.operand(0), op.run
-        key, which = _identity(made), _identity(op.operand(1))
+        key, which = _identity(made), _which(op, 1)
         if isinstance(made, Scaler) and (lent := self._lent.pop()):
             _note(run, lambda s: s - lent)
         states = run.interpreter.paths
@@ -293,7 +303,7 @@ class LossScaling:
         pending = [s for s in states if self._pending(s)]
         if pending and len(pending) == len(states) and not any(_looked_after(s) for s in states):
             op.run.facts.add(Kind.OPTIMIZER_STEP, op.spot, gradients="scaled", autocast=False)
-        twice = states and all(SteppedByScaler(_identity(made)) in s for s in states)
+        twice = states and all(SteppedByScaler(_which(op, 0)) in s for s in states)
         if twice and isinstance(made, Optimizer):
             op.run.facts.add(Kind.SCALER_CALL, op.spot, misuse="step-beside-scaler", raises=False)
 
@@ -330,6 +340,14 @@ def _identity(value: Value) -> int:
     """Of a scaler or an optimizer, by the store that it shares with its copies."""
     found = options(value)[0]
     return id(found.store) if isinstance(found, (Scaler, Optimizer, Instance, Opaque)) else id(found)
+
+
+def _which(op: Op, index: int) -> Which:
+    """Of an optimizer among the operands: it, or another of those that a loop's item stands for."""
+    key, later = _identity(op.operand(index)), op.run.interpreter.later
+    asked = op.node.args[:1] if later and isinstance(op.node, cst.Call) else ()
+    words = {word for arg in asked for word in WORD.findall(op.run.interpreter.text(arg.value))}
+    return key, key in later or not later.isdisjoint(words)
 
 
 def _misuse(op: Op, word: str, raises: bool) -> None:

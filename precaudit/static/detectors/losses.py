@@ -34,6 +34,8 @@ class Losses:
     def __init__(self, bus: Bus) -> None:
         self._summed: list[tuple[Spot, Dtypes]] = []
         """Backward passes that add to gradients of low parameters, and the dtype of these."""
+        self._under_autocast: list[tuple[Spot, Spot, bool]] = []
+        """Backward passes in a region, where it begins, and whether they certainly begin at a loss."""
         self._cleared = False
         on = partial(bus.on, low_only=False)
         on("backward", self._begins)
@@ -45,8 +47,8 @@ class Losses:
     def _begins(self, op: Op) -> None:
         region = op.run.autocast()
         if region is not None and region.spot is not None and region.enabled is not False:
-            because = ("the region begins here", region.spot)
-            op.run.facts.add(Kind.BACKWARD, op.spot, "", None, because, autocast=True)
+            of_a_loss = "loss" in operands.marks_of([op.operand(0)]) or bool(op.run.loops())
+            self._under_autocast.append((op.spot, region.spot, of_a_loss))
         self._sums(op)
 
     def _sums(self, op: Op) -> None:
@@ -69,8 +71,11 @@ class Losses:
         training = run.training
         for spot, low in self._summed if self._cleared and training.in_earnest else ():
             run.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
+        for spot, region, of_a_loss in self._under_autocast:
+            if of_a_loss or training.in_earnest or not in_a_test(spot):
+                run.facts.add(Kind.BACKWARD, spot, "", None, ("the region begins here", region), autocast=True)
         for loss, spot, in_loop in training.begun:
-            if (in_loop and not in_a_test(spot)) or training.in_earnest:
+            if training.updated or (not in_a_test(spot) and (in_loop or training.in_earnest)):
                 _low(run, loss, spot)
         for loss, spot in () if training.mixed else training.returned:
             _low(run, loss, spot)

@@ -19,8 +19,8 @@ class Merges:
     def __init__(self, bus: Bus) -> None:
         self._seen: dict[int, dict[str, Spot]] = {}
         self._trained = False
-        self._merged: list[tuple[Dtypes, Spot]] = []
-        """The dtype of frozen weights that were added to since a step, and where."""
+        self._merged: dict[int, tuple[Dtypes, Spot]] = {}
+        """By the identity of frozen weights' store that were added to since a step: their dtype, and where."""
         bus.on_update(self._updated)
         bus.on("optimizer.stepped", self._stepped, low_only=False)
 
@@ -28,6 +28,8 @@ class Merges:
         run, target, how = update.run, update.target, update.how
         if not isinstance(target, Param) or not is_low(target.dtype) or target.trainable is not False:
             return
+        if how == "copy":
+            self._merged.pop(id(target.store), None)  # put back as they were, or loaded anew
         added = operands.marks_of([operands.as_tensor(run, value) for value in update.added])
         if how not in ("add", "sub") or "gradient" in added or handwritten.current_optimizer(run) is not None:
             return
@@ -35,7 +37,7 @@ class Merges:
         seen.setdefault(how, run.spot(update.node))
         averaged = "weights" in added or target.store.get("kind") == "buffer"
         if self._trained and not averaged and how == "add" and target.dtype is not None:
-            self._merged.append((target.dtype, run.spot(update.node)))
+            self._merged[id(target.store)] = target.dtype, run.spot(update.node)
         if len(seen) == 2:
             run.facts.take_back(target.store.get("spot") or seen["add"], what="ema")
             because = ("it is taken back here", seen["sub"])
@@ -45,7 +47,7 @@ class Merges:
     def _stepped(self, op: Op) -> None:
         """The training goes on after a merge: there will be more of them, each rounded."""
         self._trained = True
-        for dtype, spot in self._merged:
+        for dtype, spot in self._merged.values():
             because, detail = ("the training goes on here", op.spot), "each merge rounds them"
             op.run.facts.add(Kind.HOLDS, spot, dtype, Role.ACCUMULATOR, because, detail, what="running")
         self._merged.clear()

@@ -25,6 +25,7 @@ from precaudit.static.overlays.events import Op
 from precaudit.static.overlays.run import Run
 from precaudit.static.overlays.torch import handwritten
 from precaudit.static.overlays.torch.optimizers import is_adapter, trainable
+from precaudit.static.overlays.torch.training import in_a_test
 
 EXAMINED, CAST_AFTER, LOW_SLOTS = "examined", "cast_after", "low_slots"
 """What is kept with an optimizer on each path: it was looked at; its parameters were cast; slots that became low."""
@@ -44,7 +45,7 @@ def listen(bus: Bus) -> None:
 def _end(run: Run) -> None:
     """Optimizers that nobody was seen to step; float16 adapters whose loss nobody scales."""
     for made in run.training.optimizers:
-        if not made.store.get(EXAMINED):
+        if not made.store.get(EXAMINED) and not in_a_test(made.store["spot"]):
             _examine(run, made)
     if run.training.unscaled and run.training.unscaled_backward:
         for spot, made_low in run.training.low_adapters:
@@ -123,7 +124,7 @@ def _examine(run: Run, made: Optimizer) -> None:
     """Low trainable parameters in an optimizer: no master weights, low state, eps that vanishes."""
     store, facts = made.store, run.facts
     low = [p for p in store["params"] if is_low(p.dtype) and isinstance(p, (Tensor, Param)) and _is_trained(p)]
-    if not low or store.get("elsewhere"):
+    if not low or store.get("elsewhere") or (float_constant(store["lr"]) == 0.0 and in_a_test(store["spot"])):
         return
     trained = [p for p in store["params"] if isinstance(p, Param) and trainable(p)]
     adapters = bool(trained) and all(is_adapter(p) for p in trained)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,12 +19,15 @@ from precaudit.static.language.values import (
     Choice,
     Class,
     Const,
+    Instance,
     Number,
     Opaque,
+    Seq,
     Value,
     choice,
     constant,
     distinct,
+    options,
     truth,
     unknown,
 )
@@ -223,16 +226,46 @@ def _for(run: Interpreter, node: cst.For) -> bool:
     iterable = run.eval(node.iter)
     items = objects.concrete(run, iterable)
     if items is None:
-        item = objects.element(run, iterable)
-        return loop(run, node, lambda number: objects.assign(run, node.target, _another(item)), 2)
+        return _over_unknown(run, node, objects.element(run, iterable))
     if not items:
         return _else(run, node)
     return loop(run, node, lambda number: objects.assign(run, node.target, items[number]), len(items), items)
 
 
-def _another(item: Value) -> Value:
-    """The item of the next turn: what is assumed of one says nothing of another."""
-    return replace(item) if isinstance(item, Opaque) else item
+def _over_unknown(run: Interpreter, node: cst.For, item: Value) -> bool:
+    """One item stands for all: what is assumed of it in one turn says nothing of it in another."""
+    before = run.later
+
+    def begin(number: int) -> None:
+        if number:
+            run.later = before | {*stores(item), *names(node.target)}
+        objects.assign(run, node.target, replace(item) if isinstance(item, Opaque) else item)
+
+    try:
+        return loop(run, node, begin, 2)
+    finally:
+        run.later = before
+
+
+def names(target: Any) -> Iterator[str]:
+    """The names that a loop assigns."""
+    if isinstance(target, cst.Name):
+        yield target.value
+    elif isinstance(target, (cst.Tuple, cst.List)):
+        for element in target.elements:
+            yield from names(element.value)
+
+
+def stores(value: Any, depth: int = 2) -> Iterator[int]:
+    """The identities of what a loop's item is, and of what it holds."""
+    for option in options(value):
+        store = getattr(option, "store", None)
+        if store is not None:
+            yield id(store)
+        held = option.items if isinstance(option, Seq) else store.values() if isinstance(option, Instance) else ()
+        for part in held if depth else ():
+            if isinstance(part, Value):
+                yield from stores(part, depth - 1)
 
 
 def _while(run: Interpreter, node: cst.While) -> bool:

@@ -57,6 +57,8 @@ class Interpreter:
         """The file that is run; the others are imported."""
         self.scope: Scope = None  # type: ignore[assignment]
         self.loops: tuple[int, ...] = ()
+        self.later: frozenset[int | str] = frozenset()
+        """In a later turn of a loop whose items are not known: the identities of their stores, the loop's names."""
         self.contexts: list[Value] = []
         self.budget = budget
         self.rest_budget = REST_BUDGET

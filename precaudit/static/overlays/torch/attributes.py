@@ -24,6 +24,7 @@ from precaudit.static.language.values import (
     Optimizer,
     Param,
     Ref,
+    Scaler,
     Seq,
     Spot,
     Tensor,
@@ -83,6 +84,11 @@ def _optimizer_attribute(run: Run, value: Optimizer, name: str, node: Any) -> Va
         params = seq(value.store["params"], open=True)
         return seq([Dict({"params": params, ANY: Number()})], open=True)
     return optimizers.state(value) if name == "state" else Bound(value, name)
+
+
+def _scaler_attribute(run: Run, value: Scaler, name: str, node: Any) -> Value:
+    scaling.looked_into(run, value, name, node)
+    return Bound(value, name)
 
 
 def _device_attribute(run: Run, value: Device, name: str, node: Any) -> Value:
@@ -181,6 +187,7 @@ _BY_KIND: dict[type, Callable[..., Value]] = {
     Opaque: _opaque_attribute,
     Instance: _instance_attribute,
     Optimizer: _optimizer_attribute,
+    Scaler: _scaler_attribute,
     Device: _device_attribute,
     DType: _dtype_attribute,
     Seq: _seq_attribute,
@@ -214,6 +221,8 @@ def attribute_set(run: Run, target: Value, name: str, value: Value, node: Any) -
             put(target.store, "requires_grad", truth(value))
         else:
             put(target.store, "attr:" + name, value)
+    if isinstance(target, Scaler):
+        scaling.looked_into(run, target, name, node)
     if isinstance(target, Tensor) and name == "grad":
         scaling.gradient_written(run, node)
 

@@ -50,6 +50,7 @@ def optimizer(run: Run, name: str, args: list[Value], kwargs: dict[str, Value], 
         "spot": run.spot(node),
         "eps": eps,
         "momentum": kwargs.get("momentum", args[2] if short == "SGD" and len(args) > 2 else Const(0)),
+        "lr": kwargs.get("lr", args[1] if len(args) > 1 else None),
         "adaptive": short in ADAPTIVE,
         "loops": run.loops(),
     }

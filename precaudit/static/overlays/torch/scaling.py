@@ -59,6 +59,12 @@ def scaler_method(run: Run, made: Scaler, name: str, args: list[Value], kwargs: 
     return unknown()
 
 
+def looked_into(run: Run, made: Scaler, name: str, node: Any) -> None:
+    """What it keeps of each optimizer has no public name: who reads or writes it changes it by hand."""
+    if name == "_per_optimizer_states":
+        tell(run, "scaler.reset", [made], node)
+
+
 def _scale(run: Run, made: Scaler, args: list[Value], node: Any) -> Value:
     loss = operands.as_tensor(run, args[0]) if args else unknown()
     if made.enabled is False:

@@ -90,5 +90,5 @@ class Training:
 
 
 def in_a_test(spot: Spot) -> bool:
-    """Whether it stands in a function of pytest's or unittest's."""
-    return spot.function.rpartition(".")[2].startswith("test_")
+    """Whether it stands in a function of pytest's or unittest's, or in what a class of tests calls."""
+    return any(name.startswith(("test_", "_test_", "Test")) for name in spot.function.split("."))
