@@ -22,6 +22,7 @@ from precaudit.static.language.values import (
     Instance,
     Number,
     Opaque,
+    Optimizer,
     Seq,
     Value,
     choice,
@@ -259,10 +260,11 @@ def names(target: Any) -> Iterator[str]:
 def stores(value: Any, depth: int = 2) -> Iterator[int]:
     """The identities of what a loop's item is, and of what it holds."""
     for option in options(value):
-        store = getattr(option, "store", None)
-        if store is not None:
-            yield id(store)
-        held = option.items if isinstance(option, Seq) else store.values() if isinstance(option, Instance) else ()
+        if isinstance(option, (Instance, Opaque, Optimizer)):
+            yield id(option.store)
+        held = (
+            option.items if isinstance(option, Seq) else option.store.values() if isinstance(option, Instance) else ()
+        )
         for part in held if depth else ():
             if isinstance(part, Value):
                 yield from stores(part, depth - 1)
