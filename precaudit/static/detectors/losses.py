@@ -80,8 +80,8 @@ class Losses:
         for loss, spot in () if training.mixed else training.returned:
             _low(run, loss, spot)
         if training.unscaled:
-            for spot, region in training.unscaled_backward:
-                because = ("float16 comes from here", region)
+            for spot, low_from in training.unscaled_backward:
+                because = ("float16 comes from here", low_from)
                 run.facts.add(Kind.HOLDS, spot, "float16", Role.GRADIENT, because, "", loss_scaling="none")
 
 
