@@ -248,6 +248,7 @@ def judged_ranks(raws: Sequence[Mapping[str, Any]], exit_code: int = 0) -> Repor
         inventory=merged.inventory,
         picture=merged.picture,
         by_rank=merged.by_rank,
+        preflight=merged.preflight,
         exit_code=exit_code,
     )
 

@@ -67,7 +67,7 @@ class Holds(TypedDict, total=False):
     """Whether the dtype holds these positions exactly."""
     chosen: Literal["explicit", "framework", "default", "checkpoint"]
     """Who chose the dtype: the user's own line, a framework's setting, nobody, a checkpoint that is not at hand."""
-    by: Literal["buffer_dtype", "cross_entropy", "hook"]
+    by: Literal["buffer_dtype", "cross_entropy", "dtensor", "hook"]
     """The setting of FSDP1 that cast running statistics; the function around a softmax; DDP's communication hook."""
     single: bool
     """Each row's own loss is used, and not only their mean: cross_entropy(reduction="none")."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .assumed import Assumed, refuse
-from .placement import index_of, mark, on_device
+from .placement import index_of, is_view, mark, on_device
 from .readings import ANSWERS, true_in
 from .room import REAL, Room, forget, has_numbers, nbytes, value_of
 
@@ -44,15 +44,18 @@ KEPT = {aten._amp_foreach_non_finite_check_and_unscale_.default: "found_inf"}
 """Operation -> what it writes that keeps its value: a healthy run finds no inf."""
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any, found: list[Tensor] | None = None) -> list[Tensor]:
     """All tensors among arguments."""
+    found = [] if found is None else found
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, (list, tuple)):
         for one in value:
-            yield from tensors(one)
+            tensors(one, found)
     elif isinstance(value, dict):
-        yield from tensors(tuple(value.values()))
+        for one in value.values():
+            tensors(one, found)
+    return found
 
 
 def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -62,16 +65,6 @@ def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
     if type(value) in (list, tuple):
         return type(value)(each(one, change) for one in value)
     return {name: each(one, change) for name, one in value.items()} if isinstance(value, dict) else value
-
-
-def is_fake(tensor: Tensor) -> bool:
-    """Whether it is a FakeTensor of torch's own."""
-    return type(tensor).__module__.startswith("torch._subclasses")
-
-
-def is_view(func: Any) -> bool:
-    """Whether an operation gives views of its arguments, for which no number is looked at."""
-    return any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
 
 
 def place_of(device: Any, given: list[Tensor]) -> int | None:
@@ -94,9 +87,9 @@ class Numberless:
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What `func(*args, **kwargs)` gives."""
-        given = list(tensors((args, kwargs)))
-        if torch._C._get_dispatch_mode(FAKE) is not None or any(map(is_fake, given)):
-            return func(*args, **kwargs)  # torch itself asks for a shape, as DTensor does
+        if is_view(func) or torch._C._get_dispatch_mode(FAKE) is not None:
+            return func(*args, **kwargs)  # no number is looked at; torch itself asks for a shape, as DTensor does
+        given = tensors((args, kwargs))
         if func.namespace not in ("aten", "prims", "prim"):
             return self._foreign(func, args, kwargs, given)
         if all(map(has_numbers, given)):
@@ -107,7 +100,7 @@ class Numberless:
             return self._seen_otherwise(func, args, kwargs)
         if func._schema.is_mutable:
             return self._written(func, args, kwargs, given)
-        return func(*args, **kwargs) if is_view(func) else self._made(func, args, kwargs, given)
+        return self._made(func, args, kwargs, given)
 
     def _foreign(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
         """A library's operation: by its meta kernel where it has one, else as the calls that it makes."""
@@ -133,7 +126,7 @@ class Numberless:
             device is None and any(one.device.type == "meta" for one in given)
         ):
             return func(*args, **kwargs)
-        if func._schema.is_mutable or is_view(func):
+        if func._schema.is_mutable:
             return func(*args, **kwargs)
         try:
             shapes = self._shapes(func, args, kwargs)

@@ -11,6 +11,7 @@ operation has a marked one among its arguments; that CPU and device tensors meet
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import threading
 import warnings
@@ -64,6 +65,13 @@ def on_device(device: Any) -> bool:
     return isinstance(device, str) and device.partition(":")[0] == "cuda"
 
 
+@functools.cache
+def is_view(func: Any) -> bool:
+    """Whether an operation of torch gives views of its arguments, for which no number is looked at."""
+    views = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+    return views and func.namespace == "aten"
+
+
 class Current:
     """How many devices there are, and which is the current one."""
 
@@ -115,10 +123,11 @@ class Marks(DispatchMode):  # type: ignore[misc]
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for kind in types:
-            if kind.__name__ == "DTensor":
-                return NotImplemented  # its local operations come here by themselves
         kwargs = kwargs or {}
+        for kind in types:
+            if kind not in torch_private.PLAIN and not torch_private.is_plain(kind):
+                # The operations inside of a DTensor come here by themselves; FakeTensors are asked for a shape.
+                return func(*args, **kwargs) if torch_private.simulates(kind) else NotImplemented
         if not isinstance(func, torch._ops.OpOverload):
             return self._of_operators(func, args, kwargs)
         try:
@@ -127,8 +136,8 @@ class Marks(DispatchMode):  # type: ignore[misc]
             if "not implemented for" not in str(error) and "Unsupported dtype" not in str(error):
                 raise
             out = self._in_float32(func, args, kwargs, error)
-        if kwargs.get("device") is not None:
-            return out  # placed by its name
+        if kwargs.get("device") is not None or is_view(func):
+            return out  # placed by its name, or where its storage is
         index = _first_index(args)
         if index is None and kwargs:
             index = _first_index(tuple(kwargs.values()))
@@ -267,6 +276,18 @@ def _questions(patches: Patches) -> None:
         return type_
 
     patches.wrap(Tensor, "type", kind)
+
+    def wrapper(real: Any) -> Any:
+        def make(kind: Any, *args: Any, **kwargs: Any) -> Tensor:
+            if not on_device(kwargs.get("device")):
+                made: Tensor = real(kind, *args, **kwargs)
+                return made
+            index = torch.device(kwargs["device"]).index or 0
+            return mark(real(kind, *args, **{**kwargs, "device": CPU}), index)
+
+        return make
+
+    patches.wrap(Tensor, "_make_wrapper_subclass", wrapper)
 
 
 def _moves(patches: Patches, current: Current) -> None:

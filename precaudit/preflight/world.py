@@ -51,7 +51,7 @@ class Alone:
         returns = func._schema.returns
         if not returns or str(returns[-1].type).rpartition(".")[2] != "Work":
             return self._run(func, args, kwargs)
-        written = list(tensors(args[0]))
+        written = tensors(args[0])
         if all(map(has_numbers, tensors(args))):
             with self.mode:
                 func.redispatch(CPU_KEY, *args, **kwargs)

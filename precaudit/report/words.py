@@ -176,6 +176,10 @@ def opening(report: Report) -> list[str]:
     return [visible(part) for part in parts]
 
 
+LASTING = {"master_weight": "master weights", "gradient": "gradients", "optimizer_state": "optimizer state"}
+"""What a rank holds from step to step, whatever its activations take."""
+
+
 def preflight(report: Report) -> list[str]:
     """What of a run without a GPU is real, in parts; nothing where there was one, or none was needed."""
     if report.preflight is None:
@@ -183,7 +187,14 @@ def preflight(report: Report) -> list[str]:
     told = report.preflight
     numbers = "values are the CPU's" if told.values == "cpu" else "no values: sizes and dtypes only"
     where = f"as one of {told.ranks:,} ranks, each on one" if told.ranks > 1 else "as on one"
-    return [f"preflight: CUDA's dtypes on a CPU; {numbers}", f"{where} {told.device_name}"]
+    held = {words: sum(row.bytes for row in report.roles if row.role == role) for role, words in LASTING.items()}
+    total = sum(held.values())
+    if told.values == "cpu" or not total:
+        return [f"preflight: CUDA's dtypes on a CPU; {numbers}", f"{where} {told.device_name}"]
+    parts = ", ".join(f"{words} {size(count)}" for words, count in held.items() if count)
+    verdict = "more than its" if total > told.memory else f"{total / told.memory:.2g} of its"
+    memory = f"{parts}: {size(total)}, {verdict} {size(told.memory)}"
+    return [f"preflight: CUDA's dtypes on a CPU; {numbers}", f"{where} {told.device_name}", memory]
 
 
 def _steps(report: Report) -> str:

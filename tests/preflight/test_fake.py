@@ -18,6 +18,7 @@ from precaudit.model.wire import Report
 from precaudit.preflight.assumed import Refused
 from precaudit.preflight.layer import Layer, start
 from precaudit.preflight.room import has_numbers
+from precaudit.report import words
 
 SCRIPTS = Path(__file__).parent / "scripts"
 LARGE = (1 << 20, 1 << 16)
@@ -30,6 +31,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Report]]:
     layers: list[Layer] = []
 
     def traced(name: str, *argv: str, size: int = 1, rank: int = 0) -> Report:
+        if layers:
+            layers.pop().remove()
         layers.append(
             start({"device": "h100", "fake": True, "world": {"size": size, "rank": rank, "node": min(8, size)}})
         )
@@ -246,3 +249,50 @@ def test_operations_give_the_sizes_and_dtypes_that_they_give_with_numbers(layer:
         assert said(arithmetic()) == wanted
     finally:
         without.remove()
+
+
+SMALL = ("1024", "2", "8", "4", "2048", "4096", "4", "64")
+"""Of `llama.py`: width, depth, heads, heads of keys and values, inner width, words, tensor ranks, length."""
+
+
+def shapes_of(width: int, depth: int, heads: int, pairs: int, inner: int, words: int) -> tuple[int, int]:
+    """The elements of a Llama's matrices, and of its norms."""
+    attention = 2 * width * width + 2 * width * (width // heads) * pairs
+    return 2 * words * width + depth * (attention + 3 * width * inner), (2 * depth + 1) * width
+
+
+def test_tensor_and_data_ranks_each_hold_their_part(run: Callable[..., Report]) -> None:
+    """Matrices are split over all ranks, norms over the data ranks of each tensor rank."""
+    size = 256
+    report = run("llama.py", *SMALL, size=size, rank=5)
+    matrices, norms = shapes_of(*map(int, SMALL[:6]))
+    share = 4 * (matrices // size + norms // (size // 4))
+    found = bytes_of(report)
+    assert found["master_weight", "float32"] == found["gradient", "float32"] == share
+    assert found["optimizer_state", "float32"] == 2 * share
+    table = held(report)
+    assert (table["matmul_compute"], table["forward_weight"]) == (BF16, BF16)
+    assert harness.loud(report) == {}
+    # Gradients of the norms, which all tensor ranks hold, are summed in bfloat16, whatever reduce_dtype says.
+    assert found["gradient_reduction", "float32"] > found["gradient_reduction", "bfloat16"] > 0
+    rows = {finding.rule: finding for finding in report.findings}
+    assert "PA504" not in rows
+    assert (rows["PA501"].severity.value, "DTensor" in rows["PA501"].message) == ("note", True)
+
+
+def test_all_sums_of_a_tensor_parallel_model_in_bfloat16_are_told(run: Callable[..., Report]) -> None:
+    report = run("llama.py", *SMALL, "wrong", size=64)
+    assert held(report)["gradient_reduction"] == BF16
+
+
+def test_what_a_rank_holds_is_said_beside_its_devices_memory(run: Callable[..., Report]) -> None:
+    """10.7 billion parameters: 43.0 GB, as much again of gradients, twice that of AdamW's moments."""
+    lines = [words.preflight(run("sharded.py", "16384", "4", "65536", size=size)) for size in (1, 8)]
+    assert lines[0][1:] == [
+        "as on one NVIDIA H100 80GB HBM3",
+        "master weights 42.95 GB, gradients 42.95 GB, optimizer state 85.90 GB: 172 GB, more than its 80.00 GB",
+    ]
+    assert lines[1][1:] == [
+        "as one of 8 ranks, each on one NVIDIA H100 80GB HBM3",
+        "master weights 5.37 GB, gradients 5.37 GB, optimizer state 10.74 GB: 21.48 GB, 0.27 of its 80.00 GB",
+    ]

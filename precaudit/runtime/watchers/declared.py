@@ -21,6 +21,8 @@ class Declared(Watcher):
     def complete(self, told: list[Observation]) -> None:
         held: dict[Role, dict[str, Observation]] = {}
         for one in told:
+            if one.attrs.get("by") == "dtensor":  # no policy is about a sum inside of a layer
+                continue
             if one.kind is Kind.HOLDS and one.role is not None and one.dtype in FLOATING:
                 held.setdefault(one.role, {}).setdefault(one.dtype, one)
         said = [one for one in self._account.declarations() if one.chosen != "default"]

@@ -37,6 +37,8 @@ SCALINGS = frozenset({"mul", "div", "_foreach_mul", "_foreach_div"})
 TO_ONE_NUMBER = frozenset({"sum", "mean", "amax", "max"})
 EXACT = frozenset({"amax", "max"})
 """A largest element is one of the elements: no dtype rounds it. Overflow checks ask for it."""
+FUNCTIONAL = frozenset({"all_reduce", "all_reduce_coalesced", "reduce_scatter_tensor"})
+"""Sums over ranks by _c10d_functional, in which DTensor speaks."""
 
 
 class Gradients(Watcher):
@@ -110,12 +112,21 @@ class Gradients(Watcher):
                 self._reduction(tensor, name)
 
     def _reduction(self, tensor: Tensor, name: str) -> None:
-        key = (Gradients, Role.GRADIENT_REDUCTION, tensor.dtype)
+        by_dtensor = name in FUNCTIONAL and self._window.phase == BACKWARD
+        key = (Gradients, Role.GRADIENT_REDUCTION, tensor.dtype, by_dtensor)
         seen = self.ledger.get(key)
         if seen is None:
-            seen = self.ledger.put(key, self._first_reduction(DTYPE_NAMES[tensor.dtype], name))
+            made = self._of_dtensor if by_dtensor else self._first_reduction
+            seen = self.ledger.put(key, made(DTYPE_NAMES[tensor.dtype], name))
         seen.count += 1
         seen.bytes += tensor.nbytes
+
+    def _of_dtensor(self, dtype: str, name: str) -> Observation:
+        """Partial gradients of a weight that tensor parallel ranks share: no reduce_dtype is about that sum."""
+        detail = f"{name}, DTensor, of a weight that all ranks of its mesh hold"
+        made = Observation(Kind.HOLDS, dtype, Role.GRADIENT_REDUCTION, user_site(), detail=detail)
+        made.attrs.update(chosen="framework", by="dtensor")
+        return made
 
     def _first_reduction(self, dtype: str, name: str) -> Observation:
         """Who chose this dtype: the declaration for it, else the framework that reduces, else the user's own loop."""
