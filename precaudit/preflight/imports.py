@@ -10,7 +10,7 @@ from .patches import Patches
 
 HONEST = (
     "bitsandbytes", "torchao", "torch._dynamo", "torch._inductor", "torch.distributed._symmetric_memory", "flash_attn",
-    "xformers", "apex", "transformer_engine", "triton", "deepspeed.ops",
+    "xformers", "apex", "transformer_engine", "triton",
 )  # fmt: skip
 """Modules that choose which binaries to load by asking what device there is."""
 

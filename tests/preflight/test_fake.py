@@ -280,6 +280,29 @@ def test_tensor_and_data_ranks_each_hold_their_part(run: Callable[..., Report]) 
     assert (rows["PA501"].severity.value, "DTensor" in rows["PA501"].message) == ("note", True)
 
 
+def rows_of_rank_0(rows: int, ranks: int) -> int:
+    """FSDP2 deals rows out like torch.chunk: the first ranks hold the whole of what is rounded up."""
+    return -(-rows // ranks)
+
+
+@pytest.mark.slow
+def test_llama_405b_on_16384_ranks_holds_the_bytes_of_the_arithmetic(run: Callable[..., Report]) -> None:
+    """Every width is the 405B model's; 2 of its 126 blocks. Tensor parallel over 8, each of those over 2,048."""
+    width, inner, vocabulary, keys = 16384, 53248, 128256, 8 * 128
+    report = run("llama.py", *map(str, (width, 2, 128, 8, inner, vocabulary, 8, 8192)), size=16384)
+    rows = {rows: rows_of_rank_0(rows // 8, 2048) for rows in (width, inner, vocabulary, keys)}
+    by_columns = rows[width] + 2 * rows[keys] + 2 * rows[inner]
+    by_rows = 8 * (width // 8 + inner // 8)
+    block = by_columns * width + by_rows + 2 * 8
+    held_by_rank_0 = 2 * block + 2 * rows[vocabulary] * width + 8
+    found = bytes_of(report)
+    assert found["master_weight", "float32"] == found["gradient", "float32"] == 4 * held_by_rank_0
+    assert found["optimizer_state", "float32"] == 8 * held_by_rank_0
+    # In forward a rank has gathered its eighth of each matrix, and the whole of each norm.
+    matrices, norms = shapes_of(width, 2, 128, 8, inner, vocabulary)
+    assert found["forward_weight", "bfloat16"] == 2 * (matrices // 8 + norms)
+
+
 def test_all_sums_of_a_tensor_parallel_model_in_bfloat16_are_told(run: Callable[..., Report]) -> None:
     report = run("llama.py", *SMALL, "wrong", size=64)
     assert held(report)["gradient_reduction"] == BF16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,18 +24,24 @@ RIGHT: dict[tuple[str, ...], dict[str, set[str]]] = {
     ("accelerated.py", "fp16"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
     ("lit.py", "bf16-mixed"): {**AMP, "matmul_compute": BF16, "norm_computation": F32},
     ("lit.py", "16-mixed"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
+    ("zero.py", "bf16", "1"): {**AMP, "matmul_compute": BF16, "forward_weight": BF16},
+    ("zero.py", "fp16", "2"): {**AMP, "matmul_compute": F16, "forward_weight": F16, "gradient_reduction": F32},
+    ("zero.py", "bf16", "3"): {**AMP, "matmul_compute": BF16, "forward_weight": BF16},
     ("qlora.py",): {"adapter_parameter": F32, "optimizer_state": F32, "quantized_storage": {"nf4"}},
 }
 WRONG: dict[tuple[str, ...], set[str]] = {
     ("hf_trainer.py", "wrong"): {"PA101", "PA301"},
     ("lit.py", "bf16-true"): {"PA101", "PA301"},
+    ("zero.py", "bf16", "2", "wrong"): {"PA101", "PA301", "PA801"},
 }
 
 
-def preflight(folder: Path, script: str, *argv: str) -> dict[str, Any]:
+def preflight(folder: Path, port: int, script: str, *argv: str) -> dict[str, Any]:
     """The JSON report of one script."""
+    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | (single if script == "zero.py" else {})  # without them DeepSpeed looks for MPI
     words = [sys.executable, "-m", "precaudit", "preflight", "--output", "report.json", str(SCRIPTS / script), *argv]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode in (0, 1), done.stderr[-3000:]
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     assert report["exit_code"] == 0, done.stderr[-3000:]
@@ -48,8 +55,10 @@ def loud(report: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("words", RIGHT, ids=" ".join)
-def test_a_right_recipe_holds_cudas_dtypes_and_no_rule_speaks(words: tuple[str, ...], tmp_path: Path) -> None:
-    report = preflight(tmp_path, *words)
+def test_a_right_recipe_holds_cudas_dtypes_and_no_rule_speaks(
+    words: tuple[str, ...], tmp_path: Path, free_port: int
+) -> None:
+    report = preflight(tmp_path, free_port, *words)
     held: dict[str, set[str]] = {}
     for row in report["roles"]:
         if row["dtype"] is not None:
@@ -59,5 +68,5 @@ def test_a_right_recipe_holds_cudas_dtypes_and_no_rule_speaks(words: tuple[str, 
 
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
-def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], tmp_path: Path) -> None:
-    assert WRONG[words] <= loud(preflight(tmp_path, *words))
+def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], tmp_path: Path, free_port: int) -> None:
+    assert WRONG[words] <= loud(preflight(tmp_path, free_port, *words))

@@ -33,13 +33,25 @@ RIGHT = {
     },
     ("dcgan.py",): {**AMP, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_running_statistics": F32},
     ("ddp.py",): {**AMP, "loss_scale": F32, "matmul_compute": F16, "gradient_reduction": F32},
+    ("diffusion.py",): {
+        **AMP, "accumulator": F32, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_computation": F32,
+    },
 }  # fmt: skip
 WRONG = {
     ("imagenet.py", "wrong"): {"PA101", "PA301", "PA402"},
     ("gpt.py", "wrong"): {"PA101", "PA301"},
     ("dcgan.py", "wrong"): {"PA101", "PA301", "PA402"},
     ("ddp.py", "hook"): {"PA501"},
+    ("diffusion.py", "wrong"): {"PA101", "PA301"},
 }
+LLAMA = ("llama.py", "64", "2", "4", "2", "128", "64", "2", "16")
+SHARDS = {**AMP, "matmul_compute": BF16, "forward_weight": BF16, "gradient_reduction": F32, "norm_computation": F32}
+SHARDED = {
+    ("fsdp1.py",): SHARDS,
+    ("sharded.py", "32", "2", "64"): SHARDS,
+    LLAMA: {**SHARDS, "gradient_reduction": F32 | BF16},
+}
+"""As one of four ranks, with values. Of the Llama, the gradients of norms are summed in bfloat16 by DTensor."""
 
 
 @pytest.mark.parametrize("words", RIGHT, ids=" ".join)
@@ -56,3 +68,14 @@ def test_a_right_script_holds_cudas_dtypes_and_no_rule_speaks(
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
 def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], preflight: Callable[..., Report]) -> None:
     assert WRONG[words] <= set(harness.loud(preflight(*words)))
+
+
+@pytest.mark.parametrize("words", SHARDED, ids=" ".join)
+def test_one_rank_of_a_sharded_model_holds_cudas_dtypes(words: tuple[str, ...], alone: Callable[..., Report]) -> None:
+    report = alone(*words)
+    table = held(report)
+    assert {role: table.get(role) for role in SHARDED[words]} == SHARDED[words]
+    assert harness.loud(report) == {}
+    wrong = alone(*words, "wrong")
+    assert "float32" not in held(wrong)["gradient_reduction"]
+    assert "PA501" in {finding.rule for finding in wrong.findings}

@@ -42,7 +42,8 @@ class GraphRoles(Watcher):
             dtype = found.casts_of_leaves.get(key, leaf.dtype)
             held = weights.setdefault(dtype, [0, 0])
             held[0] += 1
-            held[1] += leaf.numel() * getattr(dtype, "itemsize", leaf.element_size())
+            own = getattr(leaf, "_local_tensor", leaf)  # of a DTensor, what this rank holds
+            held[1] += own.numel() * getattr(dtype, "itemsize", own.element_size())
         for dtype, (count, size) in weights.items():
             self._row(Role.FORWARD_WEIGHT, dtype, count, size)
 
