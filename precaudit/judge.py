@@ -171,7 +171,7 @@ def _finding(
         name=rule.name,
         severity=graded.severity,
         role=fact.role.value if fact.role else None,
-        message=f"{message}: {fact.detail}" if fact.detail and not says_all else message,
+        message=message if says_all else _with(message, fact.detail),
         path=site.path if site else None,
         line=(site.line or None) if site else None,
         column=(site.column or None) if site else None,
@@ -193,6 +193,13 @@ def _finding(
             rule.id, site.path if site else "", site.function if site else "", fact.dtype, message
         ),
     )
+
+
+def _with(message: str, detail: str) -> str:
+    """A message and what the Fact adds: a sentence after a colon, the bare name of an operation in parentheses."""
+    if not detail or detail in message.split():
+        return message
+    return f"{message} ({detail})" if detail.isidentifier() else f"{message}: {detail}"
 
 
 class _Words(dict[str, Any]):
@@ -284,11 +291,21 @@ def role_table(
             because = sorted(excuses.get((role, dtype), ())) if verdict == "allowed" else []
             if verdict == "allowed" and (role.value, dtype) in given:
                 because.append(given[role.value, dtype])
+            if verdict == "allowed" and not because:
+                because = _excused(findings, role, dtype)
             row_of = RoleSummary(
                 role=role.value, dtype=dtype, tensors=tensors, bytes=size, verdict=verdict, because=because
             )
             rows.append(row_of)
     return rows
+
+
+def _excused(findings: Iterable[Finding], role: Role, dtype: str) -> list[str]:
+    """Why a role may hold less where no Fact says it: it is silenced, a note, or did no harm."""
+    mine = [f for f in findings if (f.role, f.dtype) == (role.value, dtype)]
+    if any(f.suppressed for f in mine):
+        return ["silenced"]
+    return ["note" if mine else "harmless"]
 
 
 def _breaks_a_rule(fact: Fact, rules: Iterable[Rule]) -> bool:

@@ -53,6 +53,8 @@ class Holds(TypedDict, total=False):
     """Why a low dtype does no harm here."""
     adapter_only: bool
     """Only adapters are trained."""
+    own: bool
+    """The optimizer is the script's own, which says itself what its state is."""
     loss_scaling: Literal["none", "scaled"]
     """Whether the loss behind these gradients was scaled."""
     underflow: bool
@@ -142,6 +144,8 @@ class NonFinite(TypedDict, total=False):
     value: Literal["nan", "inf"]
     follows: bool
     """Something worse is told of in the same step."""
+    given: bool
+    """It was there before the first operation that met it: in the data, or in a parameter."""
 
 
 class Eps(TypedDict, total=False):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from precaudit import rulebook
-from precaudit.model.vocabulary import Role
+from precaudit.model.vocabulary import Kind, Role
 from precaudit.model.wire import Report, Severity
 from precaudit.report.words import visible
 
@@ -72,7 +72,20 @@ def rows(report: Report) -> list[Row]:
                 row.because[dtype] = summary.because
         worse = min(row.verdict, summary.verdict, key=WORST_FIRST.index)
         grouped[summary.role] = row._replace(bytes=row.bytes + summary.bytes, verdict=worse)
-    return list(grouped.values())
+    spread = non_finite(report)
+    return [
+        row._replace(rules=spread, worst=Severity.ERROR)
+        if spread and row.verdict == "violation" and not row.rules
+        else row
+        for row in grouped.values()
+    ]
+
+
+def non_finite(report: Report) -> list[str]:
+    """The rule of NaN and inf, where it speaks: one finding tells of all roles that they have reached."""
+    book = rulebook.load().rules
+    loud = (f.rule for f in report.findings if not f.suppressed and f.severity is not Severity.NOTE)
+    return list(dict.fromkeys(r for r in loud if r in book and book[r].fact is Kind.NON_FINITE))
 
 
 def columns(table: list[Row]) -> list[str]:
@@ -87,6 +100,9 @@ BECAUSE: Mapping[str, str] = {
     "block-wise": "it is stored block-wise with scales of its own and de-quantised for each update",
     "float32-master": "float32 masters stand beside it",
     "adapter-only": "only adapters are trained",
+    "harmless": "in the traced steps it did no harm that was measured",
+    "note": "what was found there is a note, shown with -v",
+    "silenced": "a comment in the code or the baseline silences what was found there",
 }
 """Why a rule lets something pass, in words."""
 

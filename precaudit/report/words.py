@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 from precaudit.model.wire import Finding, Line, Report, Severity
-from precaudit.report.evidence import sentence, share
+from precaudit.report.evidence import is_share, sentence, share
 
 MARKS: Mapping[Severity, str] = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTE: "i"}
 """The sign of each severity where colour may be missing."""
@@ -90,9 +90,14 @@ def in_cell(finding: Finding) -> str:
     return f"cell {finding.cell}:line {finding.line}: " if finding.cell and finding.line else ""
 
 
+def measured(finding: Finding) -> list[tuple[str, float]]:
+    """The measured numbers that say something: a share of nothing is left out."""
+    return [(name, value) for name, value in finding.evidence.items() if value or not is_share(name)]
+
+
 def evidence(finding: Finding) -> list[str]:
     """The measured numbers in words, in the order of the table of sentences."""
-    told = [visible(sentence(name, value)) for name, value in finding.evidence.items()]
+    told = [visible(sentence(name, value)) for name, value in measured(finding)]
     if finding.standing_because:
         told = [standing(finding), *told]
     return [*told, *filter(None, [where(finding)])]
@@ -304,7 +309,7 @@ def overhead(report: Report) -> list[str]:
             told[0] += f", an untraced one {duration(untraced)} ({traced / untraced:.1f} times)"
         else:
             first = report.coverage.traced_steps[:1]
-            told[0] += ", no untraced one was measured" + (" (--skip 2)" if first in ([1], [2]) else "")
+            told[0] += ", no untraced one was measured" + (" (--skip 2 does)" if first in ([1], [2]) else "")
     return [*told, *(visible(_measure(name, value)) for name, value in measured.items())]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import harness
+import messages
 import pytest
 
 from precaudit import rulebook
@@ -62,6 +63,9 @@ def test_wrong_script_reports_exactly_its_rules(path: Path) -> None:
     assert set(harness.loud(report)) | own == set(wanted(path)), [
         f"{f.rule} {f.line} {f.message}" for f in report.findings
     ]
+    if path.parent.name.startswith("PA"):
+        rows = messages.own([f.model_dump(mode="json") for f in report.findings], "trace", path)
+        assert messages.differences(rows, "trace", f"{path.parent.name}/{path.name}") == [], "python tests/messages.py"
 
 
 @pytest.mark.parametrize("path", WRONG, ids=name)

@@ -8,7 +8,7 @@ from precaudit import rulebook
 from precaudit.errors import RuleError
 from precaudit.model.wire import Finding, Report, Rule
 from precaudit.report import words
-from precaudit.report.evidence import is_share
+from precaudit.report.evidence import is_share, sentence
 from precaudit.report.page.parts import badge, bar, e
 from precaudit.report.rulepage import why
 from precaudit.report.source import Source
@@ -103,9 +103,9 @@ def _marked(text: str, finding: Finding) -> str:
 def _bars(finding: Finding) -> str:
     """Each measured number in words; a share also as a bar."""
     items = []
-    numbers = list(finding.evidence.items())
-    for at, said in enumerate(words.evidence(finding)):
-        drawn = bar(numbers[at][1]) if at < len(numbers) and is_share(numbers[at][0]) else ""
+    shares = {words.visible(sentence(name, value)): value for name, value in words.measured(finding) if is_share(name)}
+    for said in words.evidence(finding):
+        drawn = bar(shares[said]) if said in shares else ""
         items.append(f"<li>{drawn}<span>{e(said)}</span></li>")
     return f"<ul class=evidence>{''.join(items)}</ul>" if items else ""
 

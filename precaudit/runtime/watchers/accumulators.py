@@ -83,10 +83,12 @@ class Accumulators(Watcher):
                     DTYPE_NAMES[line.dtype],
                     role,
                     site,
-                    detail="replaced at each step by a value computed from itself",
+                    detail="each step makes a new one from the old",
                     attrs={"what": what},
                 ),
             )
+            if what == "moment":
+                seen.attrs["own"] = True
             seen.count += 1
         for key, total in numbers.items():
             self._evidence(groups[key], total)
@@ -100,13 +102,13 @@ class Accumulators(Watcher):
 
     def _add(self, groups: dict[Any, Observation], numbers: dict[Any, Totals], write: Write) -> None:
         like_parameter = write.shape in self._micro_batches.shapes
-        role, what, detail = Role.ACCUMULATOR, "value", "updated from itself at each step"
+        role, what, detail = Role.ACCUMULATOR, "value", "written in place at each step"
         if "grad" in write.sources and like_parameter and write.decays:
             role, what, detail = Role.OPTIMIZER_STATE, "moment", "buffers of a hand-written optimizer"
         elif "grad" in write.sources and like_parameter:
-            role, what, detail = Role.GRADIENT_ACCUMULATION, "buffer", "own buffers that gradients are added to"
+            role, what, detail = Role.GRADIENT_ACCUMULATION, "buffer", "in a buffer beside .grad"
         elif "param" in write.sources and like_parameter:
-            what, detail = "ema", "averaged weights"
+            what, detail = "ema", "weights are added to it at each step"
         elif "loss" in write.sources:
             what, detail = "metric", "running sum of the loss"
         key = (role, what, write.dtype, write.site)
@@ -116,6 +118,8 @@ class Accumulators(Watcher):
                 Kind.HOLDS, DTYPE_NAMES[write.dtype], role, write.site, write.cause, detail=detail, attrs={"what": what}
             ),
         )
+        if what == "moment":
+            seen.attrs["own"] = True
         seen.count += 1
         seen.bytes += math.prod(write.shape) * getattr(write.dtype, "itemsize", 4)
         numbers.setdefault(key, Totals()).join(write.numbers)

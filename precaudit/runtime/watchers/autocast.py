@@ -67,7 +67,7 @@ class AutocastRegions(Watcher):
             others = [other for on, other in self._autocast.declared if on == device and other is not dtype]
             given = [other for other in others if (device, other) not in self._autocast.bare]
             if given:
-                detail = f"it falls to {DTYPE_NAMES[dtype]}, other regions on {device} are {DTYPE_NAMES[given[0]]}"
+                detail = f"other regions on {device} are {DTYPE_NAMES[given[0]]}"
                 self._ledger.put(
                     Region(device, dtype, given=False),
                     Observation(

@@ -32,6 +32,6 @@ class DefaultDtype(Watcher):
                 DTYPE_NAMES[dtype],
                 Role.MASTER_WEIGHT,
                 self._set_at or event.site,
-                detail="it was still so when the optimizer was built",
+                detail="the optimizer was built under it",
             )
             self._ledger.once((DefaultDtype, dtype), seen)

@@ -265,7 +265,6 @@ class Gradients(Watcher):
                 DTYPE_NAMES.get(gradient.dtype, ""),
                 Role.GRADIENT,
                 site,
-                detail="the gradients still carried the loss scale",
                 attrs={"scaled": True},
             ),
         )

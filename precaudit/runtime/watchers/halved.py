@@ -38,7 +38,7 @@ class Halved(Watcher):
                         "float16",
                         Role.MASTER_WEIGHT,
                         site,
-                        detail=f"and {type(event.optimizer).__name__} trains what it halved",
+                        detail=f"{type(event.optimizer).__name__} holds its parameters",
                         count=1,
                         attrs={"key": "half", "precision": "half-call"},
                     ),

@@ -107,7 +107,7 @@ class HeldGradients(Watcher):
                     Role.GRADIENT_ACCUMULATION,
                     self._last_backward,
                     self._modules.why_low(params[0][0]) if dtype in LOW else None,
-                    detail=f".grad of {len(params)} parameters, several micro-batches per step",
+                    detail=f".grad of {len(params)} parameters",
                     count=len(params),
                     bytes=sum(size for _, size in params),
                 ),
@@ -127,7 +127,7 @@ class HeldGradients(Watcher):
                     DTYPE_NAMES[dtype],
                     Role.GRADIENT_ACCUMULATION,
                     claims[0].site or self._last_backward,
-                    detail=f"{framework} {', '.join(names)}, several micro-batches per step",
+                    detail=f"{framework} {', '.join(names)}",
                 ),
             )
             seen.count = max(seen.count, len(claims))

@@ -97,7 +97,7 @@ class LossScaling(Watcher):
             self._penalty.confirmed = True
             self._penalty = None
         if self._loss_scale.adds_unscaled is not None:
-            detail = "the gradients of a loss that was not scaled are added to scaled ones"
+            detail = "those of a loss that was not scaled"
             self._misuse(self._loss_scale.adds_unscaled, "partly-scaled", user_site(), detail, raises=False)
         scaler = self._loss_scale.of_backward
         if scaler is None:
@@ -110,7 +110,7 @@ class LossScaling(Watcher):
                     "float32",
                     Role.LOSS,
                     user_site(),
-                    detail="autograd.grad of a scaled loss, and the scale was not read before the next backward",
+                    detail="autograd.grad ran on a scaled loss, and the scale was not read before the next backward",
                     attrs={"op": "gradient-penalty-scaled"},
                     confirmed=False,
                 ),
@@ -121,7 +121,7 @@ class LossScaling(Watcher):
             self._misuse(scaler, "backward-after-unscale", user_site(), detail, raises=False)
 
     def _added_unscaled(self, event: AddedUnscaled) -> None:
-        detail = "what is no gradient of the scaled loss, a decay or a penalty, is added to scaled gradients"
+        detail = "a decay or a penalty, which no scale multiplies"
         self._misuse(event.scaler, "partly-scaled", event.site, detail, raises=False)
 
     def _is_unscaled(self, parameter: Tensor) -> bool:
@@ -191,7 +191,7 @@ class LossScaling(Watcher):
             Observation(
                 Kind.OPTIMIZER_STEP,
                 site=user_site(),
-                detail=f"{name}.step on gradients that still carry the loss scale",
+                detail=f"{name}.step",
                 attrs={"gradients": "scaled", "optimizer": name},
             ),
         )
@@ -243,8 +243,7 @@ class LossScaling(Watcher):
         if isinstance(scale, Tensor):
             put(Told.SCALE, Kind.HOLDS, DTYPE_NAMES[scale.dtype], bytes=4)
         if state.saw_bfloat16 and not state.saw_float16:
-            detail = "no float16 value lies between the loss and the parameters"
-            put(Told.NEEDLESS, Kind.LOSS_SCALING, "bfloat16", detail=detail, attrs={"needed": False})
+            put(Told.NEEDLESS, Kind.LOSS_SCALING, "bfloat16", attrs={"needed": False})
         interval = getattr(scaler, "_growth_interval", 0)
         start = getattr(scaler, "_init_scale", 1.0)
         if interval >= LONGEST_SANE_INTERVAL or not 1 <= start <= LARGEST_SANE_SCALE:

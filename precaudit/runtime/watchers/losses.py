@@ -101,7 +101,7 @@ class Losses(Watcher):
                 "float16",
                 Role.GRADIENT,
                 user_site(),
-                detail=f"{tally[0]} values between the loss and the parameters",
+                detail=f"{tally[0]} float16 values lie between the loss and the parameters",
                 attrs={"loss_scaling": "none"},
                 confirmed=False,
             ),

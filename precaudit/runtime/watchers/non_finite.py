@@ -228,6 +228,8 @@ class NonFinite(Watcher):
                 attrs["follows"] = True
             if origin is not None and origin.operation:
                 attrs |= {"operation": origin.operation, "direction": origin.direction}
+            if origin is not None and origin.given and origin.given != "ranks":
+                attrs["given"] = True
             self._ledger.put(
                 (NonFinite, what),
                 Observation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from .. import torch_private as private
 from ..dtypes import DTYPE_NAMES, LOW
 from ..events import Bus
 from ..process.ledger import Ledger, Observation
+from ..sites import is_user_file
 from ..trackers.adapters import Adapters
 from ..trackers.contents import Moments, OptimizerRead, made_at
 from ..trackers.modules import Modules
@@ -18,6 +20,12 @@ from ..trackers.optimizers import nbytes
 from ..trackers.tensors import Tensors
 from . import Watcher
 from .updates import Updates
+
+
+def is_the_scripts_own(optimizer: Any) -> bool:
+    """Whether the optimizer's class stands in the program's own files: it says itself what its state is."""
+    code = getattr(inspect.unwrap(type(optimizer).step), "__code__", None)
+    return code is not None and is_user_file(code.co_filename)
 
 
 class OptimizerState(Watcher):
@@ -54,7 +62,7 @@ class OptimizerState(Watcher):
         of = f" of {len(owners)}/{len(mine)} parameters" if owners else ""
         if owners and not all(p.numel() for p in mine):  # FSDP1 leaves a rank the parameters of its shard
             of = " of each rank's share of the parameters"
-        return Observation(
+        seen = Observation(
             Kind.HOLDS,
             DTYPE_NAMES[dtype],
             Role.OPTIMIZER_STATE,
@@ -66,6 +74,9 @@ class OptimizerState(Watcher):
             bytes=sum(nbytes(t) for t in (*held.tensors, *held.scales)),
             attrs={"optimizer": name, "what": "moment"},
         )
+        if is_the_scripts_own(optimizer):
+            seen.attrs["own"] = True
+        return seen
 
     @staticmethod
     def _eps(optimizer: Any, state: Observation) -> Observation | None:
@@ -82,7 +93,7 @@ class OptimizerState(Watcher):
                     Role.OPTIMIZER_STATE,
                     state.site,
                     state.cause,
-                    detail=f"eps={eps:g} of {type(optimizer).__name__} is {how} in {state.dtype}",
+                    detail=f"eps={eps:g} of {type(optimizer).__name__}",
                     count=1,
                     attrs={"rounds_to": how, "value": eps},
                 )

@@ -199,4 +199,4 @@ class Ranges(Watcher):
     def complete(self, told: list[Observation]) -> None:
         """Says how often each running value was rounded."""
         for seen, links in self._longest.values():
-            seen.detail = f"rounded {links} times in one call, each time from its own last result"
+            seen.detail = f"rounded {links} times in one call, each time on top of the last"

@@ -57,7 +57,7 @@ class Regions(Watcher):
         if low.dtype not in LOW or wide.dtype is not torch.float32 or not low.requires_grad or not wide.ndim:
             return
         if isinstance(wide, torch.nn.Parameter) and low.numel() == out.numel() > wide.numel():
-            detail = f"{DTYPE_NAMES[low.dtype]} values are promoted to float32 by a float32 parameter in {name}"
+            detail = f"{DTYPE_NAMES[low.dtype]} values in {name}"
             seen = self.flow.suspect_kind(
                 "widened", Kind.OP, Role.ACTIVATION, out.dtype, detail, op="promotion-by-parameter"
             )
@@ -83,7 +83,7 @@ class Regions(Watcher):
         other = [a for a in given if a.ndim == 0 and a.dtype is torch.float32 and not a.requires_grad]
         low = [a for a in given if a.ndim > 0 and a.dtype in LOW]
         if other and low and in_graph(args):
-            detail = f"a 0-d float32 tensor in {name} does not promote the result"
+            detail = f"a 0-dim float32 tensor in {name}"
             seen = self.flow.suspect_kind("promotion", Kind.OP, Role.LOSS, out.dtype, detail, op="no-promotion")
             self.flow.mark(out, unpromoted=seen)
 

@@ -97,7 +97,8 @@ def _takes_gradients(update: Update, target: Tensor, how: str, marks: frozenset[
     decays = "decayed" in target.marks or how in ("lerp", "addcmul")
     summed = Role.GRADIENT_NORM if target.zero_dim else Role.GRADIENT_ACCUMULATION
     role = Role.OPTIMIZER_STATE if decays else summed
-    run.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", run.spot(node)), "")
+    own: dict[str, Any] = {"own": True} if decays else {}
+    run.facts.add(Kind.HOLDS, spot, target.dtype, role, ("gradients are added here", run.spot(node)), "", **own)
 
 
 def _takes_values(update: Update, target: Tensor, how: str, marks: frozenset[str]) -> None:

@@ -68,5 +68,5 @@ def trained_by_hand(run: Run, dtype: Dtypes | None, made: Spot | None, node: Any
 def average(run: Run, dtype: Dtypes | None, spot: Spot, node: Any) -> None:
     """Low weights become an average of themselves and of others."""
     because = ("the average is updated here", run.spot(node))
-    detail = "its updates are far below half a unit in the last place"
+    detail = "most of its steps are too small for that dtype"
     run.facts.add(Kind.HOLDS, spot, dtype, Role.ACCUMULATOR, because, detail, what="ema")

@@ -103,6 +103,8 @@ def _stored(op: Op) -> None:
     attrs: dict[str, Any] = {}
     if counter or value.zero_dim:
         attrs = {"what": "hyperparameter", "key": "step" if name in COUNTERS else str(name)}
+    else:
+        attrs = {"own": True}
     because = ("it is stored here", op.spot)
     detail = f"state['{name}']" if isinstance(name, str) else ""
     if instance is not None:
