@@ -89,6 +89,9 @@ def checkpoint(paths: tuple[str, ...], output: Path | None, output_format: str |
     if not found.files:
         say("nothing was examined: no checkpoint here that can be read")
         return EXIT_INCONCLUSIVE
+    if report.status == "inconclusive":
+        say("nothing was examined: what could be read here holds no tensors; name the file or folder that does")
+        return EXIT_INCONCLUSIVE
     tell_github(report, given["verbose"])
     return EXIT_FINDINGS if reaches(report.findings, given["fail_on"]) and not given["exit_zero"] else EXIT_CLEAN
 
@@ -110,7 +113,7 @@ def build(found: Examined, chosen: frozenset[str], book: Rulebook, contract: Con
     return Report(
         tool=Tool(version=__version__),
         command="checkpoint",
-        status="inconclusive" if not found.files else "findings" if loud(findings) else "clean",
+        status="inconclusive" if not (found.tensors or found.facts) else "findings" if loud(findings) else "clean",
         findings=findings,
         roles=[row for row in rows if row.verdict != "not-observed" or row.role in ALWAYS] if found.files else [],
         coverage=Coverage(

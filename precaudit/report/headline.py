@@ -27,8 +27,9 @@ def headline(report: Report, table: Sequence[Row]) -> str:
     if not shown:
         if report.status != "clean":
             return said
-        seen = words.plural(sum(bool(row.tensors) for row in table), "role")
-        return f"{said}: {seen} were seen, each in a dtype that it may have" if table else said
+        seen = sum(bool(row.tensors) for row in table)
+        were = "was seen" if seen == 1 else "were seen, each"
+        return f"{said}: {words.plural(seen, 'role')} {were} in a dtype that it may have" if table else said
     worst = [f for f in shown if f.severity is shown[0].severity]
     clauses = [*_low_roles(worst, table), *_others(worst, table)]
     if damage := _damage(worst):

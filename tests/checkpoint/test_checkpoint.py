@@ -450,6 +450,16 @@ def test_a_path_that_is_not_there_is_a_usage_error(tmp_path: Path, checkpoint: L
     assert (said.code, said.err) == (2, f"precaudit: {tmp_path / 'gone.pt'}: no such file or folder\n")
 
 
+def test_a_file_without_tensors_is_inconclusive(tmp_path: Path, checkpoint: Look) -> None:
+    torch.save({"epoch": 3, "history": {"loss": [2.0, 1.0]}}, tmp_path / "state.pt")
+    said = checkpoint(tmp_path / "state.pt")
+    assert said.code == 5
+    assert said.report["status"] == "inconclusive"
+    assert said.err == (
+        "precaudit: nothing was examined: what could be read here holds no tensors; name the file or folder that does\n"
+    )
+
+
 def test_a_folder_without_checkpoints_is_inconclusive(tmp_path: Path, checkpoint: Look) -> None:
     assert checkpoint(tmp_path).code == 5
 
