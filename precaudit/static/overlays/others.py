@@ -31,6 +31,8 @@ CALLS: Mapping[str, Call] = {
     "os.*": harmless,
     "copy.*": harmless,
     "wandb.*": harmless,
+    "ignite.*": harmless,
+    "skorch.*": harmless,
     "logging.*": harmless,
     "time.*": harmless,
     "sys.*": harmless,

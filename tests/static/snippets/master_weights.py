@@ -64,3 +64,11 @@ def from_name():
 def plain_sgd_has_no_state():
     model = build().to(torch.bfloat16)  # expect: PA101
     return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def trained_by_ignite(loader):
+    from ignite.engine import create_supervised_trainer
+
+    model = build().to(torch.bfloat16)  # expect: PA101
+    optimizer = torch.optim.AdamW(model.parameters())  # expect: PA301
+    create_supervised_trainer(model, optimizer, torch.nn.functional.mse_loss).run(loader)
