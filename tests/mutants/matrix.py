@@ -145,12 +145,14 @@ def _damage(mutant: Mutant, operator: Operator, store: Store) -> tuple[str, ...]
 def chosen_mutants(
     programs: Iterable[Program], ways: Iterable[Operator], sample: int | None, seed: int
 ) -> list[tuple[Mutant, Operator]]:
-    """All mutants, or so many: pairs of operator and program in an order drawn by the seed, one place of each."""
+    """All mutants, or so many: pairs of operator and program, one place of each; in an order drawn by the seed."""
     pairs = [(p, o) for p in programs for o in ways]
-    if sample is None:
-        return [(m, o) for p, o in pairs for m in engine.mutants(p, o)]
     drawn = random.Random(seed)
     drawn.shuffle(pairs)
+    if sample is None:
+        every = [(m, o) for p, o in pairs for m in engine.mutants(p, o)]
+        drawn.shuffle(every)
+        return every
     found: list[tuple[Mutant, Operator]] = []
     for program, operator in pairs:
         if len(found) == sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ GUARDED = {
     "rsqrt": "rsqrt", "sqrt": "rsqrt", "pow": "rsqrt",
 }  # fmt: skip
 """Ops that a small constant protects from zero -> what the report calls them."""
+TIMES = 4
+"""How often the results of one line are measured."""
 
 
 class Constants(Watcher):
@@ -63,7 +65,7 @@ class Constants(Watcher):
                     value=float(arg),
                 )
                 seen.confirmed = True
-                if seen.count <= 4:
+                if seen.count <= TIMES:
                     self._ledger.defer(nonfinite(out), self.flow.share(seen, "inf_share"))
             elif (
                 size < 1e-4
@@ -101,8 +103,22 @@ class Constants(Watcher):
         )
         if torch.is_grad_enabled():
             seen.confirmed = True
-        else:
-            self._entering.mark(out, seen)
+            return
+        self._entering.mark(out, seen)
+        if (
+            seen.count <= TIMES and self._ledger.measures
+        ):  # features need enter no loss: the guard failed where inf came out
+            self._ledger.defer(nonfinite(out), self._failed(seen))
+
+    def _failed(self, seen: Observation) -> Callable[[list[float]], None]:
+        """A reader of (bad, total, largest): what the guard was to keep away is there."""
+        share = self.flow.share(seen, "inf_share")
+
+        def use(values: list[float]) -> None:
+            share(values)
+            seen.confirmed |= values[0] > 0
+
+        return use
 
     def _refused(self, event: OpRefused) -> None:
         """torch itself refuses a literal that the tensor's dtype cannot hold."""

@@ -48,10 +48,16 @@ def _decays(op: Op) -> None:
 
 
 def _handed_over(op: Op) -> None:
-    """`Adam(params, lr=torch.tensor(1e-3, dtype=torch.bfloat16))`."""
+    """`Adam(params, lr=torch.tensor(1e-3, dtype=torch.bfloat16))`; betas that became 1 are told above."""
     rate = op.argument(1, "lr")
     if isinstance(rate, Tensor) and rate.low:
         _report(op, rate.origin or rate.spot or op.spot, rate.dtype, "schedules change it in steps of its dtype", "lr")
+    betas = op.argument(2, "betas")
+    for beta in betas.items if isinstance(betas, Seq) else ():
+        if isinstance(beta, Tensor) and beta.low:
+            spot = beta.origin or beta.spot or op.spot
+            _report(op, spot, beta.dtype, "the average forgets by another share than was asked for", "decay")
+            return
 
 
 def _report(op: Op, spot: Spot, dtype: Dtypes | None, detail: str, key: str) -> None:

@@ -47,6 +47,7 @@ OPERATORS = family(
         rules("704 206"),
         (Edit('torch.autocast("cpu", dtype=torch.float16)', 'torch.autocast("cpu")'),),
         beside=rules("201"),
+        near=r"GradScaler\(|autocast",
     ),
     Operator(
         "inputs-halved-under-autocast",

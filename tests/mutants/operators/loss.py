@@ -26,7 +26,12 @@ OPERATORS = family(
         breaks="401 404 201",
         near=r"\.backward\(",
     ),
-    loss("loss-from-bfloat16", Edit("F.FN_(X_, *REST_)", "F.FN_(X_.bfloat16(), *REST_)"), near=r"\.backward\("),
+    loss(
+        "loss-from-bfloat16",
+        Edit("F.FN_(X_, *REST_)", "F.FN_(X_.bfloat16(), *REST_)"),
+        names={"FN_": r"^cross_entropy|kl_div|nll_loss|ctc|gaussian|cosine"},
+        near=r"\.backward\(",
+    ),
     loss(
         "loss-from-bfloat16-pair",
         Edit("F.FN_(X_, Y_, *REST_)", "F.FN_(X_.bfloat16(), Y_.bfloat16(), *REST_)"),

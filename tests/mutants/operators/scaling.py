@@ -55,6 +55,7 @@ OPERATORS = family(
             'torch.autocast("cpu", dtype=torch.bfloat16)', 'torch.autocast("cpu", dtype=torch.float16)', everywhere=True
         ),
         beside=rules("211 411 404 403 405 213 704 407"),
+        near=r"backward\(",
     ),
     scaling(
         "scaler-beside-bfloat16",

@@ -2,7 +2,7 @@
 
 from mutants.operators import Edit, Operator, family, rules
 
-LATER = rules("103 213 304 401 403 404 405 407 411 413 415 416")
+LATER = rules("103 201 213 304 401 403 404 405 407 411 413 415 416")
 
 
 def value(name: str, find: str, put: str, breaks: str, **rest: object) -> Operator:
@@ -17,14 +17,14 @@ OPERATORS = family(
         "average-rebound-low",
         "X_ = A_ * X_ + B_ * C_",
         "X_ = (A_ * X_ + B_ * C_).to(torch.bfloat16)",
-        "304 103",
+        "304 103 405",
         witnesses=("trace",),
     ),
     value(
         "average-rebound-half",
         "X_ = A_ * X_ + B_ * C_",
         "X_ = (A_ * X_ + B_ * C_).half()",
-        "304 103",
+        "304 103 405",
         witnesses=("trace",),
     ),
     value(
@@ -47,7 +47,14 @@ OPERATORS = family(
         "403 405",
         witnesses=("trace",),
     ),
-    value("clamp-guard-half", "X_.clamp(min=G_)", "X_.half().clamp(min=1e-9).float()", "407", witnesses=("trace",)),
+    value(
+        "clamp-guard-half",
+        "X_.clamp(min=G_)",
+        "X_.half().clamp(min=1e-9).float()",
+        "407",
+        names={"G_": "e-"},
+        witnesses=("trace",),
+    ),
     value(
         "root-guard-half", "X_.add(G_).sqrt()", "X_.half().add(1e-9).sqrt().float()", "407 403", witnesses=("trace",)
     ),
@@ -60,8 +67,8 @@ OPERATORS = family(
     ),
     value(
         "best-so-far-half",
-        "if V_ < X_.best:\n    BODY_\nelse:\n    OTHER_",
-        "V_ = V_.half()\nif V_ < X_.best:\n    BODY_\nelse:\n    OTHER_",
+        "X_.best, X_.waited = V_, 0",
+        "X_.best, X_.waited = V_.half(), 0",
         "416",
         witnesses=("trace",),
     ),
@@ -128,12 +135,13 @@ OPERATORS = family(
         witnesses=("trace",),
         beside=rules("202 203"),
     ),
-    value(
+    Operator(
         "hooked-sums-low",
-        "torch.zeros_like(P_, dtype=torch.float32)",
-        "torch.zeros_like(P_)",
-        "208",
-        names={"P_": "^p$|param|weight"},
+        rules("208"),
+        (
+            Edit("P_.main_grad = torch.zeros_like(P_, dtype=torch.float32)", "P_.main_grad = torch.zeros_like(P_)"),
+            Edit("P_.main_grad.clone()", "P_.main_grad.float()"),
+        ),
         witnesses=("trace",),
         beside=rules("301 304"),
         near=r"main_grad|backward\(",
