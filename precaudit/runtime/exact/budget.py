@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -156,16 +156,17 @@ class Budget:
         entry = self._follower.main.find(real)
         now, exact = wide(real), wide(real) if entry is None else entry.view(real)
         start = 0.0 if before is None else wide(before)
-        error, size, length = _norm(now - exact), _norm(exact - start), _norm(now - start)
+        middle, late = self._follower.stage.of(real) if stages else None, self._follower.late.of(real)
+        last = now if late is None else late
+        vectors = [now - exact, exact - start, now - start]
+        vectors += [middle - exact, last - middle] if middle is not None else []
+        vectors += [now - late] if middle is not None and late is not None else []
+        error, size, length, *lost = torch.stack(torch._foreach_norm(vectors)).tolist()
         share = relative(error, size, length)
         split: dict[str, float] = {}
-        middle = self._follower.stage.of(real)
-        late = self._follower.late.of(real)
-        if stages and middle is not None and size and math.isfinite(share):
-            last = now if late is None else late
-            split = {stages[0]: _norm(middle - exact) / size, stages[1]: _norm(last - middle) / size}
-            if late is not None:
-                split["reduction"] = _norm(now - late) / size
+        if lost and size and math.isfinite(share):
+            names = (*stages, "reduction")[: len(lost)]
+            split = {name: value / size for name, value in zip(names, lost, strict=True)}
         return Line(
             what,
             name,
@@ -177,10 +178,6 @@ class Budget:
             False,
             split,
         )
-
-
-def _norm(tensor: Any) -> float:
-    return float(torch.linalg.vector_norm(tensor))
 
 
 def _known(value: float) -> float | None:

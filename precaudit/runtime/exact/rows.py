@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ SAMPLE = 1 << 16
 """Elements of a larger tensor that are compared."""
 NIL = 1e-6
 """An exact result smaller than this share of the real one is zero: no relative error is made of it."""
+GIVEN_ONLY, ALONE = 3, 6
+"""Numbers of a tensor without and with what float64 makes of the same inputs."""
 GIVEN = 1e-14
 """A smaller error is float64's own; nothing is said of what becomes of it."""
 
@@ -75,9 +78,9 @@ class Waiting(NamedTuple):
     record: int
     given: list[int]
     """The records of what it read."""
-    numbers: int
+    tensors: int
+    """It gave so many, each with so many numbers."""
     kinds: int
-    """Each so many of them belong to one tensor."""
 
 
 class Rows:
@@ -106,7 +109,7 @@ class Rows:
         numbers = _norms(reals, exacts, alone)
         self._numbers += numbers
         record, self._records = self._records, self._records + 1
-        self._waiting.append(Waiting(row, record, given, len(numbers), 3 if alone is None else 6))
+        self._waiting.append(Waiting(row, record, given, len(numbers), ALONE if alone is not None else GIVEN_ONLY))
         if len(self._numbers) >= MANY:
             self.settle()
         return record
@@ -116,11 +119,12 @@ class Rows:
         by_device: dict[Any, list[Tensor]] = {}
         for number in self._numbers:
             by_device.setdefault(number.device, []).append(number)
-        read = {device: iter(torch.stack(held).tolist()) for device, held in by_device.items()}
-        values = iter([next(read[number.device]) for number in self._numbers])
+        read = {device: iter(torch.cat(held).tolist()) for device, held in by_device.items()}
+        numbers = iter(self._numbers)
         waiting, self._waiting, self._numbers = self._waiting, [], []
         for one in waiting:
-            self._book(one, [next(values) for _ in range(one.numbers)])
+            values = (read[next(numbers).device] for _ in range(one.tensors))
+            self._book(one, [next(held) for held in values for _ in range(one.kinds)])
 
     def _book(self, one: Waiting, numbers: list[float]) -> None:
         kinds = one.kinds
@@ -134,7 +138,7 @@ class Rows:
         if not math.isfinite(distance):
             return
         row.distance = max(row.distance, distance)
-        if kinds == 3:
+        if kinds == GIVEN_ONLY:
             return
         local, own, passed = whole[3:]
         given = max((self.distances[at] for at in one.given if at >= 0), default=0.0)
@@ -162,22 +166,20 @@ def _finite(value: float) -> float:
 def _norms(reals: Sequence[Tensor], exacts: list[Tensor], alone: list[Tensor] | None) -> list[Tensor]:
     """For each tensor the norms of real less exact, exact, real; with `alone` also of real less alone, alone, alone
     less exact. In as few calls as can be: most tensors are small."""
-    minuends: list[Tensor] = []
-    subtrahends: list[Tensor] = []
+    found = []
     for at, real in enumerate(reals):
-        together = [real, exacts[at]] if alone is None else [real, exacts[at], alone[at]]
-        now, exact, *own = _some(together)
-        minuends += [now] if alone is None else [now, now, own[0]]
-        subtrahends += [exact] if alone is None else [exact, own[0], exact]
-    less = torch._foreach_sub(minuends, subtrahends)
-    measured: list[Tensor] = []
-    for at in range(len(reals)):
-        if alone is None:
-            measured += [less[at], subtrahends[at], minuends[at]]
-        else:
-            at *= 3
-            measured += [less[at], subtrahends[at], minuends[at], less[at + 1], subtrahends[at + 1], less[at + 2]]
-    return list(torch._foreach_norm(measured))
+        together = _some([real, exacts[at]] if alone is None else [real, exacts[at], alone[at]])
+        combined = _combinations(len(together), real.device) @ torch.stack(together).view(len(together), -1)
+        found.append(torch.linalg.vector_norm(combined, dim=1))
+    return found
+
+
+@cache
+def _combinations(count: int, device: torch.device) -> Tensor:
+    """The differences that are measured, as a matrix."""
+    rows = [[1, -1, 0], [0, 1, 0], [1, 0, 0], [1, 0, -1], [0, 0, 1], [0, -1, 1]]
+    wanted = rows if count == 3 else [row[:2] for row in rows[:GIVEN_ONLY]]
+    return torch.tensor(wanted, dtype=torch.float64, device=device)
 
 
 def _some(tensors: list[Tensor]) -> list[Tensor]:
