@@ -311,7 +311,7 @@ def test_what_a_word_matches_is_never_missed_by_the_search_for_substrings(patter
     examples = """
         x.half() | torch.half | 'half' | torch.float8_e4m3fn | torch.autocast( | GradScaler() | MixedPrecision(
         'bf16-true' | fp16_compress_hook | bf16_compress_hook | bf16_master_weights_and_grads | bf16=True
-        precision="fp16" | torch.bfloat16
+        precision="fp16" | torch.bfloat16 | Accelerator(mixed_precision="bf16")
         precision='16-mixed' | load_in_4bit=True | load_in_8bit | allow_fp16_x | fp16 = True | fp16=dict( | bf16=dict(
         "fp16": 1 | 'bf16' : 1 | c['fp16'] = 1 | c["bf16"]=1
     """.replace("\n", "|").split("|")

@@ -16,6 +16,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "fp16_compress|bf16_compress": ("16_compress",),
     "master_weights_and_grads": ("_and_grads",),
     r"precision\s*=\s*[\"'](?:fp16|16-mixed)[\"']": ("fp16", "16-mixed"),
+    r"mixed_precision\s*=\s*[\"']bf16[\"']": ("bf16",),
     "load_in_[48]bit": ("load_in_",),
     "allow_fp16_": ("fp16",),
     r"fp16(?<!\wfp16)\s*=\s*(?:True|dict\()": ("fp16",),
@@ -79,7 +80,9 @@ def has_ignores(raw: bytes) -> bool:
 
 def trains(raw: bytes) -> bool:
     """Whether a source file may train anything."""
-    return b".backward(" in raw or b".step(" in raw or (b"ptim" in raw and any(word in raw for word in OPTIMIZERS))
+    if b".backward(" in raw or b".step(" in raw or b"Trainer(" in raw:
+        return True
+    return b"ptim" in raw and any(word in raw for word in OPTIMIZERS)
 
 
 def code_of(text: str) -> str:
