@@ -113,6 +113,11 @@ def run_foreign(func: Any, args: Any, kwargs: Any) -> Any:
     return _as_without_us(func, args, kwargs)
 
 
+def has_kernels_of_its_own(tensor: Tensor) -> bool:
+    """Whether ops that are made of others may be one kernel for this tensor: nested, sparse, MKLDNN, quantized."""
+    return tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized
+
+
 def run_composite(mode: DispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
     """Runs the ops that an op is made of, each as the mode would see it outside of inference mode."""
     with mode:

@@ -208,6 +208,66 @@ def test_runs_bit_for_bit_and_its_roles_equal_inspection(program: Step, dtype: s
     assert dtypes(report, "loss") == {"float32"}
 
 
+def padded(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    nested = torch.nested.nested_tensor([x[:3], x[3:8]])
+    return torch.nested.to_padded_tensor(model[0](nested), 0.0).square().mean()  # type: ignore[operator]
+
+
+def jagged(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    nested = torch.nested.nested_tensor([x[:3], x[3:8]], layout=torch.jagged)
+    return model(nested).values().square().mean()
+
+
+def sparse(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    graph = torch.eye(16).to_sparse()
+    return torch.sparse.mm(graph, model(x)).square().mean()
+
+
+def compressed(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return (torch.eye(16).to_sparse_csr() @ model(x)).square().mean()
+
+
+def quantized(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        target = torch.quantize_per_tensor(x, 0.1, 0, torch.qint8).flatten(1).dequantize()
+    return (model(x) - target[:, :2]).square().mean()
+
+
+def mkldnn(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        target = x.to_mkldnn().reshape(16, 6).to_dense()
+    return (model(x) - target[:, :2]).square().mean()
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "and in inference mode"])
+@pytest.mark.parametrize("program", [padded, jagged, sparse, compressed, quantized, mkldnn])
+def test_tensors_that_lie_in_memory_in_another_way(program: Step, inference: bool) -> None:
+    """Ops that are made of others elsewhere are one kernel for these."""
+    made: list[Any] = []
+
+    def train() -> None:
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+        losses = []
+        for _ in range(5):
+            x = torch.randn(16, 6)
+            if inference:
+                with torch.inference_mode():
+                    losses.append(program(model, x).item())
+            loss = program(model, x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        made.append((losses, [p.detach().view(torch.uint8).numpy().tobytes() for p in model.parameters()]))
+
+    torch.set_num_threads(1)
+    train()
+    report = traced(train)
+    assert made[1] == made[0]
+    assert report.coverage.notes == []
+
+
 def test_low_sums_of_torch_func_gradients_are_gradient_accumulation() -> None:
     net = small()
 

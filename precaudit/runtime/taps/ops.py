@@ -19,6 +19,7 @@ from ..dtypes import LOW
 from ..events import BirthsMatter, BirthsOver, Bus, OpRefused, OpsPaused, OpsResumed, RestBegan, WindowOpened
 from ..guard import Guard
 from ..modes import Modes, OurMode
+from ..operands import tensors_of
 from ..operations import EARLY, FORWARD, Asked, Moment, Op, Operations, Plan
 from ..optable import REDUCTION_COLLECTIVES
 from ..patching import Undo
@@ -155,9 +156,11 @@ class OpTap(Tap):
 
     def unasked(self, mode: OurMode, func: Any, args: Any, kwargs: Any) -> Any:
         """Runs an op that nobody is asked about; where it is made of others, the mode sees each of those."""
-        if self._composite.get(id(func)) and not private.modes_below():
-            return private.run_composite(mode, func, args, kwargs)
-        return func(*args, **kwargs)
+        if not self._composite.get(id(func)) or private.modes_below():
+            return func(*args, **kwargs)
+        if any(map(private.has_kernels_of_its_own, tensors_of((*args, *kwargs.values())))):
+            return func(*args, **kwargs)
+        return private.run_composite(mode, func, args, kwargs)
 
     def look_before(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the follower knows of an op that is about to run."""

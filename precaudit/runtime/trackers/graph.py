@@ -92,7 +92,7 @@ class Walk:
         dtype, single = None, True
         for meta in private.output_metadata(node):
             dtype = meta.dtype
-            size = int(math.prod(meta.shape))
+            size = 0 if meta.is_nested_tensor else int(math.prod(meta.shape))  # how long its rows are, it does not say
             tally = self.activations.get(dtype)
             if tally is None:
                 tally = self.activations[dtype] = [0, 0]

@@ -340,7 +340,7 @@ def extremes(tensor: Tensor) -> Any:
         return None
     if tensor.device.type == "meta" or private.is_capturing(tensor):
         return None
-    return torch.aminmax(tensor)
+    return torch.aminmax(tensor.values() if tensor.is_nested else tensor)
 
 
 def _values(numbers: list[Tensor]) -> list[float]:
