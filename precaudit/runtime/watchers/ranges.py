@@ -85,7 +85,7 @@ class Ranges(Watcher):
     def reactions(self) -> Iterable[Registration]:
         yield FORWARD, MATMULS, self.matmul, False
         yield FORWARD, GROWING | OVERFLOWING, self.result, True
-        yield FORWARD, POINTWISE | IN_PLACE, self.recurrence, True
+        yield FORWARD, POINTWISE | IN_PLACE | {"_to_copy"}, self.recurrence, True
 
     def matmul(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self.matmuls += 1
@@ -171,6 +171,8 @@ class Ranges(Watcher):
             return
         tensors, in_place = self._tensors, name in IN_PLACE
         given: set[Any] = {tensors.of(arg) for arg in args if isinstance(arg, Tensor)}
+        if name == "_to_copy":  # computed in float32, and rounded once it is done
+            given |= self.flow.of(args[0]).get("from", frozenset())
         if in_place:
             given.add((tensors.of(out), out.storage_offset(), out.numel()))
         links = max((count for kept, count in run.kept if kept in given), default=-1)
