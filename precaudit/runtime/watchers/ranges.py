@@ -156,6 +156,9 @@ class Ranges(Watcher):
 
     def recurrence(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """`state = keep * state + x[t]`, stored in low precision at every iteration of one loop."""
+        rounded = self.flow.of(args[0]).get("from") if name == "_to_copy" else frozenset()
+        if rounded is None:  # a cast of what was never low, as autocast's of weights
+            return
         frame = user_frame()
         if frame is None:
             return
@@ -171,8 +174,7 @@ class Ranges(Watcher):
             return
         tensors, in_place = self._tensors, name in IN_PLACE
         given: set[Any] = {tensors.of(arg) for arg in args if isinstance(arg, Tensor)}
-        if name == "_to_copy":  # computed in float32, and rounded once it is done
-            given |= self.flow.of(args[0]).get("from", frozenset())
+        given |= rounded  # computed in float32, and rounded once it is done
         if in_place:
             given.add((tensors.of(out), out.storage_offset(), out.numel()))
         links = max((count for kept, count in run.kept if kept in given), default=-1)
