@@ -151,14 +151,14 @@ def outputs(model: nn.Module, call: Callable[[], Any]) -> dict[str, str]:
     return seen
 
 
-def by_torch(build: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, str]:
-    """The outputs of a model whose tensors are FakeTensors on cuda:0."""
-    model, mode, place = build().eval(), FakeTensorMode(), torch.device("cuda:0")
+def by_torch(build: Callable[[], nn.Module], like: Tensor, dtype: torch.dtype) -> dict[str, str]:
+    """The outputs of a model whose tensors, and what it is called with, are FakeTensors on cuda:0."""
+    # Beside them a model may keep a CPU tensor that is no buffer.
+    model, mode, place = build().eval(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda:0")
     with torch.no_grad():
-        held = {
-            name: FakeTensor(mode, t.detach().to("meta"), place) for name, t in model.state_dict(keep_vars=True).items()
-        }
-        given = FakeTensor(mode, torch.empty(shape, device="meta"), place)
+        own = [*model.named_parameters(), *model.named_buffers()]
+        held = {name: FakeTensor(mode, tensor.detach().to("meta"), place) for name, tensor in own}
+        given = FakeTensor(mode, like.to("meta"), place)
         before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         torch.set_autocast_enabled("cuda", True), torch.set_autocast_dtype("cuda", dtype)
         try:
@@ -172,7 +172,7 @@ def by_torch(build: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torc
 @pytest.mark.parametrize("name", MODELS)
 def test_each_module_of_a_model_gives_the_dtype_that_it_gives_on_cuda(name: str, dtype: torch.dtype) -> None:
     build, shape = MODELS[name]
-    wanted = by_torch(build, shape, dtype)
+    wanted = by_torch(build, torch.rand(shape), dtype)
     layer = start({"device": "h100"})
     try:
         model = build().eval().cuda()
