@@ -4,7 +4,7 @@
         with precision_audit(model, optimizer):
             train_two_steps()
 
-    @pytest.mark.precision(forbid={"optimizer state": ["bfloat16"]})
+    @pytest.mark.precision(forbid={"optimizer state": ["bfloat16"]}, contract="tests/precision.lock")
     def test_training(): ...
 
 Nothing of precaudit is imported before a test asks for it.
@@ -12,8 +12,10 @@ Nothing of precaudit is imported before a test asks for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,12 +24,10 @@ if TYPE_CHECKING:
     from precaudit.api.audit import Audit
 
 SEVERITIES = ("error", "warning", "note", "never")
-OPTIONS = ("forbid", "steps", "skip", "fail_on")
+OPTIONS = ("forbid", "contract", "steps", "skip", "fail_on")
 """What @pytest.mark.precision takes."""
 
 PrecisionAudit = Callable[..., AbstractContextManager["Audit"]]
-_COUNTS = pytest.StashKey[list[int]]()
-"""How many tests trained, and how many of them had findings."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,15 +39,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="error",
         help="A test with a finding of this severity or above fails (default: error).",
     )
+    group.addoption(
+        "--precaudit-update",
+        action="store_true",
+        help="Write the contracts that @pytest.mark.precision names, as they are now.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "precision(forbid={role: [dtype, …]}, steps=2, skip=0, fail_on='error'): audit the precision of what this "
-        "test trains, and fail where a rule is broken or a role holds a forbidden dtype",
+        "precision(forbid={role: [dtype, …]}, contract='precision.lock', steps=2, skip=0, fail_on='error'): audit the "
+        "precision of what this test trains, and fail where a rule is broken, a role holds a forbidden dtype or "
+        "anything differs from the contract",
     )
-    config.stash[_COUNTS] = [0, 0]
 
 
 @pytest.fixture
@@ -75,6 +80,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     marker = item.get_closest_marker("precision")
     if marker is None and not item.config.getoption("--precaudit"):
         return (yield)
+    if "_precaudit.runtime.session" in sys.modules:  # precaudit trace pytest: its report tells of these steps
+        return (yield)
     wanted = dict(marker.kwargs) if marker is not None else {}
     if unknown := [*(marker.args if marker is not None else ()), *sorted(set(wanted) - set(OPTIONS))]:
         raise pytest.UsageError(
@@ -83,16 +90,20 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     import precaudit
 
     forbidden = _forbidden(item, wanted.pop("forbid", {}))
+    contract = wanted.pop("contract", None)
     fail_on = wanted.pop("fail_on", item.config.getoption("--precaudit-fail-on"))
     with precaudit.audit(**{"skip": 0, **wanted}) as run:
         result = yield
-    _count(item, run)
+    if run.report.coverage.attempts:  # as a property it also reaches xdist's controller, and --junitxml
+        item.user_properties.append(("precaudit", run.report.status))
     if run.findings:
         item.add_report_section("call", "precaudit", run.text())
     if marker is not None and not run.report.coverage.steps:
         pytest.fail(
             f"precaudit: no optimizer step was seen in {item.name}, so nothing of it was audited", pytrace=False
         )
+    if contract is not None:
+        _hold(item.config, item.config.rootpath / contract, run)
     held = [
         f"{row.role.replace('_', ' ')} is {row.dtype} in {row.tensors} tensors"
         for row in run.roles
@@ -105,16 +116,30 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    trained, found = config.stash[_COUNTS]
-    if config.getoption("--precaudit"):
-        terminalreporter.section("precaudit")
-        terminalreporter.line(f"{trained} tests trained, {found} of them with errors or warnings")
+    if not config.getoption("--precaudit"):
+        return
+    calls = [report for reports in terminalreporter.stats.values() for report in reports]
+    trained = [dict(report.user_properties) for report in calls if getattr(report, "when", "") == "call"]
+    told = [properties["precaudit"] for properties in trained if "precaudit" in properties]
+    terminalreporter.section("precaudit")
+    terminalreporter.line(f"{len(told)} tests trained, {told.count('findings')} of them with errors or warnings")
 
 
-def _count(item: pytest.Item, run: Audit) -> None:
-    counts = item.config.stash[_COUNTS]
-    counts[0] += run.report.coverage.attempts > 0
-    counts[1] += bool(run.findings)
+def _hold(config: pytest.Config, path: Path, run: Audit) -> None:
+    """Fails the test where its training differs from its contract; writes that contract under --precaudit-update."""
+    from precaudit.contracts import drift, hold, lockfile, precision
+
+    if config.getoption("--precaudit-update"):
+        hold.renew(path, run.report)
+        return
+    if not path.exists():
+        pytest.fail(f"precaudit: {path}: no such contract; write it with pytest --precaudit-update", pytrace=False)
+    changes = drift.compare(lockfile.read(path), precision.of_report(run.report)).changes
+    if changes:
+        pytest.fail(
+            f"precaudit: differs from {path}: {'; '.join(map(str, changes))} (accept it: pytest --precaudit-update)",
+            pytrace=False,
+        )
 
 
 def _forbidden(item: pytest.Item, given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 TRAINING = """
@@ -59,7 +61,7 @@ def test_a_marked_test_that_trains_nothing_fails(pytester: pytest.Pytester) -> N
 
 def test_an_unknown_option_of_the_marker_is_named(pytester: pytest.Pytester) -> None:
     result = run(pytester, "@pytest.mark.precision(forbids={})\ndef test_one(): pass\n")
-    result.stdout.fnmatch_lines(["*'forbids': no such option; it takes forbid, steps, skip, fail_on*"])
+    result.stdout.fnmatch_lines(["*'forbids': no such option; it takes forbid, contract, steps, skip, fail_on*"])
     assert result.ret != 0
 
 
@@ -103,3 +105,50 @@ def test_the_plugin_unused_imports_nothing_of_precaudit(pytester: pytest.Pyteste
     )
     loaded = [] if _is_installed() else ["-p", "precaudit.integrations.pytest_plugin"]
     pytester.runpytest_subprocess("-p", "no:cacheprovider", *loaded).assert_outcomes(passed=1)
+
+
+CONTRACT = """
+import os
+@pytest.mark.precision(contract='precision.lock', fail_on='never')
+def test_held(): train(getattr(torch, os.environ['DTYPE']))
+"""
+
+
+@pytest.mark.slow
+def test_a_contract_is_written_when_asked_and_then_held(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DTYPE", "float32")
+    missing = run(pytester, CONTRACT)
+    missing.assert_outcomes(failed=1)
+    missing.stdout.fnmatch_lines(["*no such contract; write it with pytest --precaudit-update*"])
+    run(pytester, CONTRACT, "--precaudit-update").assert_outcomes(passed=1)
+    run(pytester, CONTRACT).assert_outcomes(passed=1)
+    monkeypatch.setenv("DTYPE", "bfloat16")
+    drifted = run(pytester, CONTRACT)
+    drifted.assert_outcomes(failed=1)
+    drifted.stdout.fnmatch_lines(["*differs from *precision.lock: *optimizer state*float32*bfloat16*"])
+
+
+@pytest.mark.slow
+def test_workers_of_xdist_audit_and_the_summary_counts_them_all(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_training=TRAINING + "def test_low(): train(torch.bfloat16)\ndef test_high(): train(torch.float32)\n"
+    )
+    loaded = [] if _is_installed() else ["-p", "precaudit.integrations.pytest_plugin"]
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *loaded, "-n", "2", "--precaudit")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*PA301*", "2 tests trained, 1 of them with errors or warnings"])
+
+
+@pytest.mark.slow
+def test_under_precaudit_trace_a_marked_test_is_left_to_the_trace(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_training=TRAINING + "@pytest.mark.precision\ndef test_low(): train(torch.bfloat16, 6)\n")
+    loaded = [] if _is_installed() else ["-p", "precaudit.integrations.pytest_plugin"]
+    pytest_words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *loaded, "test_training.py"]
+    stopped = pytester.run(sys.executable, "-m", "precaudit", "trace", *pytest_words)
+    assert stopped.ret == 1
+    stopped.stderr.fnmatch_lines(["x PA301*", "*was stopped on purpose after step 3*"])
+    through = pytester.run(sys.executable, "-m", "precaudit", "trace", "--keep-going", *pytest_words)
+    through.assert_outcomes(passed=1)
+    through.stderr.fnmatch_lines(["x PA301*"])
