@@ -28,7 +28,7 @@ from precaudit.static.language.values import (
     join,
     unknown,
 )
-from precaudit.static.reach.relevance import COMMON
+from precaudit.static.reach.relevance import COMMON, HOOK
 from precaudit.static.reach.words import trains
 from precaudit.static.source import Source
 
@@ -116,7 +116,10 @@ class Interpreter:
         elif isinstance(value, Class) and value.scope.source is source and value.name in relevant:
             members = [m for m in value.store.values() if isinstance(m, Function) and m.node not in self.called]
             named = [m for m in members if isinstance(m.node, cst.FunctionDef)]
-            methods = [m for m in named if m.node.name.value in relevant or m.node.name.value in COMMON]
+            asked = (
+                relevant | COMMON | {name for name in value.store if isinstance(name, str) and name.startswith(HOOK)}
+            )
+            methods = [m for m in named if m.node.name.value in asked]
             if methods:
                 self._isolated(lambda: self._run_methods(value, methods))
 

@@ -14,6 +14,8 @@ COMMON = frozenset(
     """.split()
 )
 """Names that too many methods share for a call of one to mean anything; a trainer calls them without naming them."""
+HOOK = "on_"
+"""What the names of hooks begin with, which a trainer calls as well: of a callback all of them are run together."""
 LONG = 400
 """Lines from which a class that only uses a relevant class is left out: a library's models use each other endlessly."""
 
