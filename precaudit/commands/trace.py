@@ -312,8 +312,9 @@ def _held(lock: Lock, compared: Comparison, traced: Traced, update: bool) -> int
         if changes:
             print(changes, file=sys.stderr)
         return code
+    apart = [f"  not compared: {line}" for line in compared.left_out]
     if not compared.changes:
-        say(f"{lock.path}: holds")
+        say("\n".join([f"{lock.path}: holds", *apart]))
         return code
     count = len(compared.changes)
     say(f"{lock.path}: this run differs from its lock in {count} place{'s' if count > 1 else ''}:")
@@ -321,8 +322,8 @@ def _held(lock: Lock, compared: Comparison, traced: Traced, update: bool) -> int
         print(f"  {change}", file=sys.stderr)
     for version in compared.versions:
         print(f"  since the lock was written: {version}", file=sys.stderr)
-    for line in compared.left_out:
-        print(f"  not compared: {line}", file=sys.stderr)
+    for line in apart:
+        print(line, file=sys.stderr)
     print("  where that is meant, accept it with --update-lock", file=sys.stderr)
     return code or FINDINGS
 

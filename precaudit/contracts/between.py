@@ -8,7 +8,7 @@ from pathlib import Path
 from precaudit.contracts.drift import Change, compare
 from precaudit.contracts.precision import of_report, script_of
 from precaudit.errors import ReportError
-from precaudit.launch.gather import read_report
+from precaudit.launch.gather import RUNS, read_report
 from precaudit.model.wire import Finding, Report
 
 
@@ -48,7 +48,7 @@ def _apart(one: Report, other: Report) -> str:
     if one.command != other.command:
         return f"one is of precaudit {one.command}, the other of precaudit {other.command}"
     scripts = [script_of(report.run.argv) if report.run is not None else "" for report in (one, other)]
-    if one.command == "trace" and all(scripts) and scripts[0] != scripts[1]:
+    if one.command in RUNS and all(scripts) and scripts[0] != scripts[1]:
         return f"one ran {scripts[0]}, the other {scripts[1]}"
     return ""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from precaudit.contracts.precision import OF_SEVERAL_RANKS, Dtypes, Precision
 
 NOTHING: Dtypes = ()
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +43,25 @@ class Comparison:
 def compare(before: Precision, after: Precision) -> Comparison:
     """What `after` holds otherwise than `before`.
 
-    Roles that only several ranks have are left out where one of the runs had a single one.
+    Roles that only several ranks have are left out where one of the runs had a single one. Between a run on a device
+    and a preflight, where a CPU stood in for it, so are the device's name and roles that only one of them saw: a
+    preflight runs eagerly what the device may have run compiled or fused.
     """
-    apart = OF_SEVERAL_RANKS if before.several_ranks != after.several_ranks else frozenset()
+    apart: dict[str, str] = {}
+    setup: frozenset[str] = frozenset()
+    if before.preflight != after.preflight:
+        setup = frozenset({"device"})
+        apart = dict.fromkeys(
+            set(before.roles) ^ set(after.roles), "only one saw it, and one of the runs was a preflight"
+        )
+    if before.several_ranks != after.several_ranks:
+        apart |= dict.fromkeys(OF_SEVERAL_RANKS, "one of the runs had a single rank")
     left_out = [
-        f"{_words(role)}: one of the runs had a single rank"
-        for role in sorted(apart)
-        if role in {**before.roles, **after.roles}
+        f"{_words(role)}: {why}" for role, why in sorted(apart.items()) if role in {**before.roles, **after.roles}
     ]
+    left_out += [f"{name}: one of the runs was a preflight" for name in sorted(setup)]
     changes = [
-        *_setup(before.setup, after.setup),
+        *_setup(_without(before.setup, setup), _without(after.setup, setup)),
         *_table("", _without(before.roles, apart), _without(after.roles, apart)),
         *_table("declared ", _without(before.declared, apart), _without(after.declared, apart)),
         *_tensors(before.tensors, after.tensors),
@@ -120,8 +131,8 @@ def _kinds(kinds: Mapping[str, Dtypes] | None) -> str:
     return ", ".join(f"{what} {_listed(dtypes)}" for what, dtypes in kinds.items()) or "nothing"
 
 
-def _without(table: Mapping[str, Dtypes], left_out: frozenset[str]) -> dict[str, Dtypes]:
-    return {role: dtypes for role, dtypes in table.items() if role not in left_out}
+def _without(table: Mapping[str, Held], left_out: Container[str]) -> dict[str, Held]:
+    return {key: held for key, held in table.items() if key not in left_out}
 
 
 def _words(role: str) -> str:

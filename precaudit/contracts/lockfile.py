@@ -23,14 +23,15 @@ HEAD = """\
 """
 AGAIN = 'make it anew with "precaudit lock"'
 BARE = re.compile(r"[A-Za-z0-9_-]+")
+MARKS = ("several_ranks", "preflight")
+"""What a run was, where it was that."""
 TABLES = ("setup", "versions", "roles", "declared")
 
 
 def write(precision: Precision) -> str:
     """The text of the lock."""
     lines = [HEAD, f"format = {FORMAT}", f"script = {_string(precision.script)}"]
-    if precision.several_ranks:
-        lines.append("several_ranks = true")
+    lines += [f"{name} = true" for name in MARKS if getattr(precision, name)]
     for title in ("setup", "versions"):
         table: Mapping[str, str] = getattr(precision, title)
         lines += ["", f"[{title}]", *(f"{_key(name)} = {_string(table[name])}" for name in sorted(table))]
@@ -62,7 +63,7 @@ def _checked(path: Path, raw: Mapping[str, Any]) -> Precision:
     if version != FORMAT:
         what = "has no format" if version is None else f"is of format {version!r}"
         raise LockError(f"{path}: {what}, and this precaudit reads format {FORMAT}; {AGAIN}")
-    known = {"format", "script", "several_ranks", "tensors", *TABLES}
+    known = {"format", "script", "tensors", *MARKS, *TABLES}
     if unknown := sorted(set(raw) - known):
         raise LockError(f"{path}: {unknown[0]}: no such entry; allowed: {', '.join(sorted(known))}; {AGAIN}")
     script = raw.get("script")
@@ -76,7 +77,7 @@ def _checked(path: Path, raw: Mapping[str, Any]) -> Precision:
         roles=roles,
         declared=declared,
         tensors=_tensors(path, raw.get("tensors", [])),
-        several_ranks=raw.get("several_ranks") is True,
+        **{name: raw.get(name) is True for name in MARKS},
     )
 
 

@@ -32,6 +32,8 @@ class Precision:
     tensors: Mapping[str, Mapping[str, Dtypes]] = field(default_factory=dict)
     """Name or pattern -> what it is -> its dtypes: {"blocks.*.weight": {"AdamW.exp_avg": ("float32",)}}."""
     several_ranks: bool = False
+    preflight: bool = False
+    """A CPU stood in for the device."""
 
 
 def of_report(report: Report) -> Precision:
@@ -50,6 +52,7 @@ def of_report(report: Report) -> Precision:
             for row in report.inventory
         },
         several_ranks=cover.world_size > 1,
+        preflight=report.preflight is not None,
     )
 
 

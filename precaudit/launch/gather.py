@@ -25,6 +25,9 @@ from precaudit.launch.verdict import Status, loud
 from precaudit.model.wire import Coverage, Finding, RankFile, Report, Run, Tool
 from precaudit.rulebook import Rulebook
 
+RUNS = ("trace", "audit")
+"""Commands whose reports are of a run."""
+
 
 def gather(paths: Sequence[Path], choice: Choice, book: Rulebook) -> Report:
     """The Report that these report files and folders add up to. Raises ReportError for one that holds none."""
@@ -41,7 +44,7 @@ def gather(paths: Sequence[Path], choice: Choice, book: Rulebook) -> Report:
 
 def _must_be_one_run(paths: Sequence[Path], reports: Sequence[Report]) -> None:
     """Raises ReportError for traces that cannot be of the nodes of one run: what they differ in says nothing then."""
-    if any(report.command != "trace" for report in reports):
+    if any(report.command not in RUNS for report in reports):
         return
     runs = [report.run for report in reports]
     places = [(report.coverage.rank_ids, report.coverage.world_size) for report in reports]
@@ -80,10 +83,25 @@ def read_report(path: Path) -> Report:
         where = ".".join(str(part) for part in first["loc"])
         message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
         what = f"{where}: {message}" if where else message
+        if writer := _other_writer(path):
+            raise ReportError(
+                f"{path}: was written by precaudit {writer}, and this is {__version__}, which does not know all of it: "
+                f"{what}; read it with precaudit {writer}, or write it anew"
+            ) from None
         raise ReportError(
             f"{path}: not a precaudit report of format_version 1: {what[:1].lower()}{what[1:]}; "
             'write one with "precaudit trace --output report.json"'
         ) from None
+
+
+def _other_writer(path: Path) -> str:
+    """The version of precaudit that wrote a report which cannot be read, where that is not this one; else ""."""
+    try:
+        raw = parse_json(read_text(path))
+        writer = str(raw["tool"]["version"])
+    except (OSError, ForeignError, KeyError, TypeError):
+        return ""
+    return writer if writer != __version__ else ""
 
 
 def _judge_ranks(folder: Path, choice: Choice, book: Rulebook) -> Report:

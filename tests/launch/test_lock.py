@@ -182,7 +182,8 @@ def test_a_run_that_ends_too_early_makes_no_lock(training: Desk) -> None:
         ),
         (
             'format = 1\nscript = "a.py"\nrole = 1',
-            "role: no such entry; allowed: declared, format, roles, script, setup, several_ranks, tensors, versions; "
+            "role: no such entry; allowed: declared, format, preflight, roles, script, setup, several_ranks, tensors, "
+            "versions; "
             'make it anew with "precaudit lock"',
         ),
         (
@@ -224,6 +225,7 @@ def test_what_is_written_is_read_back() -> None:
         {"gradient_reduction": ("float32",)},
         {"blocks.*.norm.weight": {"weight": ("float32",)}, "head": {"weight": ("float32",), "A b.exp": ("int8",)}},
         several_ranks=True,
+        preflight=True,
     )
     raw = tomllib.loads(lockfile.write(one))
     assert raw["setup"]["device"] == 'a "quoted" \x7f one'
@@ -240,6 +242,32 @@ def test_reductions_are_compared_only_between_runs_of_several_ranks() -> None:
     lowered = Precision("a.py", roles={"loss": ("float32",), "gradient_reduction": ("float32",)}, several_ranks=True)
     assert [str(change) for change in compare(lowered, together).changes] == [
         "gradient reduction was float32, is float16"
+    ]
+
+
+def test_a_lock_of_a_device_and_a_preflight_are_compared_in_what_both_can_know() -> None:
+    tensors = {"head.weight": {"weight": ("float32",)}}
+    roles = {"master_weight": ("float32",), "matmul_compute": ("bfloat16",)}
+    device = Precision("a.py", {"device": "cuda", "autocast": "bfloat16 on cuda"}, {}, roles, {}, tensors)
+    eager = {**roles, "softmax": ("float32",)}
+    preflight = Precision(
+        "a.py", {"device": "cpu", "autocast": "bfloat16 on cuda"}, {}, eager, {}, tensors, preflight=True
+    )
+    for before, after in ((device, preflight), (preflight, device)):
+        found = compare(before, after)
+        assert found.changes == ()
+        assert found.left_out == (
+            "softmax: only one saw it, and one of the runs was a preflight",
+            "device: one of the runs was a preflight",
+        )
+    low = Precision(
+        "a.py", {"autocast": "float16 on cuda"}, {}, {**eager, "master_weight": ("bfloat16",)}, {},
+        {"head.weight": {"weight": ("bfloat16",)}}, preflight=True,
+    )  # fmt: skip
+    assert [str(change) for change in compare(device, low).changes] == [
+        "autocast was bfloat16 on cuda, is float16 on cuda",
+        "master weight was float32, is bfloat16",
+        "head.weight: weight was float32, is bfloat16",
     ]
 
 

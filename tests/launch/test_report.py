@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from desk import Desk
 
+from precaudit import __version__
+
 WRONG = "import torch\ntorch.train(5, 'bfloat16')\n"
 
 
@@ -81,6 +83,10 @@ def test_two_runs_that_have_nothing_to_do_with_each_other_are_not_merged(
         "precaudit: a.json and b.json are two runs, not two nodes of one: both hold rank 0; "
         'show one at a time: "precaudit report a.json"\n'
     )
+    for name in ("a.json", "b.json"):
+        audited = (desk.folder / name).read_text().replace('"command": "trace"', '"command": "audit"')
+        desk.write(f"audited-{name}", audited)
+    assert "both hold rank 0" in desk.precaudit("report", "audited-a.json", "audited-b.json").stderr
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     desk.trace(WRONG, "--output", "b.json")
@@ -182,6 +188,11 @@ def test_rank_files_left_below_another_launcher_are_judged(desk: Desk) -> None:
             'write one with "precaudit trace --output report.json"',
         ),
         (
+            ["new.json"],
+            "new.json: was written by precaudit 99.1, and this is " + __version__ + ", which does not know all of it: "
+            "gradients: extra inputs are not permitted; read it with precaudit 99.1, or write it anew",
+        ),
+        (
             ["half.json"],
             "half.json: not a precaudit report of format_version 1: invalid JSON: EOF while parsing an object at "
             'line 1 column 1; write one with "precaudit trace --output report.json"',
@@ -190,9 +201,10 @@ def test_rank_files_left_below_another_launcher_are_judged(desk: Desk) -> None:
 )
 def test_what_is_no_report_is_refused_in_one_line(desk: Desk, words: list[str], line: str) -> None:
     desk.write("empty/.keep", "")
-    tool = {"name": "precaudit", "version": "0"}
-    old = {"format_version": 0, "tool": tool, "command": "trace", "status": "clean"}
-    desk.write("old.json", json.dumps(old))
+    written = {"tool": {"name": "precaudit", "version": __version__}, "command": "trace", "status": "clean"}
+    desk.write("old.json", json.dumps({**written, "format_version": 0}))
+    newer = {"name": "precaudit", "version": "99.1"}
+    desk.write("new.json", json.dumps({**written, "format_version": 1, "tool": newer, "gradients": []}))
     desk.write("half.json", "{")
     refused = desk.precaudit("report", *words)
     assert (refused.code, refused.stderr) == (2, f"precaudit: {line}\n")
