@@ -21,7 +21,7 @@ FRAMEWORKS = ("accelerate_loop", "fabric_loop", "lightning_module", "peft_lora",
 OTHERS = (
     "actor_critic_gae", "amp_accumulation", "char_rnn_tbptt", "char_transformer", "classifier_amp", "config_project",
     "contrastive", "coupling_flow", "ddp_gloo", "dice_and_focal", "diffusion_ema", "distillation", "dqn_replay",
-    "flow_matching", "fsdp2_mixed_precision", "gan", "handwritten_adam", "lora_on_bfloat16", "masters_by_hand",
+    "flow_matching", "gan", "graph_network", "handwritten_adam", "lora_on_bfloat16", "masters_by_hand",
     "mean_teacher", "moe_lm", "scaler_by_hand", "self_distillation_centre", "vit_mixup",
 )  # fmt: skip
 LOWERED = {
