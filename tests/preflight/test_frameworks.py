@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ WRONG: dict[tuple[str, ...], set[str]] = {
 }
 
 
-def preflight(folder: Path, port: int, script: str, *argv: str) -> dict[str, Any]:
+def preflight(folder: Path, port: int, script: str, *argv: str, options: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON report of one script."""
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment = os.environ | (single if script == "zero.py" else {})  # without them DeepSpeed looks for MPI
-    words = [sys.executable, "-m", "precaudit", "preflight", "--output", "report.json", str(SCRIPTS / script), *argv]
+    command = [sys.executable, "-m", "precaudit", "preflight", *options, "--output", "report.json"]
+    words = [*command, str(SCRIPTS / script), *argv]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode in (0, 1), done.stderr[-3000:]
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
@@ -70,3 +72,12 @@ def test_a_right_recipe_holds_cudas_dtypes_and_no_rule_speaks(
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
 def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], tmp_path: Path, free_port: int) -> None:
     assert WRONG[words] <= loud(preflight(tmp_path, free_port, *words))
+
+
+def test_llama_8b_holds_the_bytes_of_the_arithmetic_without_memory(tmp_path: Path, free_port: int) -> None:
+    """8,030,261,248 parameters, as its makers count them. `benchmarks/preflight.py` has the larger ones."""
+    report = preflight(tmp_path, free_port, "shapes.py", "llama-8b", options=["--fake"])
+    held = {(row["role"], row["dtype"]): row["bytes"] for row in report["roles"]}
+    assert held["master_weight", "float32"] == held["gradient", "float32"] == 4 * 8_030_261_248
+    assert held["optimizer_state", "float32"] == 8 * 8_030_261_248
+    assert loud(report) == set()
