@@ -318,3 +318,19 @@ class TestRoleTable:
         facts = [holds("gradient_reduction", "bfloat16", chosen="explicit")]
         rows = {row.role: row.verdict for row in role_table(facts, judge(facts, BOOK, "trace"), BOOK)}
         assert rows["gradient_reduction"] == "allowed"
+
+
+def test_what_may_be_low_says_why() -> None:
+    """Under the role table an allowance without a reason would be a riddle."""
+
+    def because(held: Fact, suppressed: bool = False) -> list[str]:
+        found = judge([held], BOOK, "trace")
+        for one in found:
+            one.suppressed = suppressed
+        (row,) = [row for row in role_table([held], found, BOOK) if row.dtype == "bfloat16"]
+        assert row.verdict == "allowed"
+        return row.because
+
+    assert because(holds("master_weight", "bfloat16", {"updates_lost": 0.0})) == ["harmless"]
+    assert because(holds("master_weight", "bfloat16", chosen="default")) == ["note"]
+    assert because(holds("master_weight", "bfloat16", {"updates_lost": 0.5}), suppressed=True) == ["silenced"]

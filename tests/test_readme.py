@@ -112,6 +112,16 @@ def test_the_comparison_with_others_is_what_the_benchmarks_measured() -> None:
     assert shown[2] == peers(), "run: python tests/test_readme.py"
 
 
+def test_the_chinese_readme_has_the_same_commands_figures_and_links() -> None:
+    english, chinese = (path.read_text(encoding="utf-8") for path in (README, ROOT / "README.zh-CN.md"))
+    commands = re.compile(r"^(?:precaudit|make|pip|uvx) [^#\n]*", re.MULTILINE)
+    assert commands.findall(chinese) == commands.findall(english)
+    assert PEERS.search(chinese)[0] == PEERS.search(english)[0]  # type: ignore[index]
+    links = [set(re.findall(r"\]\(([^)#]+)", text)) for text in (english, chinese)]
+    translated = {"README.md", "README.zh-CN.md", "docs/start.md", "docs/start.zh-CN.md"}
+    assert links[0] - translated == links[1] - translated
+
+
 def test_the_readme_is_one_screen() -> None:
     """Sixty lines; the picture is the program's, and the first commands say how to install."""
     lines = README.read_text(encoding="utf-8").splitlines()
@@ -131,5 +141,6 @@ def test_every_setting_and_every_fix_is_documented() -> None:
 if __name__ == "__main__":
     printed, raw = capture()
     PAGE.write_text(BLOCK.sub(lambda match: match[1] + fenced(printed) + match[3], PAGE.read_text(encoding="utf-8")))
-    README.write_text(PEERS.sub(lambda match: match[1] + peers() + match[3], README.read_text(encoding="utf-8")))
+    for page in (README, ROOT / "README.zh-CN.md"):
+        page.write_text(PEERS.sub(lambda match: match[1] + peers() + match[3], page.read_text(encoding="utf-8")))
     PICTURE.write_text(picture(raw), encoding="utf-8")

@@ -15,22 +15,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {
     "Begin": ["start", "start.zh-CN", "install", "primer", "glossary"],
-    "Use": [
-        "trace",
-        "check",
-        "exact",
-        "preflight",
-        "checkpoint",
-        "contracts",
-        "api",
-        "notebooks",
-        "trackers",
-        "ci",
-        "editors",
-        "agents",
-        "formats",
-        "configuration",
-    ],
+    "Use": ["trace", "check", "exact", "preflight", "checkpoint", "contracts", "api", "notebooks", "trackers", "ci", "editors", "agents", "formats", "configuration"],
     "Trust": ["performance", "reliability", "false-alarms", "mutants"],
     "How it is made": ["architecture", "style-of-messages", "messages"],
 }
@@ -99,12 +84,7 @@ def configuration() -> str:
              "The JSON report has a [schema](report.schema.json).", ""]  # fmt: skip
     commands = _commands(cli.precaudit)
     for name, command in sorted(commands.items()):
-        lines += [
-            f"## precaudit {name}",
-            "",
-            (command.help or command.short_help or "").split("\n\n")[0].strip().replace("\b", ""),
-            "",
-        ]
+        lines += [f"## precaudit {name}", "", (command.help or command.short_help or "").split("\n\n")[0].strip().replace("\b", ""), ""]
         options = [one for one in command.params if isinstance(one, click.Option)]
         if options:
             lines += ["| Option | What |", "|---|---|"]

@@ -240,7 +240,11 @@ def trace(
         if journal is not None:
             journal.began(started)
 
+        told: list[str] = []
+
         def so_far(report: Report) -> None:
+            if not quiet:
+                _tell_so_far(report, told)
             if folder is not None:
                 folder.write(_as_json(report))
             if journal is not None:
@@ -291,6 +295,21 @@ def trace(
     if lock is None or compared is None:
         return traced.verdict.exit_code
     return _held(lock, compared, traced, update_lock)
+
+
+def _tell_so_far(report: Report, told: list[str]) -> None:
+    """One line on what was seen by now of a command that runs on, each time that there is something new to say."""
+    from precaudit.report.headline import headline
+    from precaudit.report.roles import rows
+
+    if (line := headline(report, rows(report))) not in told:
+        told.append(line)
+        print(file=sys.stderr)  # the command may have left half a line there
+        say(f"steps {_listed(report.coverage.traced_steps)} were watched: {line}; it runs on (now: precaudit report)")
+
+
+def _listed(steps: list[int]) -> str:
+    return " and ".join(filter(None, [", ".join(map(str, steps[:-1])), *map(str, steps[-1:])]))
 
 
 def _as_json(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,10 @@ time.sleep(600)
 """
 
 
+def errors(report: dict[str, Any]) -> int:
+    return sum(finding["severity"] == "error" for finding in report["findings"])
+
+
 def wait_for(path: Path, wanted: Any) -> dict[str, Any]:
     until = time.monotonic() + 90
     while time.monotonic() < until:
@@ -52,7 +57,7 @@ def test_the_report_of_a_run_that_goes_on_is_renewed_at_each_event(tmp_path: Pat
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=(tmp_path / "said").open("w"),
     )
     try:
         latest = tmp_path / ".precaudit" / "latest" / "report.json"
@@ -61,7 +66,14 @@ def test_the_report_of_a_run_that_goes_on_is_renewed_at_each_event(tmp_path: Pat
         assert "the command runs on: this is what was seen until now" in first["coverage"]["notes"]
         (tmp_path / "go").touch()
         later = wait_for(latest, lambda report: report["findings"])
+        steps = later["coverage"]["traced_steps"]
         assert {finding["rule"] for finding in later["findings"]} >= {"PA101", "PA301"}
+        said = (tmp_path / "said").read_text(encoding="utf-8")  # one line for each window that shows something new
+        assert re.findall("precaudit: steps (.*) were watched: (no errors|[0-9]+ errors?)", said) == [
+            ("2 and 3", "no errors"),
+            (" and ".join(filter(None, [", ".join(map(str, steps[:-1])), str(steps[-1])])), f"{errors(later)} errors"),
+        ]
+        assert said.count("it runs on (now: precaudit report)") == 2
     finally:
         run.send_signal(signal.SIGTERM)
         run.wait(60)

@@ -9,9 +9,10 @@ import pytest
 from rich.cells import cell_len
 
 from precaudit.model.evidence import EVIDENCE
-from precaudit.model.wire import Finding, Line
-from precaudit.report import render
+from precaudit.model.wire import Finding, Line, Severity
+from precaudit.report import render, words
 from precaudit.report.evidence import number, sentence, share
+from precaudit.report.roles import rows
 from precaudit.report.stories import stories
 from precaudit.report.words import opening_sentences, place, plural, size, visible
 from tests.report import samples
@@ -286,3 +287,26 @@ def test_the_short_why_goes_up_to_the_first_number_and_is_not_too_short() -> Non
     )
     assert opening_sentences(f"{first}\n{second} And there is more.") == f"{first} {second}"
     assert opening_sentences("It stops at 256. And that is all.") == "It stops at 256. And that is all."
+
+
+def test_a_role_that_nan_has_reached_names_the_finding_that_tells_of_it(root: Path) -> None:
+    report = samples.trace()
+    report.findings = [samples.finding("PA213", 15, 9, dtype="float32", role="master_weight", severity=Severity.ERROR)]
+    reached = {"verdict": "violation"}
+    report.roles = [
+        row.model_copy(update=reached) if row.role in ("loss", "master_weight") and row.dtype else row
+        for row in report.roles
+    ]
+    table = {row.role: row for row in rows(report)}
+    assert (table["loss"].rules, table["loss"].worst) == (["PA213"], Severity.ERROR)
+    text = render(report, "text", root=root, width=120)
+    assert re.search(r"^  loss .* x PA213$", text, re.MULTILINE)
+    assert "not selected" not in text
+
+
+def test_a_share_of_nothing_is_no_evidence(root: Path) -> None:
+    one = samples.finding("PA301", 15, 9, evidence={"state_frozen": 0.0, "updates_lost": 0.27})
+    assert words.evidence(one) == [
+        "27 % of non-zero updates were rounded away",
+        "0 of the parameters held inf or nan and were not measured",
+    ]
