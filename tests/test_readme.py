@@ -114,7 +114,7 @@ def test_the_comparison_with_others_is_what_the_benchmarks_measured() -> None:
 
 def test_the_chinese_readme_has_the_same_commands_figures_and_links() -> None:
     english, chinese = (path.read_text(encoding="utf-8") for path in (README, ROOT / "README.zh-CN.md"))
-    commands = re.compile(r"^(?:precaudit|make|pip|uvx) [^#\n]*", re.MULTILINE)
+    commands = re.compile(r"^(?:precaudit [a-z]+|make|pip|uvx) [^#\n]*(?=#)", re.MULTILINE)
     assert commands.findall(chinese) == commands.findall(english)
     assert PEERS.search(chinese)[0] == PEERS.search(english)[0]  # type: ignore[index]
     links = [set(re.findall(r"\]\(([^)#]+)", text)) for text in (english, chinese)]
