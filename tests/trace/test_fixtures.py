@@ -98,6 +98,7 @@ def test_every_rule_of_the_trace_has_a_wrong_and_a_mended_script() -> None:
         for stem in ("bad", "good")
         if "trace" in rule.seen_by
         and rule.id not in NEEDS_A_FRAMEWORK
+        and rule.id != "PA003"  # it is about pyproject.toml: tests/launch/test_allowed.py
         and not (harness.FIXTURES / rule.id / f"{stem}.py").is_file()
     }
     assert not lacking
