@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 import harness
 import pytest
-from conftest import residue
+from residues import residue
 
 import precaudit.runtime
 

@@ -166,6 +166,6 @@ def test_low_logits_of_cross_entropy_weigh_by_what_is_made_of_them(
     report = harness.trace_call(train, preflight=layer.told)
     (found,) = (finding for finding in report.findings if finding.rule == "PA404")
     assert found.severity.value == severity
-    assert found.message == f"CUDA autocast leaves cross_entropy's log_softmax in {message}: log_softmax"
+    assert found.message == f"CUDA autocast leaves cross_entropy's log_softmax in {message}"
     if reduction == "mean":
         assert (found.evidence.get("loss_error", 0.0) >= 1e-3) is (severity == "warning")

@@ -159,7 +159,9 @@ def test_compute_dtype_comes_from_the_op_and_not_from_the_layer(llama: Path) -> 
     report = harness.trace_call(lambda: qlora().run(llama, change=change))
     said = [f for f in report.findings if f.rule == "PA504"]
     assert [f.severity for f in said] == [Severity.NOTE]
-    assert said[0].message.startswith("matmul compute was declared bfloat16 and ran in float32: bnb_4bit_compute_dtype")
+    assert said[0].message.startswith(
+        "matmul compute was declared bfloat16 and ran in float32 (bnb_4bit_compute_dtype)"
+    )
 
 
 def test_a_repacked_weight_is_still_the_same_storage(llama: Path) -> None:

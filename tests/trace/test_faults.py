@@ -13,8 +13,8 @@ from typing import Any
 import faulting
 import harness
 import pytest
-from conftest import residue
 from faulting import AT_THE_END, PROGRAM, Failing, files, functions, make_fail, unharmed
+from residues import residue
 
 INSIDE = (
     "user_site", "user_frame", "site_of", "storage_key", "local", "parameters", "state_tensors", "in_graph", "walk",

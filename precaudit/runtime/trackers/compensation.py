@@ -18,14 +18,15 @@ from .tensors import Tensors
 DRAWS = frozenset({"randint", "randint_like", "random_", "random"})
 BITWISE = frozenset("add sub bitwise_and bitwise_or __and__ __or__ where lt gt le ge".split())
 BITS = (torch.int32, torch.int64, torch.int16)
+SUMS = frozenset({"add", "_foreach_add"})
 DIFFERENCES = frozenset({"clone", "sub", "_foreach_sub", "_foreach_clone"})
 
 
 class Compensation:
     """By marks: "random" bits, a parameter as it was "before" its update, the "delta" of the two.
 
-    What a parameter's rounding lost is also the exact value less the parameter, "widened"; state divided by a scale of
-    its own is "scaled".
+    What a parameter's rounding lost is also the exact value less the parameter, "widened", or what was added to it,
+    "adds", less how far it "moved"; state divided by a scale of its own is "scaled".
     """
 
     def __init__(self, operations: Operations, tensors: Tensors, flow: Flow) -> None:
@@ -37,7 +38,7 @@ class Compensation:
             yield Heard(OPTIMIZER, self.rounded)
         if op.name == "div":
             yield Heard(OPTIMIZER, self.scaled)
-        for names, act in ((DIFFERENCES, self.differs), (DRAWS, self.drawn), (BITWISE, self.bits)):
+        for names, act in ((SUMS, self.adds), (DIFFERENCES, self.differs), (DRAWS, self.drawn), (BITWISE, self.bits)):
             if op.name in names:
                 yield Heard(OPTIMIZER, act)
                 yield Heard(GRADIENTS, act)
@@ -76,19 +77,45 @@ class Compensation:
             if changed is not None and any("before" in self._flow.of(s) for s in sources):
                 self._flow.mark(result, delta=self._tensors.learn(changed))
 
+    def adds(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """What is added to a wide copy of a parameter that is then rounded; or to how far that moved."""
+        for index, result in enumerate(tensors_of([out])):
+            sources = sources_of(args, index)
+            if result.dtype in LOW or len(sources) != 2:
+                continue
+            for one, other in (sources, reversed(sources)):
+                moved = self._flow.of(one).get("moved")
+                if self._widened(one) is not None:
+                    self._flow.mark(result, adds=self._tensors.learn(other))
+                elif moved is not None and moved.moved_by is self._tensors.of(other):
+                    self._flow.mark(result, left_of=moved)
+
     def _what_is_left(self, sources: list[Tensor], result: Tensor) -> None:
-        """The exact value that a parameter was just copied from, less the parameter: what the copy rounded away."""
+        """Of what a parameter was to become, or of what was added to it, that which the rounding took away."""
         if len(sources) != 2:
             return
         exact, rounded = sources
+        one, other = self._widened(exact), self._widened(rounded)
+        if one is not None and other is not None and one.source is other.source and one.version != other.version:
+            self._flow.mark(result, moved=one.source)
+            return
+        moved = self._flow.of(rounded).get("moved")
+        if moved is not None:
+            if moved.moved_by is self._tensors.of(exact):
+                self._flow.mark(result, left_of=moved)
+            return
         known = self._tensors.of(rounded)
         if not self._tensors.is_parameter(rounded):
-            cast = self._flow.of(rounded).get("widened")
-            if cast is None or cast.source.version != cast.version:
+            if other is None or other.source.version != other.version:
                 return
-            known = cast.source
+            known = other.source
         if known.copied_from is not None and known.copied_from is self._tensors.of(exact):
             self._flow.mark(result, left_of=known)
+
+    def _widened(self, tensor: Tensor) -> CastOf | None:
+        """Of which parameter, as it was when, this is a wide copy."""
+        found: CastOf | None = self._flow.of(tensor).get("widened")
+        return found
 
     def drawn(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Random integers: what stochastic rounding adds below the last place that is kept."""

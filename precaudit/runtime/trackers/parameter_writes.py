@@ -47,6 +47,7 @@ class ParameterWrites:
                     return
                 cast = marks.get("cast_of")
                 if source.dtype.is_floating_point and source.dtype not in LOW:
+                    known.moved_by = marks.get("adds", known.moved_by)
                     self._copied(known, source, self._tensors.learn(source))
                     return
                 if cast and cast.dtype not in LOW and not cast.source.expired:

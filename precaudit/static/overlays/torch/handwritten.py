@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     from precaudit.static.overlays.run import Run
 
 COMPENSATED = re.compile(r"kahan|compensat|stochastic|_sr_|seeded_round", re.IGNORECASE)
-CARRIES = re.compile(r"\b(\w+) *= *(\w+)(?:\.data|\.detach\(\))?\.clone\(\).*\b\1(?:\.sub_?\( *| *- *)\2\b", re.DOTALL)
+CARRIES = re.compile(
+    r"\b(\w+) *= *(\w+)(?:\.data|\.detach\(\))?\.clone\(\).*\b\1(?:\.sub_?\( *(?:other *= *)?| *- *)\2\b", re.DOTALL
+)
 """A copy made before an update, less what is there after it: what rounding took."""
-LEFT = re.compile(r"\b(\w+)(?:\.data)?\.copy_\( *(\w+) *\).*\b\2 *- *\1\b", re.DOTALL)
+LEFT = re.compile(r"\b(\w+)(?:\.data)?\.copy_\( *(?:src *= *)?(\w+) *\).*\b\2 *- *\1\b", re.DOTALL)
 """The exact value that a parameter is copied from, less the parameter: what rounding took."""
+MOVED = re.compile(
+    r"\b(\w+) *= *(\w+)\.(?:float\(\)|to\( *torch\.float32 *\))"
+    r".*(?:- *\( *\2\.(?:float\(\)|to\([^()]*\)) *- *\1 *\)|\( *\1 *- *\2\.(?:float\(\)|to\([^()]*\)) *\) *\+)",
+    re.DOTALL,
+)
+"""What was to be added, less how far the parameter moved between two wide copies: what rounding took."""
 SCALED = re.compile(r"/ *\w+\)\.(?:half\(|to\( *torch\.(?:float16|half) *\))")
 """State over a scale of its own: what float16 lacks is range."""
 
@@ -63,7 +71,7 @@ def compensated(instance: Instance) -> bool:
     if not isinstance(cls, Class):
         return False
     text = code_of(cls.scope.source.code(cls.node))
-    return any(shape.search(text) for shape in (COMPENSATED, LEFT, SCALED))
+    return any(shape.search(text) for shape in (COMPENSATED, LEFT, MOVED, SCALED))
 
 
 def compensating(run: Run) -> bool:
@@ -73,8 +81,8 @@ def compensating(run: Run) -> bool:
             owner = frame.owner if isinstance(frame.owner, Class) else None
             source = owner.scope.source if owner is not None else run.interpreter.scope.source
             text = code_of(source.code(owner.node if owner is not None else frame.function))
-            found = COMPENSATED.search(text) or CARRIES.search(text) or LEFT.search(text)
-            return found is not None and "backward(" not in text
+            found = any(shape.search(text) for shape in (COMPENSATED, CARRIES, LEFT, MOVED))
+            return found and "backward(" not in text
     return False
 
 
