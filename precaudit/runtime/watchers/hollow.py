@@ -40,8 +40,11 @@ class Hollow(Watcher):
         self._steps, self._tensors = steps, tensors
         self._modules = modules
         self._ledger = ledger
-        self.before: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
-        """Optimizer -> the sample of its weights when it last was about to step."""
+        self.before: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Tensor]] = weakref.WeakKeyDictionary()
+        """Optimizer -> where its weights lie -> their sample when it last was about to step on these.
+
+        DeepSpeed steps on one group after another, each as if there were no other.
+        """
         bus.on(StepBegan, self._step_began)
         bus.on(WindowClosed, lambda event: self.before.clear())  # tensors of ours, which a program may count
 
@@ -61,10 +64,11 @@ class Hollow(Watcher):
         now = private.flattened(samples)
         bits = now.view(torch.int32)
         beyond = {content: (bits & mask) != 0 for content, mask in BEYOND.items()}
-        before = self.before.get(optimizer)
-        self.before[optimizer] = now
+        place = tuple(tensor.data_ptr() for tensor in own)
+        seen = self.before.setdefault(optimizer, {})
+        before, seen[place] = seen.get(place), now
         tensors = len(samples)
-        if before is None or before.shape != now.shape:
+        if before is None:
             content = next((name for name, more in beyond.items() if not bool(more.any())), None) if restored else None
             if content is not None and int(now.unique().numel()) >= FEWEST:
                 attrs = {"restored": True, "after_step": False, "content": content}
