@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from test_oracle import name_of, reported, traced
@@ -137,6 +138,7 @@ def optimizers() -> dict[str, Build]:
 
 def train(build: Build, dtype: torch.dtype, look: Callable[[Any, nn.Module], None] | None = None) -> nn.Module:
     """Four steps; `look` sees the optimizer after the third, where the traced steps end."""
+    numpy.random.seed(0)
     model = net(dtype)
     optimizer = build(model)
     kind = type(optimizer).__name__
