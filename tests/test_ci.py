@@ -14,7 +14,8 @@ import pytest
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["one process", "xdist"])
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
 def test_a_skipped_test_fails_the_run_under_ci(tmp_path: Path, ci: str, code: int, workers: list[str]) -> None:
-    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    for name in ("conftest.py", "residues.py"):
+        shutil.copy(Path(__file__).parent / name, tmp_path)
     (tmp_path / "test_one.py").write_text("import pytest\ndef test_part(): pytest.importorskip('no_such_part')\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers, str(tmp_path)],

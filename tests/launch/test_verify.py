@@ -84,3 +84,14 @@ def test_a_record_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     assert found.processes == [(1, [("step", {"parameter w": "a"})])]
     assert found.covers(found)
     assert not Records().covers(found)
+
+
+def test_runs_that_were_ended_a_moment_apart_are_no_program_that_never_does_the_same_twice() -> None:
+    def run(loss: str, *further: tuple[str, dict[str, str]]) -> Records:
+        return records(("backward", {"loss 0": loss}), ("step", {"parameter w": "b"}), *further)
+
+    more = ("backward", {"loss 0": "c"})
+    said, ours = says(run("other"), run("a"), run("a", more))
+    assert (said[:60], ours) == ("disturbed: with and without the trace the run differs, first ", True)
+    assert says(run("other"), run("a", more), run("a"))[1]
+    assert not says(run("other"), run("a"), run("b"))[1]
