@@ -92,6 +92,7 @@ def test_runs_that_were_ended_a_moment_apart_are_no_program_that_never_does_the_
 
     more = ("backward", {"loss 0": "c"})
     said, ours = says(run("other"), run("a"), run("a", more))
-    assert (said[:60], ours) == ("disturbed: with and without the trace the run differs, first ", True)
+    assert ours
+    assert said.startswith("disturbed: with and without the trace the run differs, first at optimizer step 1: loss 0;")
     assert says(run("other"), run("a", more), run("a"))[1]
     assert not says(run("other"), run("a"), run("b"))[1]
