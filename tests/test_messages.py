@@ -25,13 +25,8 @@ def test_what_check_says_of_each_wrong_script_is_in_the_page() -> None:
 def test_every_rule_of_source_and_run_speaks_in_the_page_or_is_named_as_silent() -> None:
     told = {row.script.partition("/")[0] for row in messages.shown()}
     silent = {rule.id for rule in RULES.values() if {"check", "trace"} & set(rule.seen_by)} - told
-    assert silent == {
-        "PA001",
-        "PA002",
-        "PA003",
-        "PA504",
-        "PA505",
-    }  # comments and allowances; two that need a framework or several ranks
+    # Comments and allowances; two that need a framework or several ranks.
+    assert silent == {"PA001", "PA002", "PA003", "PA504", "PA505"}
 
 
 def test_no_message_says_the_same_thing_twice() -> None:

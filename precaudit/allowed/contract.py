@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from fnmatch import fnmatchcase
@@ -20,14 +20,26 @@ ABOUT_DTYPES = frozenset({Kind.HOLDS, Kind.CHECKPOINT, Kind.CONFIG})
 WEIGHTS = frozenset({Role.MASTER_WEIGHT, Role.ADAPTER_PARAMETER, Role.FORWARD_WEIGHT})
 
 
+class Pattern(NamedTuple):
+    """Some places of a run: modules and optimizer slots, as globs: blocks.*, exp_avg."""
+
+    module: str = "*"
+    slot: str = "*"
+
+    def covers(self, place: Place) -> bool:
+        return fnmatchcase(place.name, self.module) and fnmatchcase(place.slot, self.slot)
+
+
+EVERYWHERE = Pattern()
+
+
 class Clause(NamedTuple):
-    """A role may hold these dtypes, in some modules and slots: optimizer_state in bfloat16, blocks.*, exp_avg."""
+    """A role may hold these dtypes in some places: optimizer_state in bfloat16, in blocks.*, exp_avg."""
 
     role: Role
     dtypes: frozenset[str]
     because: str
-    module: str = "*"
-    slot: str = "*"
+    where: Pattern = EVERYWHERE
 
     def names(self, fact: Fact) -> bool:
         """Whether it is about what this Fact holds, wherever that is."""
@@ -36,9 +48,6 @@ class Clause(NamedTuple):
     def _as_blocks(self, fact: Fact) -> bool:
         stored = fact.dtype.removeprefix("u") + BLOCKWISE
         return stored in self.dtypes and fact.attrs.get("allowed_because") == "block-wise"
-
-    def covers(self, name: str, slot: str) -> bool:
-        return fnmatchcase(name, self.module) and fnmatchcase(slot, self.slot)
 
 
 class Allowance(NamedTuple):
@@ -86,12 +95,12 @@ class Contract:
             return ""
         places = self._places(fact)
         for one in self.allowances:
-            if rule.id in one.rules and not self._expired(one) and _all(places, [Clause(*_ANY, module=one.module)]):
+            if rule.id in one.rules and not self._expired(one) and _all(places, [Pattern(one.module)]):
                 return f"{one.reason} ({Path(self.source).name}, until {one.expires})"
         if fact.kind not in ABOUT_DTYPES or rule.forbid != ["low"] or rule.when.get("what") == "hyperparameter":
             return ""
         speaking = [clause for clause in self.clauses if clause.names(fact)]
-        if not speaking or not _all(places, speaking):
+        if not speaking or not _all(places, [clause.where for clause in speaking]):
             return ""
         return "; ".join(dict.fromkeys(clause.because for clause in speaking))
 
@@ -132,15 +141,11 @@ class Contract:
         ]
 
 
-_ANY = (Role.LOSS, frozenset[str](), "")
-
-
-def _all(places: Sequence[Place], clauses: Iterable[Clause]) -> bool:
-    """Whether each place is covered by a clause; where no place is known, one for all modules and slots has to be."""
-    clauses = list(clauses)
+def _all(places: Sequence[Place], patterns: Sequence[Pattern]) -> bool:
+    """Whether each place is covered by a pattern; where no place is known, one for all of them has to be there."""
     if not places:
-        return any(clause.module == "*" and clause.slot == "*" for clause in clauses)
-    return all(any(clause.covers(*place) for clause in clauses) for place in places)
+        return EVERYWHERE in patterns
+    return all(any(pattern.covers(place) for pattern in patterns) for place in places)
 
 
 NOTHING = Contract()

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from precaudit.allowed.contract import BLOCKWISE, NOTHING, Allowance, Clause, Contract, lines_of
+from precaudit.allowed.contract import BLOCKWISE, NOTHING, Allowance, Clause, Contract, Pattern, lines_of
 from precaudit.disk import read_text
 from precaudit.errors import ConfigError, RuleError
 from precaudit.foreign import ForeignError, parse_toml
@@ -86,7 +86,7 @@ def _roles(table: Mapping[str, Any], where: str, because: str, **narrow: str) ->
                 near = difflib.get_close_matches(dtype, DTYPES, n=1)
                 hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(DTYPES)}"
                 raise ConfigError(f"{where} {key}: '{dtype}' is not a dtype; {hint}")
-        yield Clause(ROLES[key], frozenset(dtypes), because, **narrow)
+        yield Clause(ROLES[key], frozenset(dtypes), because, Pattern(**narrow))
 
 
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:

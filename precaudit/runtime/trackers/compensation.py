@@ -65,7 +65,7 @@ class Compensation:
         """A copy of a parameter, and what its rounding lost: the copy less the parameter after the update."""
         for index, result in enumerate(tensors_of([out])):
             if result.dtype not in LOW:
-                if not name.endswith("clone"):
+                if not name.endswith("clone") and (not kwargs or kwargs.get("alpha", 1) == 1):
                     self._what_is_left(sources_of(args, index), result)
                 continue
             sources = sources_of(args, index)
@@ -79,6 +79,8 @@ class Compensation:
 
     def adds(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """What is added to a wide copy of a parameter that is then rounded; or to how far that moved."""
+        if kwargs and kwargs.get("alpha", 1) != 1:  # something else is added
+            return
         for index, result in enumerate(tensors_of([out])):
             sources = sources_of(args, index)
             if result.dtype in LOW or len(sources) != 2:

@@ -41,7 +41,7 @@ class Hollow(Watcher):
         self._modules = modules
         self._ledger = ledger
         self.before: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Tensor]] = weakref.WeakKeyDictionary()
-        """Optimizer -> where its weights lie -> their sample when it last was about to step on these.
+        """Optimizer -> the weights that it steps on, by `id` -> their sample when it last was about to.
 
         DeepSpeed steps on one group after another, each as if there were no other.
         """
@@ -57,16 +57,17 @@ class Hollow(Watcher):
         if not limit():
             return
         most = limit() if limit() > SAMPLE else SAMPLED
-        own = [t for t in map(private.local, parameters) if _may_be_hollow(t)]
+        leaves = [leaf for leaf in parameters if _may_be_hollow(private.local(leaf))]
+        own = [private.local(leaf) for leaf in leaves]
         samples = [_first(t, most) for t in own]
         if not samples or len({sample.device for sample in samples}) > 1:
             return
         now = private.flattened(samples)
         bits = now.view(torch.int32)
         beyond = {content: (bits & mask) != 0 for content, mask in BEYOND.items()}
-        place = tuple(tensor.data_ptr() for tensor in own)
+        key = tuple(map(id, leaves))  # not where they lie: `p.data = p.data.bfloat16().float()` moves them
         seen = self.before.setdefault(optimizer, {})
-        before, seen[place] = seen.get(place), now
+        before, seen[key] = seen.get(key), now
         tensors = len(samples)
         if before is None:
             content = next((name for name, more in beyond.items() if not bool(more.any())), None) if restored else None

@@ -30,8 +30,10 @@ CARRIES = re.compile(
 LEFT = re.compile(r"\b(\w+)(?:\.data)?\.copy_\( *(?:src *= *)?(\w+) *\).*\b\2 *- *\1\b", re.DOTALL)
 """The exact value that a parameter is copied from, less the parameter: what rounding took."""
 MOVED = re.compile(
-    r"\b(\w+) *= *(\w+)\.(?:float\(\)|to\( *torch\.float32 *\))"
-    r".*(?:- *\( *\2\.(?:float\(\)|to\([^()]*\)) *- *\1 *\)|\( *\1 *- *\2\.(?:float\(\)|to\([^()]*\)) *\) *\+)",
+    r"\b(\w+) *= *(\w+)\.(?:float\(\)|to\( *torch\.float32 *\)).*"
+    r"\b\2\.copy_\( *(?:src *= *)?(?:\1 *\+ *)?(\w+)(?: *\+ *\1)? *\).*"
+    r"(?:\b\3 *- *\( *\2\.(?:float\(\)|to\([^()]*\)) *- *\1 *\)"
+    r"|\( *\1 *- *\2\.(?:float\(\)|to\([^()]*\)) *\) *\+ *\3\b)",
     re.DOTALL,
 )
 """What was to be added, less how far the parameter moved between two wide copies: what rounding took."""
