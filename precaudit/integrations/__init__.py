@@ -1,1 +1,1 @@
-"""precaudit inside of what starts a training: pytest, transformers' Trainer, Lightning."""
+"""precaudit inside of what starts a training: pytest, transformers' Trainer, Lightning, accelerate."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 try:
@@ -11,6 +13,29 @@ except ImportError:  # the older package of the same project
     from pytorch_lightning.callbacks import Callback  # type: ignore[import-not-found, no-redef, unused-ignore]
 
 from precaudit.api.audit import Audit
+from precaudit.integrations.logs import beside, numbers, words
+
+
+def _tensorboard(logger: Any, told: Mapping[str, str]) -> None:
+    for name, word in told.items():
+        logger.experiment.add_text(name, word, 0)
+
+
+def _wandb(logger: Any, told: Mapping[str, str]) -> None:
+    logger.experiment.summary.update(told)
+
+
+def _mlflow(logger: Any, told: Mapping[str, str]) -> None:
+    for name, word in told.items():
+        logger.experiment.set_tag(logger.run_id, name, word)
+
+
+WORDS: Mapping[str, Callable[[Any, Mapping[str, str]], None]] = {
+    "TensorBoardLogger": _tensorboard,
+    "WandbLogger": _wandb,
+    "MLFlowLogger": _mlflow,
+}
+"""Logger -> how it is told words, which its `log_metrics` does not take."""
 
 
 class PrecauditCallback(Callback):  # type: ignore[misc]
@@ -19,7 +44,8 @@ class PrecauditCallback(Callback):  # type: ignore[misc]
         trainer = Trainer(..., callbacks=[PrecauditCallback()])
 
     Once the steps are seen every hook is gone. The report is kept in `report`, printed on stderr by the first rank
-    where it has errors or warnings, and its numbers go to the Trainer's loggers (`precision/errors`, …).
+    where it has errors or warnings, and goes to the Trainer's loggers: numbers (`precision/errors`, …) as metrics,
+    words (`precision/optimizer_state`, …) as texts of TensorBoard, into wandb's summary, as tags of MLflow.
 
     Args:
         steps: optimizer steps to watch.
@@ -49,8 +75,18 @@ class PrecauditCallback(Callback):  # type: ignore[misc]
         if run is None:
             return
         self.report = run.end(error)
-        numbers = {name: float(value) for name, value in run.flat().items() if isinstance(value, int | float)}
+        if not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
-        if trainer.is_global_zero and run.findings:
+            beside(type(logger).__name__, partial(_log, logger, run, trainer.global_step))
+        if run.findings:
             print(run, file=sys.stderr)
+
+
+def _log(logger: Any, run: Audit, step: int) -> None:
+    """Numbers as metrics of this step, words where the logger has a place for them."""
+    values = run.flat()
+    logger.log_metrics(numbers(values), step=step)
+    for kind in type(logger).__mro__:
+        if kind.__name__ in WORDS:
+            WORDS[kind.__name__](logger, words(values))

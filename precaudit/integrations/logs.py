@@ -48,6 +48,15 @@ def log(report: Report, destination: str) -> None:
         raise OutputError(f"--log {name}: {told[:300]}; the report itself is kept") from error
 
 
+def beside(name: str, send: Callable[[], object]) -> None:
+    """Sends to a tracker that a training has set up: where that fails it is one line, and the training goes on."""
+    try:
+        send()
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        print(f"precaudit: {name}: {told[:300]}", file=sys.stderr)
+
+
 def _first() -> bool:
     """Whether this process is rank 0, or no rank at all."""
     distributed = sys.modules.get("torch.distributed")
@@ -56,11 +65,11 @@ def _first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _numbers(values: Flat) -> dict[str, float]:
+def numbers(values: Flat) -> dict[str, float]:
     return {name: value for name, value in values.items() if not isinstance(value, str)}
 
 
-def _words(values: Flat) -> dict[str, str]:
+def words(values: Flat) -> dict[str, str]:
     return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
@@ -85,8 +94,8 @@ def _mlflow(values: Flat, experiment: str) -> None:
             mlflow.set_experiment(experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT)
         mlflow.start_run()
     try:
-        mlflow.log_metrics(_numbers(values))
-        mlflow.set_tags(_words(values))
+        mlflow.log_metrics(numbers(values))
+        mlflow.set_tags(words(values))
     finally:
         if active is None:
             mlflow.end_run()
@@ -96,9 +105,9 @@ def _tensorboard(values: Flat, folder: str) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(folder or os.path.join("runs", DEFAULT)) as writer:
-        for name, number in _numbers(values).items():
+        for name, number in numbers(values).items():
             writer.add_scalar(name, number, 0)
-        for name, word in _words(values).items():
+        for name, word in words(values).items():
             writer.add_text(name, word, 0)
 
 

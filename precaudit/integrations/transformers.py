@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from precaudit.api.audit import Audit
-from precaudit.errors import PrecauditError
-from precaudit.integrations.logs import LOGS
+from precaudit.integrations.logs import DEFAULT, LOGS, beside
 
 
 class PrecauditCallback(TrainerCallback):  # type: ignore[misc]
@@ -52,10 +53,17 @@ class PrecauditCallback(TrainerCallback):  # type: ignore[misc]
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             run.save(folder / "precision.json")
-            for name in {*args.report_to} & LOGS.keys():
-                try:
-                    run.log(f"tensorboard:{folder / 'runs' / 'precaudit'}" if name == "tensorboard" else name)
-                except PrecauditError as error:  # the training goes on
-                    print(f"precaudit: {error}", file=sys.stderr)
+            for name in sorted({*args.report_to} & LOGS.keys()):
+                beside(name, partial(run.log, f"{name}:{_scalars(folder)}" if name == "tensorboard" else name))
             if run.findings:
                 print(run, file=sys.stderr)
+
+
+def _scalars(folder: Path) -> Path:
+    """Where the Trainer's TensorBoardCallback writes: files that name this process, in a folder named by the time."""
+    if own := os.environ.get("TENSORBOARD_LOGGING_DIR"):
+        return Path(own).expanduser()
+    written = sorted(
+        folder.glob(f"runs/*/events.out.tfevents.*.{os.getpid()}.*"), key=lambda file: file.stat().st_mtime
+    )
+    return written[-1].parent if written else folder / "runs" / DEFAULT

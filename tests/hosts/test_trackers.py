@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import readers
 
 pytestmark = pytest.mark.slow
 
@@ -30,21 +28,6 @@ run.log("{name}")
 {after}
 """
 WORDS = {"precision/status": "findings", "precision/optimizer_state": "bfloat16"}
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "WANDB_MODE": "offline",
-        "WANDB_DIR": str(tmp_path),
-        "WANDB_SILENT": "true",
-        "MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(),
-        "MLFLOW_ALLOW_FILE_STORE": "true",
-        "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-    }
 
 
 def run(folder: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -69,37 +52,6 @@ def traced(folder: Path, environment: dict[str, str], name: str) -> None:
     assert f"--log {name}" not in done.stderr
 
 
-BLOCK, HEAD = 32768, 7
-"""A .wandb file is a log of LevelDB's kind behind a head of 7 bytes: records in blocks, each behind its own 7 bytes."""
-
-
-def records(file: Path) -> Iterator[bytes]:
-    """The records of an offline run, of which wandb itself has no reader in Python."""
-    raw, at, record = file.read_bytes(), HEAD, b""
-    while at + HEAD <= len(raw):
-        if BLOCK - at % BLOCK < HEAD:
-            at += BLOCK - at % BLOCK
-        length, kind = struct.unpack_from("<HB", raw, at + 4)
-        record += raw[at + HEAD : at + HEAD + length]
-        at += HEAD + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield record
-            record = b""
-
-
-def summaries(folder: Path) -> list[dict[str, Any]]:
-    """The summary of each offline run, as it would be synced."""
-    from wandb.proto import wandb_internal_pb2 as proto
-
-    found = []
-    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        values: dict[str, Any] = {}
-        for record in map(proto.Record.FromString, records(file)):
-            values |= {(u.key or ".".join(u.nested_key)): json.loads(u.value_json) for u in record.summary.update}
-        found.append(values)
-    return found
-
-
 def test_wandb_offline_keeps_the_values_of_the_active_run_and_its_steps(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -108,23 +60,16 @@ def test_wandb_offline_keeps_the_values_of_the_active_run_and_its_steps(
         "active.log({'loss': 0.5}); print(active.summary['precision/optimizer_state'], active.step); active.finish()"
     )
     assert audited(tmp_path, environment, "wandb", before, after).split() == ["bfloat16", "2"]
-    (values,) = summaries(tmp_path)
+    (values,) = readers.summaries(tmp_path)
     assert values["loss"] == 0.5
     assert values.items() >= WORDS.items()
 
 
 def test_wandb_offline_gets_a_run_of_its_own_from_a_trace(tmp_path: Path, environment: dict[str, str]) -> None:
     traced(tmp_path, environment, "wandb")
-    (values,) = summaries(tmp_path)
+    (values,) = readers.summaries(tmp_path)
     assert values.items() >= WORDS.items()
     assert values["precision/errors"] == 2
-
-
-def mlflow_runs(environment: dict[str, str]) -> list[Any]:
-    import mlflow
-
-    client = mlflow.MlflowClient(environment["MLFLOW_TRACKING_URI"])
-    return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
 
 
 def test_mlflow_s_file_store_keeps_metrics_and_tags(
@@ -134,40 +79,30 @@ def test_mlflow_s_file_store_keeps_metrics_and_tags(
     before = "import mlflow; mlflow.set_experiment('mine'); mlflow.start_run()"
     after = "run.log('mlflow'); mlflow.log_metric('loss', 0.5); mlflow.end_run()"
     audited(tmp_path, environment, "mlflow", before, after)
-    (kept,) = mlflow_runs(environment)
+    (kept,) = readers.mlflow_runs(environment)
     assert kept.data.metrics["loss"] == 0.5
     assert kept.data.metrics["precision/errors"] >= 1
     assert kept.data.tags.items() >= WORDS.items()
     traced(tmp_path, environment, "mlflow:other")
-    assert len(mlflow_runs(environment)) == 2
+    assert len(readers.mlflow_runs(environment)) == 2
 
 
-def scalars(folder: Path) -> dict[str, float]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    reader = EventAccumulator(str(folder))
-    reader.Reload()
-    words = {tag: reader.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in reader.Tags()["tensors"]}
-    assert {tag.removesuffix("/text_summary"): word for tag, word in words.items()}.items() >= WORDS.items()
-    return {tag: reader.Scalars(tag)[0].value for tag in reader.Tags()["scalars"]}
+def kept(folder: Path) -> dict[str, Any]:
+    values = readers.tensorboard_values(folder)
+    assert values.items() >= WORDS.items()
+    return values
 
 
 def test_tensorboard_reads_what_a_trace_and_an_audit_wrote(tmp_path: Path, environment: dict[str, str]) -> None:
     audited(tmp_path, environment, "tensorboard:logs/mine")
-    assert scalars(tmp_path / "logs" / "mine")["precision/errors"] >= 1
+    assert kept(tmp_path / "logs" / "mine")["precision/errors"] >= 1
     traced(tmp_path, environment, "tensorboard")
-    assert scalars(tmp_path / "runs" / "precaudit")["precision/errors"] == 2
+    assert kept(tmp_path / "runs" / "precaudit")["precision/errors"] == 2
 
 
 def test_trackio_keeps_the_values(tmp_path: Path, environment: dict[str, str]) -> None:
     traced(tmp_path, environment, "trackio:mine")
-    code = (
-        "from trackio import SQLiteStorage as s\n"
-        "import json\n"
-        "print(json.dumps([s.get_logs('mine', name) for name in s.get_runs('mine')], default=str))"
-    )
-    done = run(tmp_path, environment, "-c", code)
-    ((values,),) = json.loads(done.stdout)
+    (values,) = readers.trackio_rows(environment, "mine")
     assert values.items() >= WORDS.items()
 
 

@@ -1,8 +1,11 @@
-"""PrecauditCallback in transformers' Trainer and in Lightning's: audited, told, and trained as without it."""
+"""PrecauditCallback in transformers and Lightning, PrecauditHook in accelerate: audited, told, trained as without."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +100,70 @@ def test_lightning_s_first_steps_are_audited_and_its_logger_is_told(tmp_path: Pa
     assert callback.report.coverage.traced_steps == [2, 3]
     written = (Path(logger.log_dir) / "metrics.csv").read_text(encoding="utf-8")
     assert "precision/errors" in written
+
+
+def accelerated(
+    steps: int, *, accumulate: int = 1, hooked: bool = True, end: bool = True, dtype: Any = None
+) -> tuple[Any, list[float]]:
+    """The hook of a bare accelerate loop, and the parameters it arrived at."""
+    from accelerate import Accelerator
+
+    from precaudit.integrations.accelerate import PrecauditHook
+
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=accumulate)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(), torch.nn.Linear(8, 2)).to(dtype)
+    rows = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(steps * accumulate, 8)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model, optimizer, rows = accelerator.prepare(model, optimizer, rows)
+    hook = PrecauditHook(accelerator) if hooked else None
+    for (x,) in rows:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(x).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+    if end:
+        accelerator.end_training()
+        assert not {"backward", "end_training"} & vars(accelerator).keys()
+    return hook, torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_bare_accelerate_loop_is_audited_and_learns_the_same(accumulate: int) -> None:
+    hook, learnt = accelerated(5, accumulate=accumulate)
+    assert hook.report.status == "clean"
+    assert hook.report.coverage.traced_steps == [2, 3]
+    assert hook.report.coverage.micro_batches == 2 * accumulate
+    assert learnt == accelerated(5, accumulate=accumulate, hooked=False)[1]
+
+
+def test_an_accelerate_loop_that_ends_at_once_is_told_at_its_end() -> None:
+    assert accelerated(3)[0].report.status == "clean"  # no backward came after the watched steps
+    short = accelerated(2)[0].report
+    assert short.status == "inconclusive"
+    assert any("1 of 2 steps were watched" in note for note in short.coverage.notes)
+
+
+def test_a_hook_before_prepare_says_so() -> None:
+    from accelerate import Accelerator
+
+    from precaudit.errors import UsageError
+    from precaudit.integrations.accelerate import PrecauditHook
+
+    with pytest.raises(UsageError) as told:
+        PrecauditHook(Accelerator(cpu=True))
+    assert str(told.value) == (
+        "PrecauditHook: no optimizer was prepared yet; make the hook after accelerator.prepare()"
+    )
+
+
+def test_a_loop_that_never_says_that_it_ends_is_told_as_the_process_does() -> None:
+    code = "import test_callbacks as t\nt.accelerated(3, end=False, dtype=t.torch.bfloat16)\n"
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "PA301" in done.stderr
