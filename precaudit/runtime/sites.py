@@ -60,9 +60,14 @@ def is_ours(filename: str) -> bool:
 def user_frame(depth: int = 1) -> FrameType | None:
     """The innermost frame of the user's own code, seen from the caller's caller."""
     frame: FrameType | None = sys._getframe(depth)
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
+    known = _is_user.get  # a call for each frame would cost as much as the rest of a traced operation
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        found = known(filename)
+        if found or (found is None and is_user_file(filename)):
+            return frame
         frame = frame.f_back
-    return frame
+    return None
 
 
 def user_site(depth: int = 1) -> Site | None:
@@ -178,11 +183,19 @@ def in_user_hook(depth: int = 1) -> bool:
     """Whether the user's own code called the op in progress: inside backward, one of its hooks did."""
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
-        filename = frame.f_code.co_filename
-        if not is_ours(filename) and os.path.basename(filename) not in _TRANSPARENT:
-            return is_user_file(filename)
+        called = _calls(frame.f_code.co_filename)
+        if called is not None:
+            return called
         frame = frame.f_back
     return False
+
+
+@functools.cache
+def _calls(filename: str) -> bool | None:
+    """Whether an op that this file calls is called by the user; None where it only hands the call on."""
+    if is_ours(filename) or os.path.basename(filename) in _TRANSPARENT:
+        return None
+    return is_user_file(filename)
 
 
 def chooses_device(site: Site | None) -> bool:
