@@ -20,6 +20,9 @@ from precaudit.model.frameworks import as_json
 
 PACKAGE = "_precaudit"
 """The runtime's package name inside the child, where precaudit itself may not be installed."""
+PREFIX = "precaudit-importlib_bootstrap-"
+"""Of the tracer's folder. Python's warnings pass over frames of files with both words in their names, so that a warning
+of torch names the user's line and not the wrapper around torch's function."""
 
 
 RUNTIME = Path(precaudit.__file__).parent / "runtime"
@@ -122,7 +125,7 @@ def last_line(traceback: str) -> str:
 def private_folder(settings: TraceSettings) -> Iterator[PrivateFolder]:
     """Makes the folder with everything the child needs of us, and removes it at the end."""
     try:
-        path = Path(tempfile.mkdtemp(prefix="precaudit-"))
+        path = Path(tempfile.mkdtemp(prefix=PREFIX))
     except OSError as error:  # where no folder will do, tempfile says so in a sentence with all of them
         where = os.environ.get("TMPDIR", "TMPDIR")
         raise OutputError(

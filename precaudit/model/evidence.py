@@ -61,7 +61,7 @@ EVIDENCE: Mapping[str, Evidence] = {
     "hollow": Evidence(Unit.SHARE, "{} of the float32 elements hold only bfloat16 values"),
     "negative_share": Evidence(Unit.SHARE, "{} of these second moments are below zero"),
     "masters_apart": Evidence(Unit.SHARE, "{} of the weights looked at are not what their masters round to"),
-    "headroom": Evidence(Unit.BITS, "{} doublings more, and it is inf", smaller_is_worse=True),
+    "headroom": Evidence(Unit.BITS, "the largest value is {} doublings below inf", smaller_is_worse=True),
     "infinite": Evidence(Unit.COUNT, "{} of the parameters held inf or nan and were not measured"),
     "beyond_sample": Evidence(
         Unit.COUNT, "{} of the parameters were not measured: their update needs all elements (--values full)"

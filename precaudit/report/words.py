@@ -90,9 +90,17 @@ def in_cell(finding: Finding) -> str:
     return f"cell {finding.cell}:line {finding.line}: " if finding.cell and finding.line else ""
 
 
+ROOM = 16
+"""Doublings below inf that are room enough: then nothing is said of it."""
+
+
 def measured(finding: Finding) -> list[tuple[str, float]]:
-    """The measured numbers that say something: a share of nothing is left out."""
-    return [(name, value) for name, value in finding.evidence.items() if value or not is_share(name)]
+    """The measured numbers that say something: a share of nothing is left out, and that inf is far away."""
+    return [
+        (name, value)
+        for name, value in finding.evidence.items()
+        if (value < ROOM if name == "headroom" else value or not is_share(name))
+    ]
 
 
 def evidence(finding: Finding) -> list[str]:
@@ -205,7 +213,7 @@ def preflight(report: Report) -> list[str]:
 def _steps(report: Report) -> str:
     cover = report.coverage
     if not cover.steps and not cover.traced_steps:
-        return "no optimizer step"
+        return "no step was watched"
     traced = cover.traced_steps
     if not traced:
         text = plural(cover.steps, "optimizer step")

@@ -254,7 +254,7 @@ def test_every_number_that_the_trace_measures_has_its_words() -> None:
 
 def test_evidence_is_put_in_words() -> None:
     assert sentence("updates_lost", 0.989) == "98.9 % of non-zero updates were rounded away"
-    assert sentence("headroom", 1.19) == "1.19 doublings more, and it is inf"
+    assert sentence("headroom", 1.19) == "the largest value is 1.19 doublings below inf"
     assert sentence("a_new_number", 3.0) == "a new number: 3"
     assert all(known.sentence.count("{}") == 1 for known in EVIDENCE.values())
 
