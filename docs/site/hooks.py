@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {
-    "Begin": ["start", "start.zh-CN", "install", "primer", "glossary"],
+    "Begin": ["start", "start.zh-CN", "install", "finds", "primer", "glossary"],
     "Use": ["trace", "check", "exact", "preflight", "checkpoint", "contracts", "api", "trainers", "notebooks", "trackers", "ci", "editors", "agents", "formats", "configuration"],
     "Trust": ["performance", "reliability", "false-alarms", "mutants"],
     "How it is made": ["architecture", "style-of-messages", "messages"],
