@@ -101,7 +101,8 @@ def test_a_test_that_fails_by_itself_keeps_its_own_error(pytester: pytest.Pytest
 def test_the_plugin_unused_imports_nothing_of_precaudit(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_idle="import sys\n"
-        "def test_idle(): assert not {'torch', 'pydantic', 'precaudit.api.audit', 'precaudit.integrations.marked'} & set(sys.modules)"
+        "heavy = {'torch', 'pydantic', 'precaudit.api.audit', 'precaudit.integrations.marked'}\n"
+        "def test_idle(): assert not heavy & set(sys.modules)"
     )
     loaded = [] if _is_installed() else ["-p", "precaudit.integrations.pytest_plugin"]
     pytester.runpytest_subprocess("-p", "no:cacheprovider", *loaded).assert_outcomes(passed=1)
