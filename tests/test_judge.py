@@ -96,6 +96,7 @@ SPOKEN: list[tuple[Fact, dict[str, str]]] = [
     (fact("op", "bfloat16", op="low-precision-router"), {"PA414": "note"}),
     (fact("op", "float32", op="cancellation", cancels="variance"), {"PA415": "warning"}),
     (fact("op", "bfloat16", op="low-precision-metric"), {"PA416": "warning"}),
+    (fact("op", "bfloat16", op="rounded-log-probabilities"), {"PA417": "warning"}),
     (holds("gradient_reduction", "float16", chosen="explicit"), {"PA501": "error"}),
     (holds("gradient_reduction", "bfloat16", chosen="default"), {"PA501": "warning"}),
     (holds("gradient_reduction", "bfloat16", chosen="explicit"), {"PA501": "note"}),

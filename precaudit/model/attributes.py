@@ -214,7 +214,7 @@ class Op(TypedDict, total=False):
     """PyTorch's name, or what was recognised: gradient-penalty-scaled, log-softmax-by-hand, log1p-exp, log-sum-exp,
     log-sigmoid-by-hand, bce-on-probabilities, no-promotion, low-precision-sampling, low-precision-target,
     low-precision-router, promotion-by-parameter, float32-matmul-under-mixed-precision, cancellation,
-    low-precision-metric."""
+    low-precision-metric, rounded-log-probabilities."""
     under_autocast: bool
     cancels: Literal["variance", "distance"]
     """What is left of two values that nearly cancel."""

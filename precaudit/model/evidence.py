@@ -52,6 +52,7 @@ EVIDENCE: Mapping[str, Evidence] = {
     "metric_step": Evidence(Unit.SHARE, "it changes in steps of {} of its value"),
     "choices_changed": Evidence(Unit.SHARE, "{} of the rows would choose otherwise in float32"),
     "log_prob_error": Evidence(Unit.NATS, "log-probabilities are off by {} on average"),
+    "log_ratio_error": Evidence(Unit.SHARE, "their rounding is {} of what they are compared for"),
     "loss_error": Evidence(Unit.NATS, "the loss is off by {}"),
     "positions_wrong": Evidence(Unit.SHARE, "{} of the positions are wrong"),
     "phase_error": Evidence(Unit.RADIANS, "phases are off by up to {} radians"),

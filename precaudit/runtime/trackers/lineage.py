@@ -82,6 +82,8 @@ class Lineage:
     from_gradient: bool = False
     decays: bool = False
     """It is multiplied on its way: a moving average or a momentum, not a sum."""
+    in_wide: bool = False
+    """It lies in float32 memory now, and has been rounded on its way there."""
 
 
 class Suspicion(NamedTuple):
@@ -286,7 +288,8 @@ class Flow:
         here, now, from_parameter = self.line(), self.window.clock, False
         from_gradient = "grad" in marks
         decays = False
-        line = Lineage(1, here, now, out.dtype)
+        # What a cast begins gives way to the sum that takes it in.
+        line = Lineage(0 if name == "_to_copy" else 1, here, now, out.dtype)
         for tensor in inputs:
             if is_parameter(tensor):
                 self.mark(out, param=True)
@@ -301,24 +304,27 @@ class Flow:
                 sources = frozenset({self.tensors.learn(tensor)})
                 direct |= sources
             else:  # rounded back: what counts is which low values it was computed from
-                sources = marks.get("from", frozenset())
+                sources = marks.get("from", frozenset()) | {self.tensors.of(tensor)}
                 decays |= "decays" in marks
             for older in [known.lineage for known in sources if known.lineage is not None and not known.expired]:
                 decays |= older.clock < now and name in DECAYING
                 if older.clock == now and older.generation >= line.generation:
                     line = older
                 elif older.clock < now and older.start == here:
-                    generation = max(line.generation, older.generation + 1)
+                    generation = max(line.generation, (older.generation or 1) + 1)
                     line = replace(older, generation=generation, clock=now, dtype=out.dtype)
         if len(origins | direct) > MANY:
             origins = frozenset()  # a long formula: only its last operands are still told apart
         origins |= direct
         if origins:
             self.mark(out, **{"from": origins})
+        if origins or name == "_to_copy":
             from_parameter |= line.from_parameter
             from_gradient |= line.from_gradient
             decays |= line.decays
-            line = replace(line, from_parameter=from_parameter, from_gradient=from_gradient, decays=decays)
+            line = replace(
+                line, from_parameter=from_parameter, from_gradient=from_gradient, decays=decays, in_wide=False
+            )
             self.tensors.learn(out).lineage = line
             self.window.every_micro_batch_counts |= line.generation >= 2
             if line.generation >= 2 and line.start not in self.lineage_sites:
@@ -352,6 +358,7 @@ class Flow:
         origins: frozenset[Record] = frozenset()
         from_parameter = from_gradient = decays = False
         factors: tuple[Place, ...] = ()
+        lines: list[Lineage] = []
         for index, tensor in enumerate(inputs):
             marks = self.of(tensor)
             factors += marks.get("factors", ())
@@ -367,6 +374,8 @@ class Flow:
             if name == "sub" and index:
                 continue
             line = self.tensors.of(tensor).lineage
+            if line is not None and tensor.numel() == out.numel():
+                lines.append(line)
             decays |= "decays" in marks or (line is not None and line.decays)
             origins |= marks.get("from", frozenset())
             if tensor.dtype in LOW and tensor.numel() == out.numel():
@@ -376,10 +385,16 @@ class Flow:
             self.factored = True
         if origins and len(origins) <= MANY:
             self.mark(out, **{"from": origins, **({"decays": True} if decays or name in DECAYING else {})})
+        if lines:
+            self.widened(out, max(lines, key=lambda line: line.generation))
         if from_parameter:
             self.mark(out, param=True)
         if from_gradient:
             self.mark(out, from_gradient=True)
+
+    def widened(self, held: Tensor, line: Lineage) -> None:
+        """This float32 memory holds what has been rounded: an average may be, at each of its updates."""
+        self.tensors.learn(held).lineage = line if line.in_wide else replace(line, in_wide=True)
 
     # -- observations
 

@@ -56,6 +56,9 @@ class LongLived:
             write = self._first_write(target, place)
         if name in COPIES and sources and not any(self._comes_from(source, write) for source in sources):
             write.clock.clear()  # written over by what it is no part of: what was rounded until now is gone
+        line = self._tensors.of(sources[0]).lineage if name in COPIES and sources else None
+        if line is not None and target.dtype not in LOW:
+            self._flow.widened(target, line)
         write.clock.add(self._window.clock)
         if name in SELF_UPDATES:
             write.updates_itself = True

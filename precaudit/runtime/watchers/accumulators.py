@@ -15,7 +15,7 @@ from ..events import Bus
 from ..process.ledger import Observation
 from ..trackers.graph import GraphWalked
 from ..trackers.kept import Totals
-from ..trackers.lineage import Flow
+from ..trackers.lineage import Flow, Lineage
 from ..trackers.long_lived import LongLived, Write
 from ..trackers.micro_batches import MicroBatches
 from ..trackers.modules import Modules
@@ -67,7 +67,7 @@ class Accumulators(Watcher):
         for write in self._long_lived.living():
             if self._is_accumulator(write):
                 self._add(groups, numbers, write)
-        living = [line for line in self._flow.living() if line.generation >= 2]
+        living = [line for line in self._flow.living() if line.generation >= 2 and not _handed_on(line)]
         # A sum of gradients is dropped once its step was taken; anything else that died was no long-lived state.
         alive = {line.start for line in living}
         spent = [line for start, line in self._flow.sums.items() if start not in alive]
@@ -83,10 +83,12 @@ class Accumulators(Watcher):
                     DTYPE_NAMES[line.dtype],
                     role,
                     site,
-                    detail="each step makes a new one from the old",
+                    detail="rounded at each step, in wider memory",
                     attrs={"what": what},
                 ),
             )
+            if not line.in_wide:
+                seen.detail = "each step makes a new one from the old"
             if what == "moment":
                 seen.attrs["own"] = True
             seen.count += 1
@@ -175,3 +177,8 @@ class Accumulators(Watcher):
             )
             for dtype, (count, size) in by_hand.held.items()
         ]
+
+
+def _handed_on(line: Lineage) -> bool:
+    """Whether it is a sum of gradients, widened for the step that takes it."""
+    return line.in_wide and line.from_gradient and not line.decays

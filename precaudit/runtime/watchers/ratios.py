@@ -38,9 +38,12 @@ class Ratios(Watcher):
         yield FORWARD, ("sub",), self.difference, False
         yield FORWARD, ("exp",), self.ratio, False
 
+    def is_log_prob(self, tensor: Tensor) -> bool:
+        """Whether it is one of this step's, differentiable or not."""
+        return bool(self._log_probs) and self._tensors.of(tensor) in self._log_probs
+
     def log_prob(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if in_graph(args):
-            self._log_probs.add(self._tensors.learn(out))
+        self._log_probs.add(self._tensors.learn(out))
 
     def passes(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         if self._log_probs:
@@ -51,11 +54,12 @@ class Ratios(Watcher):
 
     def difference(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Of a new log-probability and an old one; of logits and their logsumexp it is a log-probability itself."""
-        if not self._log_probs or not in_graph(args) or not isinstance(args[1], Tensor):
+        if not self._log_probs or not isinstance(args[1], Tensor):
             return
-        if self._tensors.of(args[0]) in self._log_probs:
-            self._differences.add(self._tensors.learn(out))
-        elif self._tensors.of(args[1]) in self._log_probs:
+        if self.is_log_prob(args[0]):
+            if in_graph(args):
+                self._differences.add(self._tensors.learn(out))
+        elif self.is_log_prob(args[1]):
             self._log_probs.add(self._tensors.learn(out))
 
     def ratio(self, name: str, args: Any, kwargs: Any, out: Any) -> None:

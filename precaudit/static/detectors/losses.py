@@ -42,6 +42,7 @@ class Losses:
         on("backward.gradient", self._sums)
         on("zero_grad", self._clears)
         bus.on(LOSSES, _term)
+        bus.on("sum mean", _written_out)
         bus.on_end(self._end)
 
     def _begins(self, op: Op) -> None:
@@ -89,6 +90,14 @@ def _term(op: Op) -> None:
     """A loss that came out low may be one term of several: others promote the sum, which keeps what was rounded."""
     if isinstance(op.result, Tensor) and op.result.zero_dim and op.result.dtype is not None:
         enters(op.result, Rounded(op.spot, op.result.dtype, _entered))
+
+
+def _written_out(op: Op) -> None:
+    """`(prediction - x).square().mean()`: a term that no function of torch's is the loss of."""
+    region = op.run.autocast()
+    switched_off = region is not None and region.enabled is False  # PA703 tells that
+    if "differentiable" in operands.marks_of([op.first]) and not switched_off:
+        _term(op)
 
 
 def _entered(op: Op, rounded: Rounded) -> None:
