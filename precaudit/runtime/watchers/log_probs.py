@@ -58,7 +58,8 @@ class LogProbs(Watcher):
         """The low dtype that these are in, or were in until they were widened, and the line that made them so."""
         if old.dtype in LOW:
             return old.dtype, self._flow.tensors.of(old).made_at
-        return self._flow.of(old).get("rounded", (None, None))
+        dtype, made = self._flow.of(old).get("rounded", (None, None))
+        return dtype, made
 
 
 def _use(seen: Observation, numbers: list[float]) -> None:
