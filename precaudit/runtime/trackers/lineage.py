@@ -306,13 +306,8 @@ class Flow:
             else:  # rounded back: what counts is which low values it was computed from
                 sources = marks.get("from", frozenset()) | {self.tensors.of(tensor)}
                 decays |= "decays" in marks
-            for older in [known.lineage for known in sources if known.lineage is not None and not known.expired]:
-                decays |= older.clock < now and name in DECAYING
-                if older.clock == now and older.generation >= line.generation:
-                    line = older
-                elif older.clock < now and older.start == here:
-                    generation = max(line.generation, (older.generation or 1) + 1)
-                    line = replace(older, generation=generation, clock=now, dtype=out.dtype)
+            line, multiplied = self._continued(line, sources, here, out.dtype)
+            decays |= multiplied and name in DECAYING
         if len(origins | direct) > MANY:
             origins = frozenset()  # a long formula: only its last operands are still told apart
         origins |= direct
@@ -331,6 +326,18 @@ class Flow:
                 self.lineage_sites[line.start] = user_site()
             if line.generation >= 2 and from_gradient:
                 self.sums[line.start] = line
+
+    def _continued(self, line: Lineage, sources: Iterable[Record], here: Any, dtype: Any) -> tuple[Lineage, bool]:
+        """A value's lineage, with what it is computed from; and whether something older is among that."""
+        now, of_before = self.window.clock, False
+        for older in [known.lineage for known in sources if known.lineage is not None and not known.expired]:
+            of_before |= older.clock < now
+            if older.clock == now and older.generation >= line.generation:
+                line = older
+            elif older.clock < now and older.start == here:
+                generation = max(line.generation, (older.generation or 1) + 1)
+                line = replace(older, generation=generation, clock=now, dtype=dtype)
+        return line, of_before
 
     def other_result(self, kind: str, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Marks go through integers, which positions are first, and through float32 values without gradient."""
