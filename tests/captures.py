@@ -10,6 +10,7 @@ A page has them between two comments, the command in the first line:
     <!-- /capture -->
 
 `from` and `to` keep a part of the output: from the first line that begins so up to the next that begins with the other.
+With `program` the command runs in an empty folder, where the last Python block above it is train.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ BLOCK = re.compile(
     r"(?P<shown>.*?)(?P<tail>```\n<!-- /capture -->)",
     re.DOTALL,
 )
+PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 class Capture(NamedTuple):
@@ -43,43 +45,48 @@ class Capture(NamedTuple):
     slow: bool
     start: str
     end: str
+    program: str = ""
+    """What stands in train.py; empty where the command runs in the repository."""
 
     def printed(self) -> str:
         """What the command prints now, of it the part that is shown."""
         with tempfile.TemporaryDirectory() as folder:
             environment = {
                 **os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8",
-                "PRECAUDIT_OUTPUT_DIR": folder, "PYTHONPATH": str(ROOT),
+                "PRECAUDIT_OUTPUT_DIR": f"{folder}/out", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             }  # fmt: skip
             environment.pop("GITHUB_ACTIONS", None)
+            if self.program:
+                Path(folder, "train.py").write_text(self.program, encoding="utf-8")
             done = subprocess.run(
-                [sys.executable, "-m", "precaudit", *shlex.split(self.words)], cwd=ROOT, env=environment,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-                timeout=300,
+                [sys.executable, "-m", "precaudit", *shlex.split(self.words)], cwd=folder if self.program else ROOT,
+                env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                encoding="utf-8", timeout=300,
             )  # fmt: skip
-        text = done.stdout.replace(sys.executable, "python").replace(f"--output-dir {folder} ", "")
+        text = done.stdout.replace(sys.executable, "python").replace(f"--output-dir {folder}/out ", "")
         return part(text, self.start, self.end)
 
 
 def part(text: str, start: str, end: str) -> str:
     """The lines from the first that begins with `start` up to the next that begins with `end`."""
     lines = [line.rstrip() for line in text.rstrip().splitlines()]
-    first = next((at for at, line in enumerate(lines) if line.strip().startswith(start)), 0) if start else 0
-    last = next(
-        (at for at, line in enumerate(lines) if at > first and end and line.strip().startswith(end)), len(lines)
-    )
-    return "\n".join(lines[first:last]).strip("\n") + "\n"
+    if start:
+        lines = lines[next(at for at, line in enumerate(lines) if line.strip().startswith(start)) :]
+    if end:
+        lines = lines[: next(at for at, line in enumerate(lines) if at and line.strip().startswith(end))]
+    return "\n".join(lines).strip("\n") + "\n"
 
 
 def captures(page: Path) -> Iterator[tuple[re.Match[str], Capture]]:
     """Each output of a page, with where it stands."""
-    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for match in BLOCK.finditer(text):
         options = shlex.split(match["options"])
         given = dict(word.partition("=")[::2] for word in options)
-        yield (
-            match,
-            Capture(page, match["words"], match["shown"], "slow" in given, given.get("from", ""), given.get("to", "")),
-        )
+        program = PROGRAM.findall(text[: match.start()])[-1] if "program" in given else ""
+        start, end = given.get("from", ""), given.get("to", "")
+        yield match, Capture(page, match["words"], match["shown"], "slow" in given, start, end, program)
 
 
 def scrubbed(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {
     "Begin": ["start", "start.zh-CN", "install", "finds", "primer", "glossary"],
-    "Use": ["trace", "check", "exact", "preflight", "checkpoint", "contracts", "api", "trainers", "notebooks", "trackers", "ci", "editors", "agents", "formats", "configuration"],
+    "Use": ["trace", "frameworks", "trainers", "check", "exact", "preflight", "checkpoint", "contracts", "api", "trainers", "notebooks", "trackers", "ci", "editors", "agents", "formats", "configuration"],
     "Trust": ["performance", "reliability", "false-alarms", "mutants"],
     "How it is made": ["architecture", "style-of-messages", "messages"],
 }
@@ -40,6 +40,7 @@ def on_files(files: Files, config: Any) -> Files:
     nav: list[Any] = [{"precaudit": "index.md"}]
     nav += [{title: [f"{page}.md" for page in group if page in pages]} for title, group in GROUPS.items()]
     nav[3:3] = [{"Rules": ["rules.md", *(f"{page}.md" for page in pages if page.startswith("rules/"))]}]
+    nav[4:4] = [{"Frameworks": [f"{page}.md" for page in pages if page.startswith("frameworks/")]}]
     nav.append({"Decisions": [f"{page}.md" for page in pages if page.startswith("decisions/")]})
     left = [page for page in pages if page not in named and "/" not in page and page not in ("index", "rules")]
     config.nav = [*nav, *([{"More": [f"{page}.md" for page in left]}] if left else [])]
