@@ -15,7 +15,7 @@ help:
 	@echo "make demo         set up, then trace a pure bfloat16 GPT until the report stands on the screen"
 	@echo "make test         set up, then lint, type check and test"
 	@echo "make test-slow    set up the frameworks, then the tests that need them or minutes"
-	@echo "make gpu          on a CUDA machine: the tests that need one, with the torch that PYTHON has"
+	@echo "make gpu          on a CUDA machine: the tests that need one and what a trace costs there, with the torch that PYTHON has"
 	@echo "make test-pythons what needs no torch, on each Python that is installed, with the newest and oldest libraries"
 	@echo "make faults       makes each function of the trace fail in turn, and says what that does to a program"
 	@echo "make fuzz         100000 mutated inputs of each kind that precaudit reads"
@@ -55,11 +55,14 @@ test: lint
 test-slow: $(FRAMEWORKS_INSTALLED)
 	$(FRAMEWORKS)/bin/python -m pytest -n $(WORKERS) -m "slow and not gpu"
 
-# The torch of this Python is the one that knows the machine's driver: it is used, and not installed anew.
+# The torch of this Python is the one that knows the machine's driver: it is used, and not installed anew. Where this
+# Python is itself in a virtual environment it hands its packages on to no other one: their folders stand in a .pth.
+# GPU_ARGS="--device cpu" tries the command out where there is no GPU.
 gpu:
 	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	$(PYTHON) -c 'import sys; print(*(one for one in sys.path if one.endswith("-packages")), sep="\n")' > "$$(.venv-gpu/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth"
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e . pytest scikit-learn
-	.venv-gpu/bin/python -m pytest -m gpu --durations 10 tests/gpu
+	.venv-gpu/bin/python benchmarks/gpu.py $(GPU_ARGS)
 
 test-pythons: $(INSTALLED)
 	$(BIN)/python tests/pythons.py

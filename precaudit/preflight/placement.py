@@ -35,6 +35,7 @@ MARK = "_precaudit_device"
 Kernel = Callable[[Any, Any, Any], Any]
 """What runs an operation: of it, its arguments and its keywords."""
 
+ITEM = torch.ops.aten._local_scalar_dense.default
 real_device = torch._C.TensorBase.device.__get__
 
 
@@ -130,6 +131,8 @@ class Marks(DispatchMode):  # type: ignore[misc]
                 return func(*args, **kwargs) if torch_private.simulates(kind) else NotImplemented
         if not isinstance(func, torch._ops.OpOverload):
             return self._of_operators(func, args, kwargs)
+        if func is ITEM and not isinstance(args[0], Tensor):
+            return args[0]  # of the 2 that `loss / 2` keeps for backward: a number that was wrapped comes unwrapped
         try:
             out = self.run(func, args, kwargs)
         except (RuntimeError, NotImplementedError) as error:

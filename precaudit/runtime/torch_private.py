@@ -343,6 +343,24 @@ def steps_on_stack() -> int:
     return found
 
 
+_BACKWARDS = {
+    torch.autograd.backward.__code__: ("grad_tensors", "grad_variables"),
+    torch.autograd.grad.__code__: ("grad_outputs",),
+}
+"""The functions that begin a backward, and the arguments by which they are given gradients of its roots."""
+
+
+def begins_with_ones() -> bool:
+    """Whether the backward that begins was given no gradient, so that torch made ones: no device has to be asked."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        given = _BACKWARDS.get(frame.f_code)
+        if given is not None:
+            return all(frame.f_locals.get(name) is None for name in given)
+        frame = frame.f_back
+    return False
+
+
 def unhooked_step(kind: type) -> Callable[..., Any]:
     """The `step` of a class of optimizers as it is below the wrapper that calls the hooks."""
     step: Callable[..., Any] = kind.step.__wrapped__  # type: ignore[attr-defined]

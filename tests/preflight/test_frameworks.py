@@ -25,15 +25,20 @@ RIGHT: dict[tuple[str, ...], dict[str, set[str]]] = {
     ("accelerated.py", "fp16"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
     ("lit.py", "bf16-mixed"): {**AMP, "matmul_compute": BF16, "norm_computation": F32},
     ("lit.py", "16-mixed"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
-    ("zero.py", "bf16", "1"): {**AMP, "matmul_compute": BF16, "forward_weight": BF16},
-    ("zero.py", "fp16", "2"): {**AMP, "matmul_compute": F16, "forward_weight": F16, "gradient_reduction": F32},
-    ("zero.py", "bf16", "3"): {**AMP, "matmul_compute": BF16, "forward_weight": BF16},
+    **{("zero.py", "bf16", stage): {**AMP, "matmul_compute": BF16, "forward_weight": BF16} for stage in "123"},
+    **{
+        ("zero.py", "fp16", stage): {**AMP, "matmul_compute": F16, "forward_weight": F16, "gradient_reduction": F32}
+        for stage in "123"
+    },
     ("qlora.py",): {"adapter_parameter": F32, "optimizer_state": F32, "quantized_storage": {"nf4"}},
 }
 WRONG: dict[tuple[str, ...], set[str]] = {
     ("hf_trainer.py", "wrong"): {"PA101", "PA301"},
+    ("hf_trainer.py", "wrong", "lora"): {"PA301", "PA811"},
+    ("accelerated.py", "bf16", "wrong"): {"PA101", "PA301"},
     ("lit.py", "bf16-true"): {"PA101", "PA301"},
     ("zero.py", "bf16", "2", "wrong"): {"PA101", "PA301", "PA801"},
+    ("qlora.py", "wrong"): {"PA301"},
 }
 
 

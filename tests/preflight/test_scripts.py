@@ -33,13 +33,15 @@ RIGHT = {
     },
     ("dcgan.py",): {**AMP, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_running_statistics": F32},
     ("ddp.py",): {**AMP, "loss_scale": F32, "matmul_compute": F16, "gradient_reduction": F32},
+    ("ddp.py", "mean"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "gradient_reduction": F32},
     ("diffusion.py",): {
         **AMP, "accumulator": F32, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_computation": F32,
     },
 }  # fmt: skip
 WRONG = {
-    ("imagenet.py", "wrong"): {"PA101", "PA301", "PA402"},
+    ("imagenet.py", "wrong"): {"PA101", "PA201", "PA301", "PA402"},
     ("gpt.py", "wrong"): {"PA101", "PA301"},
+    ("gpt.py", "float16", "unscaled"): {"PA201"},
     ("dcgan.py", "wrong"): {"PA101", "PA301", "PA402"},
     ("ddp.py", "hook"): {"PA501"},
     ("diffusion.py", "wrong"): {"PA101", "PA301"},

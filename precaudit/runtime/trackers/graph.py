@@ -237,7 +237,7 @@ def loss_factor(root: Tensor, gradient: Any) -> float | None:
     Follows one-element multiplications and divisions by Python numbers from the root, and the gradient passed in.
     """
     factor = 1.0
-    if isinstance(gradient, Tensor):
+    if isinstance(gradient, Tensor) and not private.begins_with_ones():
         if gradient.numel() != 1 or gradient.device.type != "cpu":
             return None
         factor = float(gradient.item())

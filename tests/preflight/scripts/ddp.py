@@ -1,4 +1,4 @@
-"""DistributedDataParallel over nccl, one process; `hook` compresses gradients to float16 and is wrong."""
+"""DistributedDataParallel over nccl, one process; `mean` has a hook that sums as they are, `hook` one that compresses them and is wrong."""
 
 import os
 import sys
@@ -20,6 +20,8 @@ def main() -> None:
     model = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model), device_ids=[local_rank])
     if sys.argv[1:] == ["hook"]:
         model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    if sys.argv[1:] == ["mean"]:
+        model.register_comm_hook(None, default_hooks.allreduce_hook)
     scaler = torch.amp.GradScaler("cuda")
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(5):

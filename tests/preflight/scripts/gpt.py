@@ -1,4 +1,4 @@
-"""A GPT trained as nanoGPT does it: `gpt.py bfloat16` or `float16`; `wrong` trains bfloat16 weights."""
+"""A GPT trained as nanoGPT does it: `gpt.py bfloat16` or `float16 [unscaled]`; `wrong` trains bfloat16 weights."""
 
 import math
 import sys
@@ -64,7 +64,7 @@ def main() -> None:
     model.to(device)
     if sys.argv[1] == "wrong":
         model.to(torch.bfloat16)
-    scaler = torch.cuda.amp.GradScaler(enabled=dtype == "float16")
+    scaler = torch.cuda.amp.GradScaler(enabled=dtype == "float16" and "unscaled" not in sys.argv)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), fused=device_type == "cuda")
     trained = torch.compile(model) if compile else model
     x, y = get_batch()

@@ -1,4 +1,5 @@
-"""transformers' Trainer on a tiny Llama: `hf_trainer.py bf16|fp16 [lora]`; `wrong` trains bfloat16 weights."""
+"""transformers' Trainer on a tiny Llama: `hf_trainer.py bf16|fp16 [lora]`; `wrong` trains bfloat16 weights,
+or with `lora` float16 adapters, without autocast and loss scaling."""
 
 import sys
 import tempfile
@@ -22,11 +23,12 @@ def main() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2))
     if sys.argv[1] == "wrong":
-        model = model.to(torch.bfloat16)
+        model = model.to(torch.float16 if "lora" in sys.argv else torch.bfloat16)
     if "lora" in sys.argv:
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+        config = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(model, config, autocast_adapter_dtype=sys.argv[1] != "wrong")
     arguments = TrainingArguments(
         tempfile.mkdtemp(),
         max_steps=5,

@@ -1,4 +1,6 @@
-"""QLoRA: NF4 weights of bitsandbytes, adapters of PEFT, bfloat16 autocast."""
+"""QLoRA: NF4 weights of bitsandbytes, adapters of PEFT, bfloat16 autocast; `wrong` trains bfloat16 adapters."""
+
+import sys
 
 import bitsandbytes as bnb
 import torch
@@ -28,6 +30,10 @@ def main() -> None:
     model.is_loaded_in_4bit = True
     model = prepare_model_for_kbit_training(model)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    if "wrong" in sys.argv:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
     for _ in range(5):
         x = torch.randint(0, 64, (2, 16), device="cuda")
