@@ -252,16 +252,16 @@ def output_metadata(node: Any) -> tuple[Any, ...]:
         return ()
 
 
-def saved_factor(node: Any) -> float | None:
-    """The Python number a MulBackward0 or DivBackward0 multiplied or divided by; None for anything on a device."""
+def saved_factor(node: Any) -> float | Tensor | None:
+    """The number a MulBackward0 or DivBackward0 multiplied or divided by: one on a device as the tensor it is."""
     try:
         other = node._saved_other
     except (AttributeError, RuntimeError):
         return None
     if isinstance(other, Tensor):
-        if other.numel() != 1 or other.device.type != "cpu":
+        if other.numel() != 1:
             return None
-        return float(other.item())
+        return float(other.item()) if other.device.type == "cpu" else other
     return float(other) if isinstance(other, (int, float)) else None
 
 

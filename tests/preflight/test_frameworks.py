@@ -25,7 +25,10 @@ RIGHT: dict[tuple[str, ...], dict[str, set[str]]] = {
     ("accelerated.py", "fp16"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
     ("lit.py", "bf16-mixed"): {**AMP, "matmul_compute": BF16, "norm_computation": F32},
     ("lit.py", "16-mixed"): {**AMP, "loss_scale": F32, "matmul_compute": F16, "norm_computation": F32},
-    **{("zero.py", "bf16", stage): {**AMP, "matmul_compute": BF16, "forward_weight": BF16} for stage in "123"},
+    **{
+        ("zero.py", "bf16", stage): {**AMP, "matmul_compute": BF16, "forward_weight": BF16, "gradient_reduction": BF16}
+        for stage in "123"
+    },
     **{
         ("zero.py", "fp16", stage): {**AMP, "matmul_compute": F16, "forward_weight": F16, "gradient_reduction": F32}
         for stage in "123"
@@ -46,7 +49,7 @@ def preflight(folder: Path, port: int, script: str, *argv: str, options: Sequenc
     """The JSON report of one script."""
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment = os.environ | (single if script == "zero.py" else {})  # without them DeepSpeed looks for MPI
-    command = [sys.executable, "-m", "precaudit", "preflight", *options, "--output", "report.json"]
+    command = [sys.executable, "-m", "precaudit", "preflight", "--output", "report.json", *options]
     words = [*command, str(SCRIPTS / script), *argv]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode in (0, 1), done.stderr[-3000:]
@@ -55,6 +58,15 @@ def preflight(folder: Path, port: int, script: str, *argv: str, options: Sequenc
     assert report["preflight"]["device"] == "h100"
     assert report["coverage"]["setup"]["device"] == "cuda"
     return report
+
+
+def held(report: dict[str, Any]) -> dict[str, set[str]]:
+    """Role -> the dtypes it held."""
+    found: dict[str, set[str]] = {}
+    for row in report["roles"]:
+        if row["dtype"] is not None:
+            found.setdefault(row["role"], set()).add(row["dtype"])
+    return found
 
 
 def loud(report: dict[str, Any]) -> set[str]:
@@ -66,11 +78,7 @@ def test_a_right_recipe_holds_cudas_dtypes_and_no_rule_speaks(
     words: tuple[str, ...], tmp_path: Path, free_port: int
 ) -> None:
     report = preflight(tmp_path, free_port, *words)
-    held: dict[str, set[str]] = {}
-    for row in report["roles"]:
-        if row["dtype"] is not None:
-            held.setdefault(row["role"], set()).add(row["dtype"])
-    assert {role: held.get(role) for role in RIGHT[words]} == RIGHT[words]
+    assert {role: held(report).get(role) for role in RIGHT[words]} == RIGHT[words]
     assert loud(report) == set()
 
 
@@ -79,10 +87,19 @@ def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], tmp_path: P
     assert WRONG[words] <= loud(preflight(tmp_path, free_port, *words))
 
 
+@pytest.mark.parametrize(
+    "words", [("zero.py", "bf16", "1"), ("zero.py", "fp16", "2"), ("zero.py", "bf16", "3")], ids=" ".join
+)
+def test_zero_holds_the_same_without_numbers(words: tuple[str, ...], tmp_path: Path, free_port: int) -> None:
+    report = preflight(tmp_path, free_port, *words, options=["--fake"])
+    assert {role: held(report).get(role) for role in RIGHT[words]} == RIGHT[words]
+    assert loud(report) == set()
+
+
 def test_llama_8b_holds_the_bytes_of_the_arithmetic_without_memory(tmp_path: Path, free_port: int) -> None:
     """8,030,261,248 parameters, as its makers count them. `benchmarks/preflight.py` has the larger ones."""
     report = preflight(tmp_path, free_port, "shapes.py", "llama-8b", options=["--fake"])
-    held = {(row["role"], row["dtype"]): row["bytes"] for row in report["roles"]}
-    assert held["master_weight", "float32"] == held["gradient", "float32"] == 4 * 8_030_261_248
-    assert held["optimizer_state", "float32"] == 8 * 8_030_261_248
+    found = {(row["role"], row["dtype"]): row["bytes"] for row in report["roles"]}
+    assert found["master_weight", "float32"] == found["gradient", "float32"] == 4 * 8_030_261_248
+    assert found["optimizer_state", "float32"] == 8 * 8_030_261_248
     assert loud(report) == set()

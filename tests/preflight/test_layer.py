@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 import torch
 
@@ -113,6 +114,24 @@ def test_gradients_and_optimizer_state_are_where_the_parameter_is(layer: Layer) 
     assert model.weight.grad is not None
     assert model.weight.grad.device == torch.device("cuda:0")
     assert {v.device.type for v in optimizer.state[model.weight].values()} == {"cuda"}
+
+
+@pytest.mark.parametrize(("by", "rules"), [("div", {"PA201"}), ("mul", set())])
+def test_float16_without_loss_scaling_is_told_of_a_loss_on_the_device(layer: Layer, by: str, rules: set[str]) -> None:
+    """Divided by a number of tokens that lies there it is no larger; multiplied by one it may be scaled."""
+
+    def train() -> None:
+        torch.manual_seed(0)
+        model, tokens = torch.nn.Linear(16, 4).cuda(), torch.tensor(8.0, device="cuda")
+        optimizer = torch.optim.AdamW(model.parameters())
+        for _ in range(4):
+            with torch.autocast("cuda", torch.float16):
+                out = model(torch.randn(8, 16, device="cuda"))
+            getattr(out.float().square().sum() / 2, by)(tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert set(harness.loud(harness.trace_call(train, preflight=layer.told))) == rules
 
 
 def test_optimizers_choose_foreach_as_on_a_gpu(layer: Layer) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from precaudit import cli
-from precaudit.preflight import autocast, late
+from precaudit.preflight import autocast, late, room
 from precaudit.preflight.assumed import Refused
 from precaudit.preflight.layer import Layer, start
 from precaudit.preflight.patches import Patches
@@ -72,6 +72,19 @@ def test_a_torch_without_its_headers_is_refused(monkeypatch: pytest.MonkeyPatch,
     assert str(refused.value) == (
         "precaudit preflight: CUDA's autocast lists cannot be read: this torch comes without its headers; "
         "install the torch wheel as it is published, with its include folder"
+    )
+
+
+def test_a_machine_that_reserves_no_addresses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(room.mmap, "mmap", full)
+    with pytest.raises(Refused) as refused:
+        room.reserved.__wrapped__()
+    assert str(refused.value) == (
+        "precaudit preflight: --fake: 64 TiB of address space cannot be reserved ([Errno 12] Cannot allocate memory); "
+        "lift the limit (ulimit -v unlimited), or run without --fake"
     )
 
 

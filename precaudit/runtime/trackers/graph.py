@@ -231,12 +231,13 @@ def _of_squares(node: Any) -> bool:
     return False
 
 
-def loss_factor(root: Tensor, gradient: Any) -> float | None:
+def loss_factor(root: Tensor, gradient: Any) -> tuple[float, list[Tensor]] | None:
     """By how much the program itself multiplied the loss before backward; None where that cannot be told.
 
-    Follows one-element multiplications and divisions by Python numbers from the root, and the gradient passed in.
+    Follows one-element multiplications and divisions from the root, and the gradient passed in. What it was divided by
+    on a device, as a Trainer's number of tokens, nobody has read: those tensors stand beside the factor.
     """
-    factor = 1.0
+    factor, divisors = 1.0, list[Tensor]()
     if isinstance(gradient, Tensor) and not private.begins_with_ones():
         if gradient.numel() != 1 or gradient.device.type != "cpu":
             return None
@@ -246,21 +247,24 @@ def loss_factor(root: Tensor, gradient: Any) -> float | None:
         name = type(node).__name__
         if name == "MulBackward0":
             number = private.saved_factor(node)
-            if number is None:
+            if number is None or isinstance(number, Tensor):
                 return None
             factor *= number
         elif name == "DivBackward0":
             number = private.saved_factor(node)
-            if not number:
+            if isinstance(number, Tensor):
+                divisors.append(number)
+            elif not number:
                 return None
-            factor /= number
+            else:
+                factor /= number
         elif name not in ("ToCopyBackward0", "ViewBackward0", "ReshapeAliasBackward0"):
             break
         following = [n for n, _ in node.next_functions if n is not None]
         if len(following) != 1:
             break
         node = following[0]
-    return factor
+    return factor, divisors
 
 
 class GraphWalked(NamedTuple):

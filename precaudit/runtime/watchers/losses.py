@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -91,9 +92,10 @@ class Losses(Watcher):
                 ),
             )
             return
-        factor = loss_factor(roots[0], gradient)
-        if factor is None:
+        told = loss_factor(roots[0], gradient)
+        if told is None:
             return
+        factor, divisors = told
         seen = self._ledger.once(
             Float16Gradients(scaled=False),
             Observation(
@@ -106,10 +108,17 @@ class Losses(Watcher):
                 confirmed=False,
             ),
         )
-        if factor <= 1:
+        if divisors:
+            self._ledger.defer(divisors, lambda numbers: self._divided(seen, factor, numbers))
+        elif factor <= 1:
             seen.confirmed = self._loss_scale.missing = True
         else:
             self._hand_scaling = seen
+
+    def _divided(self, seen: Observation, factor: float, numbers: list[float]) -> None:
+        """What the loss was divided by has been read; a factor above 1 is left open: the step is over by now."""
+        if factor <= abs(math.prod(numbers)):
+            seen.confirmed = self._loss_scale.missing = True
 
     def before_step(self) -> None:
         """A factor that nobody divided the gradients by was no loss scale; a scaler that steps divides by its own."""

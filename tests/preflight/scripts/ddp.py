@@ -1,4 +1,4 @@
-"""DistributedDataParallel over nccl, one process; `mean` has a hook that sums as they are, `hook` one that compresses them and is wrong."""
+"""DistributedDataParallel over nccl; `mean` has a hook that sums as they are, `hook` a wrong one that compresses."""
 
 import os
 import sys
