@@ -14,7 +14,7 @@ from precaudit.report.words import visible
 
 DECADES = 6
 """Of the axis of the plot: from a millionth to all."""
-LEFT, ACROSS, RIGHT, ROW = 140, 420, 150, 24
+LEFT, ACROSS, RIGHT, ROW = 118, 180, 150, 24
 """Points for the names, the bars, the numbers; and the height of a row."""
 
 

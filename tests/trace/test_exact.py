@@ -535,8 +535,8 @@ torch.distributed.destroy_process_group()
 
 PAGE = Path(__file__).parents[2] / "docs" / "exact.md"
 PLOT = PAGE.with_suffix(".svg")
-WHAT_IF = re.compile(r"```text\n(what if.*?)```", re.DOTALL)
-EXAMPLE = re.compile(r"```text\n(exact step.*?)```", re.DOTALL)
+WHAT_IF = re.compile(r"```console\n\$[^\n]*\n(what if.*?)```", re.DOTALL)
+EXAMPLE = re.compile(r"```console\n\$[^\n]*\n(exact step.*?)```", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -552,7 +552,7 @@ def said_of(name: str, begins: str, settings: dict[str, Any]) -> tuple[str, str]
     report = harness.run(script, traced=True, exact=True, **settings).report
     assert report is not None
     assert report.exact is not None
-    text = render(report, "text", width=100).replace(str(script), script.name)
+    text = render(report, "text", width=100).replace(str(script), f"fixtures/{name}")
     return text[text.index(begins) :].split("\n\n")[0], exactpage.plot(report.exact)
 
 
