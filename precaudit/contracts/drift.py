@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from precaudit.contracts.precision import OF_SEVERAL_RANKS, Dtypes, Precision
+from precaudit.contracts.precision import COMPUTED, OF_SEVERAL_RANKS, Dtypes, Precision
 
 NOTHING: Dtypes = ()
 Held = TypeVar("Held")
@@ -89,35 +88,50 @@ def _table(front: str, before: Mapping[str, Dtypes], after: Mapping[str, Dtypes]
 
 
 def _tensors(before: Mapping[str, Mapping[str, Dtypes]], after: Mapping[str, Mapping[str, Dtypes]]) -> Iterator[Change]:
-    """Tensors by their name; one without a row of its own is held to the pattern that it fits."""
-    names = sorted({*before, *after})
+    """Tensors and modules by their name; one without a row of its own is held to the pattern that it fits.
+
+    What a module computes is compared where both runs saw it compute that: an expert may have had no token.
+    """
     changed: dict[tuple[str, str, str], list[str]] = {}
-    for name in names:
+    holding: dict[str, int] = {}
+    for name in sorted({*before, *after}):
         was, now = _row(before, name), _row(after, name)
         if was is None or now is None:
-            changed.setdefault(("", _kinds(was), _kinds(now)), []).append(name)
+            if not COMPUTED.issuperset(was or now or ()):
+                changed.setdefault(("", _kinds(was), _kinds(now)), []).append(name)
             continue
         for what in sorted({*was, *now}):
             old, new = was.get(what, NOTHING), now.get(what, NOTHING)
-            if old != new:
+            holding[what] = holding.get(what, 0) + 1
+            if old != new and (what not in COMPUTED or (old and new)):
                 changed.setdefault((what, _listed(old), _listed(new)), []).append(name)
     # What changed alike in the same tensors is one sentence: exp_avg and exp_avg_sq, the weight and its gradient.
     alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for (what, old_text, new_text), theirs in changed.items():
         alike.setdefault((old_text, new_text, tuple(theirs)), []).append(what)
     for (old_text, new_text, theirs_too), whats in alike.items():
-        where = f"all {len(names)} names" if len(theirs_too) == len(names) > 1 else _several(theirs_too)
-        yield Change(f"{where}: {', '.join(whats)}" if whats != [""] else where, old_text, new_text)
+        every = max(holding.get(what, 0) for what in whats)
+        where = f"all {every} names" if len(theirs_too) == every > 1 else _several(theirs_too)
+        told = ", ".join(_words(what) if what in COMPUTED else what for what in whats)
+        yield Change(f"{where}: {told}" if told else where, old_text, new_text)
 
 
 def _row(tensors: Mapping[str, Mapping[str, Dtypes]], name: str) -> Mapping[str, Dtypes] | None:
     if name in tensors:
         return tensors[name]
     # A name of its own, `blocks.3.norm.weight`, against a pattern, `blocks.*.norm.weight`; or the other way round.
+    parts = name.split(".")
     for pattern, kinds in tensors.items():
-        if "*" in pattern and "*" not in name and fnmatchcase(name, pattern):
+        if "*" in pattern and "*" not in name and _fits(parts, pattern.split(".")):
             return kinds
     return None
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether each part of a name is that of the pattern, in which `*` stands for one number."""
+    return len(parts) == len(pattern) and all(
+        part == known or (known == "*" and part.isdigit()) for part, known in zip(parts, pattern, strict=True)
+    )
 
 
 def _several(names: Sequence[str]) -> str:

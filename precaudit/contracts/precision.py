@@ -12,6 +12,9 @@ from precaudit.model.wire import Report
 OF_SEVERAL_RANKS = frozenset({Role.GRADIENT_REDUCTION.value})
 """Roles that only a run of several ranks has."""
 
+COMPUTED = frozenset({Role.MATMUL_COMPUTE.value, Role.SOFTMAX.value, Role.LOSS.value})
+"""Roles that stand under the name of the module that computes them, beside what its tensors hold."""
+
 Dtypes = tuple[str, ...]
 """Sorted, each once."""
 
@@ -30,7 +33,10 @@ class Precision:
     declared: Mapping[str, Dtypes] = field(default_factory=dict)
     """Role -> what the program or its framework declared for it."""
     tensors: Mapping[str, Mapping[str, Dtypes]] = field(default_factory=dict)
-    """Name or pattern -> what it is -> its dtypes: {"blocks.*.weight": {"AdamW.exp_avg": ("float32",)}}."""
+    """Name or pattern, of tensors or of modules, -> what it is -> its dtypes.
+
+    {"blocks.*.weight": {"AdamW.exp_avg": ("float32",)}, "blocks.*.attn": {"softmax": ("float32",)}}
+    """
     several_ranks: bool = False
     preflight: bool = False
     """A CPU stood in for the device."""

@@ -189,13 +189,14 @@ class RoleSummary(Strict):
 
 
 class Held(Strict):
-    """What the tensors of one name held in the traced steps."""
+    """What the tensors of one name held in the traced steps, or what the module of that name computed."""
 
     name: str
-    """A parameter's or buffer's name, or the pattern of several (`blocks.*.norm.weight`); an exact name goes first."""
+    """A parameter's, buffer's or module's name, or a pattern (`blocks.*.norm.weight`); an exact name goes first."""
     tensors: int
+    """How many tensors, or modules, of this name there are."""
     dtypes: dict[str, list[str]]
-    """What it is -> its dtypes: "weight", "gradient", "buffer", "AdamW.exp_avg"."""
+    """What it is -> its dtypes: "weight", "gradient", "buffer", "AdamW.exp_avg"; of a module "softmax" and its kin."""
     bytes: dict[str, int] = {}
     """What it is -> the bytes of all of them, on one rank."""
 

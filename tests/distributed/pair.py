@@ -1,4 +1,4 @@
-"""Runs recipes in two real gloo processes, each recipe plain and traced, and hands back what both ranks saw.
+"""Runs recipes in two real gloo processes (or one), each recipe plain and traced, and hands back what both ranks saw.
 
 A recipe is a function of a module in this folder that trains a few steps; it returns its losses and what plain
 inspection of the framework's own objects finds. One pair of processes serves many recipes, one after the other: the
@@ -60,18 +60,20 @@ class Ran:
         return found
 
 
-def run(module: str, recipes: Mapping[str, Mapping[str, Any]], timeout: float = 1500.0) -> dict[str, Ran]:
+def run(
+    module: str, recipes: Mapping[str, Mapping[str, Any]], timeout: float = 1500.0, world: int = 2
+) -> dict[str, Ran]:
     """Every recipe, by its name: `{"function variant": {options}}`. Raises where a process fails to end."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "wanted.json"
         wanted.write_text(json.dumps({"module": module, "recipes": recipes}))
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent), str(CHECKOUT)]))
-        environment.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
+        environment.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", WORLD_SIZE=str(world), CUDA_VISIBLE_DEVICES="")
         environment["PRECAUDIT_DISABLE"] = "1"
         # A build of an extension that is cut short leaves a lock on which every later run would wait for ever.
         environment["TORCH_EXTENSIONS_DIR"] = folder
         ranks = []
-        for rank in range(2):
+        for rank in range(world):
             mine = dict(environment, RANK=str(rank), LOCAL_RANK=str(rank))
             with open(Path(folder) / f"stderr-{rank}", "w") as said:  # a pipe that nobody reads would stop the other
                 words = [sys.executable, __file__, str(wanted)]
@@ -119,7 +121,7 @@ def _rank(wanted: Path) -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     module = asked["module"]
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
     results: dict[str, Any] = {}
     for name, options in asked["recipes"].items():
         try:

@@ -12,7 +12,7 @@ from desk import Desk
 
 from precaudit.contracts import lockfile
 from precaudit.contracts.drift import compare
-from precaudit.contracts.precision import Precision, script_of
+from precaudit.contracts.precision import COMPUTED, Precision, script_of
 from precaudit.errors import LockError
 from precaudit.runtime.trackers.inventory import EXCEPTIONS, folded
 
@@ -131,7 +131,14 @@ def test_the_names_of_a_lock_hold_what_plain_inspection_finds(training: Desk) ->
         pattern = name if name in rows else name.replace("blocks.0.", "blocks.*.").replace("blocks.1.", "blocks.*.")
         told[name] = {what: f"torch.{dtypes[0]}" for what, dtypes in rows[pattern]["dtypes"].items()}
     assert told == inspected
-    assert sum(row["tensors"] for row in rows.values()) == len(inspected)
+    computed = {name: row["dtypes"] for name, row in rows.items() if not COMPUTED.isdisjoint(row["dtypes"])}
+    assert sum(row["tensors"] for name, row in rows.items() if name not in computed) == len(inspected)
+    assert computed == {
+        "blocks.*": {"matmul_compute": ["bfloat16"], "softmax": ["float32"]},
+        "blocks.*.qkv": {"matmul_compute": ["bfloat16"]},
+        "blocks.*.frozen": {"matmul_compute": ["bfloat16"]},
+        "head": {"matmul_compute": ["bfloat16"]},
+    }
 
 
 def test_a_library_that_stops_to_upcast_breaks_the_lock_and_is_named(training: Desk) -> None:
@@ -142,8 +149,11 @@ def test_a_library_that_stops_to_upcast_breaks_the_lock_and_is_named(training: D
     library(training, upcasts=False)
     broken = training.precaudit("trace", "--locked", "--fail-on", "never", "train.py")
     assert broken.code == 1
-    assert broken.report["drift"] == ["softmax was float32, is bfloat16 and float32"]
-    assert "  softmax was float32, is bfloat16 and float32\n" in broken.stderr
+    assert broken.report["drift"] == [
+        "softmax was float32, is bfloat16 and float32",
+        "blocks.*: softmax was float32, is bfloat16",
+    ]
+    assert "  blocks.*: softmax was float32, is bfloat16\n" in broken.stderr
     accepted = training.precaudit("trace", "--update-lock", "--fail-on", "never", "train.py")
     assert accepted.code == 0
     assert '-softmax = "float32"\n+softmax = ["bfloat16", "float32"]\n' in accepted.stderr
@@ -274,8 +284,9 @@ def test_a_lock_of_a_device_and_a_preflight_are_compared_in_what_both_can_know()
 def test_drift_names_the_tensors_and_what_of_them() -> None:
     low = {"weight": ("bfloat16",), "AdamW.exp_avg": ("bfloat16",)}
     high = {"weight": ("float32",), "AdamW.exp_avg": ("float32",)}
-    before = Precision("a.py", tensors={"blocks.*.w": high, "head.w": high, "old.w": high})
-    after = Precision("a.py", tensors={"blocks.*.w": high, "blocks.3.w": low, "head.w": low, "new.w": high})
+    beside = {"blocks.*": {"softmax": ("float32",)}}  # a module, whose pattern is none of its weights
+    before = Precision("a.py", tensors={**beside, "blocks.*.w": high, "head.w": high, "old.w": high})
+    after = Precision("a.py", tensors={**beside, "blocks.*.w": high, "blocks.3.w": low, "head.w": low, "new.w": high})
     assert sorted(str(change) for change in compare(before, after).changes) == [
         "blocks.3.w, head.w: AdamW.exp_avg, weight was float32, is bfloat16",
         "new.w is new: weight float32, AdamW.exp_avg float32",
@@ -283,16 +294,31 @@ def test_drift_names_the_tensors_and_what_of_them() -> None:
     ]
 
 
+def test_what_a_module_computes_is_compared_where_both_runs_saw_it_compute_that() -> None:
+    before = Precision("a.py", tensors={
+        "experts.*.up": {"matmul_compute": ("bfloat16",)}, "attn": {"softmax": ("float32",), "buffer": ("float32",)},
+    })  # fmt: skip
+    after = Precision("a.py", tensors={
+        "attn": {"matmul_compute": ("float32",), "softmax": ("bfloat16", "float32"), "buffer": ("float32",)},
+    })  # fmt: skip
+    assert [str(one) for one in compare(before, after).changes] == [
+        "attn: softmax was float32, is bfloat16 and float32"
+    ]
+    assert [str(one) for one in compare(after, before).changes] == [
+        "attn: softmax was bfloat16 and float32, is float32"
+    ]
+
+
 def test_names_are_folded_and_exceptions_stand_apart() -> None:
-    held = {f"blocks.{n}.w": {"weight": "float32"} for n in range(40)} | {"head.w": {"weight": "float32"}}
-    held["blocks.7.w"] = {"weight": "bfloat16"}
+    held = {f"blocks.{n}.w": {"weight": ("float32",)} for n in range(40)} | {"head.w": {"weight": ("float32",)}}
+    held["blocks.7.w"] = {"weight": ("bfloat16",)}
     assert sorted(folded(held)) == [
         ("blocks.*.w", 39, {"weight": ["float32"]}),
         ("blocks.7.w", 1, {"weight": ["bfloat16"]}),
         ("head.w", 1, {"weight": ["float32"]}),
     ]
     for number in range(EXCEPTIONS + 1):
-        held[f"blocks.{number}.w"] = {"weight": "bfloat16"}
+        held[f"blocks.{number}.w"] = {"weight": ("bfloat16",)}
     assert ("blocks.*.w", 40, {"weight": ["bfloat16", "float32"]}) in folded(held)
 
 

@@ -158,6 +158,6 @@ def test_inventory_counts_the_bytes_of_each_name() -> None:
             optimizer.zero_grad()
 
     rows = harness.trace_call(train).inventory
-    weights = sum(row.bytes["weight"] for row in rows)
+    weights = sum(row.bytes.get("weight", 0) for row in rows)
     assert weights == sum(p.nbytes for p in model.parameters())
-    assert sum(row.bytes["AdamW.exp_avg"] for row in rows) == weights
+    assert sum(row.bytes.get("AdamW.exp_avg", 0) for row in rows) == weights

@@ -46,7 +46,10 @@ def modules(report: Report) -> str:
         node.held = row
     left = len(report.inventory) - len(rows)
     more = [f"<p class=dim>{left:,} more names are in the JSON report.</p>"] if left else []
-    intro = "<p>What was held after the first traced step. <code>*</code> stands for every number.</p>"
+    intro = (
+        "<p>What was held after the first traced step, and what modules computed in. <code>*</code> stands for every "
+        "number.</p>"
+    )
     search = (
         "<p class=search hidden><label>Search <input type=search id=search placeholder='norm, bfloat16 …' "
         "autocomplete=off></label> <span id=matches role=status></span></p>"

@@ -1,4 +1,4 @@
-"""What the tensors of each name held: weights, gradients, buffers, optimizer state by slot; equal names folded."""
+"""What stands under each name: weights, gradients, buffers, state by slot, what modules compute; equal names folded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..dtypes import DTYPE_NAMES
 from ..events import Bus, StepEnded
+from .computing import Computing, class_of
 from .contents import Contents
 from .modules import Modules
-from .optimizers import nbytes, parameters
+from .optimizers import group_tensors, nbytes, parameters
 from .window import Window
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -23,15 +24,15 @@ EXCEPTIONS = 16
 DISTRIBUTE = frozenset({"torch", "deepspeed", "lightning", "pytorch_lightning"})
 """Packages whose modules hold the user's under the name `module`."""
 
-Held = dict[str, str]
-"""What it is -> dtype: {"weight": "float32", "gradient": "float32", "AdamW.exp_avg": "float32"}."""
+Held = dict[str, tuple[str, ...]]
+"""What it is -> its dtypes, sorted: {"weight": ("float32",), "AdamW.exp_avg": ("float32",)}."""
 
 
 class Inventory:
     """Reads each optimizer, and the modules that hold its parameters, once: when its first traced step is over."""
 
-    def __init__(self, bus: Bus, window: Window, modules: Modules, contents: Contents) -> None:
-        self._window, self._modules, self._contents = window, modules, contents
+    def __init__(self, bus: Bus, window: Window, modules: Modules, contents: Contents, computing: Computing) -> None:
+        self._window, self._modules, self._contents, self._computing = window, modules, contents, computing
         self._held: dict[str, Held] = {}
         self.models: dict[str, int] = {}
         """Class of what was trained -> elements of its parameters, frozen ones too."""
@@ -43,7 +44,10 @@ class Inventory:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each pattern of names, as the plain values of a report's `inventory`."""
-        rows = sorted(folded(self._held))
+        held = {name: dict(mine) for name, mine in self._held.items()}
+        for name, computed in self._computing.held.items():
+            held.setdefault(name, {}).update({what: tuple(sorted(dtypes)) for what, dtypes in computed.items()})
+        rows = sorted(folded(held))
         apart = {name for name, _, _ in rows if "*" not in name}
         sizes: dict[str, dict[str, int]] = {}
         for name, mine in self._bytes.items():
@@ -76,6 +80,8 @@ class Inventory:
             owner = names.get(id(held.parameter)) if held.parameter is not None else None
             what = sys.intern(f"{kind}.{held.name}")  # one string for all parameters
             self._note(owner or what, what, held.tensor)
+        for name, hyperparameter in group_tensors(optimizer):
+            self._note(kind, f"{kind}.{name}", hyperparameter)
         for key, root in roots.items():
             if key not in self._read:
                 self._read.add(key)
@@ -92,7 +98,7 @@ class Inventory:
 
     def _note(self, name: str, what: str, tensor: Tensor) -> None:
         dtype = DTYPE_NAMES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
-        self._held.setdefault(name, {})[what] = dtype
+        self._held.setdefault(name, {})[what] = (dtype,)
         self._bytes.setdefault(name, {})[what] = nbytes(tensor)
 
 
@@ -106,18 +112,12 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
-def class_of(module: Any) -> str:
-    """The name of a module's class, as the user wrote it: FSDP2 puts one of its own in front."""
-    bases = type(module).__bases__
-    return (bases[1] if len(bases) == 2 and bases[0].__name__ == "FSDPModule" else type(module)).__name__
-
-
 def folded(held: Mapping[str, Held]) -> list[tuple[str, int, dict[str, list[str]]]]:
     """(name or pattern, tensors of that name, what they hold): `blocks.*.norm.weight`, and exceptions by their name.
 
     A name of its own goes before the pattern that it would fit.
     """
-    groups: dict[str, dict[tuple[tuple[str, str], ...], list[str]]] = {}
+    groups: dict[str, dict[tuple[tuple[str, tuple[str, ...]], ...], list[str]]] = {}
     for name, kinds in held.items():
         groups.setdefault(NUMBER.sub("*", name), {}).setdefault(tuple(sorted(kinds.items())), []).append(name)
     rows = []
@@ -126,13 +126,15 @@ def folded(held: Mapping[str, Held]) -> list[tuple[str, int, dict[str, list[str]
         others = {kinds: names for kinds, names in varieties.items() if kinds != usual}
         if sum(map(len, others.values())) > EXCEPTIONS:
             every: dict[str, set[str]] = {}
-            for what, dtype in (kind for kinds in varieties for kind in kinds):
-                every.setdefault(what, set()).add(dtype)
+            for what, dtypes in (kind for kinds in varieties for kind in kinds):
+                every.setdefault(what, set()).update(dtypes)
             count = sum(map(len, varieties.values()))
-            rows.append((pattern, count, {what: sorted(dtypes) for what, dtypes in sorted(every.items())}))
+            rows.append((pattern, count, {what: sorted(every[what]) for what in sorted(every)}))
             continue
-        rows.append((pattern, len(varieties[usual]), {what: [dtype] for what, dtype in usual}))
+        rows.append((pattern, len(varieties[usual]), {what: list(dtypes) for what, dtypes in usual}))
         rows += [
-            (name, 1, {what: [dtype] for what, dtype in kinds}) for kinds, names in others.items() for name in names
+            (name, 1, {what: list(dtypes) for what, dtypes in kinds})
+            for kinds, names in others.items()
+            for name in names
         ]
     return rows
