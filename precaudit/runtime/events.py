@@ -479,16 +479,23 @@ class Bus:
 
     def tell(self, event: Any) -> None:
         """Calls all listeners of this event, unseen by any mode and outside of autograd."""
-        counting = self._counting.get(type(event), ())
-        rests = self.rests and type(event) not in RARE
-        listeners = counting if rests else self._listeners.get(type(event), ())
-        if not listeners or not self._guard.open:
+        kind, guard = type(event), self._guard
+        counting = self._counting.get(kind, ())
+        listeners = counting if self.rests and kind not in RARE else self._listeners.get(kind, ())
+        if not listeners or not guard.open:
             return
-        if len(listeners) == len(counting):
-            self._call(listeners, event)
-        else:
-            with self._guard.unseen():
+        if len(listeners) != len(counting):
+            with guard.unseen():
                 self._call(listeners, event)
+            return
+        # The same as _call, without a call: at rest that is all there is to do, at each step of a whole run.
+        for act in listeners:
+            try:
+                act(event)
+            except Exception as error:
+                guard.fault(_words(act), error)
+            if not guard.open:
+                return
 
     def _call(self, listeners: Sequence[Listener], event: Any) -> None:
         for act in listeners:

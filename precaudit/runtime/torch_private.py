@@ -222,7 +222,8 @@ def flattened(tensors: list[Tensor]) -> Tensor:
 
 def is_tracing() -> bool:
     """Whether this thread is inside a compiler's trace: tensors are fake, and a backward there is no training."""
-    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
+    # Nearly always no mode is on, and a generator would cost more than the question.
+    return modes_below() > 0 and any(torch._C._get_dispatch_mode(key) is not None for key in _TRACING)
 
 
 _TRACING = [getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")]
@@ -493,7 +494,7 @@ def take_out(mode: Any) -> bool:
 
 def take_out_all(kinds: tuple[type, ...]) -> None:
     """Takes every mode of these classes out of this thread's stack."""
-    for mode in _stack():
+    for mode in _stack() if modes_below() else ():
         if isinstance(mode, kinds):
             take_out(mode)
 
@@ -514,6 +515,11 @@ def pop_all() -> list[Any]:
             break
         modes.append(torch._C._pop_torch_dispatch_stack(None))
     return modes[::-1]
+
+
+def unwatched() -> bool:
+    """Whether nobody sees what this thread calls: no dispatch mode is on, and no TorchFunctionMode."""
+    return modes_below() == 0 and torch._C._len_torch_function_stack() == 0
 
 
 def push_all(modes: Iterable[Any]) -> None:

@@ -201,7 +201,9 @@ def fsdp1(
         use_orig_params=use_orig_params,
         sharding_strategy=ShardingStrategy[strategy],
         # Two processes that hold copies, each a shard of one, or two shards of a single copy.
-        device_mesh=init_device_mesh("cpu", (copies, 2 // copies)) if "HYBRID" in strategy else None,
+        device_mesh=init_device_mesh("cpu", (copies, torch.distributed.get_world_size() // copies))
+        if "HYBRID" in strategy
+        else None,
         device_id=torch.device("cpu"),
     )
     settings: dict[str, Any] = {"momentum": 0.9} if optimizer == "SGD" else {"eps": 1e-4}
@@ -260,7 +262,7 @@ def fsdp2(
 ) -> Trained:
     given = {"param_dtype": param, "reduce_dtype": reduce}
     policy = MixedPrecisionPolicy(**{key: DTYPES[value] for key, value in given.items() if value})
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     model = Net().to(DTYPES[dtype])
     if write_inside:
         for block in model.blocks:
@@ -328,7 +330,7 @@ def tensor_parallel(
     """With `sequence`, the norm's gradient is summed over the tensor parallel ranks: pytorch/pytorch#190626."""
     given = {"param_dtype": param, "reduce_dtype": reduce}
     policy = MixedPrecisionPolicy(**{key: DTYPES[value] for key, value in given.items() if value})
-    mesh = init_device_mesh("cpu", (shards, 2 // shards), mesh_dim_names=("dp", "tp"))
+    mesh = init_device_mesh("cpu", (shards, torch.distributed.get_world_size() // shards), mesh_dim_names=("dp", "tp"))
     model = Net()
     for block in model.blocks:
         plan: dict[str, Any] = {"up": ColwiseParallel(), "down": RowwiseParallel()}

@@ -193,7 +193,7 @@ class Frameworks(Account):
         return any(name in one.inserts for one in self._of_class.get(type(module), ()))
 
     def tries_out(self, optimizer: Any) -> bool:
-        return any(self._ask(one, "tries_out", optimizer) for one in self.met)
+        return bool(self.met) and any(self._ask(one, "tries_out", optimizer) for one in self.met)
 
     def scales_loss(self) -> bool:
         return any(self._ask(one, "scales_loss") for one in self.met)

@@ -58,7 +58,8 @@ class StepTap(Tap):
         self._guard.ask("an optimizer step", self._begins, optimizer, len(args) > 1 or bool(kwargs), otherwise=None)
 
     def _begins(self, optimizer: Any, given: bool) -> None:
-        self.give_up_failed(own=1)
+        if self._depth:
+            self.give_up_failed(own=1)
         self._depth += 1
         if self._depth == 1:
             self._stepping = optimizer

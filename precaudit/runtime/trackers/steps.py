@@ -184,6 +184,10 @@ class Steps:
         self._attempting.clear()
         self._bus.tell(Boundary(attempting))
         self._bus.tell(StepOver())
+        if self._late.looks_on and not traced:
+            self._look_on(0)
+            self._bus.tell(GoesOn())
+            return
         waiting = len(self.waiting())
         if traced and self._window.should_close(waiting):
             self._close(waiting)

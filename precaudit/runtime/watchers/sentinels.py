@@ -43,8 +43,8 @@ from ..trackers.steps import Steps
 from ..trackers.window import MANY_SKIPS, Window
 from . import Watcher
 
-SHARE = 200
-"""A look that takes a millisecond is followed by so many milliseconds without one."""
+SHARE = 1000
+"""A look that takes a millisecond is followed by so many milliseconds without one: a thousandth of the run for each."""
 OP_S = 8e-6
 """Seconds that an operation costs more under a mode."""
 
@@ -55,7 +55,6 @@ class Seldom:
     def __init__(self) -> None:
         self._next = 0.0
 
-    @property
     def due(self) -> bool:
         return time.thread_time() >= self._next
 
@@ -93,7 +92,7 @@ class Sentinels(Watcher):
 
     @property
     def _watch(self) -> bool:
-        return self._late.looks_on and not self._window.tracing
+        return self._late.on and not self._window.tracing and self._late.looks_on
 
     def _start_anew(self) -> None:
         self._dtypes.clear()
@@ -117,7 +116,7 @@ class Sentinels(Watcher):
     def _attempted(self, event: Attempted) -> None:
         if event.skipped and self._late.looks_on:
             self._skipped(event.scaler)
-        if not self._watch or not self._looks.due or event.optimizer is self._steps.hand_written:
+        if not self._looks.due() or not self._watch or event.optimizer is self._steps.hand_written:
             return
         began = time.thread_time()
         with self._guard.unseen():
@@ -147,7 +146,7 @@ class Sentinels(Watcher):
     # -- averages that begin, weights that are merged
 
     def _goes_on(self, event: GoesOn) -> None:
-        if self._watch and self._glances.due and not self._compiles:
+        if self._glances.due() and self._watch and not self._compiles:
             began = time.thread_time()
             mine = [private.local(p) for optimizer in self._steps.optimizers() for p in parameters(optimizer)]
             self._bus.tell(GlanceBegan(frozenset(map(private.storage_key, mine)) - {0}))
@@ -182,6 +181,11 @@ class Sentinels(Watcher):
     def _loss(self, loss: Tensor) -> None:
         if type(loss) is not Tensor or not self._ledger.measures:
             return
+        if private.unwatched() and loss.is_cpu and loss.dtype in READABLE and loss.numel() == 1:
+            if not math.isfinite(loss.item()):
+                with self._guard.unseen():
+                    self._read(loss)
+            return
         with self._guard.unseen():
             if loss.numel() != 1 or loss.dtype not in READABLE:
                 return
@@ -193,7 +197,7 @@ class Sentinels(Watcher):
             now = loss.detach().reshape(())
             self._sum = torch.zeros_like(now) if self._sum is None else self._sum
             self._sum = torch.add(self._sum.to(now), now, alpha=0)
-            if self._reads.due:
+            if self._reads.due():
                 began = time.thread_time()
                 self._read(self._sum)
                 self._sum = None
