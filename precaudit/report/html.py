@@ -55,7 +55,7 @@ def render(report: Report, view: View) -> str:
         title=e(f"precaudit: {words.verdict(report)}"),
         worst=worst,
         verdict=e(first[:1].upper() + first[1:]),
-        opening="".join(f"<li>{e(part)}</li>" for part in words.opening(report)),
+        opening="".join(f"<li>{e(part)}</li>" for part in [*words.opening(report), *words.mending(report)]),
         links="".join(links),
         body="\n".join(text for text in sections.values() if text),
         closing=e(words.one_line(part for part in words.closing(report, 1) if not part.startswith("next: "))),

@@ -140,6 +140,13 @@ def cost(finding: Finding, ranks: int) -> str:
     return f"+{size(finding.cost_bytes)}{'/rank' if ranks > 1 else ''}" if finding.cost_bytes else ""
 
 
+def mending(report: Report) -> list[str]:
+    """What all fixes together add in memory, as one line; none where nothing is known to be added."""
+    added = sum(finding.cost_bytes or 0 for finding in loud(report) if not finding.because)
+    each = "/rank" if report.coverage.ranks > 1 else ""
+    return [f"mending it takes +{size(added)}{each} of memory"] if added else []
+
+
 def memory(report: Report) -> str:
     """The heading over the bytes of a role."""
     return "size" if report.command == "checkpoint" else "memory/rank" if report.coverage.ranks > 1 else "memory"

@@ -24,12 +24,20 @@ PICTURES = ROOT / "docs" / "pictures"
 SHOWN = ("page-1200-light.png", "page-420-dark.png")
 """Pictures that the documentation shows; written with `--update-gold`."""
 SECTIONS = ["roles", "findings", "updates", "values", "timeline", "memory", "modules", "not-observed"]
+IDS = "[...document.querySelectorAll('main section')].map(s => s.id)"
 browsing = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
 
 
 @cache
 def traced() -> Report:
     return harness.trace(ROOT / "fixtures" / "scripts" / "gpt_bf16_adamw.py")
+
+
+@cache
+def exact() -> Report:
+    report = harness.run(ROOT / "fixtures" / "PA101" / "bad.py", traced=True, exact=True).report
+    assert report is not None
+    return report
 
 
 def full() -> Report:
@@ -67,7 +75,8 @@ def browser() -> Iterator[Browser]:
 
 def written(report: Report, folder: Path) -> Path:
     page = folder / "report.html"
-    page.write_text(render(report, "html", root=ROOT), encoding="utf-8")
+    text = render(report, "html", root=ROOT).replace(f"{ROOT}/", "")  # a picture in docs/ names no machine's folders
+    page.write_text(text, encoding="utf-8")
     return page
 
 
@@ -77,18 +86,17 @@ def written(report: Report, folder: Path) -> Path:
 def test_the_page_fits_and_is_quiet_at_every_width_and_theme(
     browser: Browser, tmp_path: Path, update_gold: bool, width: int, theme: str
 ) -> None:
-    for name, report in (("trace", traced()), ("full", full())):
+    for name, report in (("trace", traced()), ("exact", exact()), ("full", full())):
         page = written(report, tmp_path)
         assert page.stat().st_size < 500_000
         browser.show(page, width, theme)
         assert browser.said == []
         assert browser.ask("document.documentElement.scrollWidth") == width
-        assert browser.ask("[...document.querySelectorAll('main section')].map(s => s.id)")[-1] == "not-observed"
+        assert browser.ask(IDS)[-1] == "not-observed"
         dark = browser.ask("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
         assert dark is (theme == "dark")
         if name == "trace":
-            found = browser.ask("[...document.querySelectorAll('main section')].map(s => s.id)")
-            assert [section for section in found if section in SECTIONS] == SECTIONS
+            assert browser.ask(IDS) == SECTIONS
             picture = tmp_path / f"page-{width}-{theme}.png"
             browser.picture(picture, tallest=1800)
             assert picture.read_bytes().startswith(b"\x89PNG")
@@ -107,6 +115,33 @@ def test_no_drawing_is_cut_off_and_every_text_in_it_can_be_read(browser: Browser
         )
         assert len(boxes) >= 5
         assert all(left >= 0 and right <= width and height >= 9 for left, right, height in boxes)
+
+
+@browsing
+def test_the_budget_of_an_exact_step_can_be_read_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    browser.show(written(exact(), tmp_path), 420)
+    assert "exact" in browser.ask(IDS)
+    sizes = browser.ask(
+        "[...document.querySelectorAll('#exact svg text')].map(t => t.getBoundingClientRect())"
+        ".map(b => [b.left, b.right, b.height])"
+    )
+    assert len(sizes) > 8
+    assert all(left >= 0 and right <= 420 and height >= 9 for left, right, height in sizes)
+
+
+@browsing
+def test_on_a_phone_all_three_sizes_of_a_role_are_seen(browser: Browser, tmp_path: Path) -> None:
+    browser.show(written(traced(), tmp_path), 420)
+    assert (
+        browser.ask(
+            "Math.max(...[...document.querySelectorAll('#memory td')].map(t => t.getBoundingClientRect().right))"
+        )
+        <= 420
+    )
+
+
+def test_the_header_says_what_mending_takes() -> None:
+    assert "mending it takes +427 kB of memory" in text_of(traced())
 
 
 @browsing

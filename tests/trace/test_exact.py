@@ -651,16 +651,11 @@ def test_a_run_without_a_whole_step_says_so_and_keeps_nothing(tmp_path: Path) ->
     ]
 
 
-def write_the_docs() -> None:
-    """The examples of docs/exact.md and its plot, as the program says them now."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, begins, example, settings in EXAMPLES:
-        said, plot = said_of(name, begins, settings)
-        text = example.sub(lambda found, said=said: f"```text\n{said.rstrip()}\n```", text)
-        if begins == "exact step":
-            PLOT.write_text(plot + "\n", encoding="utf-8")
-    PAGE.write_text(text, encoding="utf-8")
+def write_the_plot() -> None:
+    """The plot of docs/exact.md as it is drawn now; `python tests/captures.py exact` writes the text beside it."""
+    _, plot = said_of("PA101/bad.py", "exact step", {})
+    PLOT.write_text(plot + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_the_docs()
+    write_the_plot()

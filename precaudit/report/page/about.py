@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from precaudit.model.wire import Report, Run
@@ -15,7 +16,7 @@ def run_card(run: Run) -> str:
     """Which run this is a report of."""
     facts = {
         "Command": f"<code>{e(shlex.join(run.argv))}</code>",
-        "Started": f"{e(run.started)}, for {e(words.duration(run.duration_s))}",
+        "Started": f"{e(_moment(run.started))}, for {e(words.duration(run.duration_s))}",
         "Model": e(run.model) + (f", {run.parameters:,} parameters" if run.parameters else ""),
         "Host": e(run.host) + (f", {e(run.gpu)}" if run.gpu else ""),
         "Folder": f"<code>{e(run.cwd)}</code>",
@@ -27,6 +28,11 @@ def run_card(run: Run) -> str:
     return section(
         "run", "Run", ["<dl>", *(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items()), "</dl>"]
     )
+
+
+def _moment(text: str) -> str:
+    """A moment as people write it; what is no moment stays as it is."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?\+00:00$", r"\1 \2 UTC", text)
 
 
 def not_observed(report: Report) -> str:
