@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import attention, autocast, files, placement, processes, readings, surface, world
+from . import attention, autocast, batch_norm, files, placement, processes, readings, surface, world
 from .assumed import Assumed, refuse
 from .devices import DEVICES
 from .imports import Imports, hears_the_truth
@@ -62,6 +62,7 @@ class Layer:
                 world.install(self.patches, self.assumed, self.world)
             autocast.install(self.patches)
             attention.install(self.patches, self.assumed)
+            batch_norm.install(self.patches)
             self._place()
         except BaseException:
             self.remove()

@@ -96,6 +96,15 @@ def test_zero_holds_the_same_without_numbers(words: tuple[str, ...], tmp_path: P
     assert loud(report) == set()
 
 
+def test_two_processes_of_a_launcher_sum_gradients_as_nccl_would(tmp_path: Path, free_port: int) -> None:
+    launcher = ["torchrun", "--nproc-per-node", "2", "--master-port", str(free_port)]
+    for hook, reduced in (("mean", F32), ("hook", F16)):
+        report = preflight(tmp_path, free_port, "ddp.py", hook, options=launcher)
+        table = held(report)
+        assert (table["master_weight"], table["loss_scale"], table["gradient_reduction"]) == (F32, F32, reduced)
+        assert loud(report) == ({"PA501"} if hook == "hook" else set())
+
+
 def test_llama_8b_holds_the_bytes_of_the_arithmetic_without_memory(tmp_path: Path, free_port: int) -> None:
     """8,030,261,248 parameters, as its makers count them. `benchmarks/preflight.py` has the larger ones."""
     report = preflight(tmp_path, free_port, "shapes.py", "llama-8b", options=["--fake"])

@@ -72,6 +72,14 @@ def test_its_wrong_twin_is_told_by_the_rules(words: tuple[str, ...], preflight: 
     assert WRONG[words] <= set(harness.loud(preflight(*words)))
 
 
+def test_one_of_four_ranks_of_a_synchronized_batch_norm_holds_cudas_dtypes(alone: Callable[..., Report]) -> None:
+    report = alone("ddp.py")
+    table = held(report)
+    assert {role: table.get(role) for role in RIGHT["ddp.py",]} == RIGHT["ddp.py",]
+    assert table["norm_running_statistics"] == F32
+    assert harness.loud(report) == {}
+
+
 @pytest.mark.parametrize("words", SHARDED, ids=" ".join)
 def test_one_rank_of_a_sharded_model_holds_cudas_dtypes(words: tuple[str, ...], alone: Callable[..., Report]) -> None:
     report = alone(*words)

@@ -96,7 +96,8 @@ class Normalisation(Watcher):
     def batch_norm(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Running statistics are an argument of the kernel, wherever the call came from."""
         buffers = [arg for arg in args[3:5] if isinstance(arg, Tensor)]
-        training = name in ("_batch_norm_with_update", "batch_norm_gather_stats") or any(a is True for a in args[3:])
+        trains = ("_batch_norm_with_update", "batch_norm_gather_stats", "batch_norm_gather_stats_with_counts")
+        training = name in trains or any(a is True for a in args[3:])
         if training:
             for buffer in buffers:
                 self._running_statistics(buffer)
