@@ -17,6 +17,7 @@ BLOCK = re.compile(r"(<!-- words: ([\w ]+) -->\n)(.*?)(<!-- /words -->)", re.DOT
 HOW = {
     "autocast": "float32 parameters, cast by autocast for each use",
     "parameters": "the parameters themselves are cast",
+    "engine": "16-bit parameters, float32 masters in the optimizer",
 }
 
 

@@ -70,6 +70,23 @@ def test_megatron_that_reduces_in_float32_is_clean(tmp_path: Path) -> None:
     assert held(report, "gradient_accumulation") == held(report, "gradient_reduction") == {"float32"}
 
 
+def test_megatron_s_scale_of_float16_is_dynamic_unless_it_is_given(tmp_path: Path) -> None:
+    options = ("--float16", "--in-float32")
+    report, _ = megatron(tmp_path, *options)
+    assert loud(report) == {}
+    assert held(report, "loss_scale") == held(report, "master_weight") == {"float32"}
+    report, printed = megatron(tmp_path, *options, "--fixed-scale")
+    (found,) = loud(report).values()
+    assert found.rule == "PA804"
+    assert found.message.endswith("loss_scale=256 is never adapted; None is dynamic")
+    assert "OptimizerConfig(" in MEGATRON.read_text(encoding="utf-8").splitlines()[found.line - 1]
+    plain = subprocess.run(
+        [sys.executable, str(MEGATRON), *options, "--fixed-scale"], cwd=tmp_path, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert printed == plain.stdout
+
+
 @pytest.fixture
 def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("KERAS_BACKEND", "torch")

@@ -314,6 +314,7 @@ def test_what_a_word_matches_is_never_missed_by_the_search_for_substrings(patter
         precision="fp16" | torch.bfloat16 | Accelerator(mixed_precision="bf16")
         precision='16-mixed' | load_in_4bit=True | load_in_8bit | allow_fp16_x | fp16 = True | fp16=dict( | bf16=dict(
         "fp16": 1 | 'bf16' : 1 | c['fp16'] = 1 | c["bf16"]=1
+        f(amp_mode="amp") | f(amp_mode = 'amp') | supervised_training_step_amp(model)
     """.replace("\n", "|").split("|")
     found = [text for text in examples if re.search(pattern, text)]
     assert found

@@ -31,8 +31,6 @@ CALLS: Mapping[str, Call] = {
     "os.*": harmless,
     "copy.*": harmless,
     "wandb.*": harmless,
-    "ignite.*": harmless,
-    "skorch.*": harmless,
     "logging.*": harmless,
     "time.*": harmless,
     "sys.*": harmless,

@@ -17,6 +17,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "master_weights_and_grads": ("_and_grads",),
     r"precision\s*=\s*[\"'](?:fp16|16-mixed)[\"']": ("fp16", "16-mixed"),
     r"mixed_precision\s*=\s*[\"']bf16[\"']": ("bf16",),
+    r"amp_mode\s*=\s*[\"']amp[\"']|supervised_training_step_amp\b": ("amp_mode", "step_amp"),
     "load_in_[48]bit": ("load_in_",),
     "allow_fp16_": ("fp16",),
     r"fp16(?<!\wfp16)\s*=\s*(?:True|dict\()": ("fp16",),

@@ -51,6 +51,8 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 in_float32, sharded = "--in-float32" in sys.argv, "--sharded" in sys.argv
+float16, fixed = "--float16" in sys.argv, "--fixed-scale" in sys.argv
+low = torch.float16 if float16 else torch.bfloat16
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), RANK="0", WORLD_SIZE="1")
@@ -62,9 +64,10 @@ config = TransformerConfig(
     hidden_size=32,
     num_attention_heads=4,
     use_cpu_initialization=True,
-    bf16=True,
-    params_dtype=torch.bfloat16,
-    pipeline_dtype=torch.bfloat16,
+    bf16=not float16,
+    fp16=float16,
+    params_dtype=low,
+    pipeline_dtype=low,
     hidden_dropout=0.0,
     attention_dropout=0.0,
     bias_dropout_fusion=False,
@@ -74,7 +77,14 @@ reduction = DistributedDataParallelConfig(grad_reduce_in_fp32=in_float32, use_di
 model = DistributedDataParallel(config, reduction, Float16Module(config, model))
 optimizer = get_megatron_optimizer(
     OptimizerConfig(
-        optimizer="adam", lr=1e-3, bf16=True, params_dtype=torch.bfloat16, use_distributed_optimizer=sharded
+        optimizer="adam",
+        lr=1e-3,
+        bf16=not float16,
+        fp16=float16,
+        params_dtype=low,
+        use_distributed_optimizer=sharded,
+        initial_loss_scale=256.0,
+        loss_scale=256.0 if fixed else None,
     ),
     [model],
 )
@@ -83,7 +93,7 @@ for step in range(4):
     for _ in range(4):
         tokens = torch.randint(0, 128, (2, 17))
         loss = model(tokens[:, :-1], positions, mask, labels=tokens[:, 1:]).float().mean()
-        loss.backward()
+        optimizer.scale_loss(loss).backward()
     model.finish_grad_sync()
     optimizer.step()
     optimizer.zero_grad()
