@@ -86,9 +86,55 @@ DEFECTS = {
 """Number -> what it was, and the tests (file::function, below tests/) that fail where it comes back."""
 
 
-def test_every_defect_has_a_test_that_exists() -> None:
+TERMINAL = {
+    "one headline first": ["report/test_terminal.py::test_the_first_line_says_what_is_wrong_and_what_it_did"],
+    "rows that were seen, one line for the rest, -v for what they need": [
+        "report/test_terminal.py::test_what_was_not_observed_is_never_shown_as_ok",
+        "report/test_terminal.py::test_a_role_that_was_not_observed_says_what_has_to_run_to_see_it",
+    ],
+    "a clean run fits in 15 lines": [
+        "report/test_terminal.py::test_a_clean_run_fits_in_15_lines_with_the_two_that_are_printed_around_it"
+    ],
+    "the banner says that the command is stopped, the end that it was": [
+        "launch/test_trace.py::test_the_command_is_stopped_after_the_traced_steps",
+        "launch/test_trace.py::test_while_the_command_runs_only_one_line_of_ours_is_on_the_terminal",
+    ],
+    "a line of progress that leaves nothing behind, also over tqdm": [
+        "launch/test_progress.py::test_the_last_row_says_how_far_it_is_and_is_empty_afterwards",
+        "launch/test_progress.py::test_a_progress_bar_of_the_program_stays_whole",
+    ],
+    "overhead compares with an untraced step": [
+        "report/test_terminal.py::test_a_role_that_was_not_observed_says_what_has_to_run_to_see_it"
+    ],
+    "--keep-going prints and writes when the window closes": [
+        "launch/test_trace.py::test_keep_going_lets_the_command_end_by_itself",
+        "launch/test_meanwhile.py::test_the_report_of_a_run_that_goes_on_is_renewed_at_each_event",
+    ],
+    "a window that never closed is inconclusive, exit 5, unless something was found": [
+        "launch/test_bad_input.py::test_a_script_that_ends_before_the_window_does_is_never_green"
+    ],
+    "--skip 0 means 0": ["trace/test_skip_nothing.py::test_a_run_of_one_step_can_be_traced"],
+    "role names as they are shown": ["launch/test_trace.py::test_roles_can_be_typed_as_they_are_shown"],
+    "what the baseline hides is counted": [
+        "static/test_check.py::test_what_the_baseline_hides_is_counted_and_its_path_is_the_users"
+    ],
+    "`next:` does something good": [
+        "report/test_terminal.py::test_the_last_line_gives_the_counts_and_the_next_command",
+        "launch/test_report.py::test_open_writes_the_page_beside_the_report_and_prints_none_of_it",
+    ],
+    "`report` exits 0 unless --fail-on": [
+        "launch/test_report.py::test_a_report_is_shown_with_exit_code_0_unless_fail_on_is_given"
+    ],
+    "--output follows --output-format": [
+        "launch/test_trace.py::test_output_is_written_in_the_format_asked_for_or_the_one_its_name_says"
+    ],
+}
+"""What the terminal promises, and the tests that hold it to that."""
+
+
+def test_every_defect_and_every_promise_has_a_test_that_exists() -> None:
     assert list(DEFECTS) == list(range(1, 24))
-    for _, *tests in DEFECTS.values():
+    for tests in [*(tests for _, *tests in DEFECTS.values()), *TERMINAL.values()]:
         assert tests
         for test in tests:
             file, _, name = test.partition("::")
