@@ -48,7 +48,7 @@ OPERATORS = family(
                 "NAME_ = X_.half()\nNAME_ = NAME_ * torch.rsqrt(*REST_)",
             ),
         ),
-        beside=rules("407 405 411"),
+        beside=rules("201 407 405 411"),
     ),
     Operator(
         "batch-norm-low",
