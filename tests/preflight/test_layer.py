@@ -141,6 +141,44 @@ def test_optimizers_choose_foreach_as_on_a_gpu(layer: Layer) -> None:
     assert _default_to_fused_or_foreach([parameter], False) == (False, True)
 
 
+@pytest.mark.parametrize("heads_of_the_mask", [None, 1, 4])
+def test_attention_of_dtensors_runs_on_each_rank_s_heads(
+    heads_of_the_mask: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA's fused kernels do: torch has no sharding of the CPU's, and a 2-D parallel model would end there."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # a process group sets another, and leaves it
+    given = [torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    mask = None if heads_of_the_mask is None else torch.randn(1, heads_of_the_mask, 8, 8)
+
+    def attention(query: Any, key: Any, value: Any, mask: Any) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
+
+    plain = [one.clone().requires_grad_() for one in given[:3]]
+    wanted = attention(*plain, mask)
+    wanted.backward(given[3])
+    layer = start({"device": "h100", "world": {"size": 2, "rank": 0, "node": 2}})
+    try:
+        torch.distributed.init_process_group("nccl")
+        tensors = importlib.import_module("torch.distributed.tensor")
+        mesh = torch.distributed.device_mesh.init_device_mesh("cuda", (2,))
+
+        def placed(one: torch.Tensor, dim: int) -> Any:
+            local = one.cuda() if one.shape[1] == 1 else one.cuda().chunk(2, 1)[0].clone()
+            by = tensors.Replicate() if one.shape[1] == 1 else tensors.Shard(dim)
+            return tensors.DTensor.from_local(local.detach().requires_grad_(one.requires_grad), mesh, [by])
+
+        sharded = [placed(one, 1).detach().requires_grad_() for one in plain]
+        out = attention(*sharded, None if mask is None else placed(mask, 1))
+        out.backward(placed(given[3], 1))
+        assert out.placements == (tensors.Shard(1),)
+        assert out.to_local().tolist() == wanted.chunk(2, 1)[0].tolist()
+        for one, whole in zip(sharded, plain, strict=True):
+            assert one.grad.to_local().tolist() == whole.grad.chunk(2, 1)[0].tolist()
+    finally:
+        torch.distributed.destroy_process_group()
+        layer.remove()
+
+
 def test_another_thread_sees_the_same(layer: Layer) -> None:
     seen: list[Any] = []
 
