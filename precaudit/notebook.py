@@ -15,6 +15,8 @@ CELL_MAGICS_WITH_PYTHON = frozenset({"capture", "memit", "prun", "python", "pyth
 """The rest of such a cell is Python that runs here; that of others (%%bash, %%writefile) is not."""
 MAGIC = re.compile(r"[ \t]*(?:%|!|\?)|[ \t]*[\w.%]+\?\??[ \t]*$")
 """A line that IPython takes for itself, where a statement could begin: `%cd x`, `!pip install y`, `model?`."""
+AUTOMAGIC = re.compile(r"(?:cat|cd|conda|cp|less|ll|ls|man|mkdir|more|mv|pip|rm|rmdir)[ \t]+[^\s=]")
+"""What IPython takes for a command without a sign before it, where it is no Python: `ls ./checkpoints/`."""
 ASSIGNED_MAGIC = re.compile(r"([ \t]*[\w., \t]+=[ \t]*)(?:%|!)")
 """`files = !ls`: what the name holds then is not known."""
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
@@ -254,8 +256,6 @@ def python_of(source: str) -> str:
         if name not in CELL_MAGICS_WITH_PYTHON:
             return "".join(_blank(line) for line in lines)
         lines[first] = _blank(lines[first])
-    if not any(sign in source for sign in "%!?"):
-        return source
     return "".join(_without_magics(lines))
 
 
@@ -263,7 +263,7 @@ def _without_magics(lines: Sequence[str]) -> Iterator[str]:
     depth, inside, carried, magic = 0, "", False, False
     for line in lines:
         begins = not depth and not inside and not carried
-        magic = MAGIC.match(line) is not None if begins else magic and carried
+        magic = _is_magic(line) if begins else magic and carried
         carried = line.rstrip().endswith("\\")
         if magic:
             yield _blank(line, "pass" if begins else "")
@@ -274,6 +274,18 @@ def _without_magics(lines: Sequence[str]) -> Iterator[str]:
             continue
         depth, inside = _state_after(line, depth, inside)
         yield line
+
+
+def _is_magic(line: str) -> bool:
+    return MAGIC.match(line) is not None or (AUTOMAGIC.match(line) is not None and not _is_python(line))
+
+
+def _is_python(line: str) -> bool:
+    try:
+        compile(line, "<cell>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _blank(line: str, instead: str = "") -> str:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import libcst as cst
-from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
+from libcst.metadata import CodeRange, PositionProvider
 
 from precaudit.disk import read
 from precaudit.static.decoding import SourceError, decode, nested_too_deeply
@@ -126,7 +126,7 @@ class _Parsed:
     @cached_property
     def places(self) -> Mapping[cst.CSTNode, CodeRange]:
         """Node -> place in the stretch. LibCST finds them by writing all out, twelve times the work of `holds`."""
-        return MetadataWrapper(self._tree, unsafe_skip_copy=True).resolve(PositionProvider)
+        return _Places().of(self._tree)
 
     def holds(self, node: Any) -> bool:
         """Whether a node stands in the stretch."""
@@ -142,6 +142,15 @@ class _Parsed:
             elif isinstance(found, (list, tuple)):
                 waiting += found
         return False
+
+
+class _Places(PositionProvider):
+    """LibCST's places, without the second walk of the tree that its MetadataWrapper takes for nothing."""
+
+    def of(self, tree: cst.Module) -> Mapping[cst.CSTNode, CodeRange]:
+        self._computed = {}
+        self._gen_impl(tree)
+        return cast("Mapping[cst.CSTNode, CodeRange]", self._computed)
 
 
 @cache

@@ -182,6 +182,7 @@ def test_a_python_program_without_an_ending_is_read(project: Path) -> None:
         ("%%time\nx = 1", "\nx = 1"),
         ("%%writefile a.py\nx = 1\n", "\n\n"),
         ("%%\nx = 1\n", "\n\n"),
+        ("ls ./checkpoints/\npip install x\nls = 1\nls - 1\n", "pass\npass\nls = 1\nls - 1\n"),
     ],
 )
 def test_what_belongs_to_ipython_is_blanked_line_by_line(source: str, code: str) -> None:

@@ -73,7 +73,8 @@ class Losses:
         for spot, low in self._summed if self._cleared and training.in_earnest else ():
             run.facts.add(Kind.HOLDS, spot, low, Role.GRADIENT_ACCUMULATION, None, ".grad has the parameters' dtype")
         for began, region, of_a_loss in self._under_autocast:
-            if of_a_loss or training.in_earnest or not in_a_test(began):
+            # Once through the top level of a script that updates nothing: an operation is tried out there.
+            if of_a_loss or training.in_earnest or (began.function and not in_a_test(began)):
                 run.facts.add(Kind.BACKWARD, began, "", None, ("the region begins here", region), autocast=True)
         for loss, spot, in_loop in training.begun:
             if training.updated or (not in_a_test(spot) and (in_loop or training.in_earnest)):

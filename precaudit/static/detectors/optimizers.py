@@ -11,6 +11,7 @@ from precaudit.static.language.values import (
     Dict,
     DType,
     Dtypes,
+    Instance,
     Optimizer,
     Param,
     Scaler,
@@ -38,7 +39,7 @@ def listen(bus: Bus) -> None:
     on("scaler.step", lambda op: _under_autocast(op) if isinstance(op.operand(0), Scaler) else None)
     on("optimizer.stepped", _stepped)
     on("module.cast", _cast)
-    on("state.stored", _stored)
+    Slots(bus)
     bus.on_end(_end)
 
 
@@ -87,18 +88,49 @@ def _cast(op: Op) -> None:
             )
 
 
-def _stored(op: Op) -> None:
-    """A value was put into `optimizer.state[p]`, by the optimizer itself or from outside."""
-    state, key, value = op.operand(0), op.operand(1), op.operand(2)
-    name = getattr(key, "value", None)
-    instance = handwritten.current_optimizer(op.run)
+class Slots:
+    """What optimizers written here keep for each parameter, until it is known whether a scale is kept beside it."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._names: set[tuple[int, str]] = set()
+        """(identity of a class, name of a slot)"""
+        self._one_byte: list[tuple[int, str, tuple[Any, ...]]] = []
+        bus.on("state.stored", self._stored, low_only=False)
+        bus.on_end(self._end)
+
+    def _stored(self, op: Op) -> None:
+        name = getattr(op.operand(1), "value", None)
+        instance = handwritten.current_optimizer(op.run)
+        if instance is not None and isinstance(name, str):
+            self._names.add((id(instance.cls), name))
+        fact = _stored(op, name, instance)
+        if fact is None or instance is None:
+            return
+        spot, dtype, because, detail, attrs = fact
+        row = (spot, dtype, Role.OPTIMIZER_STATE, because, detail)
+        if isinstance(name, str) and all(one.startswith("float8") for one in dtype):
+            self._one_byte.append((id(instance.cls), name, (row, attrs)))
+        else:
+            op.run.facts.add(Kind.HOLDS, *row, **attrs)
+
+    def _end(self, run: Run) -> None:
+        """Of a slot in 8 bits a scale of its own (`scale_exp_avg` beside `exp_avg`) makes quantised state."""
+        for cls, name, (row, attrs) in self._one_byte:
+            beside = [other for of, other in self._names if of == cls and other != name and name in other]
+            if not any("scale" in other for other in beside):
+                run.facts.add(Kind.HOLDS, *row, **attrs)
+
+
+def _stored(op: Op, name: Any, instance: Instance | None) -> tuple[Any, ...] | None:
+    """A value was put into `optimizer.state[p]`, by the optimizer itself or from outside: what is to be said of it."""
+    state, value = op.operand(0), op.operand(2)
     if not isinstance(value, Tensor) or not value.low or (instance is not None and handwritten.compensated(instance)):
         _slot_written(op.run, state, name, None)
-        return
+        return None
     counter = isinstance(name, str) and (name in COUNTERS or "beta" in name or name == "lr")
     if value.zero_dim and not counter and "created" not in value.marks:
         _slot_written(op.run, state, name, None)  # a norm of this step: nothing is kept up in it
-        return
+        return None
     spot = value.origin or value.spot or op.spot
     attrs: dict[str, Any] = {}
     if counter or value.zero_dim:
@@ -107,10 +139,10 @@ def _stored(op: Op) -> None:
         attrs = {"own": True}
     because = ("it is stored here", op.spot)
     detail = f"state['{name}']" if isinstance(name, str) else ""
-    if instance is not None:
-        op.run.facts.add(Kind.HOLDS, spot, value.dtype, Role.OPTIMIZER_STATE, because, detail, **attrs)
-    else:
-        _slot_written(op.run, state, name, (spot, value.dtype, because, detail, attrs))
+    fact = (spot, value.dtype, because, detail, attrs)
+    if instance is None:
+        _slot_written(op.run, state, name, fact)
+    return fact
 
 
 def _slot_written(run: Run, state: Value, key: Any, fact: tuple[Any, ...] | None) -> None:

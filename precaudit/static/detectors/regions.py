@@ -108,5 +108,5 @@ class Regions:
             same = [r.dtype for r in self._entered if r.dtype_given and r.devices == region.devices]
             if region.dtype_given or not same or None in same or len(set(same)) != 1 or region.spot is None:
                 continue
-            if region.dtype is not None and len(region.dtype) == 1 and region.dtype != same[0]:
+            if region.dtype is not None and len(region.dtype) == 1 and region.dtype.isdisjoint(same[0] or ()):
                 run.facts.add(Kind.AUTOCAST, region.spot, region.dtype, enabled=True, dtype_given=False)

@@ -99,12 +99,13 @@ def _fork(
     mark = run.heap.mark()
     before = run.paths
     asked = conditions.keys(condition)
+    emptied = [key for key in asked if key in run.empty]
     verdicts = {state: conditions.known(condition, conditions.assumptions(state)) for state in before}
     for side, follow in ((True, then), (False, orelse)):
         possible = [state for state, verdict in verdicts.items() if verdict is not (not side)]
         if not possible:
             continue
-        run.set_paths(_assume(run, state, condition, side) for state in possible)
+        run.set_paths(_assume(run, state, condition, side, emptied) for state in possible)
         narrowed[side] = [*_take_apart(run, asked), *_refine(run, test, side)]
         if follow():
             outcomes[side] = run.heap.changes(mark)
@@ -120,12 +121,14 @@ def _fork(
     return True
 
 
-def _assume(run: Interpreter, state: conditions.State, condition: conditions.Condition, side: bool) -> conditions.State:
+def _assume(
+    run: Interpreter, state: conditions.State, condition: conditions.Condition, side: bool, emptied: Sequence[Any]
+) -> conditions.State:
     """The state of a path that takes this side, and the side of an earlier branch on which what is tested is so."""
     state = conditions.assume(state, condition, side)
-    for key in conditions.keys(condition) if run.empty else ():
+    for key in emptied:
         # `scaler = Scaler() if amp else None`: where there is none, and only there, amp was false.
-        earlier, when = run.empty.get(key, (condition, side))
+        earlier, when = run.empty[key]
         wanted = conditions.assumptions(state).get(key)
         if wanted is not None and earlier is not condition:
             state = conditions.assume(state, earlier, when is not wanted)
@@ -161,12 +164,11 @@ def _remember(run: Interpreter, condition: Any, then: Changes, orelse: Changes) 
 def _take_apart(run: Interpreter, asked: frozenset[Any]) -> list[Narrowed]:
     """Puts what one side of an earlier branch wrote, where every path that leads here took that side."""
     narrowed = []
-    everywhere = [conditions.assumptions(state) for state in run.paths] if run.splits else []
     if not run.empty.keys().isdisjoint(asked):
         asked = asked.union(*(conditions.keys(run.empty[key][0]) for key in asked & run.empty.keys()))
-    for condition, (keys, splits) in run.splits.items():
-        if asked.isdisjoint(keys):
-            continue
+    touched = [(each, splits) for each, (keys, splits) in run.splits.items() if not asked.isdisjoint(keys)]
+    everywhere = [conditions.assumptions(state) for state in run.paths] if touched else []
+    for condition, splits in touched:
         verdicts = {conditions.known(condition, assumed) for assumed in everywhere}
         if len(verdicts) == 1 and None not in verdicts:
             side = verdicts.pop()
@@ -439,7 +441,8 @@ def _case(run: Interpreter, subject: Any, cases: Sequence[Any]) -> bool:
         if _case(run, subject, rest):
             outcomes.append(run.heap.changes(mark))
         run.heap.undo(mark)
-        run.heap.merge(outcomes)
+        if outcomes:
+            run.heap.merge(outcomes)
         return bool(outcomes)
     known = truth(run.eval(test))
     if known is not None:

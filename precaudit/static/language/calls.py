@@ -14,12 +14,15 @@ from precaudit.static.language.scopes import Frame, Scope
 from precaudit.static.language.values import (
     ANY,
     NONE,
+    Bound,
     Choice,
     Class,
     Dict,
     Function,
     Instance,
     Number,
+    Opaque,
+    Tensor,
     Unread,
     Value,
     choice,
@@ -40,6 +43,8 @@ def call(run: Interpreter, function: Value, args: list[Value], kwargs: dict[str,
     if isinstance(function, Unread) and run.library.worth_reading([*args, *kwargs.values()]):
         function = function.read() or function
     if isinstance(function, Choice):
+        if all(isinstance(o, Bound) and isinstance(o.receiver, (Tensor, Opaque)) for o in function.options):
+            return _of_one_tensor(run, function.options, args, kwargs, node)
         return choice(call(run, option, args, kwargs, node) for option in function.options)
     if isinstance(function, Function):
         return call_function(run, function, args, kwargs, node)
@@ -48,6 +53,19 @@ def call(run: Interpreter, function: Value, args: list[Value], kwargs: dict[str,
     if isinstance(function, Instance) and isinstance(function.cls, Class):
         return call_instance(run, function, args, kwargs, node)
     return run.library.call(function, args, kwargs, node)
+
+
+def _of_one_tensor(
+    run: Interpreter, methods: tuple[Value, ...], args: list[Value], kwargs: dict[str, Value], node: Any
+) -> Value:
+    """A method of a tensor that is one of several: it is called once, whichever that is."""
+    mark, outcomes, results = run.heap.mark(), [], []
+    for method in methods:
+        results.append(call(run, method, args, kwargs, node))
+        outcomes.append(run.heap.changes(mark))
+        run.heap.undo(mark)
+    run.heap.merge(outcomes)
+    return choice(results)
 
 
 def call_instance(run: Interpreter, target: Instance, args: list[Value], kwargs: dict[str, Value], node: Any) -> Value:

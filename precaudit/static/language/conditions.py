@@ -22,6 +22,7 @@ from precaudit.static.language.values import (
     Ref,
     Value,
     constant,
+    parted,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +142,19 @@ def _held(run: Interpreter, node: Any) -> Value | None:
 @lru_cache(maxsize=4096)
 def assumptions(state: State) -> Mapping[Any, bool]:
     """Key -> side, of what a path has assumed."""
-    return {event.key: event.wanted for event in state if type(event) is Assumed}
+    return {event.key: event.wanted for event in parted(state)[1]}
+
+
+@lru_cache(maxsize=4096)
+def _open(state: State) -> tuple[Assumed, ...]:
+    """The formulas that a path has assumed, of whose parts none is known alone."""
+    return tuple(event for event in parted(state)[1] if event.key[0] == OPEN)
+
+
+def forget() -> None:
+    """Lets go of the paths of a run that has ended."""
+    for remembered in (assumptions, _open, parted):
+        remembered.cache_clear()
 
 
 def known(condition: Condition, assumed: Mapping[Any, bool]) -> bool | None:
@@ -172,19 +185,18 @@ def keys(condition: Condition) -> frozenset[Any]:
 
 def assume(state: State, condition: Condition, side: bool) -> State:
     """The state of a path that takes this side of a condition: what follows of its parts is known there."""
-    found = _with(state, _follows(state, condition, side))
+    if isinstance(condition, Atom):
+        found = state | {Assumed("assume", condition.key, side, condition)}
+    else:
+        found = _with(state, _follows(state, condition, side))
     # `not (a and b)` was assumed before: where `a` is true now, `b` is false.
-    for event in [event for event in state if _is_open(event)] if found is not state else ():
+    for event in _open(state):
         found = _with(found, (row for row in _follows(found, event.key[1], event.wanted) if row[0].key[0] != OPEN))
     return found
 
 
 def _with(state: State, follows: Iterable[tuple[Atom, bool]]) -> State:
     return state | {Assumed("assume", atom.key, wanted, atom) for atom, wanted in follows}
-
-
-def _is_open(event: Any) -> bool:
-    return type(event) is Assumed and event.key[0] == OPEN
 
 
 OPEN = "open"
@@ -220,13 +232,9 @@ def _atoms(condition: Condition) -> Iterable[Atom]:
 
 def next_turn(state: State, changed: Changed) -> State:
     """What is still assumed in the next turn of a loop: what nothing in it can change."""
-    kept = set()
-    for event in state:
-        if type(event) is not Assumed:
-            kept.add(event)
-        elif lasts(event.atom, changed):
-            kept.add(event._replace(kind="held"))
-    return frozenset(kept)
+    happened, assumed = parted(state)
+    kept = [e if e.kind == "held" else e._replace(kind="held") for e in assumed if lasts(e.atom, changed)]
+    return happened.union(kept)
 
 
 def lasts(atom: Atom, changed: Changed) -> bool:

@@ -170,6 +170,7 @@ class Interpreter:
     def forget(self) -> None:
         """Lets go of everything, so that the trees are freed now and not by a collection of garbage."""
         self.heap.forget()
+        conditions.forget()
         self.__dict__.clear()
 
     def spot(self, node: Any) -> Spot:

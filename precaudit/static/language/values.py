@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from precaudit.model.vocabulary import FLOATING, LOW
@@ -497,13 +498,22 @@ def join(one: Any, other: Any) -> Any:
     return choice([one, other])
 
 
+@lru_cache(maxsize=4096)
+def parted(state: frozenset[Any]) -> tuple[frozenset[Any], frozenset[Any]]:
+    """What has happened on a path, and what it has assumed."""
+    assumed = frozenset(event for event in state if type(event) is Assumed)
+    return state - assumed, assumed
+
+
 def distinct(states: Iterable[frozenset[Any]]) -> frozenset[frozenset[Any]]:
     """The paths on which something different has happened, each with what all of that kind have assumed."""
     found: dict[frozenset[Any], frozenset[Any]] = {}
     for state in states:
-        assumed = frozenset(event for event in state if type(event) is Assumed)
-        happened = state - assumed
-        found[happened] = found.get(happened, assumed) & assumed
+        happened, assumed = parted(state)
+        before = found.get(happened)
+        found[happened] = assumed if before is None else before & assumed
+    if len(found) == 1:
+        return frozenset(happened | assumed for happened, assumed in found.items())
     kept = list(found)
     if len(found) > MAX_PATHS:
         kept = sorted(found, key=lambda happened: (len(happened), sorted(map(repr, happened))))[-MAX_PATHS:]

@@ -138,11 +138,11 @@ def mark_fixable(
     results: Sequence[tuple[Found, dict[str, Any]]], findings: Sequence[Finding], settings: Settings
 ) -> None:
     """Sets `fixable` on those of the findings that `fix_files` would mend without `unsafe`."""
-    files = {item.shown: item for item, _ in results if not item.file.endswith(CONFIGS)}
+    files = {item.shown: (item, result) for item, result in results if not item.file.endswith(CONFIGS)}
     wanted = {f.path or "" for f in findings if f.rule in FIXES and not FIXES[f.rule].unsafe and not f.suppressed}
     for path in wanted & files.keys():
         try:
-            mended = _mended(files[path], settings)
+            mended = _mended(*files[path], settings)
         except (OSError, SourceError, NotebookError):
             continue
         for finding in findings:
@@ -150,18 +150,27 @@ def mark_fixable(
             finding.fixable = finding.fixable or (finding.path == path and not finding.suppressed and place in mended)
 
 
-def _mended(item: Found, settings: Settings) -> set[tuple[str, int | None, int | None, int | None]]:
-    """(rule, cell, line, column) of each finding in a file whose fix holds."""
+def _mended(
+    item: Found, result: dict[str, Any], settings: Settings
+) -> set[tuple[str, int | None, int | None, int | None]]:
+    """(rule, cell, line, column) of each finding in a file whose fix holds, by what the file was found to have."""
     raw = read(item.path)
     notebook = Notebook(raw) if item.file.endswith(ENDING) else None
     text = notebook.text if notebook is not None else decode(raw)
-    item = Found(f"{item.file}.py", item.shown) if notebook is not None else item
-    findings, tree = _findings(item, text, settings), Tree(text)
-    edits = [(f, fix.make(f, tree)) for f in findings if (fix := FIXES.get(f.rule)) is not None and not fix.unsafe]
-    made = [(f, some) for f, some in edits if some]
-    good = [f for f, _ in made]
-    if made and not _all_better(item, text, [some for _, some in made], findings, settings):
-        good = [f for f, some in made if _better(item, applied(text, some), findings, settings)]
+    if notebook is not None:
+        item = Found(f"{item.file}.py", item.shown)
+        findings = _findings(item, text, settings)
+    else:
+        findings = _own(item, result, settings)
+    tree = Tree(text)
+    fixes = [(f, fix) for f in findings if (fix := FIXES.get(f.rule)) is not None and not fix.unsafe]
+    made = [(f, fix, edits) for f, fix in fixes if (edits := fix.make(f, tree))]
+    good = [f for f, fix, _ in made if fix.same]
+    asked = [(f, edits) for f, fix, edits in made if not fix.same]
+    if len(asked) > 1 and _all_better(item, text, [edits for _, edits in asked], findings, settings):
+        good += [f for f, _ in asked]
+    else:
+        good += [f for f, edits in asked if _better(item, applied(text, edits), findings, settings)]
     firsts = notebook.firsts() if notebook is not None else []
     return {(f.rule, *(place(firsts, f.line or 1) if firsts else (None, f.line)), f.column) for f in good}
 
@@ -169,18 +178,29 @@ def _mended(item: Found, settings: Settings) -> set[tuple[str, int | None, int |
 def _findings(item: Found, text: str, settings: Settings) -> list[Finding]:
     from precaudit.static.files.run import examine
 
-    found = findings_of([(item, examine(item, text.encode("utf-8")))], settings)
-    return [f for f in found if not f.suppressed and f.path == item.shown]
+    return _own(item, examine(item, text.encode("utf-8")), settings)
+
+
+def _own(item: Found, result: dict[str, Any], settings: Settings) -> list[Finding]:
+    """The findings in the file itself."""
+    return [f for f in findings_of([(item, result)], settings) if not f.suppressed and f.path == item.shown]
 
 
 def _better(item: Found, text: str, before: list[Finding], settings: Settings) -> bool:
     """Whether the text still parses and has fewer findings than before, and none of a new kind."""
-    try:
-        Tree(text)
-    except SourceError:
+    if not _parses(text):
         return False
     after = _findings(item, text, settings)
     return len(after) < len(before) and {f.rule for f in after} <= {f.rule for f in before}
+
+
+def _parses(text: str) -> bool:
+    from precaudit.static.files.run import compiles
+
+    try:
+        return compiles(text.encode("utf-8")) or Tree(text) is not None
+    except SourceError:
+        return False
 
 
 def _all_better(
@@ -190,9 +210,7 @@ def _all_better(
     edits = sorted({edit for some in fixes for edit in some})
     if any(first.end > second.start for first, second in pairwise(edits)):
         return False
-    try:
-        Tree(changed := applied(text, edits))
-    except SourceError:
+    if not _parses(changed := applied(text, edits)):
         return False
     after = _findings(item, changed, settings)
     return len(after) == len(before) - len(fixes) and {f.rule for f in after} <= {f.rule for f in before}

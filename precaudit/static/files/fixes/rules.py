@@ -13,10 +13,11 @@ from precaudit.static.language.statements import dotted
 
 
 class Fix(NamedTuple):
-    """`unsafe`: it may change what the code means beyond the mistake."""
+    """`unsafe`: it may change what the code means beyond the mistake. `same`: it is the same call, spelled anew."""
 
     make: Callable[[Finding, Tree], list[Edit]]
     unsafe: bool = False
+    same: bool = False
 
 
 def _call(finding: Finding, tree: Tree) -> cst.Call | None:
@@ -204,5 +205,5 @@ FIXES: dict[str, Fix] = {
     "PA404": Fix(_softmax_in_float32, unsafe=True),
     "PA406": Fix(_finfo_for_literal),
     "PA501": Fix(_reduce_in_float32),
-    "PA707": Fix(_deprecated_api),
+    "PA707": Fix(_deprecated_api, same=True),
 }

@@ -120,7 +120,7 @@ def holds_low(value: Any, depth: int = 0) -> bool:
     if isinstance(value, (Seq, Choice)):
         return any(holds_low(item, depth) for item in (value.items if isinstance(value, Seq) else value.options))
     if isinstance(value, Const):
-        return depth > 0 and isinstance(value.value, str) and LOW_NAME.fullmatch(value.value) is not None
+        return isinstance(value.value, str) and LOW_NAME.fullmatch(value.value) is not None
     if isinstance(value, Opaque):
         return is_low(value.dtype or value.store.get("dtype"))
     if isinstance(value, Optimizer):
