@@ -46,7 +46,7 @@ def of_report(report: Report) -> Precision:
     """The precision that a trace's report tells of."""
     facts = [fact_from_json(raw) for raw in report.facts]
     cover = report.coverage
-    setup = {name: value for name, value in cover.setup.items() if name != "torch" and value}
+    setup = {name: value for name, value in cover.setup.items() if name not in ("torch", "holding") and value}
     return Precision(
         script=script_of(report.run.argv) if report.run is not None else "",
         setup=setup,

@@ -66,6 +66,11 @@ def _report_in(folder: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def holds_report(path: Path) -> bool:
+    """Whether a trace left its report in this folder."""
+    return path.is_dir() and _report_in(path) is not None
+
+
 def read_report(path: Path) -> Report:
     """The report in this file, or in the folder where a trace left it. Raises ReportError, one line."""
     path = (_report_in(path) if path.is_dir() else None) or path

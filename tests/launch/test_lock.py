@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import tomllib
 from desk import Desk
 
 from precaudit.contracts import lockfile
+from precaudit.contracts.between import difference
 from precaudit.contracts.drift import compare
 from precaudit.contracts.precision import COMPUTED, Precision, script_of
-from precaudit.errors import LockError
+from precaudit.errors import LockError, ReportError
+from precaudit.model.exact import ExactLine, ExactStep
+from precaudit.model.wire import Report, Run, Tool
 from precaudit.runtime.trackers.inventory import EXCEPTIONS, folded
 
 TRAIN = """
@@ -366,3 +371,105 @@ def test_reports_of_two_programs_are_not_compared(training: Desk) -> None:
     )
     gone = training.precaudit("diff", "one.json", "three.json")
     assert (gone.code, gone.stderr) == (2, "precaudit: three.json: no such report; name a report that is there\n")
+
+
+SAVES = """
+import sys
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4)).to(getattr(torch, sys.argv[1]))
+optimizer = torch.optim.AdamW(model.parameters())
+model(torch.ones(4, 64, dtype=model[0].weight.dtype)).sum().backward()
+optimizer.step()
+torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, sys.argv[1] + ".pt")
+torch.save({"model": nn.Sequential(nn.Conv2d(1, 1, 3)).half().state_dict()}, "image.pt")
+torch.save({"net": nn.ModuleDict({"other": nn.Linear(2, 2)}).state_dict()}, "other.pt")
+"""
+
+
+def test_two_checkpoints_are_compared_and_unrelated_ones_refused(real_desk: Desk) -> None:
+    real_desk.write("save.py", SAVES)
+    for dtype in ("float32", "bfloat16"):
+        subprocess.run([sys.executable, "save.py", dtype], cwd=real_desk.folder, check=True)
+    found = real_desk.precaudit("diff", "float32.pt", "bfloat16.pt")
+    assert found.code == 1, found.stderr
+    assert "master weight was float32, is bfloat16\n" in found.stdout
+    assert "all 4 names: weight was float32, is bfloat16\n" in found.stdout
+    assert "all 4 names: state.exp_avg, state.exp_avg_sq was float32, is bfloat16\n" in found.stdout
+    assert "new: error PA602 bfloat16.pt " in found.stdout
+    same = real_desk.precaudit("diff", "float32.pt", "float32.pt")
+    assert (same.code, same.stdout) == (0, "float32.pt and float32.pt hold the same\n")
+    refused = real_desk.precaudit("diff", "float32.pt", "other.pt")
+    assert refused.code == 2
+    assert refused.stderr == (
+        "precaudit: float32.pt and other.pt are not of one training: no tensor of one has the name of any of the "
+        "other; name two reports of one script\n"
+    )
+
+
+EXACT = """
+import sys
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+low = "--low" in sys.argv
+model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+optimizer = torch.optim.SGD(model.parameters(), 1.0 if "--fast" in sys.argv else 0.01)
+x, y = torch.randn(32, 16), torch.randint(0, 4, (32,))
+for step in range(6):
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        out = model(x)
+    loss = nn.functional.cross_entropy(out.float(), y)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.slow
+def test_values_of_two_exact_runs_differ_where_more_than_their_rounding_does(real_desk: Desk) -> None:
+    real_desk.write("train.py", EXACT)
+    for name, words in (("one", ()), ("again", ()), ("fast", ("--fast",))):
+        real_desk.precaudit("trace", "--exact", "--output", f"{name}.json", "train.py", *words)
+    same = real_desk.precaudit("diff", "one.json", "again.json")
+    assert (same.code, same.stdout) == (0, "one.json and again.json hold the same\n"), same.stderr
+    other = real_desk.precaudit("diff", "one.json", "fast.json")
+    assert other.code == 1
+    (line,) = [line for line in other.stdout.splitlines() if line.startswith("loss was ")]
+    sizes = []
+    for name in ("one", "fast"):
+        budget = json.loads((real_desk.folder / f"{name}.json").read_text())["exact"]["budget"]
+        sizes.append(next(row["size"] for row in budget if row["what"] == "loss"))
+    assert line.startswith(f"loss was {sizes[0]:.6g}, is {sizes[1]:.6g}; rounding explains ")
+
+
+def test_a_value_that_rounding_explains_is_no_difference() -> None:
+    def report(size: float, absolute: float, step: int = 2) -> Report:
+        line = ExactLine(what="gradient", name="head.weight", size=size, absolute=absolute)
+        exact = ExactStep(step=step, followed=1.0, budget=[line])
+        return Report(tool=Tool(version="0"), command="trace", status="clean", exact=exact)
+
+    assert difference(report(1.0, 0.01), report(1.015, 0.01)).values == ()
+    assert difference(report(1.0, 0.01), report(1.025, 0.01)).values == (
+        "gradient of head.weight was 1, is 1.025; rounding explains 0.01 and 0.01 of that",
+    )
+    assert difference(report(1.0, 0.01), report(1.0, 0.01, step=3)).values == (
+        "values were not compared: one followed step 2, the other step 3",
+    )
+
+
+def test_an_audit_and_a_trace_are_not_compared_nor_are_audits_of_two_scripts() -> None:
+    def report(command: str, script: str) -> Report:
+        started = "2026-01-01T00:00:00+00:00"
+        run = Run(id="0", argv=["python", script], cwd="/", started=started, duration_s=1, host="h", python="3.11")
+        return Report(tool=Tool(version="0"), command=command, status="clean", run=run)
+
+    for one, other, why in (
+        (report("audit", "a.py"), report("audit", "b.py"), "one ran a.py, the other b.py"),
+        (report("audit", "a.py"), report("trace", "a.py"), "one is of precaudit audit, the other of precaudit trace"),
+    ):
+        with pytest.raises(ReportError) as told:
+            difference(one, other)
+        assert str(told.value) == f"A and B are not of one training: {why}; name two reports of one script"

@@ -40,6 +40,8 @@ class Inventory:
         """Name -> what it is -> bytes."""
         self._read: set[int] = set()
         """Optimizers and outermost modules, by id: two that share one after the other tell their names alone."""
+        self._elsewhere: set[str] = set()
+        """Parameters of which this rank holds nothing, as FSDP1 shards them: the rank that holds them tells."""
         bus.on(StepEnded, self._step_ended)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -70,6 +72,9 @@ class Inventory:
         roots: dict[int, Any] = {}
         for number, parameter in enumerate(parameters(optimizer)):
             name = names[id(parameter)] = self._modules.name(parameter) or f"{kind}.params.{number}"
+            if not parameter.numel():
+                self._elsewhere.add(name)
+                continue
             self._note(name, "weight", parameter)
             if parameter.grad is not None:
                 self._note(name, "gradient", parameter.grad)
@@ -79,7 +84,8 @@ class Inventory:
         for held in self._contents.kept(optimizer):
             owner = names.get(id(held.parameter)) if held.parameter is not None else None
             what = sys.intern(f"{kind}.{held.name}")  # one string for all parameters
-            self._note(owner or what, what, held.tensor)
+            if owner not in self._elsewhere:
+                self._note(owner or what, what, held.tensor)
         for name, hyperparameter in group_tensors(optimizer):
             self._note(kind, f"{kind}.{name}", hyperparameter)
         for key, root in roots.items():
@@ -93,7 +99,7 @@ class Inventory:
     def _beside(self, named: Iterable[tuple[str, Tensor]], what: str) -> None:
         """What the model holds and no optimizer trains: frozen weights, buffers."""
         for name, tensor in named:
-            if name not in self._held:
+            if name not in self._held and name not in self._elsewhere:
                 self._note(name, what, tensor)
 
     def _note(self, name: str, what: str, tensor: Tensor) -> None:
