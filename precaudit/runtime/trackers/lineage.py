@@ -84,6 +84,8 @@ class Lineage:
     """It is multiplied on its way: a moving average or a momentum, not a sum."""
     in_wide: bool = False
     """It lies in float32 memory now, and has been rounded on its way there."""
+    moved: bool = False
+    """Something has been computed with it since it was last rounded: rounded again as it is, it loses nothing."""
 
 
 class Suspicion(NamedTuple):
@@ -304,7 +306,7 @@ class Flow:
                 sources = frozenset({self.tensors.learn(tensor)})
                 direct |= sources
             else:  # rounded back: what counts is which low values it was computed from
-                sources = marks.get("from", frozenset()) | {self.tensors.of(tensor)}
+                sources = self._of_wide(name, tensor)
                 decays |= "decays" in marks
             line, multiplied = self._continued(line, sources, here, out.dtype)
             decays |= multiplied and name in DECAYING
@@ -314,18 +316,28 @@ class Flow:
         if origins:
             self.mark(out, **{"from": origins})
         if origins or name == "_to_copy":
-            from_parameter |= line.from_parameter
-            from_gradient |= line.from_gradient
-            decays |= line.decays
-            line = replace(
-                line, from_parameter=from_parameter, from_gradient=from_gradient, decays=decays, in_wide=False
-            )
-            self.tensors.learn(out).lineage = line
-            self.window.every_micro_batch_counts |= line.generation >= 2
-            if line.generation >= 2 and line.start not in self.lineage_sites:
-                self.lineage_sites[line.start] = user_site()
-            if line.generation >= 2 and from_gradient:
-                self.sums[line.start] = line
+            said: dict[str, Any] = {
+                "from_parameter": from_parameter or line.from_parameter,
+                "from_gradient": from_gradient or line.from_gradient,
+                "decays": decays or line.decays,
+            }
+            self._rounded(out, replace(line, in_wide=False, moved=False, **said))
+
+    def _rounded(self, out: Tensor, line: Lineage) -> None:
+        """This is where a lineage has come to, in low precision."""
+        self.tensors.learn(out).lineage = line
+        self.window.every_micro_batch_counts |= line.generation >= 2
+        if line.generation >= 2 and line.start not in self.lineage_sites:
+            self.lineage_sites[line.start] = user_site()
+        if line.generation >= 2 and line.from_gradient:
+            self.sums[line.start] = line
+
+    def _of_wide(self, name: str, tensor: Tensor) -> frozenset[Record]:
+        """Where a float32 value's lineage is: none where a cast only rounds again what was rounded before."""
+        known = self.tensors.of(tensor)
+        if name == "_to_copy" and known.lineage is not None and known.lineage.in_wide and not known.lineage.moved:
+            return frozenset()
+        return frozenset({known, *(known.marks or {}).get("from", ())})
 
     def _continued(self, line: Lineage, sources: Iterable[Record], here: Any, dtype: Any) -> tuple[Lineage, bool]:
         """A value's lineage, with what it is computed from; and whether something older is among that."""
@@ -393,15 +405,17 @@ class Flow:
         if origins and len(origins) <= MANY:
             self.mark(out, **{"from": origins, **({"decays": True} if decays or name in DECAYING else {})})
         if lines:
-            self.widened(out, max(lines, key=lambda line: line.generation))
+            self.widened(out, max(lines, key=lambda line: line.generation), name in POINTWISE)
         if from_parameter:
             self.mark(out, param=True)
         if from_gradient:
             self.mark(out, from_gradient=True)
 
-    def widened(self, held: Tensor, line: Lineage) -> None:
+    def widened(self, held: Tensor, line: Lineage, moved: bool = False) -> None:
         """This float32 memory holds what has been rounded: an average may be, at each of its updates."""
-        self.tensors.learn(held).lineage = line if line.in_wide else replace(line, in_wide=True)
+        if not line.in_wide or (moved and not line.moved):
+            line = replace(line, in_wide=True, moved=moved or line.moved)
+        self.tensors.learn(held).lineage = line
 
     # -- observations
 

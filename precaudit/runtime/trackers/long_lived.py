@@ -63,6 +63,8 @@ class LongLived:
         if name in SELF_UPDATES:
             write.updates_itself = True
             write.decays |= name.removeprefix("_foreach_") in ("mul_", "lerp_")
+            if known.lineage is not None and known.lineage.in_wide:
+                self._flow.widened(target, known.lineage, moved=True)
         for source in sources:
             origin = self._tensors.of(source)
             marks = origin.marks or NO_MARKS
