@@ -18,8 +18,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Any:
+    """Also of accelerate, which refuses another precision than the first one in a process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
     with harness.unchanged_world():
         yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
