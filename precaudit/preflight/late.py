@@ -61,8 +61,10 @@ def _attention(patches: Patches, current: Current, module: Any) -> None:
 
     for name, results, given in (("", 2, 3), ("_backward", 3, 6)):
         op = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{name}").default
-        register_sharding(op)(partial(ways, results, given))
         known = module.DTensor._op_dispatcher.sharding_propagator
+        if op in known.op_strategy_funcs:
+            continue  # this torch knows it
+        register_sharding(op)(partial(ways, results, given))
         patches.undo.callback(known.op_strategy_funcs.pop, op, None)
         patches.undo.callback(known.op_to_schema_info.pop, op, None)
 
