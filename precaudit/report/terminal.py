@@ -531,7 +531,7 @@ def _coverage(page: Page, report: Report, view: View, brief: bool) -> None:
         for name, reason in reasons.items():
             page.fold([f"  {name}".ljust(column + 2), reason], column + 2)
         said = True
-    if cover.unattributed_ops > 0:
+    if cover.unattributed_ops > 0 and view.verbosity > 0:  # mostly the data's: no news on the first screen
         part = share_of(cover.unattributed_ops)
         page.fold([("not judged  ", STRONG), f"{part} of the operations: neither weights, loss, norm nor matmul"], 4)
         said = True

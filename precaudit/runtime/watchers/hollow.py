@@ -19,7 +19,7 @@ from ..events import Bus, StepBegan, WindowClosed
 from ..process.ledger import Ledger, Observation
 from ..sites import user_site
 from ..trackers.modules import Modules
-from ..trackers.optimizers import trained
+from ..trackers.optimizers import state_tensors, trained
 from ..trackers.samples import SAMPLE, limit
 from ..trackers.steps import Steps
 from ..trackers.tensors import Tensors
@@ -49,10 +49,9 @@ class Hollow(Watcher):
         bus.on(WindowClosed, lambda event: self.before.clear())  # tensors of ours, which a program may count
 
     def _step_began(self, event: StepBegan) -> None:
-        restored = event.optimizer not in self._steps.stepped and bool(event.optimizer.state)
-        self.look(event.optimizer, trained(event.optimizer), restored)
+        self.look(event.optimizer, trained(event.optimizer))
 
-    def look(self, optimizer: Any, parameters: Iterable[Tensor], restored: bool) -> None:
+    def look(self, optimizer: Any, parameters: Iterable[Tensor]) -> None:
         """Elements that the last step moved and that are bfloat16 values again; at the start, a resumed run's."""
         if not limit():
             return
@@ -70,7 +69,8 @@ class Hollow(Watcher):
         before, seen[key] = seen.get(key), now
         tensors = len(samples)
         if before is None:
-            content = next((name for name, more in beyond.items() if not bool(more.any())), None) if restored else None
+            resumed = optimizer not in self._steps.stepped and _has_moments(optimizer)
+            content = next((name for name, more in beyond.items() if not bool(more.any())), None) if resumed else None
             if content is not None and int(now.unique().numel()) >= FEWEST:
                 attrs = {"restored": True, "after_step": False, "content": content}
                 site = self._modules.loaded_at or self._modules.built_at.get(optimizer)
@@ -101,6 +101,12 @@ class Hollow(Watcher):
                 evidence={"hollow": 1.0},
             ),
         )
+
+
+def _has_moments(optimizer: Any) -> bool:
+    """Whether its state holds anything yet: DeepSpeed makes it before the first step, as zeros."""
+    kept = (private.local(held.tensor) for held in state_tensors(optimizer))
+    return any(t.is_floating_point() and t.numel() > 1 and bool(_first(t, SAMPLED).any()) for t in kept)
 
 
 def _first(tensor: Tensor, most: int) -> Tensor:
