@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from precaudit.contracts.precision import COMPUTED, OF_SEVERAL_RANKS, Dtypes, Precision
+from precaudit.model.vocabulary import Role
 
+GRADIENT = Role.GRADIENT.value
 NOTHING: Dtypes = ()
 Held = TypeVar("Held")
 
@@ -42,7 +44,8 @@ class Comparison:
 def compare(before: Precision, after: Precision) -> Comparison:
     """What `after` holds otherwise than `before`.
 
-    Roles that only several ranks have are left out where one of the runs had a single one. Between a run on a device
+    Roles that only several ranks have are left out where one of the runs had a single one, and a gradient that only one
+    of these runs still held at the step: DeepSpeed's stage 3 divides what several ranks have. Between a run on a device
     and a preflight, where a CPU stood in for it, so are the device's name and roles that only one of them saw: a
     preflight runs eagerly what the device may have run compiled or fused.
     """
@@ -55,6 +58,9 @@ def compare(before: Precision, after: Precision) -> Comparison:
         )
     if before.several_ranks != after.several_ranks:
         apart |= dict.fromkeys(OF_SEVERAL_RANKS, "one of the runs had a single rank")
+        held = [set(one.roles.get(GRADIENT, ())) for one in (before, after)]
+        if held[0] < held[1] or held[1] < held[0]:
+            apart[GRADIENT] = "one of the runs had a single rank, and kept gradients that several divide and free"
     left_out = [
         f"{_words(role)}: {why}" for role, why in sorted(apart.items()) if role in {**before.roles, **after.roles}
     ]

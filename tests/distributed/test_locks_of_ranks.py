@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pair
-from test_matrix import FAST, Case
+import pytest
+from test_matrix import DEEPSPEED, FAST, SLOW, Case
 
 from precaudit.contracts import lockfile
 from precaudit.contracts.drift import compare
 from precaudit.contracts.precision import of_report
 
 
-def differing(module: str, cases: Mapping[str, Case]) -> dict[str, list[str]]:
+NEED_TWO = ("HYBRID_SHARD",)
+"""One rank cannot be divided into groups of ranks."""
+
+
+def differing(module: str, cases: Mapping[str, Case], extensions: Path | None = None) -> dict[str, list[str]]:
     """Recipe -> what two ranks hold otherwise than one, or than two ranks before."""
     options = {name: one.options for name, one in cases.items()}
-    alone, together, again = (pair.run(module, options, world=world) for world in (1, 2, 2))
+    alone, together, again = (pair.run(module, options, world=n, extensions=extensions) for n in (1, 2, 2))
     found = {}
     for name in cases:
         locks = [of_report(ran[name].report) for ran in (alone, together, again)]
@@ -29,3 +35,16 @@ def differing(module: str, cases: Mapping[str, Case]) -> dict[str, list[str]]:
 
 def test_a_lock_of_one_rank_holds_on_two_under_ddp() -> None:
     assert differing("recipes", {name: FAST["DDP"][name] for name in ("ddp plain", "ddp autocast")}) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", SLOW)
+def test_a_lock_of_one_rank_holds_on_two(group: str) -> None:
+    cases = {**FAST.get(group, {}), **SLOW[group]}
+    assert differing("recipes", {n: one for n, one in cases.items() if not any(word in n for word in NEED_TWO)}) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", DEEPSPEED)
+def test_a_lock_of_one_rank_holds_on_two_under_deepspeed(group: str, tmp_path: Path) -> None:
+    assert differing("deepspeed_recipes", DEEPSPEED[group], tmp_path) == {}

@@ -260,6 +260,22 @@ def test_reductions_are_compared_only_between_runs_of_several_ranks() -> None:
     ]
 
 
+def test_gradients_that_one_rank_keeps_and_several_divide_are_left_out() -> None:
+    alone = Precision("a.py", roles={"gradient": ("bfloat16", "float32")})
+    together = Precision("a.py", roles={"gradient": ("float32",)}, several_ranks=True)
+    for before, after in ((alone, together), (together, alone)):
+        found = compare(before, after)
+        assert found.changes == ()
+        assert found.left_out == (
+            "gradient: one of the runs had a single rank, and kept gradients that several divide and free",
+        )
+    lowered = Precision("a.py", roles={"gradient": ("float16",)}, several_ranks=True)
+    assert [str(change) for change in compare(alone, lowered).changes] == [
+        "gradient was bfloat16 and float32, is float16"
+    ]
+    assert [str(change) for change in compare(together, lowered).changes] == ["gradient was float32, is float16"]
+
+
 def test_a_lock_of_a_device_and_a_preflight_are_compared_in_what_both_can_know() -> None:
     tensors = {"head.weight": {"weight": ("float32",)}}
     roles = {"master_weight": ("float32",), "matmul_compute": ("bfloat16",)}

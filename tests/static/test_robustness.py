@@ -172,7 +172,7 @@ def test_a_chain_that_would_overflow_the_parser_or_keep_it_for_minutes_is_refuse
     text = f"import torch\ny = (\n{front}x{back})\nz = y.to(torch.float16)\n"
     start = time.process_time()
     result = examine(Found("/nowhere/x.py", "x.py"), text.encode())
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 30
     assert result.get("error") == "nested too deeply to parse" or "facts" in result
 
 

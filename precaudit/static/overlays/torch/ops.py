@@ -237,6 +237,8 @@ def _pointwise(run: Run, op: str, values: list[Value], node: Any, name: str) -> 
         marks |= _hand_scaling(plain, opaque, op)
     elif op == "Multiply" and opaque:
         marks |= {"hand_scaled"}
+    elif op in ("Add", "Subtract") and _weighted(tensors):
+        marks -= {"hand_scaled"}
     return replace(result, marks=marks, **changes)
 
 
@@ -258,6 +260,11 @@ def _hand_scaling(plain: list[Value], opaque: list[Opaque], op: str) -> frozense
         if op == "Divide" and number is not None and 0 < abs(number) <= 0.125:
             return frozenset({"hand_scaled"})
     return frozenset({"hand_scaled"}) if opaque and op == "Multiply" else frozenset()
+
+
+def _weighted(terms: list[Tensor]) -> bool:
+    """Whether a factor in this sum weights a term of it: a loss scale multiplies all of them."""
+    return any("hand_scaled" not in t.marks and t.marks & {"differentiable", "loss"} for t in terms)
 
 
 def binary(run: Run, op: str, left: Value, right: Value, node: Any) -> Value:
