@@ -106,6 +106,15 @@ def test_the_page_fits_and_is_quiet_at_every_width_and_theme(
 
 
 @browsing
+def test_a_phone_shows_each_verdict_beside_the_dtypes(browser: Browser, tmp_path: Path) -> None:
+    browser.show(written(traced(), tmp_path), 420)
+    verdicts = "[...document.querySelectorAll('#roles td:last-child .badge')]"
+    ends = browser.ask(f"{verdicts}.map(badge => badge.getBoundingClientRect().right)")
+    assert ends
+    assert max(ends) <= 420
+
+
+@browsing
 def test_no_drawing_is_cut_off_and_every_text_in_it_can_be_read(browser: Browser, tmp_path: Path) -> None:
     for width in (420, 1200):
         browser.show(written(traced(), tmp_path), width)

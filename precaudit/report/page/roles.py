@@ -27,8 +27,9 @@ def roles(report: Report, told: Sequence[Anchored]) -> str:
     by_cell = {(finding.role or "", finding.dtype): anchor for finding, anchor in reversed(findings)}
     verdicts = {(row.role, words.visible(row.dtype)): row.verdict for row in report.roles if row.dtype}
     memory = words.memory(report).replace("/", " per ").capitalize()
-    head = "<th scope=col>Role</th>" + "".join(f"<th scope=col class=n>{e(name)}</th>" for name in [*dtypes, memory])
-    head += "<th scope=col>Wanted</th><th scope=col>Verdict</th>"
+    head = "<th scope=col>Role</th>" + "".join(f"<th scope=col class=n>{e(name)}</th>" for name in dtypes)
+    head += f"<th scope=col class='n roomy'>{e(memory)}</th>"  # roomy: not on a phone
+    head += "<th scope=col class=roomy>Wanted</th><th scope=col>Verdict</th>"
     body = "".join(_row(row, dtypes, verdicts, by_rule, by_cell) for row in table)
     key = "Number of tensors. " + ", ".join(
         f"{sign} {words.visible(name) if name != 'violation' else 'breaks a rule'}" for name, sign in SIGNS.items()
@@ -64,7 +65,7 @@ def _row(
     )
     return (
         f'<tr class="{row.verdict}"><th scope=row>{e(row.label)}</th>{cells}'
-        f"<td class=n>{memory}</td><td>{e(row.wanted)}</td><td>{verdict}</td></tr>"
+        f"<td class='n roomy'>{memory}</td><td class=roomy>{e(row.wanted)}</td><td>{verdict}</td></tr>"
     )
 
 
