@@ -13,7 +13,6 @@ from precaudit.contracts import lockfile
 from precaudit.contracts.drift import compare
 from precaudit.contracts.precision import of_report
 
-
 NEED_TWO = ("HYBRID_SHARD",)
 """One rank cannot be divided into groups of ranks."""
 
