@@ -7,7 +7,8 @@ more than float16.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,10 @@ BEYOND = {"bfloat16": 0xFFFF, "float16": 0x1FFF}
 
 
 class Hollow(Watcher):
-    """PA105. Looks at the float32 weights each time an optimizer is about to step."""
+    """PA105. Looks at the float32 weights each time an optimizer is about to step, at each of them by itself.
+
+    One that is rounded back among others that are not is told too: a head, an encoder, the layers of one dtype.
+    """
 
     def __init__(self, bus: Bus, ledger: Ledger, tensors: Tensors, modules: Modules, steps: Steps) -> None:
         self._steps, self._tensors = steps, tensors
@@ -57,6 +61,7 @@ class Hollow(Watcher):
             return
         most = limit() if limit() > SAMPLE else SAMPLED
         leaves = [leaf for leaf in parameters if _may_be_hollow(private.local(leaf))]
+        leaves.sort(key=lambda leaf: min(private.local(leaf).numel(), most))  # samples of one length side by side
         own = [private.local(leaf) for leaf in leaves]
         samples = [_first(t, most) for t in own]
         if not samples or len({sample.device for sample in samples}) > 1:
@@ -77,15 +82,26 @@ class Hollow(Watcher):
                 self._report(optimizer, tensors, "at the start of a resumed run", site, attrs)
             return
         moved = (now != before) & torch.isfinite(now)  # nan and inf have no low bits either
-        site = self._tensors.of(own[0]).written_at or user_site()
+        # A weight that began at zero is a multiple of its first gradient; one set to a constant proves nothing.
+        moved &= (before != 0) & (now != 0) & (now != now.roll(1))
+        written, here = [self._tensors.of(t).written_at for t in own], user_site()
+        lengths = [sample.numel() for sample in samples]
 
         def use(values: list[float]) -> None:
-            content = next((name for name, hollow in zip(BEYOND, values[1:], strict=True) if hollow == values[0]), None)
-            if values[0] >= FEWEST and content is not None:
-                attrs = {"after_step": True, "restored": False, "content": content}
-                self._report(optimizer, tensors, "after an applied step", site, attrs)
+            count, *hollow = (values[i : i + tensors] for i in range(0, len(values), tensors))
+            for content, low in zip(BEYOND, hollow, strict=True):
+                if which := _hollow(count, low):
+                    self._report(
+                        optimizer,
+                        len(which),
+                        "after an applied step" if len(which) == tensors else f"of {tensors} after an applied step",
+                        written[which[0]] or here,
+                        {"after_step": True, "restored": False, "content": content},
+                    )
+                    return
 
-        self._ledger.defer([moved.sum(), *((moved & ~more).sum() for more in beyond.values())], use)
+        found = [moved, *(moved & ~more for more in beyond.values())]
+        self._ledger.defer([part for bits in found for part in _by_tensor(bits, lengths)], use)
 
     def _report(self, optimizer: Any, count: int, when: str, site: Site | None, attrs: dict[str, Any]) -> None:
         self._ledger.put(
@@ -101,6 +117,23 @@ class Hollow(Watcher):
                 evidence={"hollow": 1.0},
             ),
         )
+
+
+def _by_tensor(bits: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:
+    """How many are set of each of the tensors that these lie in, one after the other, the shorter first."""
+    together = [(length, len(list(same))) for length, same in groupby(lengths)]
+    ends = accumulate((length * number for length, number in together), initial=0)
+    for (length, _), (start, end) in zip(together, pairwise(ends), strict=True):
+        yield bits[start:end].view(-1, length).sum(1)
+
+
+def _hollow(moved: Sequence[float], low: Sequence[float]) -> list[int]:
+    """The numbers of the weights that are hollow: all where all that moved is, else each of which enough moved."""
+    if sum(moved) >= FEWEST and sum(moved) == sum(low):
+        return list(range(len(moved)))
+    return [
+        i for i, (count, of_these) in enumerate(zip(moved, low, strict=True)) if count == of_these and count >= FEWEST
+    ]
 
 
 def _has_moments(optimizer: Any) -> bool:
