@@ -3,7 +3,7 @@
 from mutants.operators import Edit, Operator, family, rules
 
 LOSSES = r"cross_entropy|mse_loss|l1_loss|kl_div|binary_cross_entropy|nll_loss|huber|ctc|gaussian|cosine|margin"
-BESIDE = rules("201 213 304 404 405 407 409 411 413 416")
+BESIDE = rules("201 213 304 404 405 407 409 411 413 416 417")
 
 
 def loss(name: str, *edits: Edit, breaks: str = "401 404", **rest: object) -> Operator:

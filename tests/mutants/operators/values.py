@@ -92,7 +92,7 @@ OPERATORS = family(
         "expanded-distance-low",
         "torch.cdist(A_, B_)",
         "(A_.square().sum(-1, keepdim=True) + B_.square().sum(-1) "
-        "- 2 * (A_.bfloat16() @ B_.bfloat16().t()).float()).clamp(min=0).sqrt()",
+        "- 2 * (A_.bfloat16() @ B_.bfloat16().t()).float()).clamp(min=1e-9).sqrt()",
         "415",
         witnesses=("trace",),
         beside=rules("213 401 404 405 407"),

@@ -5,7 +5,8 @@ from mutants.operators import Edit, Operator, family, rules
 AT_OPTIMIZER = r"optim\.\w+\(|\b(?:Adam|AdamW|SGD|Lion|Muon)\("
 UNSCALE = "unscale FP16 gradients"
 LOW = rules(
-    "602 501 208 209 210 213 302 303 304 401 402 403 404 405 407 408 412 413 414 503 102 103 105 207 201 410 411 811"
+    "602 501 208 209 210 213 302 303 304 401 402 403 404 405 407 408 412 413 414 416 503 "
+    "102 103 105 207 201 410 411 811"
 )
 """What a model that is low as a whole may break besides: its activations, buffers, losses and sums are low too."""
 
