@@ -11,6 +11,7 @@ from typing import Any
 import harness
 import pytest
 import torch
+from refusals import answer
 from test_scripts import AMP, BF16, F32, RIGHT, WRONG, held
 from torch import nn
 
@@ -196,15 +197,13 @@ def test_an_operation_whose_size_only_numbers_tell_is_refused(fake: Layer) -> No
     values = torch.randn(3, 3, device="cuda")
     with pytest.raises(Refused) as refused:
         torch.histogram(values, 4)
-    assert str(refused.value) == (
-        "precaudit preflight: --fake: aten::histogram needs numbers to tell what size it gives; "
-        "run it without --fake, with a smaller model"
-    )
+    assert str(refused.value) == f"precaudit preflight: {answer('an operation whose size hangs on numbers')}"
 
 
 def test_a_tensor_that_no_machine_holds_is_refused(fake: Layer) -> None:
-    with pytest.raises(Refused, match="a tensor of 281,474,976,710,656 bytes; no machine holds that"):
+    with pytest.raises(Refused) as refused:
         torch.empty(1 << 46, device="cuda")
+    assert str(refused.value) == f"precaudit preflight: {answer('a tensor of more than 64 TiB')}"
 
 
 def test_no_numbers_are_measured(run: Callable[..., Report]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import harness
 import pytest
 import torch
+from refusals import answer, rows
 from torch import nn
 
 from precaudit import cli
@@ -23,30 +24,33 @@ from precaudit.preflight.placement import Current
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
+WORDS = {
+    "--data FAKE": ["--data", "FAKE"],
+    "--fake --exact": ["--fake", "--exact"],
+    "--rank 1 alone": ["--rank", "1"],
+    "--rank 8 of 8": ["--world-size", "8", "--rank", "8"],
+    "--nproc-per-node gpu of several nodes": ["torchrun", "--nnodes", "2", "--nproc-per-node", "gpu"],
+    "deepspeed --num_gpus 0": ["deepspeed", "--num_gpus", "0"],
+}
+"""A row of docs/preflight.md -> what is typed."""
+OTHERS = {
+    "an operation whose size hangs on numbers",
+    "a tensor of more than 64 TiB",
+    "no room for addresses",
+    "a torch without headers",
+    "torch older than 2.9",
+}
+"""Rows that have a test of their own, here or in test_fake.py."""
 
-DATA = "--data FAKE: not built: the program reads its own data; give it a small file of the same form"
-EXACT = "--exact: measures numbers, and with --fake there are none; leave one of them out"
+
+def test_each_row_of_the_page_has_a_test() -> None:
+    assert set(rows()) == {*WORDS, *OTHERS}
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["--data", "FAKE"], DATA),
-        (["--fake", "--exact"], EXACT),
-        (["--rank", "1"], "--rank: of how many? say --world-size as well"),
-        (["--world-size", "8", "--rank", "8"], "--rank 8: of 8 ranks the last is 7"),
-        (
-            ["torchrun", "--nnodes", "2", "--nproc-per-node", "gpu"],
-            "--nproc-per-node gpu: a preflight needs a number here, as in --nproc-per-node 8",
-        ),
-        (["deepspeed", "--num_gpus", "0"], "--num_gpus 0: at least 1"),
-    ],
-)
-def test_what_cannot_be_asked_for_is_answered_in_one_line(
-    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.run(["preflight", *words, "train.py"]) == 2
-    assert capsys.readouterr().err == f"precaudit: {line}\n"
+@pytest.mark.parametrize("asked", WORDS)
+def test_what_cannot_be_asked_for_is_answered_in_one_line(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["preflight", *WORDS[asked], "train.py"]) == 2
+    assert capsys.readouterr().err == f"precaudit: {answer(asked)}\n"
 
 
 def test_a_triton_launch_names_its_kernel() -> None:
@@ -69,10 +73,7 @@ def test_a_torch_without_its_headers_is_refused(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(Refused) as refused:
         autocast.header()
-    assert str(refused.value) == (
-        "precaudit preflight: CUDA's autocast lists cannot be read: this torch comes without its headers; "
-        "install the torch wheel as it is published, with its include folder"
-    )
+    assert str(refused.value) == f"precaudit preflight: {answer('a torch without headers')}"
 
 
 def test_a_machine_that_reserves_no_addresses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +83,8 @@ def test_a_machine_that_reserves_no_addresses_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(room.mmap, "mmap", full)
     with pytest.raises(Refused) as refused:
         room.reserved.__wrapped__()
-    assert str(refused.value) == (
-        "precaudit preflight: --fake: 64 TiB of address space cannot be reserved ([Errno 12] Cannot allocate memory); "
-        "lift the limit (ulimit -v unlimited), or run without --fake"
-    )
+    line = answer("no room for addresses", why="[Errno 12] Cannot allocate memory")
+    assert str(refused.value) == f"precaudit preflight: {line}"
 
 
 def test_an_older_torch_is_refused_and_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +92,8 @@ def test_an_older_torch_is_refused_and_nothing_is_left(monkeypatch: pytest.Monke
     monkeypatch.delattr(torch.library, "get_kernel")
     with pytest.raises(Refused) as refused:
         start({"device": "h100"})
-    assert str(refused.value) == (
-        f"precaudit preflight: torch {torch.__version__} does not give out its kernels; "
-        "install torch 2.9 or newer there"
-    )
+    line = answer("torch older than 2.9", version=torch.__version__)
+    assert str(refused.value) == f"precaudit preflight: {line}"
     assert torch.cuda.is_available is available
 
 

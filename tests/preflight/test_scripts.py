@@ -37,6 +37,12 @@ RIGHT = {
     ("diffusion.py",): {
         **AMP, "accumulator": F32, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_computation": F32,
     },
+    ("compiled.py",): {
+        **AMP, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_computation": F32, "softmax": F32,
+    },
+    ("checkpointed.py",): {
+        **AMP, "matmul_compute": BF16, "forward_weight": F32 | BF16, "norm_computation": F32, "softmax": F32,
+    },
 }  # fmt: skip
 WRONG = {
     ("imagenet.py", "wrong"): {"PA101", "PA201", "PA301", "PA402"},
@@ -45,6 +51,8 @@ WRONG = {
     ("dcgan.py", "wrong"): {"PA101", "PA301", "PA402"},
     ("ddp.py", "hook"): {"PA501"},
     ("diffusion.py", "wrong"): {"PA101", "PA301"},
+    ("compiled.py", "wrong"): {"PA101", "PA301"},
+    ("checkpointed.py", "wrong"): {"PA101", "PA301"},
 }
 LLAMA = ("llama.py", "64", "2", "4", "2", "128", "64", "2", "16")
 SHARDS = {**AMP, "matmul_compute": BF16, "forward_weight": BF16, "gradient_reduction": F32, "norm_computation": F32}
