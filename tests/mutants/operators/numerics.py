@@ -26,7 +26,7 @@ OPERATORS = family(
         "division-guard-lost",
         rules("407"),
         (Edit("A_ / (B_ + NUM_)", "A_ / (B_.half() + NUM_).float()"),),
-        beside=rules("411 213 403"),
+        beside=rules("411 209 213 403"),
     ),
     Operator(
         "norm-without-upcast",
