@@ -61,16 +61,9 @@ class Ran:
 
 
 def run(
-    module: str,
-    recipes: Mapping[str, Mapping[str, Any]],
-    timeout: float = 1500.0,
-    world: int = 2,
-    extensions: Path | None = None,
+    module: str, recipes: Mapping[str, Mapping[str, Any]], timeout: float = 1500.0, world: int = 2
 ) -> dict[str, Ran]:
-    """Every recipe, by its name: `{"function variant": {options}}`. Raises where a process fails to end.
-
-    What DeepSpeed compiles lies in `extensions`, for the next run too; else it goes with this one.
-    """
+    """Every recipe, by its name: `{"function variant": {options}}`. Raises where a process fails to end."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "wanted.json"
         wanted.write_text(json.dumps({"module": module, "recipes": recipes}))
@@ -78,7 +71,7 @@ def run(
         environment.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", WORLD_SIZE=str(world), CUDA_VISIBLE_DEVICES="")
         environment["PRECAUDIT_DISABLE"] = "1"
         # A build of an extension that is cut short leaves a lock on which every later run would wait for ever.
-        environment["TORCH_EXTENSIONS_DIR"] = str(extensions or folder)
+        environment["TORCH_EXTENSIONS_DIR"] = folder
         ranks = []
         for rank in range(world):
             mine = dict(environment, RANK=str(rank), LOCAL_RANK=str(rank))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pair
 import pytest
@@ -17,10 +16,14 @@ NEED_TWO = ("HYBRID_SHARD",)
 """One rank cannot be divided into groups of ranks."""
 
 
-def differing(module: str, cases: Mapping[str, Case], extensions: Path | None = None) -> dict[str, list[str]]:
+COMPILES = ("DeepSpeedCPUAdam",)
+"""Minutes of a C++ compiler for each run; what it holds is in no other place than under stages 2 and 3."""
+
+
+def differing(module: str, cases: Mapping[str, Case]) -> dict[str, list[str]]:
     """Recipe -> what two ranks hold otherwise than one, or than two ranks before."""
     options = {name: one.options for name, one in cases.items()}
-    alone, together, again = (pair.run(module, options, world=n, extensions=extensions) for n in (1, 2, 2))
+    alone, together, again = (pair.run(module, options, world=world) for world in (1, 2, 2))
     found = {}
     for name in cases:
         locks = [of_report(ran[name].report) for ran in (alone, together, again)]
@@ -44,6 +47,6 @@ def test_a_lock_of_one_rank_holds_on_two(group: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", DEEPSPEED)
-def test_a_lock_of_one_rank_holds_on_two_under_deepspeed(group: str, tmp_path: Path) -> None:
-    assert differing("deepspeed_recipes", DEEPSPEED[group], tmp_path) == {}
+@pytest.mark.parametrize("group", [group for group in DEEPSPEED if group not in COMPILES])
+def test_a_lock_of_one_rank_holds_on_two_under_deepspeed(group: str) -> None:
+    assert differing("deepspeed_recipes", DEEPSPEED[group]) == {}
