@@ -137,8 +137,11 @@ def _hollow(moved: Sequence[float], low: Sequence[float]) -> list[int]:
 
 
 def _has_moments(optimizer: Any) -> bool:
-    """Whether its state holds anything yet: DeepSpeed makes it before the first step, as zeros."""
-    kept = (private.local(held.tensor) for held in state_tensors(optimizer))
+    """Whether it holds anything for a parameter yet: DeepSpeed makes its state before the first step, as zeros.
+
+    Tables that are no parameter's, as the codes of an 8-bit optimizer, are there from the beginning.
+    """
+    kept = (private.local(held.tensor) for held in state_tensors(optimizer) if held.parameter is not None)
     return any(t.is_floating_point() and t.numel() > 1 and bool(_first(t, SAMPLED).any()) for t in kept)
 
 
